@@ -1,0 +1,37 @@
+"""The errors that pore raises. Each message says what was wrong and what to do about it."""
+
+
+class PoreError(ValueError):
+    """Base of every error that pore raises on purpose."""
+
+
+class UnsupportedModelError(PoreError):
+    """The model is of no family that pore knows, or the method cannot run on its family."""
+
+
+class ModelStateError(PoreError):
+    """The model is in a state in which it cannot be pruned, such as already being pruned."""
+
+
+class BudgetError(PoreError):
+    """The number of visual tokens asked for cannot be kept."""
+
+
+class InputError(PoreError):
+    """The inputs of the model do not say what pruning needs to know."""
+
+
+class ScoreError(PoreError):
+    """Scores are unusable, for instance because attention holds NaN or infinity."""
+
+
+class ProfileError(PoreError):
+    """A saved position bias is damaged, of an unknown version, or not a position bias."""
+
+
+class ProfileMismatchError(ProfileError):
+    """A position bias was measured under other conditions than those it is applied to."""
+
+
+class CalibrationError(PoreError):
+    """Calibration cannot start, cannot resume, or saw too many bad samples."""
