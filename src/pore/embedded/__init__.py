@@ -1,0 +1,22 @@
+"""A small LLaVA that was really trained, and the scenes it was trained on.
+
+The checkpoint is a standard folder: a CLIP tower, an MLP projector and a LLaMA decoder, with
+processor, tokenizer and chat template. See ``docs/embedded-model.md``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["embedded_model"]
+
+
+def embedded_model() -> str:
+    """Path of the checkpoint folder that ships with the package.
+
+    Example:
+        >>> from transformers import AutoProcessor, LlavaForConditionalGeneration
+        >>> model = LlavaForConditionalGeneration.from_pretrained(embedded_model())
+        >>> processor = AutoProcessor.from_pretrained(embedded_model())
+    """
+    return str(Path(__file__).parent / "checkpoint")

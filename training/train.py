@@ -1,0 +1,334 @@
+"""Train the embedded model, stage by stage, as LLaVA was built.
+
+    python training/train.py --out STATE --stage text    # 1. the decoder becomes a language model
+    python training/train.py --out STATE --stage tower   # 2. the tower learns to see
+    python training/train.py --out STATE --stage align   # 3. the projector, on captions
+    python training/train.py --out STATE --stage tune    # 4. visual instruction tuning
+    python training/export.py --state STATE/tune.pt      # the checkpoint folder
+
+``--stage all`` runs the four one after another. A stage writes ``STATE/<stage>.pt`` every two
+minutes and takes up from there; batches depend on the step's number alone, so that an interrupted
+run sees what an uninterrupted one would have seen. ``STATE/log.jsonl`` gets a line per report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import measure
+import numpy as np
+import torch
+from corpus import TextStage, train_tokenizer
+from model import build, hidden, visual_features
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from tower import TowerHeads, tower_batch
+from transformers import LlavaForConditionalGeneration
+from visual import caption_batch, question_batch
+
+SAVE_EVERY = 120.0
+"""Seconds between checkpoints."""
+
+Loss = Callable[[int], Tensor]
+
+
+class Stage:
+    """One stage of training: what is trained, on what, for how long."""
+
+    name: str
+    before: str | None
+    """The stage whose weights this one starts from."""
+    steps: int
+    rate: float
+    report_every: int
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
+        """Prepare the data.
+
+        Args:
+            model: The model to train.
+            tokenizer: Its tokenizer.
+        """
+        self.model, self.tokenizer = model, tokenizer
+
+    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
+        """Trained parameters in groups, each with its share of the learning rate."""
+        raise NotImplementedError
+
+    def extra(self) -> nn.Module | None:
+        """A module that is trained along and kept in the stage's state, not in the model."""
+        return None
+
+    def loss(self, step: int) -> Tensor:
+        """Loss of one step; the step's number decides the batch."""
+        raise NotImplementedError
+
+    def report(self) -> dict[str, object]:
+        """What is measured every `report_every` steps."""
+        raise NotImplementedError
+
+
+class Text(Stage):
+    """The decoder becomes a language model, on English and on scenes told in words."""
+
+    name, before, steps, rate, report_every = "text", None, 1150, 3e-3, 200
+    batch, length = 24, 320
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
+        super().__init__(model, tokenizer)
+        self.data = TextStage(tokenizer, self.length)
+
+    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
+        return [(1.0, [*self.model.model.language_model.parameters(), self.model.lm_head.weight])]
+
+    def loss(self, step: int) -> Tensor:
+        objects = (1, 3) if step < 250 else (2, 6) if step < 450 else (4, 10)
+        return text_loss(self.model, self.data, step, self.batch, objects)
+
+    def report(self) -> dict[str, object]:
+        return measure.text_report(self.model, self.tokenizer, self.data)
+
+
+class Tower(Stage):
+    """The tower learns what covers each patch, and what is in the image."""
+
+    name, before, steps, rate, report_every = "tower", "text", 1500, 2e-3, 100
+    batch = 48
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
+        super().__init__(model, tokenizer)
+        self.heads = TowerHeads(model.config.vision_config.hidden_size)
+
+    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
+        return [(1.0, [*self.model.model.vision_tower.parameters(), *self.heads.parameters()])]
+
+    def extra(self) -> nn.Module:
+        return self.heads
+
+    def loss(self, step: int) -> Tensor:
+        images, labels = tower_batch("train", step * self.batch, self.batch)
+        return self.heads.loss(self.model.model.vision_tower, images, labels)
+
+    def report(self) -> dict[str, object]:
+        return self.heads.accuracy(self.model.model.vision_tower)
+
+
+class Align(Stage):
+    """The projector learns to speak to the frozen decoder, on captions and questions."""
+
+    name, before, steps, rate, report_every = "align", "tower", 250, 3e-3, 50
+    batch = 24
+
+    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
+        return [(1.0, self.model.model.multi_modal_projector.parameters())]
+
+    def loss(self, step: int) -> Tensor:
+        first = 4_000_000 + step * self.batch
+        make = caption_batch if step % 2 else question_batch
+        return answer_loss(self.model, self.tokenizer, make, first, self.batch, (2, 6))
+
+    def report(self) -> dict[str, object]:
+        return measure.visual_report(self.model, self.tokenizer, 350)
+
+
+class Tune(Stage):
+    """Visual instruction tuning: projector and upper decoder layers, some text in the mix."""
+
+    name, before, steps, rate, report_every = "tune", "align", 2600, 1e-3, 100
+    batch, text_batch, text_every = 24, 12, 6
+    frozen_layers = 2
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
+        super().__init__(model, tokenizer)
+        self.data = TextStage(tokenizer, Text.length)
+
+    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
+        decoder = self.model.model.language_model
+        upper = [p for layer in decoder.layers[self.frozen_layers :] for p in layer.parameters()]
+        return [
+            (1.0, self.model.model.multi_modal_projector.parameters()),
+            (1.0, [*upper, *decoder.norm.parameters(), self.model.lm_head.weight]),
+        ]
+
+    def loss(self, step: int) -> Tensor:
+        if step % self.text_every == self.text_every - 1:
+            return text_loss(self.model, self.data, 10_000 + step, self.text_batch, (4, 10))
+        objects = (1, 3) if step < 150 else (2, 6) if step < 400 else (4, 10)
+        first = 6_000_000 + step * self.batch
+        return answer_loss(self.model, self.tokenizer, question_batch, first, self.batch, objects)
+
+    def report(self) -> dict[str, object]:
+        return measure.visual_report(self.model, self.tokenizer, 350)
+
+
+STAGES: dict[str, type[Stage]] = {s.name: s for s in (Text, Tower, Align, Tune)}
+
+
+def text_loss(
+    model: LlavaForConditionalGeneration,
+    data: TextStage,
+    step: int,
+    size: int,
+    objects: tuple[int, int],
+) -> Tensor:
+    """Weighted next-token loss of a text batch."""
+    rows, row_weights = data.batch(step, size, objects)
+    ids, weights = torch.from_numpy(rows), torch.from_numpy(row_weights)[:, 1:]
+    logits = model.lm_head(hidden(model, ids)[:, :-1]).flatten(0, 1).float()
+    losses = functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights.flatten()).sum() / weights.sum()
+
+
+def answer_loss(
+    model: LlavaForConditionalGeneration,
+    tokenizer: Tokenizer,
+    make: Callable[..., object],
+    first: int,
+    size: int,
+    objects: tuple[int, int],
+) -> Tensor:
+    """Next-token loss of the answers about pictures, and of nothing else."""
+    batch = make(tokenizer, "train", first, size, objects)
+    features = visual_features(model, batch.images)
+    states = hidden(model, batch.ids, features, batch.mask, batch.positions)
+    answered = batch.targets >= 0
+    logits = model.lm_head(states[answered]).float()
+    return functional.cross_entropy(logits, batch.targets[answered])
+
+
+def optimizers(stage: Stage) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for everything else."""
+    outer = {stage.model.get_input_embeddings().weight, stage.model.lm_head.weight}
+    matrices, others = [], []
+    for share, parameters in stage.groups():
+        rate, kept = stage.rate * share, list(parameters)
+        inner = [p for p in kept if p.ndim == 2 and p not in outer and min(p.shape) > 32]
+        outside = [p for p in kept if not any(p is q for q in inner)]
+        matrices.append({"params": inner, "lr": rate, "base": rate})
+        others.append({"params": outside, "lr": rate, "base": rate})
+    return [
+        torch.optim.Muon(
+            [g for g in matrices if g["params"]],
+            weight_decay=0.05,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW([g for g in others if g["params"]], weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the learning rate: linear warm-up over 40 steps, cosine down to a fiftieth."""
+    if step < 40:
+        return (step + 1) / 40
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 40) / max(steps - 40, 1)))
+
+
+def save(path: Path, state: dict[str, object]) -> None:
+    """Write a checkpoint whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def run(name: str, out: Path, steps: int | None, tokenizer: Tokenizer) -> None:
+    """Run one stage, or the rest of it."""
+    torch.manual_seed(0)
+    model = build(tokenizer)
+    stage = STAGES[name](model, tokenizer)
+    steps = steps or stage.steps
+    model.requires_grad_(False)
+    trained = [p for _, group in stage.groups() for p in group]
+    for p in trained:
+        p.requires_grad_(True)
+    optimizer = optimizers(stage)
+    extra = stage.extra()
+    path, start, spent = out / f"{name}.pt", 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        for opt, saved in zip(optimizer, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+        if extra is not None:
+            extra.load_state_dict(state["extra"])
+        start, spent = state["step"], state["seconds"]
+    elif stage.before:
+        before = torch.load(out / f"{stage.before}.pt", weights_only=True)
+        model.load_state_dict(before["model"])
+
+    began, saved_at, recent = time.monotonic() - spent, time.monotonic(), []
+    for step in range(start, steps):
+        for opt in optimizer:
+            for group in opt.param_groups:
+                group["lr"] = group["base"] * schedule(step, steps)
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = stage.loss(step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(trained, 1.0)
+        for opt in optimizer:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        recent.append(loss.item())
+        done = step + 1
+        if done % 10 == 0:
+            seconds = time.monotonic() - began
+            print(
+                f"{name} {done}/{steps} loss {np.mean(recent[-10:]):.4f} norm {norm:.2f} "
+                f"{seconds:.0f} s",
+                flush=True,
+            )
+        if done % stage.report_every == 0 or done == steps:
+            model.eval()
+            with torch.no_grad():
+                found = stage.report()
+            line = {
+                "stage": name,
+                "step": done,
+                "seconds": round(time.monotonic() - began),
+                "loss": round(float(np.mean(recent[-stage.report_every :])), 4),
+                **found,
+            }
+            print(json.dumps(line), flush=True)
+            with (out / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        if done == steps or time.monotonic() - saved_at > SAVE_EVERY:
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [opt.state_dict() for opt in optimizer],
+                "extra": extra.state_dict() if extra is not None else {},
+                "step": done,
+                "seconds": time.monotonic() - began,
+            }
+            save(path, state)
+            saved_at = time.monotonic()
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the training state")
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--steps", type=int, help="number of steps, instead of the stage's own")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer().save(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    for name in STAGES if arguments.stage == "all" else [arguments.stage]:
+        run(name, arguments.out, arguments.steps, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
