@@ -1,0 +1,252 @@
+"""What a prefill should cost, in floating-point operations (FLOPs), by two counts.
+
+*The paper's count* is that of Table 1 of PoRe (arXiv 2508.17807), taken over from FastV (arXiv
+2403.06764): per layer 4nd² + 2n²d + 2ndm for n tokens, width d and MLP width m, reported as the
+mean over the layers. It counts a multiply-add once, the MLP as two matrices although LLaMA's has
+three, and nothing but the decoder. It is there to compare with published tables.
+
+*The true count* is of every matrix product and convolution that stock transformers runs, a
+multiply-add as two: all MLP matrices, grouped queries, vision tower, projector, output head.
+Attention is counted over the full n × n square, without halving for the causal mask, as
+`torch.utils.flop_counter` counts it. Element-wise work (norms, softmax, activations, rotary
+angles) is left out of both.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+from pore.errors import BudgetError, InputError
+from pore.shapes import DecoderShape, ModelShape
+
+_LABELS = {
+    "paper": "FLOPs, the paper's count (decoder only, multiply-add = 1, MLP of two matrices)",
+    "true": "FLOPs, true count (multiply-add = 2, all matrices, attention without causal halving)",
+}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of the prefill of one sample, by part.
+
+    Attributes:
+        count: By which count: `"paper"` or `"true"`. Never compare one with the other.
+        per_layer: FLOPs of every decoder layer, in order.
+        head: FLOPs of the output head, at the positions where logits are computed.
+        projector: FLOPs of the projector, over all images.
+        tower: FLOPs of the vision tower, over all images.
+        probe: FLOPs that pruning adds: query rows multiplied with the keys once more.
+    """
+
+    count: Literal["paper", "true"]
+    per_layer: tuple[int, ...]
+    head: int = 0
+    projector: int = 0
+    tower: int = 0
+    probe: int = 0
+
+    @property
+    def decoder(self) -> int:
+        """FLOPs of all decoder layers together."""
+        return sum(self.per_layer)
+
+    @property
+    def layer_mean(self) -> float:
+        """Mean FLOPs of a decoder layer: with the paper's count, the column of its Table 1."""
+        return self.decoder / len(self.per_layer)
+
+    @property
+    def total(self) -> int:
+        """FLOPs of everything counted."""
+        return self.decoder + self.head + self.projector + self.tower + self.probe
+
+    @property
+    def label(self) -> str:
+        """The unit, and which count this is, in words for a table or an axis."""
+        return _LABELS[self.count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parts and sums as JSON-ready values."""
+        return {
+            "count": self.count,
+            "unit": "FLOPs",
+            "label": self.label,
+            "per_layer": list(self.per_layer),
+            "layer_mean": self.layer_mean,
+            "decoder": self.decoder,
+            "head": self.head,
+            "projector": self.projector,
+            "tower": self.tower,
+            "probe": self.probe,
+            "total": self.total,
+        }
+
+
+def _whole(value: object, name: str, least: int, most: int | None = None) -> int:
+    """`value` as an int within bounds (numpy integers too), or an InputError that names it."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name} must be a whole number {bounds}, is {value!r}")
+    return number
+
+
+def _check_layers(shape: DecoderShape, tokens: Sequence[float]) -> None:
+    if len(tokens) != shape.layers:
+        raise InputError(
+            f"tokens must hold one number for each of the {shape.layers} decoder layers, "
+            f"holds {len(tokens)}"
+        )
+
+
+def tokens_per_layer(
+    layers: int, prompt: int, visual: int, keep: int, layer: int
+) -> tuple[int, ...]:
+    """Tokens that enter every decoder layer when visual tokens are pruned once.
+
+    Args:
+        layers: Number of decoder layers.
+        prompt: Tokens of the prompt, visual tokens included.
+        visual: Visual tokens among them.
+        keep: Visual tokens kept.
+        layer: Index from 0 of the first layer that sees only the tokens kept.
+
+    Raises:
+        BudgetError: `keep` is not a whole number from 0 to `visual`.
+        InputError: Another number is out of range.
+    """
+    layers = _whole(layers, "layers", least=1)
+    prompt = _whole(prompt, "prompt", least=1)
+    visual = _whole(visual, "visual", least=0, most=prompt)
+    layer = _whole(layer, "layer", least=0, most=layers - 1)
+    try:
+        keep = _whole(keep, "keep", least=0, most=visual)
+        after = _whole(prompt - visual + keep, "tokens after pruning", least=1)
+    except InputError as error:
+        raise BudgetError(str(error)) from None
+    return (prompt,) * layer + (after,) * (layers - layer)
+
+
+def paper_flops(shape: DecoderShape, tokens: Sequence[float]) -> Flops:
+    """The count of the paper's Table 1: 4nd² + 2n²d + 2ndm per layer.
+
+    Its FLOPs column, in billions, is `layer_mean / 1e9`. With d = 4096, m = 11008, 32 layers and
+    35 + 576 tokens in the first two, it gives the printed 54.6, 32.8 and 30.4 for 288, 144 and
+    128 visual tokens in the others. The printed 19.9 is that of 10 % of 576 unrounded, 57.6
+    tokens (19.92); the 58 tokens that FastV then keeps give 19.98. Unpruned it gives 99.16; the
+    printed 99.3 belongs to 612 tokens.
+
+    Args:
+        shape: The decoder's sizes, of which only the widths are used.
+        tokens: Tokens that enter every decoder layer; fractions are taken, as in the paper.
+
+    Returns:
+        A `Flops` with `count="paper"`, each layer rounded to a whole number; parts other than the
+        decoder are 0.
+
+    Raises:
+        InputError: `tokens` is not one finite number of at least 1 per layer.
+    """
+    _check_layers(shape, tokens)
+    for layer, n in enumerate(tokens):
+        # numpy's numbers are Real too, and a string may come from a caller without types.
+        number: object = n
+        if not isinstance(number, Real) or not 1 <= n < math.inf:
+            raise InputError(f"tokens[{layer}] must be a number of at least 1, is {n!r}")
+    d, m = shape.hidden, shape.intermediate
+    return Flops(
+        "paper", tuple(round(4 * n * d * d + 2 * n * n * d + 2 * n * d * m) for n in tokens)
+    )
+
+
+def _layer_flops(shape: DecoderShape, n: int) -> int:
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    projections = 2 * n * shape.hidden * (2 * queries + 2 * keys)
+    attention = 2 * n * n * queries * 2
+    mlp = 2 * n * shape.hidden * shape.intermediate * (3 if shape.gated else 2)
+    return projections + attention + mlp
+
+
+def decoder_flops(
+    shape: DecoderShape,
+    tokens: Sequence[int],
+    *,
+    logits: int = 1,
+    probes: Sequence[int] = (),
+) -> Flops:
+    """The true count of a decoder's prefill of one sample, without padding.
+
+    Args:
+        shape: The decoder's sizes.
+        tokens: Tokens that enter every decoder layer.
+        logits: Positions at which the output head computes logits: 1 in `generate`, all that
+            leave the last layer in a plain forward.
+        probes: Layers (indices from 0) where one query row is multiplied with all keys a second
+            time to score tokens: layer − 1 of every pruning stage.
+
+    Returns:
+        A `Flops` with `count="true"`; tower and projector are 0.
+
+    Raises:
+        InputError: `tokens` is not one number of at least 1 per layer, `logits` is more than the
+            tokens of the last layer, or a probe is at no layer of the decoder.
+    """
+    _check_layers(shape, tokens)
+    counts = [_whole(n, f"tokens[{layer}]", least=1) for layer, n in enumerate(tokens)]
+    logits = _whole(logits, "logits", least=0, most=counts[-1])
+    probed = [_whole(layer, "probes", least=0, most=shape.layers - 1) for layer in probes]
+    return Flops(
+        "true",
+        per_layer=tuple(_layer_flops(shape, n) for n in counts),
+        head=2 * logits * shape.hidden * shape.vocab,
+        probe=sum(2 * counts[layer] * shape.heads * shape.head_dim for layer in probed),
+    )
+
+
+def model_flops(
+    shape: ModelShape,
+    tokens: Sequence[int],
+    *,
+    images: int = 1,
+    logits: int = 1,
+    probes: Sequence[int] = (),
+) -> Flops:
+    """The true count of a whole model's prefill of one sample, without padding.
+
+    Args:
+        shape: The model's sizes: `ModelShape.from_config(model.config)`.
+        tokens: Tokens that enter every decoder layer.
+        images: Images that pass through tower and projector.
+        logits: As in `decoder_flops`.
+        probes: As in `decoder_flops`.
+
+    Returns:
+        A `Flops` with `count="true"`.
+
+    Raises:
+        InputError: `images` is negative, or another number is refused by `decoder_flops`.
+    """
+    images = _whole(images, "images", least=0)
+    decoder = decoder_flops(shape.decoder, tokens, logits=logits, probes=probes)
+    tower = shape.tower
+    n, d = tower.tokens, tower.hidden
+    embedding = 2 * tower.patches * d * tower.channels * tower.patch_size**2
+    layer = 2 * n * d * 4 * d + 2 * n * n * d * 2 + 2 * n * d * tower.intermediate * 2
+    out = shape.decoder.hidden
+    projector = 2 * shape.visual_tokens * out * (shape.feature_layers * d + out)
+    return Flops(
+        "true",
+        per_layer=decoder.per_layer,
+        head=decoder.head,
+        projector=images * projector,
+        tower=images * (embedding + tower.layers * layer),
+        probe=decoder.probe,
+    )
