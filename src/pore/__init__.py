@@ -1,0 +1,21 @@
+"""PoRe: drop the visual tokens that do not matter, on stock transformers.
+
+import pore
+
+bias = pore.PositionBias.load("profile.json")
+with pore.FastV(keep=128, layer=2, reweight=bias)(model) as run:
+    tokens = model.generate(**inputs)
+print(run.report)
+"""
+
+from pore.bias import PositionBias as PositionBias
+from pore.bias import Provenance as Provenance
+from pore.embedded import embedded_model as embedded_model
+from pore.errors import PoreError as PoreError
+from pore.methods import *  # noqa: F403 - the registry lists the methods, so that a new one is one line
+from pore.methods import methods as methods
+from pore.pruner import Pruner as Pruner
+from pore.pruner import Run as Run
+from pore.pruner import remove as remove
+
+__version__ = "0.1.0"

@@ -1,0 +1,128 @@
+"""What the engine needs to know of a family of vision-language models, and nothing more."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pore.errors import InputError
+from pore.layout import Image
+
+
+class Family(ABC):
+    """An adapter: where a family keeps its parts, and where its visual tokens lie.
+
+    An adapter knows nothing of pruning methods. The defaults fit the usual shape of a model in
+    transformers: a multimodal model that holds `language_model`, `vision_tower` and
+    `multi_modal_projector`, wrapped by one that adds `lm_head`.
+
+    Attributes:
+        name: What people call the family.
+        model_types: The `config.model_type` of the models that the adapter is for.
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The multimodal model: the module whose `forward` gets token ids and pixels."""
+        return model.model if hasattr(model, "model") else model  # type: ignore[return-value]
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The language model without its head, called with `inputs_embeds`."""
+        return self.base(model).language_model  # type: ignore[return-value]
+
+    def layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The decoder layers, from the first."""
+        return self.decoder(model).layers  # type: ignore[return-value]
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a decoder layer."""
+        return layer.self_attn  # type: ignore[return-value]
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        """The vision tower."""
+        return self.base(model).vision_tower  # type: ignore[return-value]
+
+    def inputs(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a call of `base(model)`, by name."""
+        signature = inspect.signature(type(self.base(model)).forward)
+        bound = signature.bind_partial(self.base(model), *args, **kwargs)
+        named = dict(bound.arguments)
+        named.update(named.pop("kwargs", {}))
+        return named
+
+    @abstractmethod
+    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+        """The images whose visual tokens are among the token ids of this forward.
+
+        Args:
+            model: The model.
+            inputs: The arguments of its multimodal forward, by name; `input_ids` is there.
+
+        Returns:
+            The images, by sample and then by place; empty where the forward has none.
+
+        Raises:
+            InputError: Placeholders and images do not fit together.
+        """
+
+    @abstractmethod
+    def grid(self, model: nn.Module) -> tuple[int, int] | None:
+        """(height, width) in visual tokens that an image has on its own, None if it varies."""
+
+    def letterbox(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+        """The pixels in which letterbox padding of the images can be seen.
+
+        Returns:
+            (I, 3, H, W) pixel values, one entry per image, or None where the family does not pad.
+        """
+        return inputs.get("pixel_values")
+
+
+def placeholder_runs(input_ids: Tensor, token_id: int) -> list[list[int]]:
+    """The columns of a placeholder token, for each sample.
+
+    Args:
+        input_ids: (B, L) token ids.
+        token_id: The placeholder.
+
+    Returns:
+        B lists of ascending columns.
+    """
+    found = (input_ids == token_id).cpu()
+    return [row.nonzero().flatten().tolist() for row in found]
+
+
+def equal_images(
+    columns: Sequence[Sequence[int]], size: int, grid: tuple[int, int] | None
+) -> list[Image]:
+    """Cut the placeholder columns of every sample into images of one size.
+
+    Args:
+        columns: For each sample, the ascending columns of its visual tokens.
+        size: Visual tokens of one image.
+        grid: (height, width) of one image in tokens, or None.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: A sample's visual tokens are no whole number of images.
+    """
+    images = []
+    for row, where in enumerate(columns):
+        if len(where) % size:
+            raise InputError(
+                f"Sample {row} has {len(where)} visual tokens, which is no whole number of images "
+                f"of {size}; build the inputs with the model's own processor."
+            )
+        for index in range(len(where) // size):
+            images.append(Image(row, index, where[index * size : (index + 1) * size], grid))
+    return images

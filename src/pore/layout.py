@@ -1,0 +1,153 @@
+"""Where the visual tokens of a batch lie: the one description that everything downstream reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Image:
+    """The visual tokens of one image in a prompt.
+
+    Attributes:
+        row: Sample of the batch that the image belongs to.
+        index: Which image of that sample it is, from 0.
+        columns: Positions of its visual tokens in the sequence, ascending, in raster order.
+        grid: (height, width) of the image in tokens, or None where tokens lie on no grid.
+    """
+
+    row: int
+    index: int
+    columns: Sequence[int]
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The visual tokens, the padding and the last token of every sample of a batch.
+
+    The I images of the batch are held as rows of padded tensors of t columns, so that a method
+    works on all of them at once whatever their sizes.
+
+    Attributes:
+        images: The images, by sample and then by place in the prompt, as they entered the model.
+        rows: (I,) the sample of every image.
+        columns: (I, t) where its visual tokens lie in the sequence now, ascending.
+        raster: (I, t) which of the image's original tokens they are: positions of P.
+        valid: (I, t) bool, False where a smaller image is filled up.
+        tokens: (B, L) bool, False at padding.
+        last: (B,) position of the last token that is no padding: the one whose attention counts.
+    """
+
+    images: tuple[Image, ...]
+    rows: Tensor
+    columns: Tensor
+    raster: Tensor
+    valid: Tensor
+    tokens: Tensor
+    last: Tensor = field(repr=False)
+
+    @classmethod
+    def of(cls, images: Sequence[Image], tokens: Tensor) -> Layout:
+        """The layout of images in a batch.
+
+        Args:
+            images: The images of all samples.
+            tokens: (B, L) bool, False at padding.
+
+        Returns:
+            The layout, on the device of `tokens`.
+        """
+        device = tokens.device
+        widest = max((len(image.columns) for image in images), default=0)
+        columns = torch.zeros(len(images), widest, dtype=torch.long)
+        valid = torch.zeros(len(images), widest, dtype=torch.bool)
+        for i, image in enumerate(images):
+            columns[i, : len(image.columns)] = torch.as_tensor(image.columns)
+            valid[i, : len(image.columns)] = True
+        rows = torch.tensor([image.row for image in images], dtype=torch.long)
+        raster = torch.arange(widest).expand(len(images), widest)
+        return cls(
+            images=tuple(images),
+            rows=rows.to(device),
+            columns=columns.to(device),
+            raster=raster.to(device),
+            valid=valid.to(device),
+            tokens=tokens,
+            last=_last(tokens),
+        )
+
+    @property
+    def counts(self) -> list[int]:
+        """Visual tokens that every image has now."""
+        counts: list[int] = self.valid.sum(-1).tolist()
+        return counts
+
+    def to(self, device: torch.device) -> Layout:
+        """The layout with its tensors on a device."""
+        if self.tokens.device == device:
+            return self
+        names = ("rows", "columns", "raster", "valid", "tokens", "last")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def gather(self, states: Tensor) -> Tensor:
+        """The states of the visual tokens of every image.
+
+        Args:
+            states: (B, L, ...) one entry per position of the sequence.
+
+        Returns:
+            (I, t, ...); what is not `valid` is arbitrary.
+        """
+        return states[self.rows[:, None].to(states.device), self.columns.to(states.device)]
+
+    def kept_tokens(self, keep: Tensor) -> Tensor:
+        """Which positions of the sequence stay when images keep some of their visual tokens.
+
+        Args:
+            keep: (I, t) bool, the visual tokens kept.
+
+        Returns:
+            (B, L) bool, False at padding and at dropped visual tokens.
+        """
+        kept = self.tokens.clone()
+        dropped = self.valid & ~keep
+        rows = self.rows[:, None].expand_as(self.columns)
+        kept[rows[dropped], self.columns[dropped]] = False
+        return kept
+
+    def shorten(self, keep: Tensor, index: Tensor, tokens: Tensor) -> Layout:
+        """The layout after dropping visual tokens.
+
+        Args:
+            keep: (I, t) bool, the visual tokens kept.
+            index: (B, M) the old position of every new one.
+            tokens: (B, M) bool, False at padding.
+
+        Returns:
+            The layout of the shortened sequence.
+        """
+        old = self.tokens.shape[-1]
+        where = torch.zeros(index.shape[0], old, dtype=torch.long, device=index.device)
+        where.scatter_(1, index, torch.arange(index.shape[1], device=index.device).expand_as(index))
+        order = (~keep).long().argsort(dim=-1, stable=True)
+        order = order[:, : int(keep.sum(-1).max())] if len(self.images) else order
+        columns = self.columns.gather(1, order)
+        return Layout(
+            images=self.images,
+            rows=self.rows,
+            columns=where[self.rows[:, None], columns],
+            raster=self.raster.gather(1, order),
+            valid=keep.gather(1, order),
+            tokens=tokens,
+            last=_last(tokens),
+        )
+
+
+def _last(tokens: Tensor) -> Tensor:
+    positions = torch.arange(tokens.shape[-1], device=tokens.device)
+    return (positions * tokens).amax(-1)

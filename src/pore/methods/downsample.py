@@ -1,0 +1,100 @@
+"""Down-sampling: what a smaller image would have given, the baseline that is hard to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from pore.errors import BudgetError, InputError
+from pore.pruner import Pruner, Selection, Stage, View
+from pore.selection import check_keep
+
+# A cell four times as long as wide is no image of anything.
+_MAX_ASPECT = 4.0
+
+
+@dataclass(frozen=True)
+class Downsample(Pruner):
+    """Average the grid of visual embeddings down to `keep` cells, before the decoder.
+
+    The counterpart of feeding a smaller image to a model whose tower takes one size only. VTC-Bench
+    (arXiv 2510.07143) found that plain down-sampling beats many pruning methods, so a fair
+    comparison needs it. The coarse grid is the one with exactly `keep` cells that is nearest to the
+    image's own shape; positions are numbered anew, as for a smaller image.
+
+    Attributes:
+        keep: Cells per image (int), or the fraction of tokens kept (float).
+    """
+
+    keep: int | float
+
+    name: ClassVar[str] = "Downsample"
+    source: ClassVar[str] = "baseline; arXiv 2510.07143"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, on the embeddings."""
+        return [Stage(0, self._pool)]
+
+    def _pool(self, view: View) -> Selection:
+        layout = view.layout
+        counts = view.budget(self.keep)
+        ends = torch.tensor(counts, device=layout.raster.device)[:, None]
+        keep = layout.valid & (layout.raster < ends)
+        features = view.features.clone()
+        for i, (image, count) in enumerate(zip(layout.images, counts, strict=True)):
+            if image.grid is None:
+                raise InputError("Visual tokens without a grid cannot be down-sampled.")
+            features[i, :count] = _pooled(features[i, : len(image.columns)], image.grid, count)
+        return Selection(keep, features)
+
+
+def _pooled(features: Tensor, grid: tuple[int, int], count: int) -> Tensor:
+    """(h*w, D) features on a grid, averaged to (count, D)."""
+    if count == features.shape[0]:
+        return features
+    cells = features.T.reshape(1, -1, *grid)
+    return adaptive_avg_pool2d(cells.float(), coarse_grid(grid, count))[0].flatten(1).T.to(features)
+
+
+def coarse_grid(grid: tuple[int, int], count: int) -> tuple[int, int]:
+    """The grid of exactly `count` cells whose shape is nearest to that of a finer grid.
+
+    Args:
+        grid: (height, width) of the fine grid.
+        count: Cells wanted.
+
+    Returns:
+        (height, width) with height * width == count, neither above the fine grid's.
+
+    Raises:
+        BudgetError: No such grid, or only one of far too long cells; names the nearest that work.
+    """
+    fits = _grids(grid, count)
+    if not fits:
+        near = [c for c in range(1, grid[0] * grid[1] + 1) if _grids(grid, c)]
+        below = max((c for c in near if c < count), default=None)
+        above = min((c for c in near if c > count), default=None)
+        names = " or ".join(str(c) for c in (below, above) if c is not None)
+        raise BudgetError(
+            f"{count} cells make no grid of the shape of {grid[0]}x{grid[1]}; keep {names} instead."
+        )
+    return min(fits, key=lambda shape: _stretch(grid, shape))
+
+
+def _grids(grid: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    shapes = [(h, count // h) for h in range(1, grid[0] + 1) if count % h == 0]
+    return [s for s in shapes if s[1] <= grid[1] and _stretch(grid, s) <= _MAX_ASPECT]
+
+
+def _stretch(grid: tuple[int, int], shape: tuple[int, int]) -> float:
+    """How much longer than wide a cell gets, in units of the fine grid's cells."""
+    ratio = (grid[0] / shape[0]) / (grid[1] / shape[1])
+    return max(ratio, 1 / ratio)

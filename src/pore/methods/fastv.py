@@ -1,0 +1,72 @@
+"""FastV: one pruning point inside the decoder, by text-visual attention. The host of PoRe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from pore.attention import Normalize
+from pore.families import Family, identity
+from pore.padding import cap, suppress
+from pore.pruner import Pruner, Selection, Stage, View, check_layer
+from pore.selection import check_keep, top_k
+
+if TYPE_CHECKING:
+    from pore.bias import PositionBias
+
+
+@dataclass(frozen=True)
+class FastV(Pruner):
+    """Keep the visual tokens that the last text token attends to most (arXiv 2403.06764).
+
+    A_i, the attention of the last text token to visual token i at layer - 1, averaged over heads,
+    ranks the tokens; the top `keep` of every image stay, with their original positions. With
+    `reweight=P` the ranking is by A_i / P_i, which is PoRe (arXiv 2508.17807, Eq. 2).
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        layer: K, the 0-based index of the first pruned layer; scores come from layer K - 1.
+        reweight: The position bias P, or None for plain FastV.
+        normalize: "prompt" as in the released code, "visual" as PoRe's Eq. 1 is printed.
+        suppress_padding: Share of letterbox padding above which a patch scores 0, and the budget is
+            capped at the number of other patches (version 2 of PoRe uses 0.5); None to leave it.
+    """
+
+    keep: int | float
+    layer: int = 2
+    reweight: PositionBias | None = None
+    normalize: Normalize = "prompt"
+    suppress_padding: float | None = None
+
+    name: ClassVar[str] = "FastV"
+    source: ClassVar[str] = "arXiv 2403.06764; reweighted: arXiv 2508.17807"
+    reweightable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, before layer K."""
+        padding = self.suppress_padding is not None
+        return [Stage(self.layer, self._select, attention=self.normalize, padding=padding)]
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse a layer that the decoder lacks, and a bias measured under other conditions."""
+        check_layer(self.layer, family, model)
+        if self.reweight is not None:
+            self.reweight.check(layer=self.layer, normalize=self.normalize, **identity(model))
+
+    def _select(self, view: View) -> Selection:
+        scores, counts = view.attention, view.budget(self.keep)
+        assert scores is not None
+        if self.suppress_padding is not None and view.padding is not None:
+            scores = suppress(scores, view.padding, self.suppress_padding)
+            capped = cap(torch.tensor(counts), view.padding.cpu(), self.suppress_padding)
+            counts = capped.tolist()
+        if self.reweight is not None:
+            scores = view.reweighted(scores, self.reweight)
+        return Selection(top_k(scores, counts, view.layout.valid))

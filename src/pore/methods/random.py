@@ -1,0 +1,53 @@
+"""Random pruning: the baseline that any score must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from pore.families import Family
+from pore.pruner import Pruner, Selection, Stage, View, check_layer
+from pore.selection import check_keep, top_k
+
+
+@dataclass(frozen=True)
+class Random(Pruner):
+    """Keep visual tokens drawn uniformly, without a score.
+
+    Draws are made image by image from one generator that each run seeds anew, so a run over the
+    same images in the same order keeps the same tokens, whatever the batches.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        layer: The 0-based index of the first pruned layer, as in FastV.
+        seed: Seed of the draws.
+    """
+
+    keep: int | float
+    layer: int = 2
+    seed: int = 0
+
+    name: ClassVar[str] = "Random"
+    source: ClassVar[str] = "baseline"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, before the chosen layer."""
+        return [Stage(self.layer, self._select)]
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse a layer that the decoder lacks."""
+        check_layer(self.layer, family, model)
+
+    def _select(self, view: View) -> Selection:
+        valid = view.layout.valid
+        scores = torch.zeros(valid.shape)
+        for row, count in enumerate(view.layout.counts):
+            scores[row, :count] = torch.rand(count, generator=view.generator)
+        return Selection(top_k(scores.to(valid.device), view.budget(self.keep), valid))

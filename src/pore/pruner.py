@@ -1,0 +1,643 @@
+"""The engine: a pruning method declared as stages, and the run that puts it into a model.
+
+A method is a frozen dataclass of its settings that says in `stages` where it acts and what it does
+there. Called with a model it gives a `Run`, a context manager that hooks the model, shortens the
+sequence of every prefill with visual tokens, and leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pore.attention import AttentionTap, Normalize, last_row_logits, text_visual_attention
+from pore.errors import BudgetError, InputError, ModelStateError, ScoreError
+from pore.families import Family, family_of
+from pore.layout import Image, Layout
+from pore.padding import letterbox_padding
+from pore.report import Report
+from pore.selection import budget
+from pore.sequence import Shortened, Track, pack, take, token_mask
+
+if TYPE_CHECKING:
+    from pore.bias import PositionBias
+
+# Which run has hooked a model. Kept here, so that the model itself carries nothing of ours.
+_active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class View:
+    """What a stage's rule sees: the visual tokens of all images of the batch, side by side.
+
+    Attributes:
+        layout: Where the visual tokens lie now.
+        hidden_states: (B, L, D) the states that enter the stage's layer.
+        attention: (I, t) text-visual attention A of layer - 1, where the stage asks for it.
+        padding: (I, t) share of every token's patch that is letterbox padding, where asked for.
+        generator: Source of chance for methods that draw.
+    """
+
+    layout: Layout
+    hidden_states: Tensor
+    attention: Tensor | None
+    padding: Tensor | None
+    generator: torch.Generator
+
+    def reweighted(self, scores: Tensor, bias: PositionBias) -> Tensor:
+        """Scores divided by the position bias: PoRe Eq. 2, P by original raster index.
+
+        Args:
+            scores: (I, t) scores with the position bias in them.
+            bias: P over the visual tokens of one image.
+
+        Returns:
+            (I, t) scores without.
+
+        Raises:
+            ProfileMismatchError: An image has another number of tokens than P.
+        """
+        for image in self.layout.images:
+            bias.check(n=len(image.columns))
+        return bias.divide(scores, self.layout.raster)
+
+    @property
+    def features(self) -> Tensor:
+        """(I, t, D) the states of the visual tokens; arbitrary where not `valid`."""
+        return self.layout.gather(self.hidden_states)
+
+    def budget(self, keep: int | float) -> list[int]:
+        """The number of tokens that `keep` means for every image, as it entered the model.
+
+        Raises:
+            BudgetError: An image has fewer; the message names it.
+        """
+        counts = []
+        for image in self.layout.images:
+            try:
+                counts.append(budget(keep, len(image.columns)))
+            except BudgetError as error:
+                raise BudgetError(f"Image {image.index} of sample {image.row}: {error}") from None
+        return counts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a stage decides.
+
+    Attributes:
+        keep: (I, t) bool, the visual tokens that stay.
+        features: (I, t, D) new states of the tokens that stay, or None to leave them.
+    """
+
+    keep: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One place where a method drops visual tokens.
+
+    Attributes:
+        layer: The first decoder layer (from 0) that sees fewer tokens. 0 acts on the embeddings:
+            then positions are numbered anew, as where the decoder never saw the dropped tokens.
+        rule: Decides which tokens stay.
+        attention: Normalisation of the text-visual attention of layer - 1 that the rule reads, or
+            None when it reads none.
+        padding: Whether the rule reads letterbox padding.
+    """
+
+    layer: int
+    rule: Callable[[View], Selection]
+    attention: Normalize | None = None
+    padding: bool = False
+
+
+class Pruner(ABC):
+    """A pruning method with its settings: subclass as a frozen dataclass and give `stages`.
+
+    Attributes:
+        name: The method's name in tables and on the command line.
+        source: Where it was published.
+        reweightable: Whether it ranks by text-visual attention and so takes `reweight`.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    reweightable: ClassVar[bool] = False
+    methods: ClassVar[dict[str, type[Pruner]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            Pruner.methods[cls.name] = cls
+
+    @abstractmethod
+    def stages(self) -> Sequence[Stage]:
+        """Where the method acts, by ascending layer."""
+
+    def check(self, model: nn.Module, family: Family) -> None:  # noqa: B027 - optional
+        """Refuse a model that the settings do not fit.
+
+        Args:
+            model: The model to be pruned.
+            family: Its adapter.
+
+        Raises:
+            PoreError: Says what does not fit and what to do.
+        """
+
+    def __call__(self, model: nn.Module) -> Run:
+        """The context manager that prunes `model`.
+
+        Args:
+            model: A supported vision-language model of transformers.
+
+        Returns:
+            The run; its `report` says what was kept.
+
+        Raises:
+            UnsupportedModelError: The model is of no family that pore knows.
+        """
+        return Run(self, model)
+
+    def apply(self, model: nn.Module) -> Run:
+        """Prune `model` until `remove`. A pruner applied before is replaced.
+
+        The report of an applied run is of the latest prefill only, so that it cannot grow.
+
+        Args:
+            model: A supported vision-language model of transformers.
+
+        Returns:
+            The run.
+        """
+        remove(model)
+        run = Run(self, model, history=1)
+        run.__enter__()
+        run.permanent = True
+        return run
+
+
+def remove(model: nn.Module) -> None:
+    """Take an applied pruner off a model; a model that has none is left alone.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ModelStateError: The model is inside a `with` block, whose end does this.
+    """
+    run = _active.get(_unwrapped(model))
+    if run is None:
+        return
+    if not run.permanent:
+        raise ModelStateError("This model is pruned by a `with` block; leave the block instead.")
+    run.__exit__(None, None, None)
+
+
+def check_layer(layer: int, family: Family, model: nn.Module) -> None:
+    """Refuse a pruned layer that the decoder does not have.
+
+    Args:
+        layer: 0-based index of the first pruned layer; scores come from the layer before.
+        family: The model's adapter.
+        model: The model.
+
+    Raises:
+        BudgetError: `layer` is not between 1 and the number of layers - 1.
+    """
+    count = len(family.layers(model))
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer < count:
+        raise BudgetError(
+            f"layer={layer!r} cannot be the first pruned layer of a decoder of {count} layers; "
+            f"choose 1 to {count - 1} (scores come from the layer before it)."
+        )
+
+
+class Run:
+    """One method at work in one model: a context manager that leaves the model as it was.
+
+    Args:
+        pruner: The method and its settings.
+        model: The model.
+        history: Prefills that the report remembers; None remembers all.
+    """
+
+    def __init__(self, pruner: Pruner, model: nn.Module, history: int | None = None) -> None:
+        self.pruner = pruner
+        self.model = _unwrapped(model)
+        self.family = family_of(self.model)
+        self.permanent = False
+        self.report = Report(pruner, self.model, self.family, history)
+        self._marked: Tensor | None = None
+        self._undo: list[Callable[[], None]] = []
+
+    # -- entering and leaving ---------------------------------------------------------------------
+
+    def __enter__(self) -> Run:
+        """Hook the model.
+
+        Raises:
+            ModelStateError: The model is pruned already.
+            PoreError: The method's settings do not fit the model.
+        """
+        if self.model in _active:
+            raise ModelStateError(
+                f"This model is already pruned by {_active[self.model].pruner!r}; leave that "
+                "`with` block, or call pore.remove(model), before pruning it again."
+            )
+        self.pruner.check(self.model, self.family)
+        self._stages = list(self.pruner.stages())
+        self._forward: _Forward | None = None
+        self._caches: weakref.WeakKeyDictionary[Any, _CacheState] = weakref.WeakKeyDictionary()
+        self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
+        _active[self.model] = self
+        try:
+            self._install()
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unhook the model, whatever happened inside."""
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._forward = None
+        self._caches = weakref.WeakKeyDictionary()
+        _active.pop(self.model, None)
+
+    def _install(self) -> None:
+        family, model = self.family, self.model
+        base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
+        self._decoder_config = decoder.config
+        inner = [stage.layer for stage in self._stages if stage.layer > 0]
+        hooks = [
+            base.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            base.register_forward_hook(self._after_model, always_call=True),
+            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            decoder.register_forward_hook(self._after_decoder),
+        ]
+        for i in range(min(inner, default=len(layers)), len(layers)):
+            hook = layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True)
+            hooks.append(hook)
+        self._undo.extend(hook.remove for hook in hooks)
+        for stage in self._stages:
+            if stage.attention is not None:
+                module = family.attention(layers[stage.layer - 1])
+                tap = AttentionTap(module, self._observer(stage, stage.attention))
+                self._undo.append(tap.remove)
+
+    # -- telling what cannot be seen --------------------------------------------------------------
+
+    def mark_visual(self, visual: Tensor | None) -> None:
+        """Say where the visual tokens are in prompts given as `inputs_embeds`.
+
+        Embeddings do not tell a visual token from text. The marks hold for every following prefill
+        that is given as embeddings; each unbroken run of them is one image.
+
+        Args:
+            visual: (B, L) bool, True at visual tokens; None forgets the marks.
+        """
+        self._marked = None if visual is None else visual.detach().to("cpu", torch.bool)
+
+    # -- hooks ------------------------------------------------------------------------------------
+
+    def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._forward = _Forward(self.family.inputs(self.model, args, kwargs))
+
+    def _after_model(self, *_: object) -> None:
+        self._forward = None
+
+    def _before_decoder(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        forward = self._forward
+        if forward is None:
+            raise ModelStateError(
+                "The language model of a pruned model was called by itself; call the whole model, "
+                "or leave the `with` block first."
+            )
+        embeds = kwargs["inputs_embeds"]
+        batch, length = embeds.shape[:2]
+        forward.state = state = self._state(kwargs.get("past_key_values"), length)
+        images = self._images(forward.inputs, batch, length, state.seen)
+        mask = kwargs.get("attention_mask")
+        # Reading the mask of a single new token would cost a synchronisation and tells nothing.
+        mask = mask if images or length > 1 else None
+        tokens = token_mask(mask, batch, state.seen, length, embeds.device)
+        forward.past, forward.tokens = tokens[:, : state.seen], tokens[:, state.seen :]
+        if images:
+            forward.layout = Layout.of(images, forward.tokens)
+            self._check_query(forward.layout)
+            self.report.start(forward.layout)
+        elif length > 1:
+            self.report.without_images(forward.tokens)
+        state.seen += length
+        if self._stages and self._stages[0].layer == 0:
+            kwargs = self._before_first_layer(forward, kwargs)
+        forward.start, forward.cached = state.cached, forward.past
+        state.cached += kwargs["inputs_embeds"].shape[1]
+        return args, kwargs
+
+    def _after_decoder(self, _: nn.Module, __: object, output: Any) -> None:
+        if self._forward is None or self._forward.state is None:
+            return
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None:  # made by the model where the caller gave none
+            self._caches[cache] = self._forward.state
+
+    def _layer_hook(self, i: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
+        stages = [number for number, stage in enumerate(self._stages) if stage.layer == i]
+        attention = self.family.attention(self.family.layers(self.model)[i])
+
+        def before(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            forward = self._forward
+            assert forward is not None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            for number in stages:
+                hidden = self._before_layer(forward, number, hidden)
+            if forward.short is None:
+                return None
+            kwargs = forward.short.kwargs(kwargs, hidden, attention)
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return before
+
+    def _observer(self, stage: Stage, normalize: Normalize) -> Callable[..., None]:
+        def observe(
+            query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+        ) -> None:
+            forward = self._forward
+            if forward is None or forward.layout is None:
+                return
+            layout = forward.layout = forward.layout.to(query.device)
+            past = forward.past.to(query.device)
+            logits = last_row_logits(
+                query,
+                key,
+                last=layout.last,
+                valid=torch.cat([past, layout.tokens], 1),
+                mask=mask,
+                scaling=scaling,
+                softcap=softcap,
+            )
+            columns = layout.columns + past.shape[1]
+            forward.attention = text_visual_attention(
+                logits, layout.rows, columns, layout.valid, normalize
+            )
+
+        return observe
+
+    # -- what happens at a stage ------------------------------------------------------------------
+
+    def _select(self, stage: Stage, forward: _Forward, hidden: Tensor) -> Selection:
+        assert forward.layout is not None
+        forward.layout = layout = forward.layout.to(hidden.device)
+        attention = forward.attention if stage.attention is not None else None
+        if attention is not None and not bool(torch.isfinite(attention).all()):
+            raise ScoreError(
+                f"Attention of decoder layer {stage.layer - 1} holds NaN or infinity; look for "
+                "overflow (fp16 where the model needs bf16?), damaged weights or bad inputs."
+            )
+        padding = self._padding(forward) if stage.padding else None
+        view = View(
+            layout=layout,
+            hidden_states=hidden,
+            attention=None if attention is None else attention.to(hidden.device),
+            padding=None if padding is None else padding.to(hidden.device),
+            generator=self._generator,
+        )
+        return stage.rule(view)
+
+    def _shorten(
+        self, stage: Stage, forward: _Forward, hidden: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Apply a stage to the states: the new states, and the old position of each (None: all)."""
+        selection = self._select(stage, forward, hidden)
+        layout = forward.layout
+        assert layout is not None
+        if selection.features is not None:
+            rows = layout.rows[:, None].expand_as(layout.columns)[selection.keep]
+            columns = layout.columns[selection.keep]
+            features = selection.features[selection.keep].to(hidden.dtype)
+            hidden = hidden.index_put((rows, columns), features)
+        index = None
+        if not torch.equal(selection.keep & layout.valid, layout.valid):
+            index, tokens = pack(layout.kept_tokens(selection.keep), layout.tokens)
+            hidden = take(hidden, index, 1)
+            forward.layout = layout = layout.shorten(selection.keep, index, tokens)
+            forward.tokens = tokens
+        self.report.stage(stage.layer, layout)
+        return hidden, index
+
+    def _before_first_layer(self, forward: _Forward, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A stage on the embeddings: the decoder gets a shorter prompt, numbered anew."""
+        assert forward.state is not None
+        state, embeds = forward.state, kwargs["inputs_embeds"]
+        shorter = embeds
+        if forward.layout is not None:
+            shorter, index = self._shorten(self._stages[0], forward, embeds)
+            if index is None and state.prompt is None:
+                return {**kwargs, "inputs_embeds": shorter}
+        elif state.prompt is None:
+            return kwargs
+        past = forward.past if state.prompt is None else state.prompt
+        state.prompt = prompt = torch.cat([past.to(embeds.device), forward.tokens], 1)
+        forward.past = prompt[:, : -shorter.shape[1]]
+        positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :]
+        return {
+            **kwargs,
+            "inputs_embeds": shorter,
+            "attention_mask": prompt.long(),
+            "position_ids": positions,
+        }
+
+    def _before_layer(self, forward: _Forward, number: int, hidden: Tensor) -> Tensor:
+        """A stage before a decoder layer: from here on the sequence and the cache are shorter."""
+        assert forward.state is not None
+        tracks = forward.state.tracks
+        if forward.layout is not None:
+            hidden, index = self._shorten(self._stages[number], forward, hidden)
+            if index is not None:
+                old = forward.index
+                forward.index = index if old is None else old.to(index.device).gather(1, index)
+        track = tracks.get(number)
+        if track is None and forward.index is None:
+            return hidden
+        length = hidden.shape[1]
+        if track is None:
+            track = Track.unpruned(forward.cached)
+        index = forward.index
+        if index is None:
+            index = torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
+        forward.past = track.valid
+        # A single new token is never padding, and asking would cost a synchronisation.
+        full = length == 1 or bool(forward.tokens.all())
+        tracks[number] = track = track.extended(index + forward.start, forward.tokens, full)
+        forward.short = Shortened(forward.index, track, length, self._decoder_config)
+        return hidden
+
+    # -- what the hooks need to know --------------------------------------------------------------
+
+    def _state(self, cache: Any, length: int) -> _CacheState:
+        """What was dropped from a cache, brought up to date with what its owner did to it."""
+        if cache is None:
+            return _CacheState()
+        state = self._caches.get(cache)
+        if state is None:
+            cached = int(cache.get_seq_length())
+            state = self._caches[cache] = _CacheState(seen=cached, cached=cached)
+            return state
+        cached = cache.get_seq_length()
+        if isinstance(cached, Tensor):
+            # A static cache cannot be cropped, only reset, and then a prompt follows.
+            cached = int(cached) if length > 1 else state.cached
+        if cached == 0:
+            state = self._caches[cache] = _CacheState()
+        elif cached < state.cached:
+            state.crop(state.cached - cached)
+        return state
+
+    def _images(self, inputs: dict[str, Any], batch: int, length: int, seen: int) -> list[Image]:
+        if inputs.get("input_ids") is not None:
+            return self.family.images(self.model, inputs)
+        if seen > 0 or length == 1:
+            return []
+        if self._marked is None:
+            raise InputError(
+                "The prompt is given as inputs_embeds, which do not tell visual tokens from text; "
+                "say where they are with run.mark_visual(mask), or pass input_ids and pixels."
+            )
+        marked = self._marked
+        if batch % marked.shape[0] or marked.shape[1] > length:
+            raise InputError(
+                f"mark_visual was given a mask of shape {tuple(marked.shape)}, but the prompt has "
+                f"{batch} samples of {length} tokens."
+            )
+        marked = marked.repeat_interleave(batch // marked.shape[0], 0)
+        return marked_images(marked, self.family.grid(self.model))
+
+    def _check_query(self, layout: Layout) -> None:
+        if not any(stage.attention for stage in self._stages):
+            return
+        last = layout.last[layout.rows, None]
+        at_end = ((layout.columns == last) & layout.valid).any(-1)
+        if bool(at_end.any()):
+            row = layout.images[int(at_end.nonzero()[0])].row
+            raise InputError(
+                f"The prompt of sample {row} ends with a visual token, so no text token looks at "
+                "the image; put the question behind the image, and pass the prompt in one piece."
+            )
+
+    def _padding(self, forward: _Forward) -> Tensor:
+        assert forward.layout is not None
+        pixels = self.family.letterbox(self.model, forward.inputs)
+        images = forward.layout.images
+        if pixels is None or pixels.shape[0] != len(images):
+            raise InputError(
+                "Padding is read off the pixels of each image, and this forward has "
+                f"{'none' if pixels is None else pixels.shape[0]} for {len(images)} images; pass "
+                "pixel_values, or do not suppress padding."
+            )
+        grid = images[0].grid
+        if grid is None:
+            raise InputError("Visual tokens without a grid cannot be matched with padding.")
+        return letterbox_padding(pixels, grid).gather(1, forward.layout.raster.to(pixels.device))
+
+
+def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
+    """The images of a mask of visual tokens: each unbroken run is one.
+
+    Args:
+        marked: (B, L) bool.
+        grid: (height, width) of the family's images; kept where a run has that many tokens.
+
+    Returns:
+        The images.
+    """
+    images = []
+    for row, line in enumerate(marked.tolist()):
+        index, start = 0, None
+        for column, visual in enumerate([*line, False]):
+            if visual and start is None:
+                start = column
+            elif not visual and start is not None:
+                columns = range(start, column)
+                fits = grid is not None and grid[0] * grid[1] == len(columns)
+                images.append(Image(row, index, columns, grid if fits else None))
+                index, start = index + 1, None
+    return images
+
+
+class _CacheState:
+    """What a run knows of one key-value cache.
+
+    Attributes:
+        seen: Tokens of the prompt and the answer so far, dropped ones included.
+        cached: Slots in the cache of the first layer.
+        prompt: (B, cached) bool, False at filling, where a stage on the embeddings shortened.
+        tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
+    """
+
+    def __init__(self, seen: int = 0, cached: int = 0) -> None:
+        self.seen = seen
+        self.cached = cached
+        self.prompt: Tensor | None = None
+        self.tracks: dict[int, Track] = {}
+
+    def crop(self, count: int) -> None:
+        """Forget the last `count` tokens, as assisted decoding does with rejected ones."""
+        self.seen -= count
+        self.cached -= count
+        if self.prompt is not None:
+            self.prompt = self.prompt[:, : self.cached]
+        self.tracks = {number: t.cropped(self.cached) for number, t in self.tracks.items()}
+
+
+class _Forward:
+    """One forward of the model, as it travels through the hooks.
+
+    Attributes:
+        inputs: Arguments of the multimodal model by name.
+        state: What is known of its cache.
+        layout: The visual tokens among the tokens of this forward; None where there are none.
+        tokens: (B, m) bool, False at padding and filling, of this forward's tokens as they are now.
+        past: (B, n) bool, the same of the slots in the cache of the layers reached.
+        cached: (B, n) bool, the same of the slots in the cache of the first layer.
+        start: Slots in the cache of the first layer before this forward.
+        index: (B, m) where the tokens were when they entered the first layer; None: all are there.
+        short: What the layers reached get; None: what the model passes.
+        attention: (I, t) the latest text-visual attention.
+    """
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        self.inputs = inputs
+        self.state: _CacheState | None = None
+        self.layout: Layout | None = None
+        self.tokens: Tensor
+        self.past: Tensor
+        self.cached: Tensor
+        self.start = 0
+        self.index: Tensor | None = None
+        self.short: Shortened | None = None
+        self.attention: Tensor | None = None
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    # torch.compile wraps the module; hooks and the config are of the one inside.
+    return model._orig_mod if hasattr(model, "_orig_mod") else model  # type: ignore[return-value]

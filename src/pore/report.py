@@ -1,0 +1,221 @@
+"""What a run did: visual tokens seen and kept, tokens entering every layer, FLOPs."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from pore.flops import Flops, model_flops
+from pore.layout import Layout
+from pore.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from pore.families import Family
+    from pore.pruner import Pruner
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """What became of one image.
+
+    Attributes:
+        image: Which image of its sample, from 0.
+        seen: Visual tokens it came with.
+        kept: Raster indices of those that reached the last layer, ascending.
+        grid: (height, width) of the image in tokens, or None where tokens lie on no grid.
+    """
+
+    image: int
+    seen: int
+    kept: tuple[int, ...]
+    grid: tuple[int, int] | None
+
+    @property
+    def coordinates(self) -> tuple[tuple[int, int], ...] | None:
+        """(row, column) on the grid of every kept token, or None without a grid."""
+        if self.grid is None:
+            return None
+        return tuple(divmod(index, self.grid[1]) for index in self.kept)
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """What became of one prompt.
+
+    Attributes:
+        sample: Number of the prompt, in the order the run saw them, from 0.
+        images: Its images; empty for a prompt without image, of which nothing is dropped.
+        tokens: Tokens entering every decoder layer, padding left out.
+        unpruned: The same without pruning.
+        flops: FLOPs of the prefill (true count), or None where the family's sizes are not known.
+        unpruned_flops: The same without pruning.
+    """
+
+    sample: int
+    images: tuple[ImageReport, ...]
+    tokens: tuple[int, ...]
+    unpruned: tuple[int, ...]
+    flops: int | None
+    unpruned_flops: int | None
+
+    @property
+    def mean_visual_tokens(self) -> float:
+        """Visual tokens averaged over the decoder layers, as SparseVLM and VisionZip count."""
+        seen = sum(image.seen for image in self.images)
+        dropped = sum(self.unpruned) - sum(self.tokens)
+        return seen - dropped / len(self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        record = asdict(self)
+        for image, source in zip(record["images"], self.images, strict=True):
+            image["coordinates"] = source.coordinates
+        return record | {"mean_visual_tokens": self.mean_visual_tokens}
+
+
+class _Prefill:
+    """What was noted while a prefill ran; tensors stay on their device until somebody asks."""
+
+    def __init__(self, tokens: Tensor, layout: Layout | None) -> None:
+        self.tokens = tokens
+        self.layout = layout
+        self.stages: list[tuple[int, Layout]] = []
+
+
+class Report:
+    """What a run kept, of every prefill: print it, iterate over samples, or write it as JSON."""
+
+    def __init__(
+        self, pruner: Pruner, model: nn.Module, family: Family, history: int | None
+    ) -> None:
+        self._pruner = pruner
+        self._layers = len(family.layers(model))
+        self._config: Any = model.config
+        self._prefills: deque[_Prefill] = deque(maxlen=history)
+
+    # -- notes of a running model -----------------------------------------------------------------
+
+    def start(self, layout: Layout) -> None:
+        """Note a prefill with visual tokens."""
+        self._prefills.append(_Prefill(layout.tokens, layout))
+
+    def stage(self, layer: int, layout: Layout) -> None:
+        """Note what is left from `layer` on, in the latest prefill."""
+        self._prefills[-1].stages.append((layer, layout))
+
+    def without_images(self, tokens: Tensor) -> None:
+        """Note a prefill whose prompts have no visual tokens."""
+        self._prefills.append(_Prefill(tokens, None))
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def samples(self) -> list[SampleReport]:
+        """One entry per prompt, in the order the run saw them."""
+        found: list[SampleReport] = []
+        for prefill in self._prefills:
+            found.extend(self._read(prefill, len(found)))
+        return found
+
+    def __len__(self) -> int:
+        return sum(len(prefill.tokens) for prefill in self._prefills)
+
+    def __iter__(self) -> Iterator[SampleReport]:
+        return iter(self.samples)
+
+    def _read(self, prefill: _Prefill, first: int) -> Iterator[SampleReport]:
+        before: list[int] = prefill.tokens.sum(-1).tolist()
+        steps = [(layer, layout.tokens.sum(-1).tolist()) for layer, layout in prefill.stages]
+        kept: list[list[int]] = []
+        if prefill.layout is not None:
+            last = prefill.stages[-1][1] if prefill.stages else prefill.layout
+            for raster, valid in zip(last.raster.cpu(), last.valid.cpu(), strict=True):
+                kept.append(raster[valid].tolist())
+        images = () if prefill.layout is None else prefill.layout.images
+        for row, count in enumerate(before):
+            tokens = [count] * self._layers
+            for layer, counts in steps:
+                tokens[layer:] = [counts[row]] * (self._layers - layer)
+            reports = tuple(
+                ImageReport(image.index, len(image.columns), tuple(kept[i]), image.grid)
+                for i, image in enumerate(images)
+                if image.row == row
+            )
+            unpruned = (count,) * self._layers
+            probes = [] if not reports else self._probes()
+            yield SampleReport(
+                sample=first + row,
+                images=reports,
+                tokens=tuple(tokens),
+                unpruned=unpruned,
+                flops=self._flops(tokens, len(reports), probes),
+                unpruned_flops=self._flops(unpruned, len(reports), []),
+            )
+
+    def _probes(self) -> list[int]:
+        return [stage.layer - 1 for stage in self._pruner.stages() if stage.attention is not None]
+
+    def _flops(self, tokens: Any, images: int, probes: list[int]) -> int | None:
+        flops: Flops = model_flops(
+            ModelShape.from_config(self._config), tokens, images=images, probes=probes
+        )
+        return flops.total
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        return {
+            "schema": "pore.report",
+            "version": 1,
+            "method": self._pruner.name,
+            "flops_count": "true",
+            "samples": [sample.to_dict() for sample in self],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        samples = self.samples
+        if not samples:
+            return f"{self._pruner.name}: no prefill yet"
+        lines = [f"{self._pruner.name}: {len(samples)} prompt(s)"]
+        lines.append(
+            f"{'sample':>6}  {'image':>5}  {'visual tokens':>14}  {'tokens by layer':<30}  "
+            f"{'TFLOPs before':>13}  {'after':>8}"
+        )
+        for sample in samples:
+            steps = _steps(sample.tokens)
+            cost = ("?", "?")
+            if sample.flops is not None and sample.unpruned_flops is not None:
+                cost = (f"{sample.unpruned_flops / 1e12:.4g}", f"{sample.flops / 1e12:.4g}")
+            if not sample.images:
+                lines.append(
+                    f"{sample.sample:>6}  {'-':>5}  {'none':>14}  {steps:<30}  "
+                    f"{cost[0]:>13}  {cost[1]:>8}"
+                )
+            for number, image in enumerate(sample.images):
+                tail = (steps, *cost) if number == 0 else ("", "", "")
+                lines.append(
+                    f"{sample.sample:>6}  {image.image:>5}  "
+                    f"{image.seen:>5} -> {len(image.kept):<5}   {tail[0]:<30}  {tail[1]:>13}  {tail[2]:>8}"
+                )
+        if not any(sample.images for sample in samples):
+            lines.append("No prompt had visual tokens, so nothing was dropped.")
+        return "\n".join(lines)
+
+
+def _steps(tokens: tuple[int, ...]) -> str:
+    """Tokens by layer in short: `611 (0-1), 163 (2-31)`."""
+    parts, start = [], 0
+    for i in range(1, len(tokens) + 1):
+        if i == len(tokens) or tokens[i] != tokens[start]:
+            span = f"{start}" if i - 1 == start else f"{start}-{i - 1}"
+            parts.append(f"{tokens[start]} ({span})")
+            start = i
+    return ", ".join(parts)

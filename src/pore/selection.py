@@ -1,0 +1,113 @@
+"""From scores to the visual tokens that are kept: pure tensor functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pore.errors import BudgetError, ScoreError
+
+
+def check_keep(keep: int | float) -> None:
+    """Refuse a `keep` that cannot be meant, before any model runs.
+
+    Args:
+        keep: Tokens kept per image (an `int` of at least 1), or the fraction kept (a `float` in
+            (0, 1]).
+
+    Raises:
+        BudgetError: `keep` is zero, negative, not finite, a fraction above one, or no number.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
+        raise BudgetError(
+            f"keep must be an int (tokens per image) or a float (fraction kept), not {keep!r}."
+        )
+    if isinstance(keep, int):
+        if keep < 1:
+            raise BudgetError(f"keep={keep} would keep no visual token; ask for at least 1.")
+    elif not math.isfinite(keep) or not 0.0 < keep <= 1.0:
+        raise BudgetError(
+            f"keep={keep!r} is no fraction in (0, 1]; for a number of tokens pass an int."
+        )
+
+
+def budget(keep: int | float, available: int) -> int:
+    """The number of tokens that `keep` means for an image of `available` visual tokens.
+
+    A fraction is rounded half to even, as FastV's authors do.
+
+    Args:
+        keep: Tokens per image (`int`) or fraction kept (`float`).
+        available: Visual tokens the image has.
+
+    Returns:
+        The number of tokens to keep, between 1 and `available`.
+
+    Raises:
+        BudgetError: More tokens are asked for than there are, or the fraction rounds to none.
+    """
+    check_keep(keep)
+    count = keep if isinstance(keep, int) else round(keep * available)
+    if count > available:
+        raise BudgetError(
+            f"keep={keep} asks for more visual tokens than the image has ({available}); "
+            f"ask for at most {available}, or for a fraction."
+        )
+    if count < 1:
+        raise BudgetError(
+            f"keep={keep} of {available} visual tokens rounds to none; "
+            f"ask for at least {1 / available:.3g}."
+        )
+    return count
+
+
+def top_k(scores: Tensor, counts: Sequence[int] | Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mark the highest scores of every row; of equal scores the earlier one wins.
+
+    Args:
+        scores: (I, n) scores, higher is kept first; entries that are not `valid` are ignored.
+        counts: How many to mark in each of the I rows.
+        valid: (I, n) bool, False where a shorter row is filled up; None means all are valid.
+
+    Returns:
+        (I, n) bool, True at exactly `counts[i]` entries of row i.
+
+    Raises:
+        BudgetError: A row has fewer valid entries than its count.
+        ScoreError: A valid score is NaN or infinite.
+    """
+    counts = torch.as_tensor(counts, device=scores.device)
+    if valid is None:
+        valid = torch.ones_like(scores, dtype=torch.bool)
+    finite = (torch.isfinite(scores) | ~valid).all()
+    enough = (counts <= valid.sum(-1)).all()
+    if not bool(finite & enough):  # one synchronisation with the device for both
+        if not bool(finite):
+            raise ScoreError(
+                "Scores hold NaN or infinity, so no tokens can be chosen; look for overflow in the "
+                "model (fp16 where it needs bf16?) or for damaged weights or inputs."
+            )
+        raise BudgetError(
+            f"Asked to keep {counts.tolist()} tokens where only {valid.sum(-1).tolist()} remain."
+        )
+    # `descending` sorts put NaN first and keep the order of equal entries when stable.
+    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    )
+    return rank < counts[:, None]
+
+
+def indices(mask: Tensor) -> list[list[int]]:
+    """The positions marked in every row, in ascending order.
+
+    Args:
+        mask: (I, n) bool.
+
+    Returns:
+        I lists of positions.
+    """
+    return [row.nonzero().flatten().tolist() for row in mask.cpu()]

@@ -1,0 +1,90 @@
+"""Tiny random models, made in the tests from transformers' own config classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+IMAGE = 90  # the placeholder token
+PAD = 0
+SIDE = 4  # an image is SIDE * SIDE visual tokens
+N = SIDE * SIDE
+
+
+def tiny_llava(
+    *,
+    layers: int = 5,
+    kv_heads: int = 2,
+    dtype: torch.dtype = torch.float64,
+    attention: str = "sdpa",
+    seed: int = 0,
+    **text: Any,
+) -> LlavaForConditionalGeneration:
+    """A LLaVA of random weights: 4 x 4 visual tokens, 4 heads in groups of 2, sharp attention."""
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        text_config=LlamaConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=512,
+            initializer_range=0.3,
+            pad_token_id=PAD,
+            **text,
+        ),
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=8 * SIDE,
+            patch_size=8,
+            projection_dim=16,
+            initializer_range=0.3,
+        ),
+        image_token_index=IMAGE,
+        image_seq_length=N,
+    )
+    config._attn_implementation = attention
+    model = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def prompt(before: int, images: int, after: int, seed: int = 0) -> list[int]:
+    """Token ids: text, images with two text tokens between them, text."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+
+    def text(count: int) -> list[int]:
+        return torch.randint(3, 80, (count,), generator=generator).tolist()
+
+    ids = text(before)
+    for number in range(images):
+        ids += [IMAGE] * N + (text(2) if number < images - 1 else [])
+    return ids + text(after)
+
+
+def batch(
+    prompts: list[list[int]], side: str = "left", dtype: torch.dtype = torch.float64, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Model inputs of several prompts, padded on a side."""
+    width = max(len(ids) for ids in prompts)
+    ids, mask = [], []
+    for one in prompts:
+        fill = width - len(one)
+        left, right = (fill, 0) if side == "left" else (0, fill)
+        ids.append([PAD] * left + one + [PAD] * right)
+        mask.append([0] * left + [1] * len(one) + [0] * right)
+    inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    count = sum(one.count(IMAGE) // N for one in prompts)
+    if count:
+        generator = torch.Generator().manual_seed(2000 + seed)
+        pixels = torch.randn(count, 3, 8 * SIDE, 8 * SIDE, generator=generator, dtype=torch.float64)
+        inputs["pixel_values"] = pixels.to(dtype)
+    return inputs
