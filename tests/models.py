@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 IMAGE = 90  # the placeholder token
 PAD = 0
@@ -52,9 +54,28 @@ def tiny_llava(
     )
     config._attn_implementation = attention
     model = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
+    if dtype == torch.float64:
+        for module in model.modules():
+            if isinstance(module, LlamaRMSNorm):
+                module.forward = partial(_norm, module)  # type: ignore[method-assign]
+            if isinstance(module, LlamaRotaryEmbedding):
+                module.forward = partial(_rope, module)  # type: ignore[method-assign]
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def _norm(norm: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """RMS norm in the type of its input; transformers' own goes through float32."""
+    scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * (hidden * scale)
+
+
+def _rope(rotary: LlamaRotaryEmbedding, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+    """Rotary tables in the type of the states; transformers' own are of float32."""
+    freqs = position_ids[..., None].to(x.dtype) * rotary.inv_freq.to(x.dtype)
+    table = torch.cat((freqs, freqs), dim=-1)
+    return table.cos(), table.sin()
 
 
 def prompt(before: int, images: int, after: int, seed: int = 0) -> list[int]:

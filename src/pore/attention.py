@@ -12,18 +12,30 @@ import copy
 import itertools
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from pore.errors import UnsupportedModelError
+from pore.errors import ScoreError, UnsupportedModelError
 
 Normalize = Literal["prompt", "visual"]
 Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None"], None]
 
 _names = itertools.count()
+
+
+def check_normalize(normalize: str) -> None:
+    """Refuse an unknown normalisation.
+
+    Args:
+        normalize: What the softmax of text-visual attention runs over.
+
+    Raises:
+        ScoreError: It is neither "prompt" nor "visual".
+    """
+    if normalize not in get_args(Normalize):
+        raise ScoreError(f"normalize must be 'prompt' or 'visual', not {normalize!r}.")
 
 
 class AttentionTap:
@@ -74,7 +86,8 @@ class AttentionTap:
             )
             return kernel(module, query, key, value, attention_mask, *args, **kwargs)
 
-        ALL_ATTENTION_FUNCTIONS.register(self._name, tapped)
+        self._registry = _registry()
+        self._registry.register(self._name, tapped)
         own = copy.copy(config)
         # Past the property of the same name, which validates and spreads to sub-configs.
         own._attn_implementation_internal = self._name
@@ -83,12 +96,19 @@ class AttentionTap:
     def remove(self) -> None:
         """Give the module its config back and forget the function."""
         self._module.config = self._config
-        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(self._name, None)
+        self._registry._global_mapping.pop(self._name, None)
+
+
+def _registry() -> Any:
+    # Imported late: it takes transformers seconds, which `import pore` should not.
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS
 
 
 def _kernel(module: nn.Module, implementation: str) -> Callable[..., Any]:
     if implementation != "eager":
-        kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[implementation]
+        kernel: Callable[..., Any] = _registry()[implementation]
         return kernel
     # Eager attention lives beside each model's own modules.
     for base in type(module).__mro__:

@@ -202,6 +202,46 @@ def remove(model: nn.Module) -> None:
     run.__exit__(None, None, None)
 
 
+def unpruned(model: nn.Module) -> nn.Module:
+    """The model itself, out of the wrapping of torch.compile, if it is not pruned.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The module to put hooks on.
+
+    Raises:
+        ModelStateError: The model is pruned.
+    """
+    model = _unwrapped(model)
+    if model in _active:
+        raise ModelStateError(
+            f"This model is already pruned by {_active[model].pruner!r}; leave that `with` block, "
+            "or call pore.remove(model), first."
+        )
+    return model
+
+
+def check_query(layout: Layout) -> None:
+    """Refuse a prompt that ends with a visual token, where no text looks at the image.
+
+    Args:
+        layout: Where the visual tokens lie.
+
+    Raises:
+        InputError: The last token of a sample with images is visual.
+    """
+    last = layout.last[layout.rows, None]
+    at_end = ((layout.columns == last) & layout.valid).any(-1)
+    if bool(at_end.any()):
+        row = layout.images[int(at_end.nonzero()[0])].row
+        raise InputError(
+            f"The prompt of sample {row} ends with a visual token, so no text token looks at "
+            "the image; put the question behind the image, and pass the prompt in one piece."
+        )
+
+
 def check_layer(layer: int, family: Family, model: nn.Module) -> None:
     """Refuse a pruned layer that the decoder does not have.
 
@@ -248,11 +288,7 @@ class Run:
             ModelStateError: The model is pruned already.
             PoreError: The method's settings do not fit the model.
         """
-        if self.model in _active:
-            raise ModelStateError(
-                f"This model is already pruned by {_active[self.model].pruner!r}; leave that "
-                "`with` block, or call pore.remove(model), before pruning it again."
-            )
+        unpruned(self.model)
         self.pruner.check(self.model, self.family)
         self._stages = list(self.pruner.stages())
         self._forward: _Forward | None = None
@@ -339,7 +375,8 @@ class Run:
         forward.past, forward.tokens = tokens[:, : state.seen], tokens[:, state.seen :]
         if images:
             forward.layout = Layout.of(images, forward.tokens)
-            self._check_query(forward.layout)
+            if any(stage.attention for stage in self._stages):
+                check_query(forward.layout)
             self.report.start(forward.layout)
         elif length > 1:
             self.report.without_images(forward.tokens)
@@ -532,18 +569,6 @@ class Run:
         marked = marked.repeat_interleave(batch // marked.shape[0], 0)
         return marked_images(marked, self.family.grid(self.model))
 
-    def _check_query(self, layout: Layout) -> None:
-        if not any(stage.attention for stage in self._stages):
-            return
-        last = layout.last[layout.rows, None]
-        at_end = ((layout.columns == last) & layout.valid).any(-1)
-        if bool(at_end.any()):
-            row = layout.images[int(at_end.nonzero()[0])].row
-            raise InputError(
-                f"The prompt of sample {row} ends with a visual token, so no text token looks at "
-                "the image; put the question behind the image, and pass the prompt in one piece."
-            )
-
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None
         pixels = self.family.letterbox(self.model, forward.inputs)
@@ -557,7 +582,8 @@ class Run:
         grid = images[0].grid
         if grid is None:
             raise InputError("Visual tokens without a grid cannot be matched with padding.")
-        return letterbox_padding(pixels, grid).gather(1, forward.layout.raster.to(pixels.device))
+        raster, valid = (x.to(pixels.device) for x in (forward.layout.raster, forward.layout.valid))
+        return letterbox_padding(pixels, grid).gather(1, raster).masked_fill(~valid, 1.0)
 
 
 def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:

@@ -203,7 +203,8 @@ class Report:
                 tail = (steps, *cost) if number == 0 else ("", "", "")
                 lines.append(
                     f"{sample.sample:>6}  {image.image:>5}  "
-                    f"{image.seen:>5} -> {len(image.kept):<5}   {tail[0]:<30}  {tail[1]:>13}  {tail[2]:>8}"
+                    f"{image.seen:>5} -> {len(image.kept):<5}   "
+                    f"{tail[0]:<30}  {tail[1]:>13}  {tail[2]:>8}"
                 )
         if not any(sample.images for sample in samples):
             lines.append("No prompt had visual tokens, so nothing was dropped.")

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
 from pore.errors import ModelStateError
 
@@ -193,6 +192,8 @@ class Shortened:
         return nn.functional.pad(mask, (0, slots - mask.shape[-1]), value=closed)
 
     def _causal(self, hidden: Tensor, valid: Tensor, slots: int) -> Any:
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
         implementation = self._config._attn_implementation
         return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
             batch_size=hidden.shape[0],

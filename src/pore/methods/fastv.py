@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from pore.attention import Normalize
+from pore.attention import Normalize, check_normalize
 from pore.families import Family, identity
-from pore.padding import cap, suppress
+from pore.padding import cap, visible_patches
 from pore.pruner import Pruner, Selection, Stage, View, check_layer
 from pore.selection import check_keep, top_k
 
@@ -48,6 +48,7 @@ class FastV(Pruner):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        check_normalize(self.normalize)
 
     def stages(self) -> Sequence[Stage]:
         """One stage, before layer K."""
@@ -61,12 +62,13 @@ class FastV(Pruner):
             self.reweight.check(layer=self.layer, normalize=self.normalize, **identity(model))
 
     def _select(self, view: View) -> Selection:
-        scores, counts = view.attention, view.budget(self.keep)
+        scores, valid = view.attention, view.layout.valid
+        counts = torch.tensor(view.budget(self.keep), device=valid.device)
         assert scores is not None
-        if self.suppress_padding is not None and view.padding is not None:
-            scores = suppress(scores, view.padding, self.suppress_padding)
-            capped = cap(torch.tensor(counts), view.padding.cpu(), self.suppress_padding)
-            counts = capped.tolist()
+        if view.padding is not None:
+            assert self.suppress_padding is not None
+            counts = cap(counts, view.padding, self.suppress_padding)
+            valid = valid & visible_patches(view.padding, self.suppress_padding)
         if self.reweight is not None:
             scores = view.reweighted(scores, self.reweight)
-        return Selection(top_k(scores, counts, view.layout.valid))
+        return Selection(top_k(scores, counts, valid))
