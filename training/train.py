@@ -19,6 +19,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import measure
@@ -27,7 +28,7 @@ import torch
 from corpus import TextStage, train_tokenizer
 from model import build, hidden, visual_features
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional
 from tower import TowerHeads, tower_batch
 from transformers import LlavaForConditionalGeneration
@@ -36,7 +37,32 @@ from visual import caption_batch, question_batch
 SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
 
-Loss = Callable[[int], Tensor]
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several processes that share every batch.
+
+    On a machine with other work, processes of one thread each that meet once a step are far faster
+    than threads that meet at every operation.
+    """
+
+    rank: int
+    world: int
+
+    def part(self, first: int, size: int) -> tuple[int, int]:
+        """First index and size of this process's part of ``size`` samples from ``first`` on."""
+        return first + self.rank * (size // self.world), size // self.world
+
+    def average(self, parameters: list[nn.Parameter]) -> None:
+        """Average the gradients over the processes."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        distributed.all_reduce(flat)
+        pieces = (flat / self.world).split([g.numel() for g in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
 
 
 class Stage:
@@ -49,14 +75,17 @@ class Stage:
     rate: float
     report_every: int
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
+    ) -> None:
         """Prepare the data.
 
         Args:
             model: The model to train.
             tokenizer: Its tokenizer.
+            shard: Which part of every batch this process works on.
         """
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.shard = model, tokenizer, shard
 
     def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
         """Trained parameters in groups, each with its share of the learning rate."""
@@ -81,8 +110,10 @@ class Text(Stage):
     name, before, steps, rate, report_every = "text", None, 1150, 3e-3, 200
     batch, length = 24, 320
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
-        super().__init__(model, tokenizer)
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
+    ) -> None:
+        super().__init__(model, tokenizer, shard)
         self.data = TextStage(tokenizer, self.length)
 
     def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
@@ -90,7 +121,7 @@ class Text(Stage):
 
     def loss(self, step: int) -> Tensor:
         objects = (1, 3) if step < 250 else (2, 6) if step < 450 else (4, 10)
-        return text_loss(self.model, self.data, step, self.batch, objects)
+        return text_loss(self.model, self.data, step, self.batch, objects, self.shard)
 
     def report(self) -> dict[str, object]:
         return measure.text_report(self.model, self.tokenizer, self.data)
@@ -99,11 +130,13 @@ class Text(Stage):
 class Tower(Stage):
     """The tower learns what covers each patch, and what is in the image."""
 
-    name, before, steps, rate, report_every = "tower", "text", 1500, 2e-3, 100
-    batch = 48
+    name, before, steps, rate, report_every = "tower", "text", 1200, 2e-3, 200
+    batch = 32
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
-        super().__init__(model, tokenizer)
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
+    ) -> None:
+        super().__init__(model, tokenizer, shard)
         self.heads = TowerHeads(model.config.vision_config.hidden_size)
 
     def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
@@ -113,7 +146,7 @@ class Tower(Stage):
         return self.heads
 
     def loss(self, step: int) -> Tensor:
-        images, labels = tower_batch("train", step * self.batch, self.batch)
+        images, labels = tower_batch("train", *self.shard.part(step * self.batch, self.batch))
         return self.heads.loss(self.model.model.vision_tower, images, labels)
 
     def report(self) -> dict[str, object]:
@@ -130,9 +163,9 @@ class Align(Stage):
         return [(1.0, self.model.model.multi_modal_projector.parameters())]
 
     def loss(self, step: int) -> Tensor:
-        first = 4_000_000 + step * self.batch
+        part = self.shard.part(4_000_000 + step * self.batch, self.batch)
         make = caption_batch if step % 2 else question_batch
-        return answer_loss(self.model, self.tokenizer, make, first, self.batch, (2, 6))
+        return answer_loss(self.model, self.tokenizer, make, *part, (2, 6))
 
     def report(self) -> dict[str, object]:
         return measure.visual_report(self.model, self.tokenizer, 350)
@@ -145,8 +178,10 @@ class Tune(Stage):
     batch, text_batch, text_every = 24, 12, 6
     frozen_layers = 2
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer) -> None:
-        super().__init__(model, tokenizer)
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
+    ) -> None:
+        super().__init__(model, tokenizer, shard)
         self.data = TextStage(tokenizer, Text.length)
 
     def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
@@ -159,10 +194,12 @@ class Tune(Stage):
 
     def loss(self, step: int) -> Tensor:
         if step % self.text_every == self.text_every - 1:
-            return text_loss(self.model, self.data, 10_000 + step, self.text_batch, (4, 10))
+            return text_loss(
+                self.model, self.data, 10_000 + step, self.text_batch, (4, 10), self.shard
+            )
         objects = (1, 3) if step < 150 else (2, 6) if step < 400 else (4, 10)
-        first = 6_000_000 + step * self.batch
-        return answer_loss(self.model, self.tokenizer, question_batch, first, self.batch, objects)
+        part = self.shard.part(6_000_000 + step * self.batch, self.batch)
+        return answer_loss(self.model, self.tokenizer, question_batch, *part, objects)
 
     def report(self) -> dict[str, object]:
         return measure.visual_report(self.model, self.tokenizer, 350)
@@ -177,9 +214,11 @@ def text_loss(
     step: int,
     size: int,
     objects: tuple[int, int],
+    shard: Shard,
 ) -> Tensor:
-    """Weighted next-token loss of a text batch."""
-    rows, row_weights = data.batch(step, size, objects)
+    """Weighted next-token loss of this process's rows of a text batch."""
+    mine = slice(shard.rank, None, shard.world)
+    rows, row_weights = (array[mine] for array in data.batch(step, size, objects))
     ids, weights = torch.from_numpy(rows), torch.from_numpy(row_weights)[:, 1:]
     logits = model.lm_head(hidden(model, ids)[:, :-1]).flatten(0, 1).float()
     losses = functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
@@ -237,11 +276,11 @@ def save(path: Path, state: dict[str, object]) -> None:
     os.replace(partial, path)
 
 
-def run(name: str, out: Path, steps: int | None, tokenizer: Tokenizer) -> None:
-    """Run one stage, or the rest of it."""
+def run(name: str, out: Path, steps: int | None, tokenizer: Tokenizer, shard: Shard) -> None:
+    """Run one stage, or the rest of it. The process of rank 0 reports and saves."""
     torch.manual_seed(0)
     model = build(tokenizer)
-    stage = STAGES[name](model, tokenizer)
+    stage = STAGES[name](model, tokenizer, shard)
     steps = steps or stage.steps
     model.requires_grad_(False)
     trained = [p for _, group in stage.groups() for p in group]
@@ -271,12 +310,15 @@ def run(name: str, out: Path, steps: int | None, tokenizer: Tokenizer) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = stage.loss(step)
         loss.backward()
+        shard.average(trained)
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         for opt in optimizer:
             opt.step()
             opt.zero_grad(set_to_none=True)
         recent.append(loss.item())
         done = step + 1
+        if shard.rank > 0:
+            continue
         if done % 10 == 0:
             seconds = time.monotonic() - began
             print(
@@ -318,16 +360,33 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the training state")
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--steps", type=int, help="number of steps, instead of the stage's own")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "meeting").unlink(missing_ok=True)
     path = arguments.out / "tokenizer.json"
     if not path.exists():
         train_tokenizer().save(str(path))
-    tokenizer = Tokenizer.from_file(str(path))
-    for name in STAGES if arguments.stage == "all" else [arguments.stage]:
-        run(name, arguments.out, arguments.steps, tokenizer)
+    names = list(STAGES) if arguments.stage == "all" else [arguments.stage]
+    multiprocessing.spawn(
+        work,
+        (arguments.processes, names, arguments.out, arguments.steps),
+        nprocs=arguments.processes,
+    )
+
+
+def work(rank: int, world: int, names: list[str], out: Path, steps: int | None) -> None:
+    """What each process does: all stages asked for, on its part of every batch."""
+    torch.set_num_threads(1)
+    meeting = out.resolve() / "meeting"
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
+    )
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    for name in names:
+        run(name, out, steps, tokenizer, Shard(rank, world))
+        distributed.barrier()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
