@@ -1,0 +1,743 @@
+"""The mean attention Ā over a data set, which the position bias P is fitted to.
+
+Only the vision tower and the decoder up to the attention of layer K − 1 run: once query and key of
+that layer are known, the forward is stopped. Of layer K − 1 itself the attention kernel, the output
+projection and the MLP do not run; nor do the layers from K on, the final norm and the language
+model head.
+
+Attention is summed in whole multiples of 2⁻⁶², its squares in multiples of 2⁻¹²⁴, by integers of
+any size. So a sum is the same whatever the order: shards, merges and interruptions change nothing,
+and the variance has no cancellation.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import math
+import operator
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pore._files import write_atomic
+from pore.attention import (
+    AttentionTap,
+    Normalize,
+    check_normalize,
+    last_row_logits,
+    text_visual_attention,
+)
+from pore.bias import Kind, PositionBias, Provenance
+from pore.errors import CalibrationError, InputError, ProfileError, ScoreError
+from pore.families import family_of, identity
+from pore.layout import Layout
+from pore.prompts import build_inputs, processor_settings, prompt_template
+from pore.pruner import check_layer, check_query, unpruned
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from pore.samples import Sample
+
+_log = logging.getLogger(__name__)
+
+_SCHEMA = "pore.calibration"
+_VERSION = 1
+_MAX_BYTES = 256 << 20
+_MAX_POSITIONS = 1 << 20
+_BITS = 62  # attention is at most 1, so that a multiple of 2^-62 fits an int64
+_CONDITIONS = ("model", "revision", "layer", "normalize", "processor", "template")
+_EARLY = 50
+_MOSTLY_BAD = 0.5
+
+
+class BadSample(NamedTuple):
+    """A sample that was skipped.
+
+    Attributes:
+        id: The sample's id.
+        reason: What was wrong with it.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Sums over a data set of the attention on every visual position, and how they came about.
+
+    Attributes:
+        provenance: The conditions of the measurement, its date and source.
+        dtype: The model's floating type, such as "float32".
+        passes: For each pass over samples that is in here, a digest of the samples in order.
+        seen: Samples gone through, bad ones included.
+        count: Images whose attention is in the sums.
+        bad: The samples skipped, with the reason.
+        grid: Rows and columns of the visual tokens, where known.
+        sums: For each of the N positions the sum of the attention, in units of 2⁻⁶²; empty before
+            the first image.
+        squares: The sum of its square, in units of 2⁻¹²⁴.
+    """
+
+    provenance: Provenance
+    dtype: str
+    passes: tuple[str, ...]
+    seen: int = 0
+    count: int = 0
+    bad: tuple[BadSample, ...] = field(default=(), repr=False)
+    grid: tuple[int, int] | None = None
+    sums: tuple[int, ...] = field(default=(), repr=False)
+    squares: tuple[int, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+    @property
+    def mean(self) -> Tensor:
+        """Ā of every position, of shape (N,), float64.
+
+        Raises:
+            CalibrationError: No image was measured.
+        """
+        count = self._counted() << _BITS
+        return torch.tensor([total / count for total in self.sums], dtype=torch.float64)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the attention over images, (N,) float64; NaN for one image.
+
+        Raises:
+            CalibrationError: No image was measured.
+        """
+        count = self._counted()
+        if count == 1:
+            return torch.full((len(self),), torch.nan, dtype=torch.float64)
+        scale = (count * (count - 1)) << (2 * _BITS)
+        return torch.tensor(
+            [
+                math.sqrt((count * square - total * total) / scale)
+                for total, square in zip(self.sums, self.squares, strict=True)
+            ],
+            dtype=torch.float64,
+        )
+
+    @property
+    def sem(self) -> Tensor:
+        """Standard error of the mean, (N,) float64; NaN for one image.
+
+        Raises:
+            CalibrationError: No image was measured.
+        """
+        return self.std / math.sqrt(self._counted())
+
+    def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The confidence band of the mean at each position, images taken as independent.
+
+        Args:
+            level: Confidence, between 0 and 1.
+
+        Returns:
+            Lower and upper bound, each (N,) float64, from the normal distribution.
+
+        Raises:
+            CalibrationError: No image was measured, or `level` is no confidence.
+        """
+        if not 0 < level < 1:
+            raise CalibrationError(f"A confidence lies between 0 and 1, {level} does not.")
+        reach = self.sem * statistics.NormalDist().inv_cdf((1 + level) / 2)
+        return self.mean - reach, self.mean + reach
+
+    def fit(self, kind: Kind = "exponential") -> PositionBias:
+        """The position bias that fits the mean attention, with its provenance.
+
+        Args:
+            kind: Form of the curve, as in `PositionBias.fit`.
+
+        Returns:
+            The bias.
+
+        Raises:
+            CalibrationError: No image was measured.
+            PoreError: The curve cannot be fitted; see `PositionBias.fit`.
+        """
+        provenance = replace(self.provenance, samples=self._counted())
+        return PositionBias.fit(self.mean, kind, grid=self.grid, provenance=provenance)
+
+    def merge(self, other: Calibration) -> Calibration:
+        """The calibration over the samples of both: exact, and the same in any order.
+
+        Args:
+            other: A calibration of other samples under the same conditions.
+
+        Returns:
+            The union. It can be merged on, but no longer resumed.
+
+        Raises:
+            CalibrationError: The conditions differ, or both hold the same pass over samples.
+        """
+        differences = _differences(self, other)
+        if differences:
+            raise CalibrationError(
+                "These calibrations were made under different conditions and cannot be merged: "
+                + "; ".join(differences)
+                + "."
+            )
+        if set(self.passes) & set(other.passes):
+            raise CalibrationError(
+                "These calibrations hold the same samples, which would count twice; split the "
+                "data into shards, and merge each once."
+            )
+        sources = {
+            source
+            for one in (self, other)
+            if one.provenance.source is not None
+            for source in one.provenance.source.split("; ")
+        }
+        both = [one for one in (self, other) if one.count]
+        return replace(
+            self,
+            provenance=replace(
+                self.provenance,
+                source="; ".join(sorted(sources)) or None,
+                date=max(filter(None, (self.provenance.date, other.provenance.date)), default=None),
+            ),
+            passes=tuple(sorted(self.passes + other.passes)),
+            seen=self.seen + other.seen,
+            count=self.count + other.count,
+            bad=tuple(sorted(self.bad + other.bad)),
+            grid=both[0].grid if both else None,
+            sums=tuple(map(sum, zip(*(one.sums for one in both), strict=True))),
+            squares=tuple(map(sum, zip(*(one.squares for one in both), strict=True))),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the calibration to a JSON file, whole or not at all.
+
+        Args:
+            path: The file; missing folders are made.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        document = {"schema": _SCHEMA, "version": _VERSION, **asdict(self)}
+        lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
+        return write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Calibration:
+        """Read what `save` wrote, or a checkpoint; trusted in nothing.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The calibration.
+
+        Raises:
+            CalibrationError: There is no such file, or it is damaged, too large, of another
+                version or something else altogether.
+        """
+        name = os.fspath(path)
+        try:
+            with open(path, "rb") as file:
+                data = file.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise CalibrationError(
+                f"Cannot read the calibration {name}: {error.strerror or error}."
+            ) from error
+        if len(data) > _MAX_BYTES:
+            raise CalibrationError(f"{name} is larger than any calibration.")
+        try:
+            return _decode(data)
+        except (ValueError, RecursionError) as error:
+            raise CalibrationError(f"{name} is no calibration, or damaged: {error}") from error
+
+    def _counted(self) -> int:
+        if self.count == 0:
+            raise CalibrationError(
+                "No image was measured, so there is no mean attention."
+                + _reasons(self.bad, "The samples were bad")
+            )
+        return self.count
+
+    def _including(
+        self,
+        samples: Sequence[Sample],
+        measured: Sequence[tuple[Layout, np.ndarray]],
+        bad: Sequence[BadSample],
+    ) -> Calibration:
+        """With one more batch of samples, some measured and some bad."""
+        state = replace(
+            self,
+            passes=(_digest(self.passes[0], samples),),
+            seen=self.seen + len(samples),
+            bad=(*self.bad, *bad),
+        )
+        for layout, rows in measured:
+            grid = layout.images[0].grid
+            if not state.count:
+                nothing = (0,) * rows.shape[1]
+                state = replace(state, grid=grid, sums=nothing, squares=nothing)
+            if rows.shape[1] != len(state) or grid != state.grid:
+                raise CalibrationError(
+                    f"The images so far have {len(state)} visual tokens on the grid {state.grid}, "
+                    f"and one of {', '.join(s.id for s in samples)} has {rows.shape[1]} on "
+                    f"{grid}. A position bias is of one grid: calibrate with images of one size."
+                )
+            units = np.rint(np.ldexp(rows.clip(0, 1), _BITS)).astype(np.int64).astype(object)
+            state = replace(
+                state,
+                count=state.count + len(units),
+                sums=tuple(map(operator.add, state.sums, units.sum(0))),
+                squares=tuple(map(operator.add, state.squares, (units * units).sum(0))),
+            )
+        return state
+
+
+def calibrate(
+    model: nn.Module,
+    processor: Any,
+    samples: Iterable[Sample],
+    layer: int,
+    *,
+    normalize: Normalize = "prompt",
+    batch_size: int = 8,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 100,
+    max_bad: float = 0.01,
+    progress: bool = True,
+    limit: int | None = None,
+    source: str | None = None,
+) -> Calibration:
+    """Average the text-visual attention of layer K − 1 over samples (arXiv 2508.17807, Eq. 3).
+
+    Runs the vision tower and the decoder as far as the attention of layer K − 1, on the model's
+    device and in its dtype. The model is left as it was, also by an exception or an interruption.
+
+    With `checkpoint`, the state is written whole every `every` samples and whenever the pass ends,
+    by whatever end. The same call then goes on where it stopped and gives the same result.
+
+    Args:
+        model: A supported vision-language model of transformers, not pruned.
+        processor: Its processor, with the settings and the chat template of later use.
+        samples: Samples with an image each, in an order that is the same at every call.
+        layer: K, the 0-based layer that will be the first pruned one.
+        normalize: What the softmax runs over: the whole "prompt" or the "visual" tokens of the
+            image. Prune with the same.
+        batch_size: Samples in one forward.
+        checkpoint: JSON file of the state, read if it is there. It is a `Calibration` file.
+        every: Samples between two checkpoints, rounded up to whole batches.
+        max_bad: The share of bad samples (no readable image, refused by the processor, attention
+            not finite) up to which they are skipped.
+        progress: Whether to show progress, rate and time left where stderr is a terminal.
+        limit: At most so many samples, from the first.
+        source: The data set, for the provenance.
+
+    Returns:
+        The sums over all good images, with the bad samples listed.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows, or has no images.
+        ModelStateError: The model is pruned.
+        BudgetError: `layer` is out of range.
+        InputError: The processor has no chat template.
+        CalibrationError: An argument is out of range; more than `max_bad` of the samples are bad,
+            or all; images have different grids; the checkpoint is damaged, or of other conditions
+            or samples.
+        ScoreError: `normalize` is unknown, or attention is NaN or infinite from the start.
+        KeyboardInterrupt: Passed on, with a message that says how to go on.
+    """
+    model = unpruned(model)
+    family = family_of(model)
+    check_layer(layer, family, model)
+    check_normalize(normalize)
+    _check_arguments(batch_size, every, max_bad, limit)
+    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+    state = start = Calibration(
+        provenance=Provenance(
+            **identity(model),
+            layer=layer,
+            normalize=normalize,
+            processor=processor_settings(processor),
+            template=prompt_template(processor),
+            date=datetime.date.today().isoformat(),
+            source=source,
+        ),
+        dtype=str(dtype).removeprefix("torch."),
+        passes=(_digest("", ()),),
+    )
+    known = [n for n in (operator.length_hint(samples, -1), limit) if n is not None and n >= 0]
+    total = min(known, default=None)
+    stream = islice(samples, limit)
+    if checkpoint is not None and Path(checkpoint).exists():
+        state = _resume(checkpoint, start, stream)
+    saved = state.seen
+    device = _device(model)
+
+    def keep() -> None:
+        nonlocal saved
+        if checkpoint is not None and state.seen > saved:
+            state.save(checkpoint)
+            saved = state.seen
+
+    try:
+        with _evaluation(model), _bar(progress, total, state) as bar:
+            while batch := list(islice(stream, batch_size)):
+                measured, bad = _measure(model, processor, batch, layer, normalize, device, dtype)
+                if not (measured or state.count) and any(b.reason == _NOT_FINITE for b in bad):
+                    raise ScoreError(
+                        f"Attention of decoder layer {layer - 1} is NaN or infinite from the "
+                        "start; look for overflow (fp16 where the model needs bf16?), damaged "
+                        "weights or bad inputs."
+                    )
+                for one in bad:
+                    _log.warning("Skipped the sample %s: %s", one.id, one.reason)
+                state = state._including(batch, measured, bad)
+                _check_bad(state, max_bad, total)
+                bar.update(bar.task_ids[0], completed=state.seen, bad=len(state.bad))
+                if state.seen - saved >= every:
+                    keep()
+    except KeyboardInterrupt:
+        keep()
+        where = (
+            "nothing was kept; give a checkpoint to be able to go on"
+            if checkpoint is None
+            else f"their sums are in {os.fspath(checkpoint)}: make the same call again to go on"
+        )
+        message = f"Calibration was interrupted after {state.seen} samples; {where}."
+        raise KeyboardInterrupt(message) from None
+    except BaseException:
+        keep()
+        raise
+    keep()
+    if state.seen == 0:
+        raise CalibrationError("There is no sample to calibrate on.")
+    state._counted()
+    _check_bad(state, max_bad, state.seen)
+    return state
+
+
+@torch.inference_mode()
+def attention_rows(
+    model: nn.Module, inputs: Mapping[str, Any], layer: int, normalize: Normalize = "prompt"
+) -> tuple[Layout, Tensor]:
+    """Text-visual attention of layer K − 1 for a batch, computing nothing that comes after it.
+
+    Args:
+        model: A supported model that is not pruned; it is left as it was.
+        inputs: What the processor makes, on the model's device, every prompt with an image.
+        layer: K, from 1 to the number of layers − 1.
+        normalize: What the softmax runs over: the whole "prompt" or the "visual" tokens of the
+            image.
+
+    Returns:
+        The layout of the batch's I images, and their attention, (I, t), at least float32; 0 where
+        the layout is not `valid`.
+
+    Raises:
+        InputError: A prompt has no image, or ends with one.
+    """
+    family = family_of(model)
+    input_ids: Tensor = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    tokens = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    layout = Layout.of(family.images(model, inputs), tokens)
+    without = set(range(len(input_ids))) - {image.row for image in layout.images}
+    if without:
+        raise InputError(f"The prompt of sample {min(without)} has no image to look at.")
+    check_query(layout)
+    found: list[Tensor] = []
+
+    def observe(
+        query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+    ) -> None:
+        here = layout.to(query.device)
+        logits = last_row_logits(
+            query,
+            key,
+            last=here.last,
+            valid=here.tokens,
+            mask=mask,
+            scaling=scaling,
+            softcap=softcap,
+        )
+        found.append(text_visual_attention(logits, here.rows, here.columns, here.valid, normalize))
+        raise _Stop
+
+    tap = AttentionTap(family.attention(family.layers(model)[layer - 1]), observe)
+    try:
+        family.base(model)(**inputs, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        tap.remove()
+    return layout, found[0]
+
+
+class _Stop(Exception):
+    """Ends a forward once the attention is known."""
+
+
+_NOT_FINITE = "its attention is NaN or infinite"
+
+
+def _measure(
+    model: nn.Module,
+    processor: Any,
+    samples: Sequence[Sample],
+    layer: int,
+    normalize: Normalize,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[list[tuple[Layout, np.ndarray]], list[BadSample]]:
+    """Attention of the good samples, batch by batch, and the bad ones, which spoil no other."""
+    good, bad = [], []
+    for sample in samples:
+        try:
+            good.append(replace(sample, image=sample.load_image()))
+        except InputError as error:
+            bad.append(BadSample(sample.id, str(error)))
+    if not good:
+        return [], bad
+    try:
+        inputs = build_inputs(processor, good, device, dtype)
+        layout, attention = attention_rows(model, inputs, layer, normalize)
+    except InputError as error:
+        if len(good) == 1:
+            return [], [*bad, BadSample(good[0].id, str(error))]
+        measured = []
+        for sample in good:
+            one, refused = _measure(model, processor, [sample], layer, normalize, device, dtype)
+            measured += one
+            bad += refused
+        return measured, bad
+    if not bool(layout.valid.all()):
+        raise CalibrationError(
+            f"The images of {', '.join(sample.id for sample in good)} have different numbers of "
+            "visual tokens. A position bias is of one grid: calibrate with images of one size."
+        )
+    rows = attention.to("cpu", torch.float64).numpy()
+    finite = np.isfinite(rows).all(axis=1)
+    spoiled = {image.row for image, fine in zip(layout.images, finite, strict=True) if not fine}
+    bad += [BadSample(good[row].id, _NOT_FINITE) for row in sorted(spoiled)]
+    keep = [image.row not in spoiled for image in layout.images]
+    return ([(layout, rows[keep])] if any(keep) else []), bad
+
+
+def _check_arguments(batch_size: int, every: int, max_bad: float, limit: int | None) -> None:
+    for name, value in (("batch_size", batch_size), ("every", every), ("limit", limit)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise CalibrationError(f"{name} must be a whole number of at least 1, not {value!r}.")
+    if not 0 <= max_bad <= 1:
+        raise CalibrationError(f"max_bad is a share from 0 to 1, not {max_bad!r}.")
+
+
+def _check_bad(state: Calibration, max_bad: float, total: int | None) -> None:
+    """Fail when too many samples are bad, or will be whatever follows."""
+    bad = len(state.bad)
+    hopeless = total is not None and bad > max_bad * total
+    mostly = state.seen >= _EARLY and bad > max(max_bad, _MOSTLY_BAD) * state.seen
+    if hopeless or mostly:
+        raise CalibrationError(
+            f"{bad} of {state.seen} samples are bad, more than the share max_bad={max_bad:g} "
+            "allows; mend the data, or raise max_bad." + _reasons(state.bad, "They are")
+        )
+
+
+def _reasons(bad: Sequence[BadSample], opening: str) -> str:
+    if not bad:
+        return ""
+    listed = "; ".join(f"{one.id}: {one.reason}" for one in bad[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f" {opening}: {listed}{more}"
+
+
+def _digest(before: str, samples: Sequence[Sample]) -> str:
+    """The digest of samples gone through, each with id and question, after those `before`."""
+    for sample in samples:
+        text = "\0".join((before, sample.id, sample.question))
+        before = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return before
+
+
+def _resume(
+    checkpoint: str | os.PathLike[str], start: Calibration, stream: Iterator[Sample]
+) -> Calibration:
+    """The state in a checkpoint, if it is of this call; `stream` then stands at what is left."""
+    name = os.fspath(checkpoint)
+    away = f"Give another checkpoint, or delete {name} to begin anew."
+    try:
+        state = Calibration.load(checkpoint)
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} {away}") from error
+    differences = _differences(start, state)
+    if differences:
+        raise CalibrationError(
+            f"The checkpoint {name} was made under other conditions than this call has: "
+            + "; ".join(differences)
+            + f". {away}"
+        )
+    done = list(islice(stream, state.seen))
+    if state.passes != (_digest(start.passes[0], done),):
+        raise CalibrationError(
+            f"The checkpoint {name} has gone through {state.seen} samples that are not the first "
+            f"ones of this call (fewer, others, or in another order). {away}"
+        )
+    _log.info("Going on after %d samples, from %s", state.seen, name)
+    return state
+
+
+def _differences(one: Calibration, other: Calibration) -> list[str]:
+    """What differs in the conditions of two calibrations, in words."""
+    pairs = [
+        (name, getattr(one.provenance, name), getattr(other.provenance, name))
+        for name in _CONDITIONS
+    ]
+    pairs.append(("dtype", one.dtype, other.dtype))
+    if one.count and other.count:
+        pairs.append(("positions", len(one), len(other)))
+        pairs.append(("grid", one.grid, other.grid))
+    return [f"{name} is {a!r} here and {b!r} there" for name, a, b in pairs if a != b]
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards every module in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the model takes its inputs."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    device: torch.device = embeddings.weight.device
+    if device.type == "meta":  # offloaded by accelerate, which knows where it will compute
+        device = torch.device(embeddings._hf_hook.execution_device)
+    return device
+
+
+def _bar(progress: bool, total: int | None, state: Calibration) -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f} samples/s")
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("Calibrating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[bad]} bad"),
+        console=console,
+        disable=not (progress and console.is_terminal),
+    )
+    bar.add_task("", total=total, completed=state.seen, bad=len(state.bad))
+    return bar
+
+
+_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "schema": str,
+    "version": int,
+    "provenance": dict,
+    "dtype": str,
+    "passes": list,
+    "seen": int,
+    "count": int,
+    "bad": list,
+    "grid": (list, type(None)),
+    "sums": list,
+    "squares": list,
+}
+
+
+def _decode(data: bytes) -> Calibration:
+    """A calibration from JSON of any origin, or ValueError."""
+    found = json.loads(data.decode())
+    if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
+        raise ValueError(f'there is no "schema": "{_SCHEMA}".')
+    if found.get("version") != _VERSION:
+        raise ValueError(
+            f"it is of version {str(found.get('version'))[:40]}, and this pore reads version "
+            f"{_VERSION}."
+        )
+    if found.keys() != _FIELDS.keys():
+        raise ValueError(
+            f"missing or unknown fields: {', '.join(sorted(found.keys() ^ _FIELDS.keys()))[:200]}."
+        )
+    for name, types in _FIELDS.items():
+        if not isinstance(found[name], types) or isinstance(found[name], bool):
+            raise ValueError(f"the field {name} is of a wrong type.")
+    bad, grid = found["bad"], found["grid"]
+    if not all(isinstance(digest, str) for digest in found["passes"]) or not found["passes"]:
+        raise ValueError("passes must be digests.")
+    for one in bad:
+        if not (isinstance(one, list) and len(one) == 2 and all(isinstance(x, str) for x in one)):
+            raise ValueError("bad must be pairs of id and reason.")
+    if grid is not None and not (len(grid) == 2 and all(type(side) is int for side in grid)):
+        raise ValueError("grid must be two whole numbers.")
+    if not (found["count"] >= 0 and len(bad) <= found["seen"]):
+        raise ValueError("the counts contradict each other.")
+    _check_sums(found["sums"], found["squares"], found["count"], grid)
+    try:
+        provenance = Provenance(**found["provenance"])
+    except (TypeError, ProfileError) as error:
+        raise ValueError(f"its provenance: {error}") from error
+    return Calibration(
+        provenance=provenance,
+        dtype=found["dtype"],
+        passes=tuple(found["passes"]),
+        seen=found["seen"],
+        count=found["count"],
+        bad=tuple(BadSample(*one) for one in bad),
+        grid=None if grid is None else cast("tuple[int, int]", tuple(grid)),
+        sums=tuple(found["sums"]),
+        squares=tuple(found["squares"]),
+    )
+
+
+def _check_sums(sums: list[Any], squares: list[Any], count: int, grid: list[int] | None) -> None:
+    """Refuse sums that `count` values from 0 to 1 cannot have."""
+    if len(sums) != len(squares) or bool(sums) != bool(count) or len(sums) > _MAX_POSITIONS:
+        raise ValueError("sums and squares must have one number for every position.")
+    if grid is not None and (min(grid) < 1 or grid[0] * grid[1] != len(sums)):
+        raise ValueError("the grid does not have as many positions as there are sums.")
+    for total, square in zip(sums, squares, strict=True):
+        if not (type(total) is int and type(square) is int and 0 <= total <= count << _BITS):
+            raise ValueError("a sum is no sum of attention.")
+        if not total * total <= count * square <= (count * total) << _BITS:
+            raise ValueError("a sum of squares does not go with its sum.")

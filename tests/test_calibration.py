@@ -1,0 +1,707 @@
+"""Calibration against attention computed in full, and against itself cut up and put together."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama
+
+import pore
+from models import IMAGE, SIDE, N, batch, prompt, tiny_llava
+from pore import calibration as module
+from pore.calibration import Calibration, attention_rows, calibrate
+from pore.errors import (
+    BudgetError,
+    CalibrationError,
+    InputError,
+    ModelStateError,
+    ScoreError,
+    UnsupportedModelError,
+)
+from pore.prompts import build_inputs, processor_settings, prompt_template
+from pore.samples import Sample
+
+K = 3
+LAYERS = 5
+TEMPLATE = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+    "{% else %}{{ c['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def make_processor(**settings: Any) -> LlavaProcessor:
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    words = [*special, "USER:", "ASSISTANT:", *(f"w{i}" for i in range(6, IMAGE)), "<image>"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    side = {"height": 8 * SIDE, "width": 8 * SIDE}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(**{"size": side, "crop_size": side, **settings}),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            padding_side="right",  # build_inputs pads on the left all the same
+            extra_special_tokens={"image_token": "<image>"},
+        ),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+
+
+def make_samples(n: int, seed: int = 0) -> list[Sample]:
+    """Noise, with questions of one to seven words."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        words = rng.integers(6, IMAGE, i % 7 + 1)
+        question = " ".join(f"w{w}" for w in words)
+        found.append(Sample(f"{seed}/{i}", PIL.Image.fromarray(pixels), question, answer="w6"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def model() -> LlavaForConditionalGeneration:
+    return tiny_llava(layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def processor() -> LlavaProcessor:
+    return make_processor()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return make_samples(13)
+
+
+def run(model: Any, processor: Any, samples: Any, layer: int = K, **settings: Any) -> Calibration:
+    return calibrate(model, processor, samples, layer, **{"batch_size": 4, **settings})
+
+
+def same(one: Calibration, other: Calibration) -> bool:
+    """Whether two calibrations agree, but for the last bits that a batch's make-up decides."""
+    return (
+        (one.count, one.seen, one.bad, one.passes)
+        == (other.count, other.seen, other.bad, other.passes)
+        and torch.allclose(one.mean, other.mean, rtol=1e-10, atol=0)
+        and torch.allclose(one.std, other.std, rtol=1e-8, atol=0)
+    )
+
+
+# -- what is measured ---------------------------------------------------------------------------
+
+
+def eager_in_float64(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any
+) -> Any:
+    """Eager attention whose softmax stays in float64; transformers' own goes through float32."""
+    groups = module.num_key_value_groups
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    logits = query @ key.transpose(2, 3) * kwargs["scaling"]
+    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def tiny_eager() -> LlavaForConditionalGeneration:
+    """With eager attention in the decoder; the tower keeps SDPA, which is in float64."""
+    model = tiny_llava(layers=LAYERS, attention="eager")
+    model.model.vision_tower.set_attn_implementation("sdpa")
+    return model
+
+
+@pytest.fixture(scope="module")
+def truth(processor: LlavaProcessor, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """A of every sample, one at a time, from the whole attention matrix of eager attention."""
+    eager = tiny_eager()
+    rows: dict[str, list[torch.Tensor]] = {"prompt": [], "visual": []}
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(modeling_llama, "eager_attention_forward", eager_in_float64)
+        for sample in samples:
+            inputs = build_inputs(processor, [sample], dtype=torch.float64)
+            weights = eager(**inputs, output_attentions=True).attentions[K - 1]
+            visual = weights[0, :, -1, inputs["input_ids"][0] == IMAGE]
+            rows["prompt"].append(visual.mean(0))
+            rows["visual"].append((visual / visual.sum(-1, keepdim=True)).mean(0))
+    return {name: torch.stack(found) for name, found in rows.items()}
+
+
+@pytest.mark.parametrize("normalize", ["prompt", "visual"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_equals_full_attention(
+    truth: dict[str, torch.Tensor],
+    processor: LlavaProcessor,
+    samples: list[Sample],
+    normalize: Any,
+    attention: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if attention == "eager":
+        monkeypatch.setattr(modeling_llama, "eager_attention_forward", eager_in_float64)
+    model = tiny_eager() if attention == "eager" else tiny_llava(layers=LAYERS)
+    # The eager stand-in knows no padding, so it gets one sample at a time.
+    found = run(
+        model, processor, samples, normalize=normalize, batch_size=1 if attention == "eager" else 4
+    )
+    rows = truth[normalize]
+    assert found.count == found.seen == len(samples)
+    assert found.mean.dtype == torch.float64
+    torch.testing.assert_close(found.mean, rows.mean(0), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found.std, rows.std(0), rtol=1e-8, atol=1e-14)
+    torch.testing.assert_close(found.sem, rows.std(0) / len(rows) ** 0.5, rtol=1e-8, atol=1e-14)
+
+
+def test_several_images_in_a_prompt_are_several_rows(model: LlavaForConditionalGeneration) -> None:
+    inputs = batch([prompt(3, 2, 4, seed=1), prompt(5, 1, 2, seed=2)])
+    layout, rows = attention_rows(model, inputs, K)
+    assert rows.shape == (3, N)
+    assert [(i.row, i.index) for i in layout.images] == [(0, 0), (0, 1), (1, 0)]
+    alone = {"input_ids": inputs["input_ids"][:1], "pixel_values": inputs["pixel_values"][:2]}
+    torch.testing.assert_close(rows[:2], attention_rows(model, alone, K)[1])
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_batch_size_does_not_matter(
+    model: Any, processor: Any, samples: list[Sample], size: int
+) -> None:
+    assert same(
+        run(model, processor, samples, batch_size=size),
+        run(model, processor, samples, batch_size=3),
+    )
+
+
+def test_order_does_not_matter(model: Any, processor: Any, samples: list[Sample]) -> None:
+    one = run(model, processor, samples)
+    other = run(model, processor, samples[::-1])
+    torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=0)
+
+
+def test_bfloat16_is_summed_beyond_its_precision(processor: Any, samples: list[Sample]) -> None:
+    model = tiny_llava(layers=LAYERS, dtype=torch.bfloat16)
+    found = run(model, processor, samples)
+    assert found.dtype == "bfloat16"
+    total = found.mean.sum().item()
+    assert 0 < total < 1
+
+
+def test_what_runs_and_what_does_not(model: Any, processor: Any, samples: list[Sample]) -> None:
+    ran: list[nn.Module] = []
+    hooks = [m.register_forward_pre_hook(lambda m, _: ran.append(m)) for m in model.modules()]
+    try:
+        run(model, processor, samples[:2], batch_size=2)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    decoder = model.model.language_model
+    last = decoder.layers[K - 1]
+    for whole in (model.model.vision_tower.encoder.layers[-1], model.model.multi_modal_projector):
+        assert ran.count(whole) == 1
+    for layer in decoder.layers[: K - 1]:
+        assert ran.count(layer) == ran.count(layer.mlp) == ran.count(layer.self_attn.o_proj) == 1
+    assert ran.count(last.self_attn.k_proj) == 1
+    for idle in (last.self_attn.o_proj, last.mlp, *decoder.layers[K:], decoder.norm, model.lm_head):
+        assert idle not in ran
+    assert model not in ran
+
+
+# -- the model afterwards -----------------------------------------------------------------------
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    return {
+        name: (
+            m.training,
+            sorted(vars(m)),
+            id(getattr(m, "config", None)),
+            len(m._forward_hooks) + len(m._forward_pre_hooks),
+        )
+        for name, m in model.named_modules()
+    } | {"registry": sorted(ALL_ATTENTION_FUNCTIONS._global_mapping)}
+
+
+def broken_after(samples: list[Sample], n: int, error: BaseException) -> Iterator[Sample]:
+    yield from samples[:n]
+    raise error
+
+
+def test_leaves_the_model_alone(processor: Any, samples: list[Sample]) -> None:
+    model = tiny_llava(layers=LAYERS).train()
+    model.model.vision_tower.eval()
+    # The first forward of any model leaves transformers' own hooks in the tower.
+    model(**build_inputs(processor, samples[:1], dtype=torch.float64))
+    before = snapshot(model)
+    run(model, processor, samples)
+    assert snapshot(model) == before
+    with pytest.raises(RuntimeError, match="disk"):
+        run(model, processor, broken_after(samples, 6, RuntimeError("disk on fire")))
+    assert snapshot(model) == before
+    calls = iter(range(100))
+
+    def fail(*_: object) -> None:
+        if next(calls) == 1:
+            raise RuntimeError("out of memory")
+
+    hook = model.model.language_model.layers[0].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(model, processor, samples)
+    hook.remove()
+    assert snapshot(model) == before
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_offloaded_weights_stay_offloaded(processor: Any, samples: list[Sample]) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    plain = run(tiny_llava(layers=LAYERS), processor, samples)
+    model = tiny_llava(layers=LAYERS)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert same(run(model, processor, samples), plain)
+    assert all(p.device.type == "meta" for p in model.parameters())
+
+
+# -- interruptions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("disk on fire")])
+@pytest.mark.parametrize("stops", [[1], [5], [9, 12], [3, 4, 8, 13]])
+def test_resumed_equals_uninterrupted(
+    model: Any,
+    processor: Any,
+    samples: list[Sample],
+    tmp_path: Path,
+    stops: list[int],
+    error: BaseException,
+) -> None:
+    whole = run(model, processor, samples)
+    file = tmp_path / "state.json"
+    for stop in stops:
+        with pytest.raises(type(error)):
+            run(
+                model,
+                processor,
+                broken_after(samples, stop, error),
+                checkpoint=file,
+                every=4,
+            )
+        done = Calibration.load(file).seen if file.exists() else 0
+        assert done == stop // 4 * 4
+    resumed = run(model, processor, samples, checkpoint=file, every=4)
+    assert resumed == whole
+    assert Calibration.load(file) == whole
+    # Once done, nothing is left to run.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(module, "_measure")
+        assert run(model, processor, samples, checkpoint=file, every=4) == whole
+
+
+def test_killed_in_the_middle_of_a_forward(
+    model: Any,
+    processor: Any,
+    samples: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "state.json"
+    measure = module._measure
+    calls = iter(range(100))
+
+    def interrupted(*args: Any) -> Any:
+        found = measure(*args)
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(module, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"after 8 samples.*state\.json.*same call again"):
+        run(model, processor, samples, checkpoint=file, every=100)
+    monkeypatch.undo()
+    assert run(model, processor, samples, checkpoint=file) == run(model, processor, samples)
+
+
+def test_interruption_without_checkpoint_says_so(
+    model: Any, processor: Any, samples: list[Sample]
+) -> None:
+    with pytest.raises(KeyboardInterrupt, match="after 4 samples; nothing was kept"):
+        run(model, processor, broken_after(samples, 6, KeyboardInterrupt()))
+
+
+def test_a_higher_limit_goes_on(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path
+) -> None:
+    file = tmp_path / "state.json"
+    assert run(model, processor, samples, checkpoint=file, limit=5).seen == 5
+    assert same(
+        run(model, processor, iter(samples), checkpoint=file), run(model, processor, samples)
+    )
+
+
+def test_checkpoint_of_other_conditions_is_refused(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path
+) -> None:
+    file = tmp_path / "state.json"
+    run(model, processor, samples, checkpoint=file, limit=4)
+    with pytest.raises(CalibrationError, match=r"layer is 2 here and 3 there.*delete"):
+        run(model, processor, samples, 2, checkpoint=file)
+    with pytest.raises(CalibrationError, match="normalize is 'visual' here"):
+        run(model, processor, samples, checkpoint=file, normalize="visual")
+    with pytest.raises(CalibrationError, match=r"processor is .* here"):
+        run(model, make_processor(do_center_crop=False), samples, checkpoint=file)
+    with pytest.raises(CalibrationError, match="dtype is 'float32' here"):
+        run(tiny_llava(dtype=torch.float32), processor, samples, checkpoint=file)
+    for others in (samples[1:], samples[:3], [replace(samples[0], question="w7"), *samples[1:]]):
+        with pytest.raises(CalibrationError, match="not the first ones of this call"):
+            run(model, processor, others, checkpoint=file)
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(CalibrationError, match=r"damaged.*delete"):
+        run(model, processor, samples, checkpoint=file)
+
+
+# -- shards -------------------------------------------------------------------------------------
+
+
+def test_merged_shards_equal_the_whole(model: Any, processor: Any, samples: list[Sample]) -> None:
+    whole = run(model, processor, samples, batch_size=1)
+    parts = [
+        run(model, processor, samples[i::3], batch_size=1, source=f"shard {i}") for i in range(3)
+    ]
+    a, b, c = parts
+    merged = a.merge(b).merge(c)
+    assert merged == c.merge(a.merge(b)) == b.merge(c).merge(a)
+    # Not only close: integers add up to the same in any order.
+    assert (merged.sums, merged.squares) == (whole.sums, whole.squares)
+    assert torch.equal(merged.mean, whole.mean)
+    assert torch.equal(merged.fit().values, whole.fit().values)
+    assert merged.count == 13
+    assert merged.provenance.source == "shard 0; shard 1; shard 2"
+
+
+def test_merging_what_does_not_go_together_is_refused(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path
+) -> None:
+    one = run(model, processor, samples[:4])
+    with pytest.raises(CalibrationError, match="same samples, which would count twice"):
+        one.merge(run(model, processor, samples[:4]))
+    with pytest.raises(CalibrationError, match="layer is 3 here and 2 there"):
+        one.merge(run(model, processor, samples[4:8], 2))
+    merged = one.merge(run(model, processor, samples[4:8]))
+    with pytest.raises(CalibrationError, match="not the first ones"):
+        run(model, processor, samples, checkpoint=merged.save(tmp_path / "merged.json"))
+
+
+# -- bad samples --------------------------------------------------------------------------------
+
+
+def spoil(samples: list[Sample], tmp_path: Path) -> list[Sample]:
+    """Three bad samples among the good, one of them found only by the processor."""
+    truncated = tmp_path / "truncated.png"
+    samples[0].load_image().save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:600])
+    found = list(samples)
+    found[1] = replace(samples[1], image=tmp_path / "missing.png")
+    found[2] = replace(samples[2], image=truncated)
+    found[6] = replace(samples[6], question="what <image> is")
+    return found
+
+
+def test_bad_samples_are_skipped_and_counted(
+    model: Any,
+    processor: Any,
+    samples: list[Sample],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "pore.calibration"):
+        found = run(model, processor, spoil(samples, tmp_path), max_bad=0.3)
+    assert [one.id for one in found.bad] == ["0/1", "0/2", "0/6"]
+    assert "missing.png" in found.bad[0].reason
+    assert "<image>" in found.bad[2].reason
+    assert len(caplog.records) == 3
+    assert "0/2" in caplog.text
+    assert (found.seen, found.count) == (13, 10)
+    good = [s for i, s in enumerate(samples) if i not in (1, 2, 6)]
+    torch.testing.assert_close(found.mean, run(model, processor, good).mean, rtol=1e-10, atol=0)
+
+
+def test_too_many_bad_samples_fail(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path
+) -> None:
+    spoilt = spoil(samples, tmp_path)
+    # The second bad one of thirteen decides it, though eleven might be good.
+    with pytest.raises(CalibrationError, match=r"2 of 4 samples are bad.*max_bad=0\.1.*missing"):
+        run(model, processor, spoilt, max_bad=0.1)
+    # Of unknown length, it is known only at the end.
+    with pytest.raises(CalibrationError, match="3 of 13 samples are bad"):
+        run(model, processor, iter_only(spoilt), max_bad=0.1)
+    # A higher share goes on from there.
+    file = tmp_path / "state.json"
+    with pytest.raises(CalibrationError, match="2 of 4"):
+        run(model, processor, spoilt, max_bad=0.1, checkpoint=file)
+    assert run(model, processor, spoilt, max_bad=0.3, checkpoint=file).count == 10
+
+
+def iter_only(samples: list[Sample]) -> Iterator[Sample]:
+    yield from samples
+
+
+def test_mostly_bad_fails_early(model: Any, processor: Any, tmp_path: Path) -> None:
+    missing = (Sample(f"{i}", tmp_path / f"{i}.png", "w7") for i in range(10**9))
+    with pytest.raises(CalibrationError, match="52 of 52 samples are bad"):
+        run(model, processor, missing)
+
+
+def test_no_good_sample_is_an_error(model: Any, processor: Any) -> None:
+    with pytest.raises(CalibrationError, match="no sample"):
+        run(model, processor, [])
+    without = Sample("a", None, "w7")
+    with pytest.raises(CalibrationError, match=r"No image was measured.*a: Sample a has no image"):
+        run(model, processor, [without], max_bad=1)
+
+
+def test_one_sample_that_gives_nan_is_bad(
+    model: Any, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_pixels(monkeypatch, "w50 w50")
+    found = run(
+        model, processor, [*samples[:5], replace(samples[5], question="w50 w50")], max_bad=0.2
+    )
+    assert [(one.id, "NaN" in one.reason) for one in found.bad] == [("0/5", True)]
+    assert found.count == 5
+    assert torch.isfinite(found.mean).all()
+
+
+def spoil_pixels(monkeypatch: pytest.MonkeyPatch, question: str | None) -> None:
+    """Let the pixels of all samples, or of those with a question, be NaN."""
+
+    def spoilt(processor: Any, samples: list[Sample], *args: Any) -> Any:
+        inputs = build_inputs(processor, samples, *args)
+        for i, sample in enumerate(samples):
+            if question in (None, sample.question):
+                inputs["pixel_values"][i] = torch.nan
+        return inputs
+
+    monkeypatch.setattr(module, "build_inputs", spoilt)
+
+
+def test_nan_throughout_is_an_error(
+    model: Any, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_pixels(monkeypatch, None)
+    with pytest.raises(ScoreError, match="layer 2 is NaN or infinite from the start"):
+        run(model, processor, samples, max_bad=1)
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, LAYERS, -1, True, 1.5])
+def test_layer_out_of_range(model: Any, processor: Any, samples: list[Sample], layer: Any) -> None:
+    with pytest.raises(BudgetError, match="cannot be the first pruned layer"):
+        run(model, processor, samples, layer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"every": 0}, "every"),
+        ({"limit": -1}, "limit"),
+        ({"max_bad": float("nan")}, "max_bad"),
+        ({"normalize": "row"}, "normalize"),
+    ],
+)
+def test_arguments_out_of_range(
+    model: Any, processor: Any, samples: list[Sample], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(pore.PoreError, match=message):
+        run(model, processor, samples, **settings)
+
+
+def test_pruned_model_is_refused(model: Any, processor: Any, samples: list[Sample]) -> None:
+    with (
+        pore.FastV(keep=4, layer=2)(model),
+        pytest.raises(ModelStateError, match="already pruned by FastV"),
+    ):
+        run(model, processor, samples)
+
+
+def test_text_only_model_is_refused(processor: Any, samples: list[Sample]) -> None:
+    from transformers import LlamaForCausalLM
+
+    config = tiny_llava().config.text_config
+    with pytest.raises(UnsupportedModelError, match="no vision tower"):
+        run(LlamaForCausalLM(config), processor, samples)
+
+
+def test_processor_without_template_is_refused(model: Any, samples: list[Sample]) -> None:
+    processor = make_processor()
+    processor.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        run(model, processor, samples)
+
+
+def test_prompts_that_give_nothing_to_measure_are_refused(model: Any) -> None:
+    with pytest.raises(InputError, match="sample 1 has no image"):
+        attention_rows(model, batch([prompt(3, 1, 4), prompt(3, 0, 20)]), K)
+    with pytest.raises(InputError, match="ends with a visual token"):
+        attention_rows(model, batch([prompt(3, 1, 0)]), K)
+
+
+# -- result and file ----------------------------------------------------------------------------
+
+
+def test_fit_carries_where_it_comes_from(model: Any, processor: Any, samples: list[Sample]) -> None:
+    found = run(model, processor, samples, normalize="visual", source="noise")
+    bias = found.fit("empirical")
+    assert len(bias) == len(found) == N
+    assert bias.grid == (SIDE, SIDE)
+    torch.testing.assert_close(bias.values, found.mean / found.mean.mean())
+    origin = bias.provenance
+    assert (origin.layer, origin.normalize, origin.samples) == (K, "visual", 13)
+    assert origin.source == "noise"
+    assert origin.template == "USER: <image> {question} ASSISTANT:"
+    assert origin.processor is not None
+    assert origin.processor["size"] == {"height": 32, "width": 32}
+    assert pore.PositionBias.from_json(bias.to_json()) == bias
+    bias.check(n=N, layer=K, normalize="visual", processor=processor_settings(processor))
+    with (
+        pore.FastV(keep=4, layer=K, normalize="visual", reweight=bias)(model) as pruned,
+        torch.no_grad(),
+    ):
+        model(**build_inputs(processor, samples[:2], dtype=torch.float64))
+    assert "4" in str(pruned.report)
+
+
+def test_band_covers_the_mean(model: Any, processor: Any, samples: list[Sample]) -> None:
+    found = run(model, processor, samples)
+    low, high = found.band(0.95)
+    torch.testing.assert_close((high - low) / 2, 1.959964 * found.sem)
+    torch.testing.assert_close((high + low) / 2, found.mean)
+    with pytest.raises(CalibrationError, match="between 0 and 1"):
+        found.band(95)
+    assert run(model, processor, samples[:1]).std.isnan().all()
+
+
+def test_same_prompts_for_one_and_many(processor: Any, samples: list[Sample]) -> None:
+    many = build_inputs(processor, samples[:4])
+    assert (many["attention_mask"][:, -1] == 1).all()
+    for i, sample in enumerate(samples[:4]):
+        one = build_inputs(processor, [sample])
+        length = one["input_ids"].shape[1]
+        assert torch.equal(many["input_ids"][i, -length:], one["input_ids"][0])
+        assert (one["input_ids"] == 1).sum() == 1
+        assert torch.equal(many["pixel_values"][i], one["pixel_values"][0])
+    without = build_inputs(processor, [replace(samples[0], image=None), samples[1]])
+    assert len(without["pixel_values"]) == 1
+    assert (without["input_ids"][0] != IMAGE).all()
+
+
+def test_template_with_its_own_start_token(samples: list[Sample]) -> None:
+    processor = make_processor()
+    processor.chat_template = "<s> " + TEMPLATE
+    assert (build_inputs(processor, samples[:1])["input_ids"] == 1).sum() == 1
+    assert prompt_template(processor).startswith("<s> USER:")
+
+
+def test_save_and_load(model: Any, processor: Any, samples: list[Sample], tmp_path: Path) -> None:
+    found = run(model, processor, spoil(samples, tmp_path), max_bad=0.5)
+    assert Calibration.load(found.save(tmp_path / "new" / "c.json")) == found
+
+
+def set_to(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        set_to("schema", "pore.position_bias"),
+        set_to("version", 2),
+        set_to("more", 1),
+        set_to("provenance", {"model": 1}),
+        set_to("provenance", {"secret": 1}),
+        set_to("passes", []),
+        set_to("count", True),
+        set_to("count", -1),
+        set_to("seen", 0),
+        set_to("bad", [["a"]]),
+        set_to("grid", [2, 3]),
+        set_to("grid", ["4", "4"]),
+        set_to("sums", []),
+        set_to("sums", [-1] * N),
+        set_to("sums", [0.5] * N),
+        set_to("squares", [1] * N),
+        set_to("squares", [1 << 200] * N),
+    ],
+)
+def test_damaged_files_are_refused(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path, damage: Any
+) -> None:
+    bad = replace(samples[0], image=tmp_path / "missing")
+    file = run(model, processor, [bad, samples[1]], max_bad=1).save(tmp_path / "c.json")
+    document = json.loads(file.read_text())
+    damage(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(CalibrationError, match=r"c\.json is no calibration"):
+        Calibration.load(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[" * 100_000, b"\xff", b"[]", b'{"sums": [1' + b"0" * 10_000 + b"]}"]
+)
+def test_hostile_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "c.json"
+    file.write_bytes(content)
+    with pytest.raises(CalibrationError, match="is no calibration"):
+        Calibration.load(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="Cannot read"):
+        Calibration.load(tmp_path / "c.json")
+
+
+def test_progress_is_for_terminals(
+    model: Any,
+    processor: Any,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(model, processor, samples)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    run(model, processor, samples)
+    shown = capsys.readouterr().err
+    assert "Calibrating" in shown
+    assert "13/13" in shown
+    assert "samples/s" in shown
+    run(model, processor, samples, progress=False)
+    assert capsys.readouterr() == ("", "")
