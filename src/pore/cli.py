@@ -1,0 +1,902 @@
+"""The command line: `pore demo`, `calibrate`, `generate`, `evaluate`, `bench`, `plot` and more.
+
+Every command does what the library does, through the same functions, for the embedded model and
+for any other. Whatever is slow to import is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from pore.errors import InputError, PoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from pore.pruner import Pruner
+    from pore.samples import Sample
+
+_EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
+_PAPER_KEEPS = ["50%", "25%", "128", "10%"]
+_DEMO_KEEPS = ["50%", "25%", "22.2%", "10%"]
+# What the widest table needs where the width of the output is unknown, as in a pipe.
+_WIDTH = 118
+
+
+class _Group(TyperGroup):
+    """Turns the errors that users can mend into messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; exit with 1 on an error, with 130 when interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            _stderr().print(f"[yellow]Interrupted.[/yellow] {escape(str(error))}".strip())
+            raise typer.Exit(_EXIT_INTERRUPTED) from error
+        except (PoreError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            _stderr().print(f"[red]Error:[/red] {escape(str(error))}")
+            raise typer.Exit(_EXIT_ERROR) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Drop the visual tokens of vision-language models that do not matter, and divide out "
+    "the position bias of attention first (PoRe, arXiv 2508.17807).",
+)
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Hub id, folder, or 'embedded': the model shipped here."),
+]
+Device = Annotated[
+    str, typer.Option(help="Such as cpu, cuda:0 or mps; 'auto' is the accelerator, if any.")
+]
+Dtype = Annotated[
+    str, typer.Option(help="float32, float16, bfloat16; 'auto' is the checkpoint's own.")
+]
+Attn = Annotated[
+    str | None,
+    typer.Option(help="Attention implementation: sdpa, flash_attention_2, eager."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Method = Annotated[str, typer.Option(help="Pruning method; `pore methods` lists them.")]
+Keep = Annotated[str, typer.Option(help="Visual tokens kept per image: 128, 0.25 or 25%.")]
+Keeps = Annotated[
+    list[str], typer.Option("--keep", help="Visual tokens kept: 128, 0.25 or 25%. Repeatable.")
+]
+Layer = Annotated[int | None, typer.Option(help="K, the first pruned layer, counted from 0.")]
+Reweight = Annotated[
+    str | None,
+    typer.Option(
+        help="Position bias P to divide attention by: a file of `pore calibrate`, a hub id, "
+        "'rope' for the data-free prior, or 'published:HOST/BENCHMARK'."
+    ),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(help="Softmax over the whole 'prompt' or the 'visual' tokens alone."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other setting of the method, as NAME=VALUE. Repeatable."),
+]
+Samples = Annotated[
+    str,
+    typer.Option(
+        "--samples",
+        "-s",
+        help="embedded:calibration, embedded:test, a JSONL file, a folder of images, or the hub "
+        "id of a data set.",
+    ),
+]
+Questions = Annotated[
+    Path | None, typer.Option(help="For a folder of images: text file, one question a line.")
+]
+Split = Annotated[str, typer.Option(help="Split of a data set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many samples.")]
+Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples of a batch.")]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        _stdout().print(f"pore {installed('pore-vlm')}", highlight=False)
+        raise typer.Exit
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    model: Model = "embedded",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is found.")] = Path(
+        "runs/demo"
+    ),
+    keep: Keeps = _DEMO_KEEPS,
+    layer: Annotated[int, typer.Option(help="K, the first pruned layer, counted from 0.")] = 2,
+    calibration: Annotated[
+        str, typer.Option(help="Samples that P is measured on.")
+    ] = "embedded:calibration",
+    images: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 700,
+    test: Annotated[str, typer.Option(help="Samples with answers, to ask.")] = "embedded:test",
+    questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 560,
+    batch_size: Batch = 32,
+    seed: Annotated[int, typer.Option(help="Seed of Random and of the bootstrap.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attn: Attn = None,
+) -> None:
+    """Calibrate, fit, prune, ask, compare: the whole job, with a report.
+
+    Measures the position bias on the calibration samples and fits P, then asks the test questions
+    unpruned and with FastV, FastV + PoRe, FastV + RoPE prior, Random and Downsample. Prints the
+    table and writes `results.json`, `results.csv`, `profile.json`, figures, examples and
+    `report.html` into the folder.
+
+    Examples:
+
+        pore demo
+
+        pore demo --questions 2100 --out runs/long
+
+        pore demo -m llava-hf/llava-1.5-7b-hf --calibration calib.jsonl --test test.jsonl
+    """
+    from pore import speed
+    from pore.evaluation import demo as job
+    from pore.evaluation.page import About, facts
+
+    keeps = tuple(map(_keep, keep))
+    settings = job.Settings(
+        layer=layer,
+        keeps=keeps,
+        batch_size=batch_size,
+        seed=seed,
+        example_keep=0.25 if 0.25 in keeps else keeps[0],
+    )
+    began = time.monotonic()
+    with _progress() as told:
+        told("loading the model", 0.0)
+        loaded, processor = _load(model, device, dtype, attn)
+        result = job.run(
+            loaded,
+            processor,
+            calibration=_samples(calibration, limit=images),
+            test=_samples(test, limit=questions),
+            out=out,
+            settings=settings,
+            about=About(
+                model="the embedded model" if model == "embedded" else model,
+                command=_command(),
+                calibration=calibration,
+                test=test,
+                setup=_setup(loaded, speed.hardware(loaded.device), speed.versions(), seed),
+                choice=_choice(layer),
+            ),
+            progress=told,
+        )
+    console = _stdout()
+    _print_results(result.records)
+    for line in facts(result):
+        console.print(line, highlight=False)
+    for difference in result.differences:
+        if difference.second.reweight == settings.kind:
+            console.print(f"  {difference}", highlight=False)
+    console.print(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.", highlight=False)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for P.")] = Path("profile.json"),
+    model: Model = "embedded",
+    samples: Samples = "embedded:calibration",
+    questions: Questions = None,
+    split: Split = "train",
+    limit: Limit = None,
+    layer: Annotated[int, typer.Option(help="K, the first layer that will be pruned.")] = 2,
+    normalize: Annotated[str, typer.Option(help="'prompt' or 'visual'; prune alike.")] = "prompt",
+    kind: Annotated[
+        str, typer.Option(help="exponential, exponential+offset, spline or empirical.")
+    ] = "exponential",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="File for the sums, to resume from. [default: OUT.calibration.json]"),
+    ] = None,
+    max_bad: Annotated[float, typer.Option(help="Share of bad samples to put up with.")] = 0.01,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for figure1.png and figure2.png.")
+    ] = None,
+    batch_size: Batch = 8,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attn: Attn = None,
+    revision: Revision = None,
+) -> None:
+    """Measure the position bias of a model, fit P and save it.
+
+    Runs the vision tower and the decoder below layer K only. Interrupted, it goes on where it was
+    when called again.
+
+    Examples:
+
+        pore calibrate --out profile.json --figures figures
+
+        pore calibrate -m llava-hf/llava-1.5-7b-hf -s photos --questions ask.txt -o llava.json
+    """
+    from pore.calibration import calibrate as measure
+
+    loaded, processor = _load(model, device, dtype, attn, revision)
+    kept = checkpoint or out.with_name(f"{out.stem}.calibration.json")
+    measured = measure(
+        loaded,
+        processor,
+        _samples(samples, limit=limit, questions=questions, split=split),
+        layer,
+        normalize=normalize,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        checkpoint=kept,
+        max_bad=max_bad,
+        source=samples,
+    )
+    bias = measured.fit(kind)  # type: ignore[arg-type]
+    bias.save(out)
+    console = _stdout()
+    console.print(repr(bias), highlight=False)
+    console.print(f"Wrote {out}, and the sums to {kept}.", highlight=False)
+    if figures is not None:
+        _draw_bias(measured, bias, figures)
+
+
+@app.command()
+def generate(
+    image: Annotated[Path, typer.Argument(help="File of the image.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    model: Model = "embedded",
+    method: Method = "FastV",
+    keep: Keep = "25%",
+    layer: Layer = None,
+    reweight: Reweight = None,
+    normalize: Normalize = None,
+    settings: Set = None,
+    unpruned: Annotated[bool, typer.Option("--unpruned", help="Drop nothing.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    draw: Annotated[
+        Path | None, typer.Option(help="PNG for the image with the tokens kept.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print answer and report as JSON.")] = (
+        False
+    ),
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attn: Attn = None,
+    revision: Revision = None,
+) -> None:
+    """Answer a question about an image, and say what was kept of it.
+
+    Examples:
+
+        pore generate scene.png "What color is the circle?" --keep 25% --draw kept.png
+
+        pore generate cat.jpg "What is this?" -m llava-hf/llava-1.5-7b-hf --reweight llava.json
+    """
+    import torch
+
+    from pore.prompts import build_inputs
+    from pore.samples import Sample
+
+    sample = Sample(image.name, image, question)
+    sample.load_image()
+    loaded, processor = _load(model, device, dtype, attn, revision)
+    pruner = None
+    if not unpruned:
+        bias = _bias(reweight, loaded, processor, [sample])
+        pruner = _pruner(method, settings, keep=_keep(keep), layer=layer, normalize=normalize)
+        pruner = _reweighted(pruner, bias)
+    inputs = build_inputs(processor, [sample], loaded.device, loaded.dtype)
+    report = None
+    with torch.inference_mode():
+        if pruner is None:
+            tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        else:
+            with pruner(loaded) as run:
+                tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            report = run.report
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    answer = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+    if draw is not None:
+        _draw_kept(processor, sample, report, answer, draw)
+    if as_json:
+        found = {"answer": answer, "report": None if report is None else report.to_dict()}
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = _stdout()
+    console.print(answer, highlight=False, markup=False, style="bold")
+    if report is not None:
+        console.print(str(report), highlight=False, markup=False, style="dim")
+    if draw is not None:
+        console.print(f"Wrote {draw}.", highlight=False)
+
+
+@app.command()
+def evaluate(
+    model: Model = "embedded",
+    samples: Samples = "embedded:test",
+    questions: Questions = None,
+    split: Split = "test",
+    limit: Limit = None,
+    method: Method = "FastV",
+    keep: Keeps = ["25%"],  # noqa: B006 - typer copies it
+    layer: Layer = None,
+    reweight: Reweight = None,
+    normalize: Normalize = None,
+    settings: Set = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
+    timing: Annotated[bool, typer.Option(help="Measure the prefill, methods in turns.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for results.json and results.csv.")
+    ] = None,
+    batch_size: Batch = 16,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attn: Attn = None,
+    revision: Revision = None,
+) -> None:
+    """Ask a model questions with known answers: unpruned, pruned, and pruned with P.
+
+    With --reweight every budget is run without P and with it, and the two are compared question
+    by question.
+
+    Examples:
+
+        pore evaluate --keep 25% --keep 10% --reweight profile.json
+
+        pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
+    """
+    from pore.evaluation import Batches, compare, time_prefill, write_records
+    from pore.evaluation import evaluate as ask
+
+    loaded, processor = _load(model, device, dtype, attn, revision)
+    asked = list(_samples(samples, limit=limit, questions=questions, split=split))
+    bias = _bias(reweight, loaded, processor, asked[:64])
+    pruners: list[Pruner | None] = [None]
+    for one in map(_keep, keep):
+        plain = _pruner(method, settings, keep=one, layer=layer, normalize=normalize)
+        pruners += [plain] if bias is None else [plain, _reweighted(plain, bias)]
+    batches = Batches(loaded, processor, asked, batch_size=batch_size)
+    done, total = 0, len(asked) * len(pruners)
+    with _progress() as told:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            told("asking", done / total)
+
+        outcomes = [
+            ask(
+                loaded,
+                processor,
+                batches,
+                pruner,
+                max_new_tokens=max_new_tokens,
+                progress=advance,
+            )
+            for pruner in pruners
+        ]
+        if timing:
+            told("timing the prefill", 1.0)
+            times = time_prefill(loaded, batches, pruners, count=1)
+            outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
+    records = [outcome.record() for outcome in outcomes]
+    console = _stdout()
+    _print_results(records)
+    if bias is not None:
+        for plain_outcome, other in zip(outcomes[1::2], outcomes[2::2], strict=True):
+            console.print(str(compare(plain_outcome, other)), highlight=False)
+    if out is not None:
+        paths = write_records(out, records)
+        console.print(f"Wrote {' and '.join(map(str, paths))}.", highlight=False)
+
+
+@app.command()
+def bench(
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Random weights of a shape: llava-1.5-7b, llava-1024x12, ..."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Hub id, folder, or 'embedded' instead of a shape."),
+    ] = None,
+    method: Method = "FastV",
+    keep: Keeps = ["128"],  # noqa: B006 - typer copies it
+    layer: Layer = None,
+    settings: Set = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Prompts that run together.")
+    ] = 1,
+    text_before: Annotated[int, typer.Option(min=0, help="Text tokens before the image.")] = 35,
+    text_after: Annotated[int, typer.Option(min=1, help="Text tokens behind it.")] = 20,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of every setting.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before, thrown away.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file for all measurements.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attn: Attn = None,
+) -> None:
+    """Measure prefill, first token, decoding and memory, pruned and unpruned.
+
+    Runs are interleaved and warmed up; the attainable is the same stack on the shortened prompt,
+    without any pruning code.
+
+    Examples:
+
+        pore bench --shape llava-1024x12 --keep 128 --keep 64
+
+        pore bench --shape llava-1.5-7b --device cuda --dtype bfloat16 -b 8 --out bench.json
+
+        pore bench --model embedded --keep 25%
+    """
+    from pore import speed
+
+    if (shape is None) == (model is None):
+        raise typer.BadParameter("Give either --shape or --model.")
+    pruners = [_pruner(method, settings, keep=one, layer=layer) for one in map(_keep, keep)]
+    if model is not None:
+        loaded, _ = _load(model, device, dtype, attn)
+    else:
+        loaded = _random_model(str(shape), device, dtype, attn)
+    with _progress() as told:
+        result = speed.measure(
+            loaded,
+            pruners,
+            batch_size=batch_size,
+            text_before=text_before,
+            text_after=text_after,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            warmup=warmup,
+            command=_command(),
+            progress=lambda run, runs, name: told(name, run / runs),
+        )
+    console = _stdout()
+    console.print(speed.table(result))
+    if out is not None:
+        result.save(out)
+        console.print(f"Wrote {out}.", highlight=False)
+
+
+@app.command()
+def plot(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="results.json, or calibration.json of `pore calibrate` or the demo."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path(
+        "figures"
+    ),
+    kind: Annotated[
+        str, typer.Option(help="Form of P for a calibration: exponential, spline, ...")
+    ] = "exponential",
+) -> None:
+    """Draw the figures of saved results.
+
+    A calibration gives figure1.png (mean attention on the grid, before and after) and figure2.png
+    (over position, with fit and confidence band), results give accuracy.png (over FLOPs).
+
+    Examples:
+
+        pore plot runs/demo/calibration.json runs/demo/results.json --out figures
+
+        pore plot profile.calibration.json --kind spline
+    """
+    from pore import plotting
+    from pore.calibration import Calibration
+    from pore.evaluation.records import read_records
+
+    for source in sources:
+        # Results are a list, a calibration is not; each reader then checks what it gets.
+        with source.open(encoding="utf-8", errors="replace") as file:
+            is_list = file.read(64).lstrip().startswith("[")
+        if is_list:
+            figure = plotting.accuracy_over_flops(read_records(source))
+            path = plotting.save(figure, out / "accuracy.png")
+            _stdout().print(f"Wrote {path}.", highlight=False)
+        else:
+            measured = Calibration.load(source)
+            _draw_bias(measured, measured.fit(kind), out)  # type: ignore[arg-type]
+
+
+@app.command()
+def flops(
+    shape: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, llava-1024x12, ...")] = (
+        "llava-1.5-7b"
+    ),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub id, folder or 'embedded' instead.")
+    ] = None,
+    keep: Keeps = _PAPER_KEEPS,
+    layer: Annotated[int, typer.Option(help="K, the first pruned layer, counted from 0.")] = 2,
+    text: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 35,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count the FLOPs of a prefill: by the paper's count, and as they are.
+
+    The defaults are those of PoRe's Table 1 and reproduce its column: 54.6, 32.8, 30.4, 19.9. Its
+    count is the mean over the decoder layers, with a multiply-add as one and two MLP matrices; 10 %
+    is there 57.6 tokens, unrounded. The true count is of every matrix product of the model.
+
+    Examples:
+
+        pore flops
+
+        pore flops --model embedded --keep 36 --layer 3
+    """
+    from pore.flops import model_flops, paper_flops, tokens_per_layer
+    from pore.loading import resolve
+    from pore.selection import budget
+    from pore.shapes import ModelShape, model_shape
+
+    if model is None:
+        sizes = model_shape(shape)
+    else:
+        from transformers import AutoConfig
+
+        sizes = ModelShape.from_config(AutoConfig.from_pretrained(resolve(model)))
+    visual, layers = sizes.visual_tokens, sizes.decoder.layers
+    rows = []
+    for one in (1.0, *map(_keep, keep)):
+        kept = budget(one, visual)
+        tokens = tokens_per_layer(layers, text + visual, visual, kept, layer)
+        exact = one * visual if isinstance(one, float) else one
+        unrounded = [text + visual] * layer + [text + exact] * (layers - layer)
+        true = model_flops(sizes, tokens, probes=[layer - 1] if kept < visual else [])
+        rows.append(
+            {
+                "keep": one,
+                "dropped": 1 - exact / visual,
+                "tokens_kept": kept,
+                "tokens": list(tokens),
+                "paper": paper_flops(sizes.decoder, unrounded).to_dict(),
+                "true": true.to_dict(),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    title = f"{model or shape}: {text} text + {visual} visual tokens, K = {layer}"
+    _stdout().print(_flops_table(rows, title))
+
+
+@app.command()
+def methods() -> None:
+    """List the pruning methods that are installed, with their settings."""
+    from pore.methods import methods as registered
+
+    table = _table("method", "reweight", "settings", "what it does", "source")
+    for name, kind in registered().items():
+        table.add_row(
+            f"[bold]{escape(name)}[/bold]",
+            "yes" if kind.reweightable else "-",
+            escape("\n".join(_setting(field) for field in fields(kind))),  # type: ignore[arg-type]
+            escape(_first_line(kind)),
+            escape(kind.source),
+        )
+    _stdout().print(table)
+
+
+@app.command()
+def models() -> None:
+    """List the model families that pore knows, and the model that ships with it."""
+    from pore.families import families
+    from pore.loading import EMBEDDED
+    from pore.shapes import SHAPES
+
+    table = _table("family", "model_type", "what it is")
+    for model_type, family in sorted(families().items()):
+        table.add_row(
+            f"[bold]{escape(family.name)}[/bold]", escape(model_type), escape(_first_line(family))
+        )
+    console = _stdout()
+    console.print(table)
+    console.print(f"Shipped with the package: --model {EMBEDDED}", highlight=False)
+    console.print(
+        f"Shapes with random weights, for bench and flops: {', '.join(SHAPES)}, llava-WIDTHxLAYERS",
+        highlight=False,
+    )
+
+
+# -- what the commands share ----------------------------------------------------------------------
+
+
+def _stdout() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _print_results(records: Sequence[dict[str, Any]]) -> None:
+    """One table, or two under each other on a terminal too narrow for it."""
+    from pore.evaluation.records import table
+
+    console = _stdout()
+    title = "Right answers in % with 95 % interval, by kind of question and third of the image"
+    whole = table(records, title=title)
+    width = Console(width=1000).measure(whole).maximum
+    if not console.is_terminal:
+        console = Console(width=max(width, _WIDTH))
+    if width <= console.width:
+        console.print(whole)
+    else:
+        console.print(table(records, detail=False))
+        console.print(table(records, cost=False))
+    console.print(
+        "tokens: visual ones at the last layer; GFLOPs: of the prefill with tower, multiply-add = "
+        "2; ms: prefill per question, median\n",
+        style="dim",
+    )
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """One bar for a whole command, on stderr; gives a function of what is done and what share."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=_stderr(),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+
+        def tell(what: str, share: float) -> None:
+            bar.update(task, description=escape(what), completed=share)
+
+        yield tell
+
+
+def _load(
+    model: str, device: str, dtype: str, attn: str | None, revision: str | None = None
+) -> tuple[Any, Any]:
+    from pore.loading import load_model
+
+    return load_model(model, device=device, dtype=dtype, attn=attn, revision=revision)
+
+
+def _random_model(shape: str, device: str, dtype: str, attn: str | None) -> Any:
+    import torch
+
+    from pore import speed
+    from pore.loading import choose_device
+
+    target = choose_device(device)
+    if dtype == "auto":
+        dtype = "float32" if target.type == "cpu" else "bfloat16"
+    return speed.build(shape, device=target, dtype=getattr(torch, dtype), attention=attn or "sdpa")
+
+
+def _samples(
+    source: str, *, limit: int | None, questions: Path | None = None, split: str = "test"
+) -> Sequence[Sample]:
+    from pore.samples import load_samples
+
+    return list(load_samples(source, questions=questions, limit=limit, split=split))
+
+
+def _keep(text: str) -> int | float:
+    """`128`, `0.25` or `25%` as a method's `keep`."""
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.strip("+-").isdigit() else float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no number of tokens (128) and no share of them (0.25 or 25%)."
+        ) from None
+
+
+def _pruner(method: str, settings: list[str] | None, **given: Any) -> Pruner:
+    """A method by name, whatever its letters' case, with the settings that were given."""
+    from pore.methods import methods as registered
+
+    kinds = {name.lower(): kind for name, kind in registered().items()}
+    kind = kinds.get(method.lower())
+    if kind is None:
+        raise InputError(f"There is no method {method!r}; choose from {', '.join(registered())}.")
+    values = {name: value for name, value in given.items() if value is not None}
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--set {setting!r} is not of the form NAME=VALUE.")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise InputError(
+                f"{kind.name} has no setting {name!r}; it has {', '.join(sorted(known))}."
+            )
+    return kind(**values)
+
+
+def _reweighted(pruner: Pruner, bias: Any) -> Pruner:
+    if bias is None:
+        return pruner
+    if not pruner.reweightable:
+        raise InputError(
+            f"{pruner.name} does not rank by text-visual attention, so there is nothing to "
+            "divide by a position bias; leave --reweight away."
+        )
+    return replace(pruner, reweight=bias)  # type: ignore[type-var]
+
+
+def _bias(name: str | None, model: Any, processor: Any, samples: Sequence[Sample]) -> Any:
+    from pore.evaluation.reweighting import ROPE, load_bias, rope_bias
+
+    if name is None:
+        return None
+    return rope_bias(model, processor, samples) if name == ROPE else load_bias(name)
+
+
+def _draw_bias(measured: Any, bias: Any, folder: Path) -> None:
+    from pore import plotting
+
+    for name, figure in (
+        ("figure1.png", plotting.figure1(measured.mean, bias)),
+        ("figure2.png", plotting.figure2(measured.mean, bias, measured.sem)),
+    ):
+        path = plotting.save(figure, folder / name)
+        _stdout().print(f"Wrote {path}.", highlight=False)
+
+
+def _draw_kept(processor: Any, sample: Sample, report: Any, answer: str, path: Path) -> None:
+    from pore import plotting
+    from pore.evaluation.demo import seen_image
+
+    panels, grid = [], (1, 1)
+    if report is not None:
+        (image,) = report.samples[0].images
+        if image.grid is None:
+            raise InputError("The visual tokens of this model lie on no grid, so none is drawn.")
+        grid = image.grid
+        panels.append(plotting.Panel(f"“{answer}”", None, image.kept))
+    seen = seen_image(processor, sample.load_image())
+    plotting.save(plotting.kept_tokens(seen, panels, grid, title=sample.question), path)
+
+
+def _setup(
+    model: Any, hardware: dict[str, Any], versions: dict[str, str], seed: int
+) -> dict[str, str]:
+    machine = [hardware["cpu"], f"{hardware['cpu_cores']} cores", f"{hardware['threads']} threads"]
+    if "gpu" in hardware:
+        machine.append(hardware["gpu"])
+    return {
+        "machine": ", ".join(machine),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "model": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}, "
+        f"{model.config._attn_implementation} attention",
+        "seeds": f"{seed} for Random and the bootstrap; the scenes have seeds of their own",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _choice(layer: int) -> str:
+    if layer == 2:
+        return "K = 2 is the layer of the paper's Table 1; it was not chosen by results."
+    return f"K = {layer} was asked for on the command line; the paper's Table 1 has K = 2."
+
+
+def _command() -> str:
+    return " ".join(["pore", *sys.argv[1:]])
+
+
+def _table(*headings: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _flops_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in (
+        "dropped",
+        "kept",
+        "paper's count, B",
+        "true count, GFLOPs",
+        "of unpruned",
+        "decoder",
+        "tower",
+        "projector",
+        "head",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        paper, true = row["paper"], row["true"]
+        table.add_row(
+            f"{100 * row['dropped']:.1f} %",
+            str(row["tokens_kept"]),
+            f"{paper['layer_mean'] / 1e9:.1f}",
+            *(f"{true[part] / 1e9:,.4g}" for part in ("total",)),
+            f"{true['total'] / rows[0]['true']['total']:.3f}",
+            *(
+                f"{(true[part] + (true['probe'] if part == 'decoder' else 0)) / 1e9:,.4g}"
+                for part in ("decoder", "tower", "projector", "head")
+            ),
+        )
+    table.caption = (
+        "Paper's count: mean over the decoder layers, multiply-add = 1, MLP of two matrices. "
+        "True count: whole model, multiply-add = 2, probe of scores included in the decoder."
+    )
+    return table
+
+
+def _setting(field: Any) -> str:
+    kind = field.type if isinstance(field.type, str) else field.type.__name__
+    if field.default is MISSING:
+        return f"{field.name}: {kind}"
+    return f"{field.name} = {field.default!r}"
+
+
+def _first_line(documented: object) -> str:
+    kind = documented if isinstance(documented, type) else type(documented)
+    return (kind.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="pore")
+
+
+if __name__ == "__main__":
+    main()

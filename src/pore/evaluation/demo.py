@@ -1,0 +1,431 @@
+"""The main job from end to end: calibrate, fit, prune, ask, compare, and show it all.
+
+Calibration sees the calibration samples only. Nothing is chosen by looking at the test samples:
+the layer, the budgets and the form of P are given beforehand, and what comes out is written down.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pore import plotting
+from pore._files import write_atomic
+from pore.bias import Kind, PositionBias
+from pore.calibration import Calibration, calibrate
+from pore.errors import BudgetError
+from pore.evaluation import page
+from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
+from pore.evaluation.records import write_records
+from pore.evaluation.reweighting import rope_bias
+from pore.evaluation.running import Batches, evaluate, time_prefill
+from pore.families import family_of
+from pore.methods import Downsample, FastV, Random
+from pore.methods.downsample import coarse_grid
+from pore.pruner import Pruner
+from pore.samples import Sample
+from pore.selection import budget
+
+_TIMED_BATCH = 8
+_TIMED_ROUNDS = 7
+_ROPE_SAMPLES = 64
+_LONGEST_ANSWER = 8
+_SQUARE = 1.5
+"""Cells of a down-sampled grid may be this much longer than wide."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo is to do.
+
+    Attributes:
+        layer: K, the first pruned layer.
+        keeps: The budgets, as `keep` of a method.
+        kind: Form of P.
+        batch_size: Questions of a batch.
+        seed: Seed of Random and of the bootstrap.
+        example_keep: The budget that examples are drawn at; one of `keeps`.
+    """
+
+    layer: int = 2
+    keeps: tuple[int | float, ...] = (0.5, 0.25, 0.222, 0.1)
+    kind: Kind = "exponential"
+    batch_size: int = 32
+    seed: int = 0
+    example_keep: int | float = 0.25
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with what methods kept of its image.
+
+    Attributes:
+        title: Why it is shown.
+        path: The picture.
+    """
+
+    title: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo found.
+
+    Attributes:
+        settings: What it was asked to do.
+        calibration: Ā and how it came about.
+        bias: P.
+        rope: The data-free prior.
+        outcomes: The unpruned model first, then by budget.
+        differences: Every other method against FastV, budget by budget.
+        examples: Pictures of what is kept.
+        report: The report.
+    """
+
+    settings: Settings
+    calibration: Calibration
+    bias: PositionBias
+    rope: PositionBias
+    outcomes: tuple[Outcome, ...]
+    differences: tuple[Difference, ...]
+    examples: tuple[Example, ...]
+    report: Path
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of `results.json`."""
+        return [outcome.record() for outcome in self.outcomes]
+
+
+Progress = Callable[[str, float], None]
+"""Told what is being done and what share of all is done."""
+
+
+def run(
+    model: Any,
+    processor: Any,
+    *,
+    calibration: Sequence[Sample],
+    test: Sequence[Sample],
+    out: Path,
+    settings: Settings,
+    about: page.About,
+    progress: Progress | None = None,
+) -> Result:
+    """Calibrate, fit, prune and ask, and write everything into a folder.
+
+    Files are written whole or not at all, each as soon as its content is there.
+
+    Args:
+        model: A supported model whose visual tokens lie on one grid.
+        processor: Its processor.
+        calibration: Samples that P is measured on.
+        test: Samples with answers, none of them among `calibration`.
+        out: The folder; made if missing.
+        settings: What to do.
+        about: What the report tells of the circumstances.
+        progress: Told what is being done.
+
+    Returns:
+        What was found.
+
+    Raises:
+        PoreError: The model, samples or settings do not fit.
+        OSError: A file cannot be written.
+    """
+    grid = family_of(model).grid(model)
+    if grid is None:
+        raise BudgetError("The demo needs a model whose images all have one grid.")
+    work = _Work(model, len(calibration), len(test), settings, progress)
+
+    work.start("measuring the position bias")
+    measured = calibrate(
+        model,
+        processor,
+        work.through(calibration, _CALIBRATION_COST),
+        settings.layer,
+        batch_size=settings.batch_size,
+        progress=False,
+        source=about.calibration,
+    )
+    bias = measured.fit(settings.kind)
+    rope = rope_bias(model, processor, calibration[:_ROPE_SAMPLES])
+    measured.save(out / "calibration.json")
+    bias.save(out / "profile.json")
+    plotting.save(plotting.figure1(measured.mean, bias), out / "figure1.png")
+    plotting.save(plotting.figure2(measured.mean, bias, measured.sem), out / "figure2.png")
+
+    batches = Batches(model, processor, test, batch_size=settings.batch_size)
+    outcomes = []
+    methods = lineup(settings, bias, rope, grid)
+    for keep, pruner in methods:
+        work.start(_doing(keep, pruner))
+        answered = evaluate(
+            model,
+            processor,
+            batches,
+            pruner,
+            max_new_tokens=_LONGEST_ANSWER,
+            progress=work.done(work.cost(pruner)),
+        )
+        outcomes.append(replace(answered, budget=keep))
+    work.start("timing the prefill, methods in turns")
+    timed = Batches(model, processor, test[:_TIMED_BATCH], batch_size=_TIMED_BATCH)
+    times = time_prefill(
+        model,
+        timed,
+        [pruner for _, pruner in methods],
+        count=1,
+        rounds=_TIMED_ROUNDS,
+        progress=work.done(_TIMED_COST),
+    )
+    outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
+    differences = tuple(_differences(outcomes, settings))
+    records = [outcome.record() for outcome in outcomes]
+    write_records(out, records)
+    write_atomic(out / "differences.json", _differences_json(differences))
+    plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
+
+    work.start("drawing examples and the report")
+    examples = tuple(_examples(processor, test, outcomes, settings, grid, out / "examples"))
+    result = Result(
+        settings,
+        measured,
+        bias,
+        rope,
+        tuple(outcomes),
+        differences,
+        examples,
+        out / "report.html",
+    )
+    page.write(result, about, out)
+    work.finish()
+    return result
+
+
+def lineup(
+    settings: Settings, bias: PositionBias, rope: PositionBias, grid: tuple[int, int]
+) -> list[tuple[int | float | None, Pruner | None]]:
+    """Everything that is compared: the unpruned model, then five methods at every budget.
+
+    Args:
+        settings: Layer, budgets and seed.
+        bias: P as measured.
+        rope: The data-free prior.
+        grid: Rows and columns of an image's visual tokens.
+
+    Returns:
+        Budgets and methods; both None for the unpruned model.
+    """
+    methods: list[tuple[int | float | None, Pruner | None]] = [(None, None)]
+    for keep in settings.keeps:
+        host = FastV(keep=keep, layer=settings.layer)
+        methods += [
+            (keep, host),
+            (keep, replace(host, reweight=bias)),
+            (keep, replace(host, reweight=rope)),
+            (keep, Random(keep=keep, layer=settings.layer, seed=settings.seed)),
+            (keep, Downsample(keep=fair_cells(grid, keep))),
+        ]
+    return methods
+
+
+def fair_cells(grid: tuple[int, int], keep: int | float) -> int:
+    """Cells for down-sampling within a budget: not fewer than it, and no long, thin ones.
+
+    14 tokens would be a grid of 2×7, which nobody would choose. The baseline gets the next number
+    that makes a decent grid; the table says how many that is.
+
+    Args:
+        grid: Rows and columns of an image's visual tokens.
+        keep: The budget.
+
+    Returns:
+        The number of cells.
+    """
+    for count in range(budget(keep, grid[0] * grid[1]), grid[0] * grid[1]):
+        try:
+            rows, columns = coarse_grid(grid, count)
+        except BudgetError:
+            continue
+        aspect = (grid[0] * columns) / (grid[1] * rows)
+        if 1 / _SQUARE <= aspect <= _SQUARE:
+            return count
+    return grid[0] * grid[1]
+
+
+def _doing(keep: int | float | None, pruner: Pruner | None) -> str:
+    name = Outcome(pruner, ()).label
+    return f"asking: {name}" + ("" if keep is None else f", {budget_label(keep)}")
+
+
+# Costs of one sample beside the unpruned model's 1, for the progress bar only.
+_CALIBRATION_COST = 0.4
+_TIMED_COST = 0.8
+
+
+class _Work:
+    """How far the demo is, as a share of all its work."""
+
+    def __init__(
+        self,
+        model: Any,
+        calibration: int,
+        test: int,
+        settings: Settings,
+        progress: Progress | None,
+    ) -> None:
+        family = family_of(model)
+        self._below = settings.layer / len(family.layers(model))
+        grid = family.grid(model)
+        self._tokens = 1 if grid is None else grid[0] * grid[1]
+        methods = 1 + 5 * len(settings.keeps)
+        asked = 1.0 + sum(
+            4 * self._cost(budget(keep, self._tokens), self._below)
+            + self._cost(budget(keep, self._tokens), 0.0)
+            for keep in settings.keeps
+        )
+        timed = min(test, _TIMED_BATCH) * (_TIMED_ROUNDS + 1) * methods
+        self._all = calibration * _CALIBRATION_COST + test * asked + timed * _TIMED_COST
+        self._so_far = 0.0
+        self._what = ""
+        self._progress = progress
+
+    def _cost(self, kept: int, below: float) -> float:
+        return 0.25 + 0.75 * (below + (1 - below) * kept / self._tokens)
+
+    def cost(self, pruner: Pruner | None) -> float:
+        """Cost of a sample under a method."""
+        if pruner is None:
+            return 1.0
+        kept = budget(getattr(pruner, "keep", 1.0), self._tokens)
+        return self._cost(kept, self._below if hasattr(pruner, "layer") else 0.0)
+
+    def start(self, what: str) -> None:
+        """Say what comes now."""
+        self._what = what
+        self._tell()
+
+    def done(self, cost: float) -> Callable[[int], None]:
+        """A function to be told how many more samples of a cost are done."""
+
+        def advance(samples: int) -> None:
+            self._so_far += samples * cost
+            self._tell()
+
+        return advance
+
+    def through(self, samples: Sequence[Sample], cost: float) -> Iterator[Sample]:
+        """The samples, counted as they are taken."""
+        advance = self.done(cost)
+        for sample in samples:
+            yield sample
+            advance(1)
+
+    def finish(self) -> None:
+        """Say that all is done."""
+        self._so_far, self._what = self._all, "done"
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._what, min(1.0, self._so_far / self._all))
+
+
+def _differences(outcomes: Sequence[Outcome], settings: Settings) -> Iterator[Difference]:
+    """Every method against plain FastV at its budget; outcomes come in the order of `lineup`."""
+    pruned = outcomes[1:]
+    size = len(pruned) // len(settings.keeps)
+    for number in range(len(settings.keeps)):
+        host, *others = pruned[number * size : (number + 1) * size]
+        for other in others:
+            yield compare(host, other, seed=settings.seed)
+
+
+def seen_image(processor: Any, image: Image.Image) -> Image.Image:
+    """The image as the vision tower gets it: resized or cropped, colours as they were.
+
+    Args:
+        processor: The model's processor.
+        image: The image.
+
+    Returns:
+        What its pixel values show.
+    """
+    settings = processor.image_processor
+    values = settings(images=image, return_tensors="np")["pixel_values"][0]
+    mean, std = (np.reshape(x, (3, 1, 1)) for x in (settings.image_mean, settings.image_std))
+    pixels = np.clip((values * std + mean) * 255, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(np.moveaxis(pixels, 0, -1))
+
+
+def _examples(
+    processor: Any,
+    test: Sequence[Sample],
+    outcomes: Sequence[Outcome],
+    settings: Settings,
+    grid: tuple[int, int],
+    folder: Path,
+) -> Iterator[Example]:
+    """The first question of every kind, and the first ones on which FastV and PoRe disagree."""
+    number = settings.keeps.index(settings.example_keep)
+    shown = outcomes[1 + 5 * number : 6 + 5 * number]
+    host, reweighted = shown[0], shown[1]
+    chosen: dict[int, str] = {}
+    for i, sample in enumerate(test):
+        if sample.kind is not None and sample.kind not in {test[j].kind for j in chosen}:
+            chosen[i] = f"the first question of kind “{sample.kind}”"
+    for wanted, title in (
+        ((False, True), "the first questions that only PoRe gets right"),
+        ((True, False), "the first questions that only plain FastV gets right"),
+    ):
+        pairs = zip(host.right, reweighted.right, strict=True)
+        found = [i for i, pair in enumerate(pairs) if pair == wanted and i not in chosen]
+        chosen |= dict.fromkeys(found[:2], title)
+    for count, (i, title) in enumerate(chosen.items(), 1):
+        panels = [_panel(outcome, outcome.answers[i], grid) for outcome in shown]
+        sample = test[i]
+        figure = plotting.kept_tokens(
+            seen_image(processor, sample.load_image()),
+            panels,
+            grid,
+            title=f"{sample.question}  →  {sample.answer}",
+        )
+        yield Example(title, plotting.save(figure, folder / f"{count:02}.png", dpi=120))
+
+
+def _panel(outcome: Outcome, answer: Answer, grid: tuple[int, int]) -> plotting.Panel:
+    kept = answer.kept[0]
+    averages = isinstance(outcome.pruner, Downsample)
+    return plotting.Panel(
+        f"{outcome.label}: “{answer.given}”",
+        answer.right,
+        kept,
+        coarse_grid(grid, len(kept)) if averages else None,
+    )
+
+
+def _differences_json(differences: Sequence[Difference]) -> str:
+    found = [
+        {
+            "keep": d.second.keep,
+            "method": d.second.method,
+            "reweight": d.second.reweight,
+            "against": d.first.method,
+            "difference": d.paired.difference,
+            "ci": list(d.paired.ci),
+            "won": d.paired.gained,
+            "lost": d.paired.lost,
+            "p_mcnemar": d.paired.p,
+            "n": d.paired.n,
+        }
+        for d in differences
+    ]
+    return json.dumps(found, indent=2) + "\n"

@@ -1,0 +1,218 @@
+"""What came of asking a model questions under one setting, and how two settings compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pore.errors import InputError
+from pore.evaluation.statistics import Paired, paired, wilson
+from pore.pruner import Pruner
+
+UNPRUNED = "unpruned"
+"""The method's name in the record of the unpruned model."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question and what became of it.
+
+    Attributes:
+        id: The sample's.
+        question: What was asked.
+        expected: The right answer.
+        given: What the model wrote.
+        right: Whether that is the same, after `answers.normalise`.
+        kind: Kind of the question, where the sample says.
+        third: Third of the image asked about, where the sample says.
+        kept: For each image, raster indices of the visual tokens that reached the last layer.
+        flops: FLOPs of the prefill (true count), or None where the model's sizes are not known.
+    """
+
+    id: str
+    question: str
+    expected: str
+    given: str
+    right: bool
+    kind: str | None
+    third: str | None
+    kept: tuple[tuple[int, ...], ...]
+    flops: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answers of one model under one setting.
+
+    Attributes:
+        pruner: The method and its settings; None for the unpruned model.
+        answers: One per question, in the order of the samples.
+        prefill_ms: Median time of the prefill per question, where it was measured.
+        budget: The budget it is listed under, where that is not the `keep` of the method itself.
+    """
+
+    pruner: Pruner | None
+    answers: tuple[Answer, ...]
+    prefill_ms: float | None = None
+    budget: int | float | None = None
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return UNPRUNED if self.pruner is None else self.pruner.name
+
+    @property
+    def keep(self) -> int | float | None:
+        """The budget: tokens per image, or the fraction kept; 1.0 for the unpruned model."""
+        if self.budget is not None:
+            return self.budget
+        return 1.0 if self.pruner is None else getattr(self.pruner, "keep", None)
+
+    @property
+    def reweight(self) -> str | None:
+        """Kind of the position bias that attention is divided by, such as "exponential"."""
+        bias = getattr(self.pruner, "reweight", None)
+        return None if bias is None else str(bias.kind)
+
+    @property
+    def label(self) -> str:
+        """The method in words: "FastV + PoRe" where a measured bias is divided out."""
+        return label(self.method, self.reweight)
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Right or wrong, one per question."""
+        return tuple(answer.right for answer in self.answers)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(self.right) / len(self.answers)
+
+    @property
+    def ci(self) -> tuple[float, float]:
+        """Wilson interval of the accuracy, at 95 %."""
+        return wilson(sum(self.right), len(self.answers))
+
+    @property
+    def tokens_after(self) -> float:
+        """Visual tokens of a prompt that reach the last layer, on average."""
+        return sum(len(i) for a in self.answers for i in a.kept) / len(self.answers)
+
+    @property
+    def flops(self) -> float | None:
+        """Mean FLOPs of a prefill (true count), or None where the model's sizes are not known."""
+        known = [answer.flops for answer in self.answers if answer.flops is not None]
+        return sum(known) / len(known) if len(known) == len(self.answers) else None
+
+    def accuracy_by(self, key: Callable[[Answer], str | None]) -> dict[str, float]:
+        """Accuracy of every group of questions, in order of first appearance.
+
+        Args:
+            key: The group of a question, or None to leave it out.
+
+        Returns:
+            Accuracy by group.
+        """
+        groups: dict[str, list[bool]] = {}
+        for answer in self.answers:
+            group = key(answer)
+            if group is not None:
+                groups.setdefault(group, []).append(answer.right)
+        return {group: sum(right) / len(right) for group, right in groups.items()}
+
+    def record(self) -> dict[str, Any]:
+        """The outcome as one record of `results.json`."""
+        return {
+            "method": self.method,
+            "reweight": self.reweight,
+            "keep": self.keep,
+            "layer": getattr(self.pruner, "layer", None),
+            "accuracy": self.accuracy,
+            "ci": list(self.ci),
+            "accuracy_by_kind": self.accuracy_by(lambda answer: answer.kind),
+            "accuracy_by_third": self.accuracy_by(lambda answer: answer.third),
+            "n": len(self.answers),
+            "tokens_after": self.tokens_after,
+            "flops": self.flops,
+            "prefill_ms": self.prefill_ms,
+        }
+
+
+def label(method: str, reweight: str | None) -> str:
+    """A method in words, from the fields of its record.
+
+    Args:
+        method: The method's name.
+        reweight: Kind of the position bias, or None.
+
+    Returns:
+        Such as "FastV", "FastV + PoRe" (a bias that was measured) or "FastV + RoPE prior".
+    """
+    if reweight is None:
+        return method
+    return f"{method} + {'RoPE prior' if reweight == 'rope' else 'PoRe'}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting against another on the same questions.
+
+    Attributes:
+        first: The one that is the measure.
+        second: The one that is measured by it.
+        paired: The second less the first.
+    """
+
+    first: Outcome
+    second: Outcome
+    paired: Paired
+
+    def __str__(self) -> str:
+        found = self.paired
+        return (
+            f"{budget_label(self.second.keep)}: {self.second.label} − {self.first.label} = "
+            f"{points(found.difference)} points {self.interval}, p = {found.p:.2g}"
+        )
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval in percentage points."""
+        return f"[{points(self.paired.ci[0])}, {points(self.paired.ci[1])}]"
+
+
+def compare(first: Outcome, second: Outcome, *, seed: int = 0) -> Difference:
+    """Compare two settings question by question.
+
+    Args:
+        first: One outcome.
+        second: Another, of the same samples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The difference, second less first, with its interval and test.
+
+    Raises:
+        InputError: They did not answer the same questions.
+    """
+    if _asked(first.answers) != _asked(second.answers):
+        raise InputError("Two outcomes can be compared only if they answer the same questions.")
+    return Difference(first, second, paired(first.right, second.right, seed=seed))
+
+
+def budget_label(keep: int | float | None) -> str:
+    """A budget in words: "keep 25 %", "keep 128" for a count."""
+    if keep is None:
+        return "method's own budget"
+    return f"keep {keep}" if isinstance(keep, int) else f"keep {100 * keep:.3g} %"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, such as "+1.3" or "−0.4"."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def _asked(answers: Sequence[Answer]) -> list[tuple[str, str]]:
+    return [(answer.id, answer.question) for answer in answers]

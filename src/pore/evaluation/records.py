@@ -1,0 +1,191 @@
+"""Results as files and as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pore._files import write_atomic
+from pore.errors import InputError
+from pore.evaluation.outcome import UNPRUNED, budget_label, label
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Record = Mapping[str, Any]
+
+FIELDS = (
+    "method",
+    "reweight",
+    "keep",
+    "layer",
+    "accuracy",
+    "ci",
+    "accuracy_by_kind",
+    "accuracy_by_third",
+    "n",
+    "tokens_after",
+    "flops",
+    "prefill_ms",
+)
+"""The fields of a record, in order."""
+
+
+def write_records(folder: str | os.PathLike[str], records: Sequence[Record]) -> tuple[Path, Path]:
+    """Write `results.json`, a list of records, and `results.csv`, one row for each.
+
+    Args:
+        folder: Where; made if missing.
+        records: What `Outcome.record` gives.
+
+    Returns:
+        The two paths.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    text = json.dumps(list(records), indent=2, allow_nan=False) + "\n"
+    return (
+        write_atomic(Path(folder) / "results.json", text),
+        write_atomic(Path(folder) / "results.csv", to_csv(records)),
+    )
+
+
+def read_records(path: str | os.PathLike[str]) -> list[Record]:
+    """Read a `results.json`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its records.
+
+    Raises:
+        InputError: It holds no records.
+        OSError: It cannot be read.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{os.fspath(path)} is no JSON: {error}.") from error
+    if not isinstance(found, list) or not found:
+        raise InputError(f"{os.fspath(path)} holds no list of results.")
+    for record in found:
+        if not isinstance(record, dict) or not set(FIELDS) <= record.keys():
+            raise InputError(f"{os.fspath(path)} has a result without all of {', '.join(FIELDS)}.")
+    return found
+
+
+def to_csv(records: Iterable[Record]) -> str:
+    """Records as CSV, nested fields as columns such as `kind.color` and `third.top`."""
+    records = list(records)
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {}
+        for name in FIELDS:
+            if name == "ci":
+                row["ci_low"], row["ci_high"] = record[name]
+            elif name.startswith("accuracy_by_"):
+                prefix = name.removeprefix("accuracy_by_")
+                row |= {f"{prefix}.{group}": share for group, share in record[name].items()}
+            else:
+                row[name] = record[name]
+        rows.append(row)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Records by budget, in order of first appearance."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        unpruned = record["method"] == UNPRUNED
+        name = "all visual tokens" if unpruned else budget_label(record["keep"])
+        found.setdefault(name, []).append(record)
+    return list(found.items())
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal, without its sign."""
+    return f"{100 * share:.1f}"
+
+
+def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
+    """A number in a unit, "?" where it is not known."""
+    return "?" if value is None else f"{value / unit:.{digits}g}"
+
+
+def tokens(value: float) -> str:
+    """A mean number of tokens: whole where it is."""
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+
+
+def interval(record: Record) -> str:
+    """Half the width of a record's confidence interval, in percentage points."""
+    low, high = record["ci"]
+    return f"{50 * (high - low):.1f}"
+
+
+def columns(records: Sequence[Record], field: str) -> list[str]:
+    """The groups that records tell accuracy of, in order of first appearance."""
+    return list(dict.fromkeys(group for record in records for group in record[field]))
+
+
+def table(
+    records: Sequence[Record], *, title: str | None = None, cost: bool = True, detail: bool = True
+) -> Table:
+    """Results in the manner of the paper's Table 1: a block of methods for each budget.
+
+    Args:
+        records: What `Outcome.record` gives.
+        title: Title of the table.
+        cost: Whether to show tokens, FLOPs and time.
+        detail: Whether to show accuracy by kind and by third.
+
+    Returns:
+        A table to print with rich.
+    """
+    from rich import box
+    from rich.table import Table
+
+    kinds = columns(records, "accuracy_by_kind") if detail else []
+    thirds = columns(records, "accuracy_by_third") if detail else []
+    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column("method", no_wrap=True)
+    for heading in ("tokens", "GFLOPs", "ms") if cost else ():
+        made.add_column(heading, justify="right", no_wrap=True)
+    made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
+    for heading in (*kinds, *thirds):
+        short = heading if len(heading) <= 6 else f"{heading[:5]}."
+        made.add_column(short, justify="right", no_wrap=True)
+    for budget, block in groups(records):
+        made.add_section()
+        made.add_row(f"[bold]{budget}[/bold]")
+        for record in block:
+            costs = (
+                tokens(record["tokens_after"]),
+                number(record["flops"], 1e9),
+                number(record["prefill_ms"]),
+            )
+            made.add_row(
+                f"  {label(record['method'], record['reweight'])}",
+                *(costs if cost else ()),
+                f"{percent(record['accuracy'])} ±{interval(record)}",
+                *(share(record["accuracy_by_kind"], kind) for kind in kinds),
+                *(share(record["accuracy_by_third"], third) for third in thirds),
+            )
+    return made
+
+
+def share(shares: Mapping[str, float], group: str) -> str:
+    """Accuracy of a group as a percentage, "-" where it was asked nothing."""
+    return percent(shares[group]) if group in shares else "-"

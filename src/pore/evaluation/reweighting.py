@@ -1,0 +1,80 @@
+"""A position bias by name, as the command line gives it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from pore.bias import PositionBias
+from pore.errors import InputError
+from pore.families import family_of
+from pore.profiles import available, published
+from pore.prompts import build_inputs
+from pore.samples import Sample
+
+ROPE = "rope"
+"""The name of the data-free RoPE prior."""
+
+PUBLISHED = "published:"
+"""What comes before the host and benchmark of a published bias."""
+
+
+def load_bias(name: str) -> PositionBias:
+    """A position bias from a file, the hub, or among those published.
+
+    Args:
+        name: A file or folder, a hub id, or "published:HOST/BENCHMARK".
+
+    Returns:
+        The bias.
+
+    Raises:
+        PoreError: There is none by that name.
+    """
+    if not name.startswith(PUBLISHED):
+        return PositionBias.from_pretrained(name)
+    host, slash, benchmark = name.removeprefix(PUBLISHED).partition("/")
+    if not slash:
+        names = ", ".join(f"{PUBLISHED}{'/'.join(pair)}" for pair in available()[:2])
+        raise InputError(f"{name!r} names no published bias; they are such as {names}.")
+    return published(host=host, benchmark=benchmark)
+
+
+def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> PositionBias:
+    """The data-free prior of SparseVLM+ for a model and its prompts.
+
+    The prior is of the distance to the querying token, so it takes the number of text tokens
+    behind the image: the median over the samples.
+
+    Args:
+        model: The model, with rotary embeddings.
+        processor: Its processor.
+        samples: Some samples, each with an image.
+
+    Returns:
+        The prior over the visual tokens of the first image.
+
+    Raises:
+        PoreError: The samples have no images, or the model no rotary embedding of one base.
+    """
+    inputs = build_inputs(processor, samples, model.device, model.dtype)
+    family = family_of(model)
+    images = family.images(model, inputs)
+    if not images:
+        raise InputError("The RoPE prior is over the visual tokens of an image; there is none.")
+    # Prompts are padded on the left, so all end in the last column.
+    length = inputs["input_ids"].shape[1]
+    behind = statistics.median_low(length - 1 - image.columns[-1] for image in images)
+    config: Any = family.decoder(model).config
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
+    if theta is None:
+        raise InputError(f"{type(config).__name__} names no base of a rotary embedding.")
+    return PositionBias.rope(
+        len(images[0].columns),
+        head_dim=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
+        text_tokens=behind,
+        theta=float(theta),
+        grid=images[0].grid,
+    )

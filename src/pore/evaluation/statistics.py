@@ -1,0 +1,107 @@
+"""How sure a share and a difference of shares are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from pore.errors import InputError
+
+_Z = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The Wilson score interval of a share, at 95 %.
+
+    Args:
+        right: Successes.
+        n: Trials, at least 1.
+
+    Returns:
+        Its lower and upper end, within [0, 1].
+
+    Raises:
+        InputError: `right` is not from 0 to `n`, or there were no trials.
+    """
+    if n < 1 or not 0 <= right <= n:
+        raise InputError(f"A share of {right} in {n} has no confidence interval.")
+    share, z2 = right / n, _Z * _Z
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # At the ends the formula is exact but for rounding.
+    low = 0.0 if right == 0 else max(0.0, centre - half)
+    return low, 1.0 if right == n else min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How two methods differ on the same questions.
+
+    Attributes:
+        n: Questions that both answered.
+        gained: Questions that the second has right and the first wrong.
+        lost: Questions that the first has right and the second wrong.
+        ci: 95 % interval of the difference of accuracy, from a paired bootstrap.
+        p: Two-sided exact McNemar test of no difference.
+    """
+
+    n: int
+    gained: int
+    lost: int
+    ci: tuple[float, float]
+    p: float
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the second less that of the first."""
+        return (self.gained - self.lost) / self.n
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.ci[0] > 0 or self.ci[1] < 0
+
+
+def paired(
+    first: Sequence[bool], second: Sequence[bool], *, seed: int = 0, resamples: int = 10_000
+) -> Paired:
+    """Compare two methods question by question.
+
+    The bootstrap draws questions with replacement. A question is won, lost or neither, so a
+    resample is one multinomial draw of those three counts.
+
+    Args:
+        first: Right or wrong, one per question.
+        second: The same of another method, in the same order.
+        seed: Seed of the bootstrap.
+        resamples: Resamples of the bootstrap.
+
+    Returns:
+        The difference, second less first.
+
+    Raises:
+        InputError: The two have not the same, positive number of questions.
+    """
+    n = len(first)
+    if n < 1 or len(second) != n:
+        raise InputError(f"Cannot pair {n} questions with {len(second)}.")
+    gained = sum(b and not a for a, b in zip(first, second, strict=True))
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    rng = np.random.default_rng(seed)
+    shares = (gained / n, lost / n, (n - gained - lost) / n)
+    draws = rng.multinomial(n, shares, size=resamples)
+    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, (0.025, 0.975))
+    return Paired(n, gained, lost, (float(low), float(high)), _mcnemar(gained, lost))
+
+
+def _mcnemar(gained: int, lost: int) -> float:
+    """Probability of a split at least as uneven, were both sides equally likely."""
+    discordant = gained + lost
+    tail = sum(math.comb(discordant, i) for i in range(min(gained, lost) + 1))
+    # An integer over an integer, for 2**discordant may be more than a float holds.
+    return min(1.0, float(Fraction(2 * tail, 2**discordant)))

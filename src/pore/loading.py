@@ -1,0 +1,107 @@
+"""A model and its processor by name: a hub id, a folder, or `embedded`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pore.embedded import embedded_model
+from pore.errors import InputError, UnsupportedModelError
+
+EMBEDDED = "embedded"
+"""The name of the model that ships with the package."""
+
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+"""Names of number formats; "auto" is that of the checkpoint, float32 on a CPU."""
+
+
+def resolve(name: str) -> str:
+    """What transformers loads a model from: the path of `embedded`, or the name itself."""
+    return embedded_model() if name == EMBEDDED else os.path.expanduser(name)
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str | None = None,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a supported model, ready to evaluate, and its processor.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        device: Such as "cpu", "cuda:1" or "mps"; "auto" is the accelerator there is, if any.
+        dtype: One of `DTYPES`.
+        attn: Attention implementation, such as "sdpa", "flash_attention_2" or "eager"; None is
+            the choice of transformers.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The model, in evaluation mode on the device, and the processor.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows.
+        InputError: There is no such device or number format, or transformers cannot load it so.
+        OSError: There is no such model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    from pore.families import families
+
+    if dtype not in DTYPES:
+        raise InputError(f"{dtype!r} is no number format; choose from {', '.join(DTYPES)}.")
+    target = choose_device(device)
+    path = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
+    if config.model_type not in families():
+        # Said before gigabytes are loaded; `pore models` lists what is known.
+        raise UnsupportedModelError(
+            f"{name!r} is a {config.model_type!r} model, of no family that pore knows. "
+            f"It knows: {', '.join(sorted(families()))}."
+        )
+    if dtype == "auto" and target.type == "cpu":
+        dtype = "float32"
+    disable_progress_bar()
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            revision=revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn,
+        ).to(target)
+        processor = AutoProcessor.from_pretrained(path, revision=revision)
+    except (ImportError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"transformers cannot load {name!r} as asked: {error}") from error
+    return model.eval(), processor
+
+
+def choose_device(name: str) -> Any:
+    """A device by name.
+
+    Args:
+        name: Such as "cpu", "cuda:1" or "mps"; "auto" is the accelerator there is, if any.
+
+    Returns:
+        The `torch.device`.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device {name!r} here: {error}") from error
+    return device
