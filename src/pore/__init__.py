@@ -10,6 +10,8 @@ print(run.report)
 
 from pore.bias import PositionBias as PositionBias
 from pore.bias import Provenance as Provenance
+from pore.calibration import Calibration as Calibration
+from pore.calibration import calibrate as calibrate
 from pore.embedded import embedded_model as embedded_model
 from pore.errors import PoreError as PoreError
 from pore.methods import *  # noqa: F403 - the registry lists the methods, so that a new one is one line
@@ -17,5 +19,7 @@ from pore.methods import methods as methods
 from pore.pruner import Pruner as Pruner
 from pore.pruner import Run as Run
 from pore.pruner import remove as remove
+from pore.samples import Sample as Sample
+from pore.samples import load_samples as load_samples
 
 __version__ = "0.1.0"

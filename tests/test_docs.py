@@ -1,0 +1,77 @@
+"""The examples of the documents run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import pore
+from models import N, batch, prompt, tiny_llava
+from pore.families import families
+from pore.methods import methods
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def example(page: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The first Python block of a page, as a module."""
+    found = re.search(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert found
+    module = ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", module)  # where dataclasses look their types up
+    exec(compile(found[1], page, "exec"), module.__dict__)
+    return module
+
+
+def test_adding_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pore.Pruner, "methods", dict(pore.Pruner.methods))
+    method = example("adding-a-method.md", monkeypatch).LargestNorm
+    assert methods()["LargestNorm"] is method
+    model, inputs = tiny_llava(), batch([prompt(3, 1, 5), prompt(2, 2, 4, 1)])
+    with method(keep=5)(model) as run:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert [len(image.kept) for sample in run.report for image in sample.images] == [5, 5, 5]
+
+
+def test_adding_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = example("adding-a-family.md", monkeypatch).MyFamily
+
+    class Small(family):  # type: ignore[misc, valid-type]
+        """The example with the size of the test's model."""
+
+        def images(self, model: Any, inputs: Any) -> Any:
+            from pore.families.base import equal_images, placeholder_runs
+
+            columns = placeholder_runs(inputs["input_ids"], model.config.image_token_id)
+            return equal_images(columns, N, (4, 4))
+
+    model = tiny_llava()
+    monkeypatch.setattr("pore.families.families", lambda: {"llava": Small()})
+    with pore.FastV(keep=5)(model) as run:
+        model(**batch([prompt(3, 1, 5)]))
+    assert run.report.samples[0].images[0].seen == N
+    assert "llava" in families()
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    root = DOCS.parent
+    for page in [*DOCS.glob("*.md"), *root.glob("*.md"), *root.glob("benchmarks/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_import_is_light() -> None:
+    """What `import pore` adds to torch and transformers holds nothing heavy."""
+    code = (
+        "import sys, torch, transformers, pore; "
+        "heavy = {'matplotlib', 'scipy', 'datasets', 'typer', 'rich', 'sklearn', "
+        "'transformers.modeling_utils'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,94 @@
+"""Selection as a pure function: budgets met exactly, order and scale of no account."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pore.errors import BudgetError, ScoreError
+from pore.selection import budget, indices, top_k
+
+rows = st.integers(1, 4)
+widths = st.integers(1, 24)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """Distinct scores (I, n), a count for every row, and which entries are valid."""
+    count, width = draw(rows), draw(widths)
+    seed = draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.stack([torch.randperm(width, generator=generator) for _ in range(count)])
+    lengths = [draw(st.integers(1, width)) for _ in range(count)]
+    valid = torch.arange(width) < torch.tensor(lengths)[:, None]
+    counts = [draw(st.integers(1, length)) for length in lengths]
+    return scores.double() + 1, counts, valid
+
+
+@given(problems())
+def test_budget_is_exact_and_the_best_are_kept(problem: tuple) -> None:  # type: ignore[type-arg]
+    scores, counts, valid = problem
+    kept = top_k(scores, counts, valid)
+    assert kept.sum(-1).tolist() == counts
+    assert not (kept & ~valid).any()
+    for row, (mask, ok) in enumerate(zip(kept, valid, strict=True)):
+        left = scores[row][ok & ~mask]
+        assert left.numel() == 0 or scores[row][mask].min() > left.max()
+    for row in indices(kept):
+        assert row == sorted(set(row))
+
+
+@given(problems(), st.floats(1e-6, 1e6))
+def test_scale_does_not_matter(problem: tuple, scale: float) -> None:  # type: ignore[type-arg]
+    scores, counts, valid = problem
+    assert torch.equal(top_k(scores, counts, valid), top_k(scores * scale, counts, valid))
+
+
+@given(problems())
+def test_what_is_not_valid_does_not_matter(problem: tuple) -> None:  # type: ignore[type-arg]
+    scores, counts, valid = problem
+    noise = scores.masked_fill(~valid, float("nan"))
+    assert torch.equal(top_k(scores, counts, valid), top_k(noise, counts, valid))
+
+
+@given(problems(), st.randoms(use_true_random=False))
+def test_moves_with_its_tokens(problem: tuple, random: object) -> None:  # type: ignore[type-arg]
+    scores, counts, valid = problem
+    order = list(range(scores.shape[1]))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    moved = top_k(scores[:, order], counts, valid[:, order])
+    assert torch.equal(moved, top_k(scores, counts, valid)[:, order])
+
+
+def test_of_equal_scores_the_earlier_wins() -> None:
+    assert indices(top_k(torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]), [2])) == [[1, 2]]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4096), st.floats(0, 1, exclude_min=True))
+def test_fraction_is_rounded_half_to_even(available: int, keep: float) -> None:
+    if round(keep * available) < 1:
+        with pytest.raises(BudgetError, match="rounds to none"):
+            budget(keep, available)
+    else:
+        assert budget(keep, available) == round(keep * available)
+
+
+def test_authors_counts() -> None:
+    """FastV's published fractions of 576 tokens."""
+    assert [budget(1 - r, 576) for r in (0.5, 0.75, 0.778, 0.9)] == [288, 144, 128, 58]
+    assert budget(0.25, 50) == 12
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_not_finite(bad: float) -> None:
+    with pytest.raises(ScoreError, match="NaN or infinity"):
+        top_k(torch.tensor([[1.0, bad, 0.0]]), [1])
+
+
+def test_more_than_there_are() -> None:
+    valid = torch.tensor([[True, False, True]])
+    with pytest.raises(BudgetError, match=r"keep \[3\] tokens where only \[2\]"):
+        top_k(torch.rand(1, 3), [3], valid)
