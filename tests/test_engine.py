@@ -382,6 +382,36 @@ class TestGenerate:
         assert torch.equal(out, expected)
         assert run.report.samples[1].tokens == run.report.samples[0].tokens
 
+    @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_test"])
+    @pytest.mark.parametrize("pruner", [pore.FastV(keep=5), pore.Downsample(keep=4)], ids=repr)
+    def test_decoding_behind_right_padding(self, models: Any, attention: str, pruner: Any) -> None:
+        model, prompts = models[attention], BATCHES["ragged text"]
+        inputs, steps = batch(prompts, "right"), torch.tensor([[7, 8, 9], [4, 5, 6]])
+        mask, lengths = inputs["attention_mask"], inputs["attention_mask"].sum(1, keepdim=True)
+        with pruner(model):
+            cache = model(**inputs).past_key_values
+            together = []
+            for step in range(3):
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+                out = model(
+                    input_ids=steps[:, step : step + 1],
+                    attention_mask=mask,
+                    position_ids=lengths + step,
+                    past_key_values=cache,
+                )
+                together.append(out.logits[:, 0])
+        for row, ids in enumerate(prompts):
+            pixels = inputs["pixel_values"][row : row + 1]
+            with pruner(model):
+                cache = model(input_ids=torch.tensor([ids]), pixel_values=pixels).past_key_values
+                for step in range(3):
+                    alone = model(
+                        input_ids=steps[row : row + 1, step : step + 1], past_key_values=cache
+                    )
+                    torch.testing.assert_close(
+                        together[step][row], alone.logits[0, 0], **tolerance(attention)
+                    )
+
     def test_without_a_cache_the_newest_token_chooses_anew(self, models: Any) -> None:
         model, pruner = models["sdpa"], pore.FastV(keep=5)
         one = batch([prompt(3, 1, 5)])
