@@ -188,9 +188,11 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
         left.plot(position, fit, color=_VERMILION, lw=2.2, label=name)
         right.plot(position, after, color=_GREEN, lw=1.1, label="reweighted $\\bar{A} / P$")
         right.axhline(1.0, color=_GREY, lw=1.4, ls=(0, (4, 3)), label="no position favoured")
+        top = float(max(before.max(), after.max()))
         if sem is not None:
             # The error relative to the mean is the same before and after a division by P.
             spread = _Z95 * _vector(sem, len(before)) / np.asarray(mean, dtype=np.float64)
+            top = float(np.nanmax([top, *(before * (1 + spread)), *(after * (1 + spread))]))
             for axis, values, color in ((left, before, _BLUE), (right, after, _GREEN)):
                 axis.fill_between(
                     position,
@@ -207,7 +209,7 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
             axis.set_xlabel("visual token, in raster order")
             axis.set_xlim(0, len(before) - 1)
             axis.legend(loc="upper left")
-        left.set_ylim(0.0, 1.4 * float(max(before.max(), after.max())))
+        left.set_ylim(0.0, 1.35 * top)
         left.set_ylabel("attention, relative to the mean")
     return figure
 
