@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pore.attention import AttentionTap, Normalize, last_row_logits, text_visual_attention
 from pore.errors import BudgetError, InputError, ModelStateError, ScoreError
 from pore.families import Family, family_of
-from pore.layout import Image, Layout
+from pore.layout import Image, Layout, sources
 from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
@@ -277,6 +277,8 @@ class Run:
         self.permanent = False
         self.report = Report(pruner, self.model, self.family, history)
         self._marked: Tensor | None = None
+        self._pixels: Tensor | None = None
+        self._encoded: Tensor | None = None
         self._undo: list[Callable[[], None]] = []
 
     # -- entering and leaving ---------------------------------------------------------------------
@@ -309,7 +311,7 @@ class Run:
     def _restore(self) -> None:
         while self._undo:
             self._undo.pop()()
-        self._forward = None
+        self._forward = self._pixels = self._encoded = None
         self._caches = weakref.WeakKeyDictionary()
         _active.pop(self.model, None)
 
@@ -327,6 +329,10 @@ class Run:
         for i in range(min(inner, default=len(layers)), len(layers)):
             hook = layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True)
             hooks.append(hook)
+        if any(stage.padding for stage in self._stages):
+            tower, projector = family.tower(model), family.projector(model)
+            hooks.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+            hooks.append(projector.register_forward_hook(self._after_projector))
         self._undo.extend(hook.remove for hook in hooks)
         for stage in self._stages:
             if stage.attention is not None:
@@ -348,6 +354,13 @@ class Run:
         self._marked = None if visual is None else visual.detach().to("cpu", torch.bool)
 
     # -- hooks ------------------------------------------------------------------------------------
+
+    def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # `generate` runs the tower before the model: keep what it saw until the prefill.
+        self._pixels = self.family.pixels(args, kwargs)
+
+    def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> None:
+        self._encoded = output[:, 0].detach()
 
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forward = _Forward(self.family.inputs(self.model, args, kwargs))
@@ -377,6 +390,8 @@ class Run:
             forward.layout = Layout.of(images, forward.tokens)
             if any(stage.attention for stage in self._stages):
                 check_query(forward.layout)
+            if any(stage.padding for stage in self._stages):
+                forward.encoded = self._which(forward.layout, embeds)
             self.report.start(forward.layout)
         elif length > 1:
             self.report.without_images(forward.tokens)
@@ -569,21 +584,29 @@ class Run:
         marked = marked.repeat_interleave(batch // marked.shape[0], 0)
         return marked_images(marked, self.family.grid(self.model))
 
+    def _which(self, layout: Layout, embeds: Tensor) -> list[int]:
+        """Which of the images that the tower saw last every image of a prefill is."""
+        encoded = self._encoded
+        which = None if encoded is None else sources(layout.images, encoded.shape[0])
+        if encoded is not None and which is not None:
+            first = embeds[layout.rows, layout.columns[:, 0]]
+            if torch.equal(first, encoded[which].to(first)):
+                return which
+        raise InputError(
+            f"{self.pruner.name} with these settings reads what goes through the vision tower, "
+            f"but the features of these {len(layout.images)} images were made before; pass "
+            "pixel_values inside the block."
+        )
+
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None
-        pixels = self.family.letterbox(self.model, forward.inputs)
-        images = forward.layout.images
-        if pixels is None or pixels.shape[0] != len(images):
-            raise InputError(
-                "Padding is read off the pixels of each image, and this forward has "
-                f"{'none' if pixels is None else pixels.shape[0]} for {len(images)} images; pass "
-                "pixel_values, or do not suppress padding."
-            )
-        grid = images[0].grid
+        pixels, grid = self._pixels, forward.layout.images[0].grid
+        assert pixels is not None
         if grid is None:
             raise InputError("Visual tokens without a grid cannot be matched with padding.")
         raster, valid = (x.to(pixels.device) for x in (forward.layout.raster, forward.layout.valid))
-        return letterbox_padding(pixels, grid).gather(1, raster).masked_fill(~valid, 1.0)
+        shares = letterbox_padding(pixels, grid)[forward.encoded]
+        return shares.gather(1, raster).masked_fill(~valid, 1.0)
 
 
 def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
@@ -649,6 +672,7 @@ class _Forward:
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
         attention: (I, t) the latest text-visual attention.
+        encoded: Which of the images that went through the vision tower every image is.
     """
 
     def __init__(self, inputs: dict[str, Any]) -> None:
@@ -662,6 +686,7 @@ class _Forward:
         self.index: Tensor | None = None
         self.short: Shortened | None = None
         self.attention: Tensor | None = None
+        self.encoded: list[int] = []
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
