@@ -13,6 +13,7 @@ DEMO_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CODE := src tests training
 
 .PHONY: help setup demo test lint format clean
 
@@ -29,12 +30,12 @@ test: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff format $(CODE)
 
 clean:
 	rm -rf $(VENV) build runs
