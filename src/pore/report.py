@@ -158,7 +158,8 @@ class Report:
             )
 
     def _probes(self) -> list[int]:
-        return [stage.layer - 1 for stage in self._pruner.stages() if stage.attention is not None]
+        stages = self._pruner.stages()
+        return [s.layer - 1 for s in stages if getattr(s, "attention", None) is not None]
 
     def _flops(self, tokens: Any, images: int, probes: list[int]) -> int | None:
         flops: Flops = model_flops(
