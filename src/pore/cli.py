@@ -117,16 +117,24 @@ Limit = Annotated[int | None, typer.Option(min=1, help="At most so many samples.
 Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples of a batch.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"pore {version('pore-vlm')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_print_version),
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        _stdout().print(f"pore {installed('pore-vlm')}", highlight=False)
-        raise typer.Exit
+    # Both are read before any command: `debug` by `_Group`, `version` by its callback.
+    del debug, version
 
 
 # -- commands -------------------------------------------------------------------------------------

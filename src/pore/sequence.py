@@ -141,13 +141,20 @@ class Shortened:
             attention: The layer's attention module.
 
         Returns:
-            A copy with mask, positions and rotary embedding shortened.
+            A copy with mask, positions and rotary embedding shortened; the same object where
+            nothing is to be changed, as for most decoded tokens.
         """
+        if self.index is None and self.track.full and kwargs.get("attention_mask") is None:
+            return kwargs
         kwargs = dict(kwargs)
         if self.index is not None:
             for name in ("position_embeddings", "position_ids"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = self._memo(kwargs[name], hidden, self._positions)
+            if "position_ids" in kwargs and "flash" in self._config._attn_implementation:
+                # Positions with gaps would be read as packed sequences, which reads the device
+                # in every layer and forgets what is in the cache. RoPE is in the tables.
+                kwargs["position_ids"] = None
         cache = kwargs.get("past_key_values")
         layer: int = attention.layer_idx  # type: ignore[assignment]
         slots = self.track.columns.shape[1]

@@ -19,7 +19,7 @@ from pore import plotting
 from pore._files import write_atomic
 from pore.bias import Kind, PositionBias
 from pore.calibration import Calibration, calibrate
-from pore.errors import BudgetError
+from pore.errors import BudgetError, InputError
 from pore.evaluation import page
 from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
 from pore.evaluation.records import write_records
@@ -142,7 +142,7 @@ def run(
     """
     grid = family_of(model).grid(model)
     if grid is None:
-        raise BudgetError("The demo needs a model whose images all have one grid.")
+        raise InputError("The demo needs a model whose images all have one grid.")
     work = _Work(model, len(calibration), len(test), settings, progress)
 
     work.start("measuring the position bias")

@@ -166,7 +166,7 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
         spans += f"<th colspan='{len(kinds)}' class='span'>by kind of question</th>"
     if thirds:
         spans += f"<th colspan='{len(thirds)}' class='span'>by third of the image</th>"
-    headings = ("method", "visual tokens", "GFLOPs", "prefill ms", "accuracy %", *kinds, *thirds)
+    headings = ("method", "tokens", "GFLOPs", "prefill ms", "accuracy %", *kinds, *thirds)
     lines = [f"<thead>{spans}</tr>{_row(map(escape, headings), 'th')}</thead>"]
     for budget, block in tables.groups(found):
         width = len(headings)

@@ -24,7 +24,7 @@ def load_bias(name: str) -> PositionBias:
     """A position bias from a file, the hub, or among those published.
 
     Args:
-        name: A file or folder, a hub id, or "published:HOST/BENCHMARK".
+        name: A JSON file, a folder, a hub id, or "published:HOST/BENCHMARK".
 
     Returns:
         The bias.
@@ -32,6 +32,8 @@ def load_bias(name: str) -> PositionBias:
     Raises:
         PoreError: There is none by that name.
     """
+    if name.endswith(".json"):
+        return PositionBias.load(name)
     if not name.startswith(PUBLISHED):
         return PositionBias.from_pretrained(name)
     host, slash, benchmark = name.removeprefix(PUBLISHED).partition("/")

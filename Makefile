@@ -1,0 +1,49 @@
+# make demo   set up, then the whole job on the embedded model: table, figures, runs/demo/report.html
+# make test   set up, then the tests
+# make lint   set up, then ruff and mypy
+#
+# Set-up makes .venv once, and again when pyproject.toml or constraints.txt change.
+# PYTHON=python3.12 picks an interpreter; PIP_ARGS is passed to pip, PYTEST_ARGS to pytest.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: $(READY)
+
+demo: $(READY)
+	$(BIN)/pore demo $(DEMO_ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build runs
+
+# torch goes first, in exactly the version of the constraints: a range would take the newest build,
+# with gigabytes of CUDA.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pore needs Python 3.10")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,165 @@
+"""The figures: that they show the numbers they are given, and refuse what they cannot show."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib.figure import Figure
+
+from pore import plotting
+from pore.bias import PositionBias
+from pore.errors import InputError, PoreError
+
+GRID = (4, 6)
+N = 24
+MEAN = 1e-3 * np.exp(0.05 * np.arange(N)) * (1 + 0.1 * np.cos(np.arange(N)))
+BIAS = PositionBias.fit(MEAN, grid=GRID)
+IMAGE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8))
+
+
+def line(axis: Any, name: str) -> np.ndarray:
+    (found,) = (one for one in axis.lines if one.get_label().startswith(name))
+    return np.asarray(found.get_ydata())
+
+
+def record(method: str, reweight: str | None, keep: float, flops: float | None) -> dict[str, Any]:
+    return {
+        "method": method,
+        "reweight": reweight,
+        "keep": keep,
+        "flops": flops,
+        "accuracy": keep,
+        "ci": [keep - 0.05, keep + 0.05],
+    }
+
+
+def test_figure1_shows_both_maps_on_one_scale() -> None:
+    figure = plotting.figure1(MEAN, BIAS)
+    before, after, bar = figure.axes
+    shown = [axis.images[0] for axis in (before, after)]
+    np.testing.assert_allclose(shown[0].get_array(), (MEAN / MEAN.mean()).reshape(GRID))
+    divided = MEAN / BIAS.values.numpy()
+    np.testing.assert_allclose(shown[1].get_array(), (divided / divided.mean()).reshape(GRID))
+    assert shown[0].get_clim() == shown[1].get_clim()
+    assert "relative to the mean" in bar.get_ylabel()
+
+
+def test_figure1_needs_a_grid() -> None:
+    gridless = PositionBias.exponential(0.1, N)
+    with pytest.raises(InputError, match="grid"):
+        plotting.figure1(MEAN, gridless)
+    assert len(plotting.figure1(MEAN, gridless, (2, 12)).axes) == 3
+
+
+def test_figure2_shows_mean_fit_and_band() -> None:
+    sem = 0.02 * MEAN
+    figure = plotting.figure2(MEAN, BIAS, sem)
+    left, right = figure.axes
+    relative = MEAN / MEAN.mean()
+    np.testing.assert_allclose(line(left, "mean attention"), relative)
+    assert BIAS.residuals is not None
+    fitted = (MEAN - BIAS.residuals.numpy()) / MEAN.mean()
+    np.testing.assert_allclose(line(left, "fit"), fitted)
+    np.testing.assert_allclose(line(right, "reweighted").mean(), 1.0)
+    (band,) = left.collections
+    vertices = band.get_paths()[0].vertices
+    for x in (0, N - 1):
+        ys = vertices[vertices[:, 0] == x][:, 1]
+        assert ys.min() == pytest.approx(relative[x] * (1 - 1.96 * 0.02))
+        assert ys.max() == pytest.approx(relative[x] * (1 + 1.96 * 0.02))
+    assert len(right.collections) == 1
+
+
+def test_figure2_without_fit_or_band() -> None:
+    bias = PositionBias.exponential(0.05, N)
+    left, _ = plotting.figure2(MEAN, bias).axes
+    np.testing.assert_allclose(line(left, "fit"), bias.values)
+    assert not left.collections
+
+
+@pytest.mark.parametrize("draw", [plotting.figure1, plotting.figure2])
+def test_lengths_must_fit(draw: Any) -> None:
+    with pytest.raises(InputError, match="Expected 24 numbers"):
+        draw(MEAN[:-1], BIAS)
+
+
+def test_accuracy_over_flops() -> None:
+    records = [
+        record("unpruned", None, 0.9, 4e9),
+        record("FastV", None, 0.5, 1e9),
+        record("FastV", None, 0.7, 2e9),
+        record("FastV", "exponential", 0.6, 1e9),
+        record("Other", None, 0.6, None),
+    ]
+    (axis,) = plotting.accuracy_over_flops(records).axes
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["unpruned", "FastV", "FastV + PoRe"]
+    (fastv,) = (c for c in axis.containers if c.get_label() == "FastV")
+    assert fastv.lines[0].get_xydata().tolist() == [[1.0, 50.0], [2.0, 70.0]]
+    with pytest.raises(InputError, match="FLOPs"):
+        plotting.accuracy_over_flops(records[-1:])
+
+
+def test_kept_tokens_are_left_and_dropped_ones_fade() -> None:
+    panels = [
+        plotting.Panel("a", True, (0, 23)),
+        plotting.Panel("b", False, cells=(2, 3)),
+        plotting.Panel("c"),
+    ]
+    figure = plotting.kept_tokens(IMAGE, panels, GRID, title="why?")
+    image, kept, averaged, none = (np.asarray(axis.images[0].get_array()) for axis in figure.axes)
+    pixels = np.asarray(IMAGE)
+    np.testing.assert_array_equal(image, pixels)
+    np.testing.assert_array_equal(kept[:8, :8], pixels[:8, :8])
+    np.testing.assert_array_equal(kept[24:, 40:], pixels[24:, 40:])
+    assert kept[:8, 8:].min() > 200
+    assert none.min() > 200
+    np.testing.assert_array_equal(averaged[0, 0], pixels[:16, :16].mean((0, 1)).astype(np.uint8))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["image", "a  ✓", "b  ✗", "c"]
+    notes = [axis.get_xlabel() for axis in figure.axes]
+    assert notes == ["", "2 of 24 tokens", "averaged to 2×3", "0 of 24 tokens"]
+
+
+@pytest.mark.parametrize("index", [-1, 24])
+def test_kept_tokens_lie_on_the_grid(index: int) -> None:
+    with pytest.raises(InputError, match="outside the grid"):
+        plotting.kept_tokens(IMAGE, [plotting.Panel("a", None, (index,))], GRID)
+
+
+def test_saved_whole(tmp_path: Path) -> None:
+    path = plotting.save(plotting.figure2(MEAN, BIAS), tmp_path / "new" / "figure.png", dpi=50)
+    with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
+        assert image.format == "PNG"
+        assert image.width == 380
+    assert [one.name for one in path.parent.iterdir()] == ["figure.png"]
+
+
+def test_missing_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(PoreError, match=r"pip install 'pore-vlm\[plot\]'"):
+        plotting.to_png(Figure())
+
+
+def test_matplotlib_is_imported_late_and_pyplot_never() -> None:
+    code = (
+        "import sys, pore; from pore import plotting; assert 'matplotlib' not in sys.modules; "
+        "plotting.to_png(plotting.figure2([1, 2, 3], pore.PositionBias.exponential(0.1, 3))); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_style_is_put_back() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plotting.figure2(MEAN, BIAS)
+    assert dict(matplotlib.rcParams) == before
