@@ -399,6 +399,11 @@ class Run:
             hooks.append(projector.register_forward_pre_hook(self._before_projector))
             hooks.append(projector.register_forward_hook(self._after_projector))
             read = family.tower_layers(model)
+            if not read[self._tower.start :]:
+                raise BudgetError(
+                    f"The projector reads layer {len(read) - 1} of the vision tower, so layers "
+                    f"from {self._tower.start} on say nothing of what it gets."
+                )
             hooks.append(read[-1].register_forward_hook(self._after_tower_layer))
             for number, layer in enumerate(read[self._tower.start :]):
                 tap = AttentionTap(family.attention(layer), self._tower_observer(number))
