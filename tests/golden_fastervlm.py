@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import pore
 from golden_models import llava_of, visual_embeddings
-from pore.pruner import TowerView
+from pore.tower import TowerView
 
 _SELECTION = {
     "cls_attention_heads", "cls_attention_mean", "image_features", "kept_indices", "topk_indices",

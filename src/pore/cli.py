@@ -153,7 +153,7 @@ def demo(
     ] = "embedded:calibration",
     images: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 700,
     test: Annotated[str, typer.Option(help="Samples with answers, to ask.")] = "embedded:test",
-    questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 560,
+    questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 700,
     batch_size: Batch = 32,
     seed: Annotated[int, typer.Option(help="Seed of Random and of the bootstrap.")] = 0,
     device: Device = "auto",

@@ -26,6 +26,25 @@ class Image:
     grid: tuple[int, int] | None = None
 
 
+def sources(images: Sequence[Image], count: int) -> list[int] | None:
+    """Which of the images that went through the vision tower every image of a batch is.
+
+    Beam search and several answers per prompt repeat samples after their images were encoded.
+
+    Args:
+        images: The images of the batch, by sample.
+        count: Images that were encoded.
+
+    Returns:
+        The number of each image among the encoded ones; None where they do not fit together.
+    """
+    if count == 0 or len(images) % count:
+        return None
+    copies = len(images) // count
+    number: dict[tuple[int, int], int] = {}
+    return [number.setdefault((i.row // copies, i.index), len(number)) for i in images]
+
+
 @dataclass(frozen=True)
 class Layout:
     """The visual tokens, the padding and the last token of every sample of a batch.

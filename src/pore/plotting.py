@@ -82,7 +82,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """
     buffer = io.BytesIO()
     with _style():
-        figure.savefig(buffer, format="png", dpi=dpi)
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.06)
     return buffer.getvalue()
 
 
@@ -129,7 +129,7 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        figure = Figure(figsize=(7.6, 3.5), layout="constrained")
+        figure = Figure(figsize=(7.6, 3.8), layout="constrained")
         axes = figure.subplots(1, 2)
         # The few highest cells may not flatten the picture of all the others.
         top = float(np.quantile(np.concatenate([before, after]), 0.995))
@@ -188,9 +188,11 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
         left.plot(position, fit, color=_VERMILION, lw=2.2, label=name)
         right.plot(position, after, color=_GREEN, lw=1.1, label="reweighted $\\bar{A} / P$")
         right.axhline(1.0, color=_GREY, lw=1.4, ls=(0, (4, 3)), label="no position favoured")
+        top = float(max(before.max(), after.max()))
         if sem is not None:
             # The error relative to the mean is the same before and after a division by P.
             spread = _Z95 * _vector(sem, len(before)) / np.asarray(mean, dtype=np.float64)
+            top = float(np.nanmax([top, *(before * (1 + spread)), *(after * (1 + spread))]))
             for axis, values, color in ((left, before, _BLUE), (right, after, _GREEN)):
                 axis.fill_between(
                     position,
@@ -207,13 +209,16 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
             axis.set_xlabel("visual token, in raster order")
             axis.set_xlim(0, len(before) - 1)
             axis.legend(loc="upper left")
-        left.set_ylim(0.0, 1.4 * float(max(before.max(), after.max())))
+        left.set_ylim(0.0, 1.35 * top)
         left.set_ylabel("attention, relative to the mean")
     return figure
 
 
 def accuracy_over_flops(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy of every method over the FLOPs it needs, with 95 % confidence intervals.
+
+    Methods are shifted sideways by less than a marker, so that those of equal cost can be told
+    apart.
 
     Args:
         records: Records of a `results.json`.
@@ -243,9 +248,12 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]]) -> Figure:
             axis.axhspan(low, high, color=_GREY, alpha=0.18, lw=0)
             axis.axhline(100 * record["accuracy"], color=_GREY, lw=1.4, ls=(0, (4, 3)))
             _point(axis, [record], "unpruned", _BLACK, "*")
+        costs = [record["flops"] / 1e9 for record in known]
+        step = 0.007 * (max(costs) - min(costs))
         for i, (name, points) in enumerate(methods.items()):
             points = sorted(points, key=lambda record: record["flops"])
-            _point(axis, points, name, _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)])
+            color, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
+            _point(axis, points, name, color, marker, (i - (len(methods) - 1) / 2) * step)
         axis.set_xlabel("FLOPs of the prefill, tower included (billions; multiply-add = 2)")
         axis.set_ylabel("accuracy (%)")
         axis.set_title("Accuracy over cost, with 95 % confidence")
@@ -256,12 +264,17 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _point(
-    axis: Axes, records: Sequence[Mapping[str, Any]], name: str, color: str, marker: str
+    axis: Axes,
+    records: Sequence[Mapping[str, Any]],
+    name: str,
+    color: str,
+    marker: str,
+    shift: float = 0.0,
 ) -> None:
     accuracy = np.array([100 * record["accuracy"] for record in records])
     ends = np.array([[100 * end for end in record["ci"]] for record in records])
     axis.errorbar(
-        [record["flops"] / 1e9 for record in records],
+        [record["flops"] / 1e9 + shift for record in records],
         accuracy,
         yerr=np.abs(ends.T - accuracy),
         label=name,

@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.attention import (
-    AttentionTap,
-    Normalize,
-    cls_attention,
-    last_row_logits,
-    text_visual_attention,
-)
+from pore.attention import AttentionTap, Normalize, last_row_logits, text_visual_attention
 from pore.errors import BudgetError, InputError, ModelStateError, ScoreError
 from pore.families import Family, family_of
 from pore.layout import Image, Layout
@@ -30,6 +24,7 @@ from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
 from pore.sequence import Shortened, Track, pack, take, token_mask
+from pore.tower import TowerStage, TowerWatch
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
@@ -107,63 +102,6 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class TowerView:
-    """What the rule of a stage in the vision tower sees, of all images of the batch.
-
-    Attributes:
-        features: (I, N, C) the patch features that the projector would get.
-        cls_feature: (I, C) the CLS token's feature of the same layer.
-        cls_attention: (S, I, H, N) attention of the CLS token to the patches in the layers asked
-            for, after a softmax over CLS and patches; at least float32.
-        keys: (I, N + 1, d) keys of the last of these layers, averaged over heads, CLS first.
-    """
-
-    features: Tensor
-    cls_feature: Tensor
-    cls_attention: Tensor
-    keys: Tensor
-
-    def budget(self, keep: int | float) -> int:
-        """The number of tokens that `keep` means for every image.
-
-        Raises:
-            BudgetError: The images have fewer.
-        """
-        return budget(keep, self.features.shape[1])
-
-
-@dataclass(frozen=True)
-class TowerSelection:
-    """What a stage in the vision tower decides.
-
-    Attributes:
-        features: (I, k, C) the features that go on to the projector.
-        raster: (I, k) the patch that each stands for; of merged ones the patch they are merged
-            into, and -1 for the CLS token.
-    """
-
-    features: Tensor
-    raster: Tensor
-
-
-@dataclass(frozen=True)
-class TowerStage:
-    """One place in the vision tower where a method drops or merges patches.
-
-    Only what it keeps is projected, and the decoder never sees the rest: positions are numbered
-    anew, as in the authors' code of the methods that act here.
-
-    Attributes:
-        rule: Decides what goes on to the projector.
-        start: First layer whose CLS attention the rule reads, of those up to the one whose output
-            the projector reads; -1 is that one alone.
-    """
-
-    rule: Callable[[TowerView], TowerSelection]
-    start: int = -1
-
-
-@dataclass(frozen=True)
 class Stage:
     """One place where a method drops visual tokens.
 
@@ -204,6 +142,21 @@ class Pruner(ABC):
     @abstractmethod
     def stages(self) -> Sequence[Stage | TowerStage]:
         """Where the method acts, in the order of the data's way: tower first, then by layer."""
+
+    @property
+    def probes(self) -> list[int]:
+        """The decoder layers of whose attention one query row is computed."""
+        return [s.layer - 1 for s in self.stages() if isinstance(s, Stage) and s.attention]
+
+    @property
+    def tower_stage(self) -> TowerStage | None:
+        """The stage in the vision tower, if there is one."""
+        return next((s for s in self.stages() if isinstance(s, TowerStage)), None)
+
+    @property
+    def reads_tower(self) -> bool:
+        """Whether it reads what goes through the vision tower, which then must run while pruned."""
+        return any(isinstance(s, TowerStage) or s.padding for s in self.stages())
 
     def check(self, model: nn.Module, family: Family) -> None:  # noqa: B027 - optional
         """Refuse a model that the settings do not fit.
@@ -340,6 +293,7 @@ class Run:
         self.permanent = False
         self.report = Report(pruner, self.model, self.family, history)
         self._marked: Tensor | None = None
+        self._watch: TowerWatch | None = None
         self._undo: list[Callable[[], None]] = []
 
     # -- entering and leaving ---------------------------------------------------------------------
@@ -353,17 +307,16 @@ class Run:
         """
         unpruned(self.model)
         self.pruner.check(self.model, self.family)
-        stages = self.pruner.stages()
-        self._tower = next((s for s in stages if isinstance(s, TowerStage)), None)
-        self._stages = [s for s in stages if isinstance(s, Stage)]
-        if self._tower is not None:
-            self._stages.insert(0, Stage(0, self._drop_unprojected))
+        tower = self.pruner.tower_stage
+        self._stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]
+        if tower is not None:
+            self._stages.insert(0, Stage(0, self._drop_filling))
         self._forward: _Forward | None = None
         self._caches: weakref.WeakKeyDictionary[Any, _CacheState] = weakref.WeakKeyDictionary()
         self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
         _active[self.model] = self
         try:
-            self._install()
+            self._install(tower)
         except BaseException:
             self._restore()
             raise
@@ -376,11 +329,11 @@ class Run:
     def _restore(self) -> None:
         while self._undo:
             self._undo.pop()()
-        self._forward = None
+        self._forward = self._watch = None
         self._caches = weakref.WeakKeyDictionary()
         _active.pop(self.model, None)
 
-    def _install(self) -> None:
+    def _install(self, tower: TowerStage | None) -> None:
         family, model = self.family, self.model
         base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
         self._decoder_config = decoder.config
@@ -394,21 +347,10 @@ class Run:
         for i in range(min(inner, default=len(layers)), len(layers)):
             hook = layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True)
             hooks.append(hook)
-        if self._tower is not None:
-            projector = family.projector(model)
-            hooks.append(projector.register_forward_pre_hook(self._before_projector))
-            hooks.append(projector.register_forward_hook(self._after_projector))
-            read = family.tower_layers(model)
-            if not read[self._tower.start :]:
-                raise BudgetError(
-                    f"The projector reads layer {len(read) - 1} of the vision tower, so layers "
-                    f"from {self._tower.start} on say nothing of what it gets."
-                )
-            hooks.append(read[-1].register_forward_hook(self._after_tower_layer))
-            for number, layer in enumerate(read[self._tower.start :]):
-                tap = AttentionTap(family.attention(layer), self._tower_observer(number))
-                self._undo.append(tap.remove)
         self._undo.extend(hook.remove for hook in hooks)
+        if self.pruner.reads_tower:
+            self._watch = TowerWatch(model, family, tower)
+            self._undo.append(self._watch.remove)
         for stage in self._stages:
             if stage.attention is not None:
                 module = family.attention(layers[stage.layer - 1])
@@ -458,6 +400,8 @@ class Run:
             forward.layout = Layout.of(images, forward.tokens)
             if any(stage.attention for stage in self._stages):
                 check_query(forward.layout)
+            if self._watch is not None:
+                forward.encoded = self._which(self._watch, forward.layout, embeds)
             self.report.start(forward.layout)
         elif length > 1:
             self.report.without_images(forward.tokens)
@@ -520,65 +464,6 @@ class Run:
             )
 
         return observe
-
-    # -- in the vision tower ----------------------------------------------------------------------
-
-    def _tower_observer(self, number: int) -> Callable[..., None]:
-        def observe(
-            query: Tensor, key: Tensor, _: Tensor | None, scaling: float, __: float | None
-        ) -> None:
-            if self._forward is not None:
-                seen = self._forward.tower
-                del seen.attention[number:]  # of an earlier call of the tower in this forward
-                seen.attention.append(cls_attention(query, key, scaling))
-                seen.keys = key.mean(1)
-
-        return observe
-
-    def _after_tower_layer(self, _: nn.Module, __: object, output: Any) -> None:
-        if self._forward is not None:
-            self._forward.tower.states = output if isinstance(output, Tensor) else output[0]
-
-    def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        forward = self._forward
-        if forward is None or self._tower is None:
-            return None
-        seen, features = forward.tower, args[0]
-        if features.shape[1] != seen.states.shape[1] - 1:
-            raise InputError(
-                f"The projector gets {features.shape[1]} features of {seen.states.shape[1]} tokens "
-                "of the tower; pore takes vision_feature_select_strategy='default' here."
-            )
-        view = TowerView(
-            features=features,
-            cls_feature=seen.states[:, 0],
-            cls_attention=torch.stack(seen.attention),
-            keys=seen.keys,
-        )
-        seen.selection = self._tower.rule(view)
-        seen.patches = features.shape[1]
-        return (seen.selection.features, *args[1:])
-
-    def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
-        if self._forward is None:
-            return None
-        # The model counts features against placeholders; what fills up is dropped before layer 0.
-        missing = self._forward.tower.patches - output.shape[1]
-        return nn.functional.pad(output, (0, 0, 0, missing))
-
-    def _drop_unprojected(self, view: View) -> Selection:
-        forward, layout = self._forward, view.layout
-        selection = None if forward is None else forward.tower.selection
-        if selection is None or selection.raster.shape[0] != len(layout.images):
-            found = 0 if selection is None else selection.raster.shape[0]
-            raise InputError(
-                f"The prompt has {len(layout.images)} images, but {found} went through the vision "
-                "tower of this forward; pass pixel_values, not features computed before."
-            )
-        kept = selection.raster.shape[1]
-        slots = torch.arange(layout.columns.shape[1], device=layout.columns.device)
-        layout.raster[:, :kept] = selection.raster.to(layout.raster.device)
-        return Selection(layout.valid & (slots < kept))
 
     # -- what happens at a stage ------------------------------------------------------------------
 
@@ -709,21 +594,37 @@ class Run:
         marked = marked.repeat_interleave(batch // marked.shape[0], 0)
         return marked_images(marked, self.family.grid(self.model))
 
+    def _which(self, watch: TowerWatch, layout: Layout, embeds: Tensor) -> list[int]:
+        which = watch.which(layout, embeds)
+        if which is not None:
+            return which
+        raise InputError(
+            f"{self.pruner.name} with these settings reads what goes through the vision tower, "
+            f"but the features of these {len(layout.images)} images were made before; pass "
+            "pixel_values inside the block."
+        )
+
+    def _drop_filling(self, view: View) -> Selection:
+        """Drop what fills the projected features up to the number that the model expects."""
+        assert self._forward is not None
+        assert self._watch is not None
+        layout, raster = view.layout, self._watch.raster
+        assert raster is not None
+        raster = raster[self._forward.encoded].to(layout.raster.device)
+        layout.raster[:, : raster.shape[1]] = raster
+        slots = torch.arange(layout.raster.shape[1], device=raster.device)
+        return Selection(layout.valid & (slots < raster.shape[1]))
+
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None
-        pixels = self.family.letterbox(self.model, forward.inputs)
-        images = forward.layout.images
-        if pixels is None or pixels.shape[0] != len(images):
-            raise InputError(
-                "Padding is read off the pixels of each image, and this forward has "
-                f"{'none' if pixels is None else pixels.shape[0]} for {len(images)} images; pass "
-                "pixel_values, or do not suppress padding."
-            )
-        grid = images[0].grid
+        assert self._watch is not None
+        pixels, grid = self._watch.pixels, forward.layout.images[0].grid
+        assert pixels is not None
         if grid is None:
             raise InputError("Visual tokens without a grid cannot be matched with padding.")
         raster, valid = (x.to(pixels.device) for x in (forward.layout.raster, forward.layout.valid))
-        return letterbox_padding(pixels, grid).gather(1, raster).masked_fill(~valid, 1.0)
+        shares = letterbox_padding(pixels, grid)[forward.encoded]
+        return shares.gather(1, raster).masked_fill(~valid, 1.0)
 
 
 def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
@@ -789,6 +690,7 @@ class _Forward:
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
         attention: (I, t) the latest text-visual attention.
+        encoded: Which of the images that went through the vision tower every image is.
     """
 
     def __init__(self, inputs: dict[str, Any]) -> None:
@@ -802,26 +704,7 @@ class _Forward:
         self.index: Tensor | None = None
         self.short: Shortened | None = None
         self.attention: Tensor | None = None
-        self.tower = _Tower()
-
-
-class _Tower:
-    """What a forward has seen of the vision tower.
-
-    Attributes:
-        attention: For each layer asked for, (I, H, N) attention of the CLS token.
-        keys: (I, N + 1, d) keys of the last of them, averaged over heads.
-        states: (I, N + 1, C) output of the layer that the projector reads.
-        selection: What went on to the projector.
-        patches: N.
-    """
-
-    def __init__(self) -> None:
-        self.attention: list[Tensor] = []
-        self.keys: Tensor
-        self.states: Tensor
-        self.selection: TowerSelection | None = None
-        self.patches = 0
+        self.encoded: list[int] = []
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

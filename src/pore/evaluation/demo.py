@@ -33,7 +33,7 @@ from pore.samples import Sample
 from pore.selection import budget
 
 _TIMED_BATCH = 8
-_TIMED_ROUNDS = 7
+_TIMED_ROUNDS = 5
 _ROPE_SAMPLES = 64
 _LONGEST_ANSWER = 8
 _SQUARE = 1.5

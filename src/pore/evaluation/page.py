@@ -161,7 +161,7 @@ def _row(cells: Iterable[str], tag: str = "td", kind: str = "") -> str:
 def _table(found: Sequence[Mapping[str, Any]]) -> str:
     kinds = tables.columns(found, "accuracy_by_kind")
     thirds = tables.columns(found, "accuracy_by_third")
-    spans = "<tr><th colspan='4'></th><th></th>"
+    spans = "<tr class='spans'><th colspan='5'></th>"
     if kinds:
         spans += f"<th colspan='{len(kinds)}' class='span'>by kind of question</th>"
     if thirds:

@@ -96,13 +96,14 @@ class Family(ABC):
     def grid(self, model: nn.Module) -> tuple[int, int] | None:
         """(height, width) in visual tokens that an image has on its own, None if it varies."""
 
-    def letterbox(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
-        """The pixels in which letterbox padding of the images can be seen.
+    def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """The pixels among the arguments of a call of `tower(model)`.
 
         Returns:
-            (I, 3, H, W) pixel values, one entry per image, or None where the family does not pad.
+            (I, 3, H, W) pixel values, one entry per image.
         """
-        return inputs.get("pixel_values")
+        pixels: Tensor = args[0] if args else kwargs["pixel_values"]
+        return pixels
 
 
 def placeholder_runs(input_ids: Tensor, token_id: int) -> list[list[int]]:

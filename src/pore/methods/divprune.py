@@ -56,7 +56,7 @@ def cosine_distance(features: Tensor) -> Tensor:
     """
     unit = features.to(torch.promote_types(features.dtype, torch.float32))
     unit = unit / unit.norm(dim=-1, keepdim=True)
-    return 1 - unit @ unit.transpose(1, 2)
+    return 1 - torch.matmul(unit, unit.transpose(1, 2))
 
 
 def farthest(distance: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tensor]:

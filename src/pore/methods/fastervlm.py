@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pore.pruner import Pruner, TowerSelection, TowerStage, TowerView
+from pore.pruner import Pruner
 from pore.selection import check_keep, top_k
+from pore.tower import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from pore.errors import BudgetError
 from pore.methods.fastervlm import keep_highest
-from pore.pruner import Pruner, TowerSelection, TowerStage, TowerView
+from pore.pruner import Pruner
 from pore.selection import check_keep
+from pore.tower import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
