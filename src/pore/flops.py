@@ -234,7 +234,7 @@ def model_flops(
         A `Flops` with `count="true"`.
 
     Raises:
-        InputError: `images` or `projected` is negative, or another number is refused by `decoder_flops`.
+        InputError: `images` or `projected` is negative, or `decoder_flops` refuses another number.
     """
     images = _whole(images, "images", least=0)
     decoder = decoder_flops(shape.decoder, tokens, logits=logits, probes=probes)
