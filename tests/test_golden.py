@@ -31,16 +31,19 @@ class GoldenFile:
     Attributes:
         path: The file.
         params: Sizes, settings and seeds it was made with.
+        config: The configuration of its model, where it names one apart.
         tensors: Inputs and outputs, by name.
     """
 
     path: Path
     params: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         with safe_open(self.path, "pt") as file:
             self.params = json.loads(file.metadata()["params"])
+            self.config = json.loads(file.metadata().get("config", "{}"))
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -48,7 +51,8 @@ class GoldenFile:
 def test_equals_the_authors_code(path: Path) -> None:
     method = path.parent.name
     checker = importlib.import_module(f"golden_{method}")
-    WORST.setdefault(method, []).append(checker.check(GoldenFile(path)))
+    difference = checker.check(GoldenFile(path))
+    WORST.setdefault(method, []).append(difference)
 
 
 def test_there_are_golden_files() -> None:

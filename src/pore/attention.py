@@ -195,3 +195,20 @@ def text_visual_attention(
     if normalize == "visual":
         picked = picked.masked_fill(~valid[:, None], -torch.inf).softmax(-1)
     return picked.mean(1).masked_fill(~valid, 0.0)
+
+
+def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Attention of the CLS token of a vision tower to the patches, per head.
+
+    Args:
+        query: (I, H, N + 1, d) queries, CLS first.
+        key: (I, H, N + 1, d) keys.
+        scaling: Factor on the logits.
+
+    Returns:
+        (I, H, N) weights after a softmax over CLS and patches, at least float32; the CLS token's
+        own column is cut off without renormalising.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    logits = torch.matmul(query[:, :, :1].to(dtype), key.to(dtype).transpose(-1, -2)) * scaling
+    return logits.softmax(-1)[:, :, 0, 1:]

@@ -216,6 +216,7 @@ def model_flops(
     tokens: Sequence[int],
     *,
     images: int = 1,
+    projected: int | None = None,
     logits: int = 1,
     probes: Sequence[int] = (),
 ) -> Flops:
@@ -224,7 +225,8 @@ def model_flops(
     Args:
         shape: The model's sizes: `ModelShape.from_config(model.config)`.
         tokens: Tokens that enter every decoder layer.
-        images: Images that pass through tower and projector.
+        images: Images that pass through the tower.
+        projected: Patches of all images that the projector gets; None is every one.
         logits: As in `decoder_flops`.
         probes: As in `decoder_flops`.
 
@@ -232,7 +234,7 @@ def model_flops(
         A `Flops` with `count="true"`.
 
     Raises:
-        InputError: `images` is negative, or another number is refused by `decoder_flops`.
+        InputError: `images` or `projected` is negative, or `decoder_flops` refuses another number.
     """
     images = _whole(images, "images", least=0)
     decoder = decoder_flops(shape.decoder, tokens, logits=logits, probes=probes)
@@ -241,12 +243,15 @@ def model_flops(
     embedding = 2 * tower.patches * d * tower.channels * tower.patch_size**2
     layer = 2 * n * d * 4 * d + 2 * n * n * d * 2 + 2 * n * d * tower.intermediate * 2
     out = shape.decoder.hidden
-    projector = 2 * shape.visual_tokens * out * (shape.feature_layers * d + out)
+    if projected is None:
+        projected = images * shape.visual_tokens
+    projected = _whole(projected, "projected", least=0)
+    projector = 2 * out * (shape.feature_layers * d + out)
     return Flops(
         "true",
         per_layer=decoder.per_layer,
         head=decoder.head,
-        projector=images * projector,
+        projector=projected * projector,
         tower=images * (embedding + tower.layers * layer),
         probe=decoder.probe,
     )

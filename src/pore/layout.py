@@ -89,7 +89,7 @@ class Layout:
             columns[i, : len(image.columns)] = torch.as_tensor(image.columns)
             valid[i, : len(image.columns)] = True
         rows = torch.tensor([image.row for image in images], dtype=torch.long)
-        raster = torch.arange(widest).expand(len(images), widest)
+        raster = torch.arange(widest).repeat(len(images), 1)
         return cls(
             images=tuple(images),
             rows=rows.to(device),

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from pore.attention import AttentionTap, Normalize, last_row_logits, text_visual_attention
 from pore.errors import BudgetError, InputError, ModelStateError, ScoreError
 from pore.families import Family, family_of
-from pore.layout import Image, Layout, sources
+from pore.layout import Image, Layout
 from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
 from pore.sequence import Shortened, Track, pack, take, token_mask
+from pore.tower import TowerStage, TowerWatch
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
@@ -139,8 +140,23 @@ class Pruner(ABC):
             Pruner.methods[cls.name] = cls
 
     @abstractmethod
-    def stages(self) -> Sequence[Stage]:
-        """Where the method acts, by ascending layer."""
+    def stages(self) -> Sequence[Stage | TowerStage]:
+        """Where the method acts, in the order of the data's way: tower first, then by layer."""
+
+    @property
+    def probes(self) -> list[int]:
+        """The decoder layers of whose attention one query row is computed."""
+        return [s.layer - 1 for s in self.stages() if isinstance(s, Stage) and s.attention]
+
+    @property
+    def tower_stage(self) -> TowerStage | None:
+        """The stage in the vision tower, if there is one."""
+        return next((s for s in self.stages() if isinstance(s, TowerStage)), None)
+
+    @property
+    def reads_tower(self) -> bool:
+        """Whether it reads what goes through the vision tower, which then must run while pruned."""
+        return any(isinstance(s, TowerStage) or s.padding for s in self.stages())
 
     def check(self, model: nn.Module, family: Family) -> None:  # noqa: B027 - optional
         """Refuse a model that the settings do not fit.
@@ -277,8 +293,7 @@ class Run:
         self.permanent = False
         self.report = Report(pruner, self.model, self.family, history)
         self._marked: Tensor | None = None
-        self._pixels: Tensor | None = None
-        self._encoded: Tensor | None = None
+        self._watch: TowerWatch | None = None
         self._undo: list[Callable[[], None]] = []
 
     # -- entering and leaving ---------------------------------------------------------------------
@@ -292,13 +307,16 @@ class Run:
         """
         unpruned(self.model)
         self.pruner.check(self.model, self.family)
-        self._stages = list(self.pruner.stages())
+        tower = self.pruner.tower_stage
+        self._stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]
+        if tower is not None:
+            self._stages.insert(0, Stage(0, self._drop_filling))
         self._forward: _Forward | None = None
         self._caches: weakref.WeakKeyDictionary[Any, _CacheState] = weakref.WeakKeyDictionary()
         self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
         _active[self.model] = self
         try:
-            self._install()
+            self._install(tower)
         except BaseException:
             self._restore()
             raise
@@ -311,11 +329,11 @@ class Run:
     def _restore(self) -> None:
         while self._undo:
             self._undo.pop()()
-        self._forward = self._pixels = self._encoded = None
+        self._forward = self._watch = None
         self._caches = weakref.WeakKeyDictionary()
         _active.pop(self.model, None)
 
-    def _install(self) -> None:
+    def _install(self, tower: TowerStage | None) -> None:
         family, model = self.family, self.model
         base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
         self._decoder_config = decoder.config
@@ -329,11 +347,10 @@ class Run:
         for i in range(min(inner, default=len(layers)), len(layers)):
             hook = layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True)
             hooks.append(hook)
-        if any(stage.padding for stage in self._stages):
-            tower, projector = family.tower(model), family.projector(model)
-            hooks.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
-            hooks.append(projector.register_forward_hook(self._after_projector))
         self._undo.extend(hook.remove for hook in hooks)
+        if self.pruner.reads_tower:
+            self._watch = TowerWatch(model, family, tower)
+            self._undo.append(self._watch.remove)
         for stage in self._stages:
             if stage.attention is not None:
                 module = family.attention(layers[stage.layer - 1])
@@ -354,13 +371,6 @@ class Run:
         self._marked = None if visual is None else visual.detach().to("cpu", torch.bool)
 
     # -- hooks ------------------------------------------------------------------------------------
-
-    def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # `generate` runs the tower before the model: keep what it saw until the prefill.
-        self._pixels = self.family.pixels(args, kwargs)
-
-    def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> None:
-        self._encoded = output[:, 0].detach()
 
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forward = _Forward(self.family.inputs(self.model, args, kwargs))
@@ -390,8 +400,8 @@ class Run:
             forward.layout = Layout.of(images, forward.tokens)
             if any(stage.attention for stage in self._stages):
                 check_query(forward.layout)
-            if any(stage.padding for stage in self._stages):
-                forward.encoded = self._which(forward.layout, embeds)
+            if self._watch is not None:
+                forward.encoded = self._which(self._watch, forward.layout, embeds)
             self.report.start(forward.layout)
         elif length > 1:
             self.report.without_images(forward.tokens)
@@ -584,23 +594,31 @@ class Run:
         marked = marked.repeat_interleave(batch // marked.shape[0], 0)
         return marked_images(marked, self.family.grid(self.model))
 
-    def _which(self, layout: Layout, embeds: Tensor) -> list[int]:
-        """Which of the images that the tower saw last every image of a prefill is."""
-        encoded = self._encoded
-        which = None if encoded is None else sources(layout.images, encoded.shape[0])
-        if encoded is not None and which is not None:
-            first = embeds[layout.rows, layout.columns[:, 0]]
-            if torch.equal(first, encoded[which].to(first)):
-                return which
+    def _which(self, watch: TowerWatch, layout: Layout, embeds: Tensor) -> list[int]:
+        which = watch.which(layout, embeds)
+        if which is not None:
+            return which
         raise InputError(
             f"{self.pruner.name} with these settings reads what goes through the vision tower, "
             f"but the features of these {len(layout.images)} images were made before; pass "
             "pixel_values inside the block."
         )
 
+    def _drop_filling(self, view: View) -> Selection:
+        """Drop what fills the projected features up to the number that the model expects."""
+        assert self._forward is not None
+        assert self._watch is not None
+        layout, raster = view.layout, self._watch.raster
+        assert raster is not None
+        raster = raster[self._forward.encoded].to(layout.raster.device)
+        layout.raster[:, : raster.shape[1]] = raster
+        slots = torch.arange(layout.raster.shape[1], device=raster.device)
+        return Selection(layout.valid & (slots < raster.shape[1]))
+
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None
-        pixels, grid = self._pixels, forward.layout.images[0].grid
+        assert self._watch is not None
+        pixels, grid = self._watch.pixels, forward.layout.images[0].grid
         assert pixels is not None
         if grid is None:
             raise InputError("Visual tokens without a grid cannot be matched with padding.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pore.flops import Flops, model_flops
+from pore.flops import model_flops
 from pore.layout import Layout
 from pore.shapes import ModelShape
 
@@ -52,7 +52,7 @@ class SampleReport:
         images: Its images; empty for a prompt without image, of which nothing is dropped.
         tokens: Tokens entering every decoder layer, padding left out.
         unpruned: The same without pruning.
-        flops: FLOPs of the prefill (true count), or None where the family's sizes are not known.
+        flops: FLOPs of the prefill (true count).
         unpruned_flops: The same without pruning.
     """
 
@@ -60,8 +60,8 @@ class SampleReport:
     images: tuple[ImageReport, ...]
     tokens: tuple[int, ...]
     unpruned: tuple[int, ...]
-    flops: int | None
-    unpruned_flops: int | None
+    flops: int
+    unpruned_flops: int
 
     @property
     def mean_visual_tokens(self) -> float:
@@ -129,6 +129,7 @@ class Report:
         return iter(self.samples)
 
     def _read(self, prefill: _Prefill, first: int) -> Iterator[SampleReport]:
+        shape = ModelShape.from_config(self._config)
         before: list[int] = prefill.tokens.sum(-1).tolist()
         steps = [(layer, layout.tokens.sum(-1).tolist()) for layer, layout in prefill.stages]
         kept: list[list[int]] = []
@@ -147,24 +148,21 @@ class Report:
                 if image.row == row
             )
             unpruned = (count,) * self._layers
-            probes = [] if not reports else self._probes()
+            probes = [] if not reports else self._pruner.probes
+            projected = None
+            if self._pruner.tower_stage is not None and prefill.layout is not None:
+                counts = prefill.stages[0][1].counts
+                projected = sum(n for n, i in zip(counts, images, strict=True) if i.row == row)
             yield SampleReport(
                 sample=first + row,
                 images=reports,
                 tokens=tuple(tokens),
                 unpruned=unpruned,
-                flops=self._flops(tokens, len(reports), probes),
-                unpruned_flops=self._flops(unpruned, len(reports), []),
+                flops=model_flops(
+                    shape, tokens, images=len(reports), projected=projected, probes=probes
+                ).total,
+                unpruned_flops=model_flops(shape, unpruned, images=len(reports)).total,
             )
-
-    def _probes(self) -> list[int]:
-        return [stage.layer - 1 for stage in self._pruner.stages() if stage.attention is not None]
-
-    def _flops(self, tokens: Any, images: int, probes: list[int]) -> int | None:
-        flops: Flops = model_flops(
-            ModelShape.from_config(self._config), tokens, images=images, probes=probes
-        )
-        return flops.total
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types."""
@@ -191,9 +189,7 @@ class Report:
         )
         for sample in samples:
             steps = _steps(sample.tokens)
-            cost = ("?", "?")
-            if sample.flops is not None and sample.unpruned_flops is not None:
-                cost = (f"{sample.unpruned_flops / 1e12:.4g}", f"{sample.flops / 1e12:.4g}")
+            cost = (f"{sample.unpruned_flops / 1e12:.4g}", f"{sample.flops / 1e12:.4g}")
             if not sample.images:
                 lines.append(
                     f"{sample.sample:>6}  {'-':>5}  {'none':>14}  {steps:<30}  "

@@ -814,7 +814,7 @@ def measure(
     for name, counts in tokens.items():
         timing = _timing(samples[name])
         chosen = named.get(name)
-        probes = [s.layer - 1 for s in chosen.stages() if s.attention] if chosen else []
+        probes = chosen.probes if chosen else []
         flops = model_flops(shape, counts, probes=probes)
         ideal = samples.get(_attainable(name))
         settings.append(

@@ -151,8 +151,7 @@ def evaluate(
     batches = samples
     if not isinstance(batches, Batches):
         batches = Batches(model, processor, batches, batch_size=batch_size)
-    # A rule that reads letterbox padding reads it off the pixels.
-    pixels = pruner is not None and any(stage.padding for stage in pruner.stages())
+    pixels = pruner is not None and pruner.reads_tower
     given: list[str] = []
     unpruned: list[tuple[tuple[tuple[int, ...], ...], int | None]] = []
     with torch.inference_mode(), nullcontext() if pruner is None else pruner(model) as run:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pore.errors import InputError
+from pore.errors import InputError, UnsupportedModelError
 from pore.layout import Image
 
 
@@ -48,6 +48,23 @@ class Family(ABC):
         """The vision tower."""
         return self.base(model).vision_tower  # type: ignore[return-value]
 
+    def tower_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """The layers of the vision tower up to the one whose output the projector reads."""
+        tower: Any = self.tower(model)
+        layers = getattr(tower, "vision_model", tower).encoder.layers
+        chosen: Any = model.config.vision_feature_layer  # type: ignore[union-attr]
+        if not isinstance(chosen, int):
+            raise UnsupportedModelError(
+                f"The projector reads several tower layers ({chosen}), so no single one says which "
+                "patches matter; use a method that acts in the decoder."
+            )
+        # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
+        return layers[: chosen + len(layers) + 1 if chosen < 0 else chosen]  # type: ignore[no-any-return]
+
+    def projector(self, model: nn.Module) -> nn.Module:
+        """The module that takes the tower's patch features, (I, N, C), to the decoder's width."""
+        return self.base(model).multi_modal_projector  # type: ignore[return-value]
+
     def inputs(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> dict[str, Any]:
@@ -78,10 +95,6 @@ class Family(ABC):
     @abstractmethod
     def grid(self, model: nn.Module) -> tuple[int, int] | None:
         """(height, width) in visual tokens that an image has on its own, None if it varies."""
-
-    def projector(self, model: nn.Module) -> nn.Module:
-        """What takes the tower's patch features to the decoder: gives (I, n, D)."""
-        return self.base(model).multi_modal_projector  # type: ignore[return-value]
 
     def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The pixels among the arguments of a call of `tower(model)`.

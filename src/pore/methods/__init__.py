@@ -6,9 +6,12 @@ from functools import cache
 from importlib import metadata
 
 from pore.errors import PoreError
+from pore.methods.divprune import DivPrune as DivPrune
 from pore.methods.downsample import Downsample as Downsample
+from pore.methods.fastervlm import FasterVLM as FasterVLM
 from pore.methods.fastv import FastV as FastV
 from pore.methods.random import Random as Random
+from pore.methods.vtc_cls import VTCCLS as VTCCLS
 from pore.pruner import Pruner
 
 

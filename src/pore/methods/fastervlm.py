@@ -1,0 +1,58 @@
+"""FasterVLM: keep the patches that the CLS token attends to most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from pore.pruner import Pruner
+from pore.selection import check_keep, top_k
+from pore.tower import TowerSelection, TowerStage, TowerView
+
+
+@dataclass(frozen=True)
+class FasterVLM(Pruner):
+    """Keep the patches with the largest CLS attention, averaged over heads (arXiv 2412.01818v1).
+
+    The attention is that of the tower layer whose output the projector reads. Kept patches stay in
+    raster order.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+    """
+
+    keep: int | float
+
+    name: ClassVar[str] = "FasterVLM"
+    source: ClassVar[str] = "arXiv 2412.01818v1"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    def stages(self) -> Sequence[TowerStage]:
+        """One stage, in the tower."""
+        return [TowerStage(self._select)]
+
+    def _select(self, view: TowerView) -> TowerSelection:
+        return keep_highest(view, view.cls_attention[0].mean(1), self.keep)
+
+
+def keep_highest(view: TowerView, scores: Tensor, keep: int | float) -> TowerSelection:
+    """Keep the patches of the highest scores, in raster order.
+
+    Args:
+        view: The tower's patches.
+        scores: (I, N) scores.
+        keep: Tokens kept per image, or the fraction kept.
+
+    Returns:
+        The kept patches.
+    """
+    count = view.budget(keep)
+    mask = top_k(scores, [count] * len(scores))
+    raster = mask.nonzero()[:, 1].view(len(scores), count)
+    features = view.features.gather(1, raster[..., None].expand(-1, -1, view.features.shape[-1]))
+    return TowerSelection(features, raster)

@@ -1,0 +1,45 @@
+"""VTC-CLS: keep the patches that the CLS token attends to most over several tower layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pore.errors import BudgetError
+from pore.methods.fastervlm import keep_highest
+from pore.pruner import Pruner
+from pore.selection import check_keep
+from pore.tower import TowerSelection, TowerStage, TowerView
+
+
+@dataclass(frozen=True)
+class VTCCLS(Pruner):
+    """Keep the patches with the largest CLS attention, summed over layers (arXiv 2412.05819).
+
+    The head mean of every layer from `start_layer` up to the one whose output the projector reads
+    is added up. The authors give no default range; with that last layer alone the ranking is
+    FasterVLM's.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        start_layer: 0-based index of the first tower layer summed.
+    """
+
+    keep: int | float
+    start_layer: int
+
+    name: ClassVar[str] = "VTC-CLS"
+    source: ClassVar[str] = "arXiv 2412.05819"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if self.start_layer < 0:
+            raise BudgetError(f"start_layer={self.start_layer} is no 0-based tower layer.")
+
+    def stages(self) -> Sequence[TowerStage]:
+        """One stage, in the tower."""
+        return [TowerStage(self._select, start=self.start_layer)]
+
+    def _select(self, view: TowerView) -> TowerSelection:
+        return keep_highest(view, view.cls_attention.mean(2).sum(0), self.keep)
