@@ -69,7 +69,7 @@ def train_tokenizer() -> Tokenizer:
         turns = " ".join(f"USER: {q.question} ASSISTANT: {q.answer}" for q in asked)
         told.append(f"{scenes.caption(things)}\n{DESCRIBE}\n{turns}")
     tokenizer.train_from_iterator([*english(), *told], trainer)
-    bos = tokenizer.token_to_id(BOS)
+    bos = special(tokenizer)[0]
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
@@ -96,6 +96,12 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
+def special(tokenizer: Tokenizer) -> tuple[int, int, int, int]:
+    """Ids of the start, end, image and padding tokens."""
+    bos, eos, image, pad = (tokenizer.token_to_id(t) or 0 for t in (BOS, EOS, IMAGE, PAD))
+    return bos, eos, image, pad
+
+
 class TextStage:
     """Batches for the language-model stage: half running English, half scenes in words."""
 
@@ -107,7 +113,7 @@ class TextStage:
             length: Tokens in a sequence.
         """
         self.tokenizer, self.length = tokenizer, length
-        self.bos, self.eos, self.pad = (tokenizer.token_to_id(t) for t in (BOS, EOS, PAD))
+        self.bos, self.eos, _, self.pad = special(tokenizer)
         ids: list[int] = []
         for part in encode(tokenizer, english()):
             ids += [*part, self.eos]

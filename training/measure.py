@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from corpus import DESCRIBE, VISUAL_TOKENS, TextStage, encode
+from corpus import DESCRIBE, VISUAL_TOKENS, TextStage, encode, special
 from model import hidden, visual_features
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -117,7 +117,7 @@ def visual_report(
     """
     right: dict[str, list[bool]] = defaultdict(list)
     curves = []
-    bos, eos, image, pad = special(model)
+    bos, eos, image, pad = special(tokenizer)
     for pairs in chunks(n):
         features = visual_features(model, np.stack([s.image for s, _ in pairs]))
         prompts = encode(tokenizer, [f"\n{q.question} ASSISTANT:" for _, q in pairs])
@@ -141,12 +141,6 @@ def visual_report(
     }
 
 
-def special(model: LlavaForConditionalGeneration) -> tuple[int, int, int, int]:
-    """Ids of the start, end, image and padding tokens."""
-    text = model.config.text_config
-    return text.bos_token_id, text.eos_token_id, model.config.image_token_index, text.pad_token_id
-
-
 def text_report(
     model: LlavaForConditionalGeneration, tokenizer: Tokenizer, data: TextStage
 ) -> dict[str, object]:
@@ -161,7 +155,7 @@ def text_report(
 
     right: dict[str, list[bool]] = defaultdict(list)
     curves = []
-    bos, eos, _, pad = special(model)
+    bos, eos, _, pad = special(tokenizer)
     user = encode(tokenizer, ["USER:"])[0]
     for pairs in chunks(350):
         told = [rng.permutation([scenes.describe(t) for t in s.things]) for s, _ in pairs]

@@ -75,7 +75,8 @@ def visual_features(model: LlavaForConditionalGeneration, images: np.ndarray) ->
     """Patch features of the frozen tower, ``(B, 144, 128)``."""
     with torch.no_grad():
         out = model.model.vision_tower(pixels(images), output_hidden_states=True)
-    return out.hidden_states[-2][:, 1:]
+    features: Tensor = out.hidden_states[-2][:, 1:]
+    return features
 
 
 def hidden(
@@ -105,4 +106,5 @@ def hidden(
     out = model.model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     )
-    return out.last_hidden_state
+    states: Tensor = out.last_hidden_state
+    return states

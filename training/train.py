@@ -26,13 +26,16 @@ import measure
 import numpy as np
 import torch
 from corpus import TextStage, train_tokenizer
+from grounding import Grounding
+from lexicon import Lexicon
 from model import build, hidden, visual_features
 from tokenizers import Tokenizer
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from tower import TowerHeads, tower_batch
 from transformers import LlavaForConditionalGeneration
-from visual import caption_batch, question_batch
+from visual import VisualBatch, instruction_batch, question_batch
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
@@ -60,7 +63,7 @@ class Shard:
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
         distributed.all_reduce(flat)
-        pieces = (flat / self.world).split([g.numel() for g in gradients])
+        pieces = torch.split(flat / self.world, [g.numel() for g in gradients])
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
 
@@ -74,6 +77,8 @@ class Stage:
     steps: int
     rate: float
     report_every: int
+    hold = 0.0
+    """Share of the steps after which the learning rate falls."""
 
     def __init__(
         self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
@@ -154,41 +159,53 @@ class Tower(Stage):
 
 
 class Align(Stage):
-    """The projector learns to speak to the frozen decoder, on captions and questions."""
+    """The projector learns the frozen decoder's words for what the patches show."""
 
-    name, before, steps, rate, report_every = "align", "tower", 250, 3e-3, 50
+    name, before, steps, rate, report_every = "align", "tower", 200, 3e-3, 100
     batch = 24
+
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
+    ) -> None:
+        super().__init__(model, tokenizer, shard)
+        self.lexicon: Lexicon | None = None
 
     def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
         return [(1.0, self.model.model.multi_modal_projector.parameters())]
 
     def loss(self, step: int) -> Tensor:
-        part = self.shard.part(4_000_000 + step * self.batch, self.batch)
-        make = caption_batch if step % 2 else question_batch
-        return answer_loss(self.model, self.tokenizer, make, *part, (2, 6))
+        if self.lexicon is None:  # only now are the weights of the stage before in place
+            self.lexicon = Lexicon(self.model, self.tokenizer)
+        part = self.shard.part(3_000_000 + step * self.batch, self.batch)
+        images, labels = tower_batch("train", *part)
+        features = visual_features(self.model, images)
+        return self.lexicon.loss(self.model.model.multi_modal_projector(features), labels)
 
     def report(self) -> dict[str, object]:
-        return measure.visual_report(self.model, self.tokenizer, 350)
+        return measure.visual_report(self.model, self.tokenizer, 210)
 
 
 class Tune(Stage):
     """Visual instruction tuning: projector and upper decoder layers, some text in the mix."""
 
-    name, before, steps, rate, report_every = "tune", "align", 2600, 1e-3, 100
-    batch, text_batch, text_every = 24, 12, 6
+    name, before, steps, rate, report_every = "tune", "align", 2000, 3e-3, 200
+    batch, text_batch, text_every = 24, 12, 10
+    hold = 0.65
     frozen_layers = 2
+    grounded_layer = 4
 
     def __init__(
         self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
     ) -> None:
         super().__init__(model, tokenizer, shard)
         self.data = TextStage(tokenizer, Text.length)
+        self.grounding = Grounding(model, self.grounded_layer)
 
     def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
         decoder = self.model.model.language_model
         upper = [p for layer in decoder.layers[self.frozen_layers :] for p in layer.parameters()]
         return [
-            (1.0, self.model.model.multi_modal_projector.parameters()),
+            (0.3, self.model.model.multi_modal_projector.parameters()),
             (1.0, [*upper, *decoder.norm.parameters(), self.model.lm_head.weight]),
         ]
 
@@ -197,12 +214,16 @@ class Tune(Stage):
             return text_loss(
                 self.model, self.data, 10_000 + step, self.text_batch, (4, 10), self.shard
             )
-        objects = (1, 3) if step < 150 else (2, 6) if step < 400 else (4, 10)
+        objects = (
+            (1, 3) if step < 60 else (2, 6) if step < 400 else (3, 8) if step < 700 else (4, 10)
+        )
         part = self.shard.part(6_000_000 + step * self.batch, self.batch)
-        return answer_loss(self.model, self.tokenizer, question_batch, *part, objects)
+        make = question_batch if step % 2 else instruction_batch
+        weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.3))
+        return answer_loss(self.model, self.tokenizer, make, *part, objects, self.grounding, weight)
 
     def report(self) -> dict[str, object]:
-        return measure.visual_report(self.model, self.tokenizer, 350)
+        return measure.visual_report(self.model, self.tokenizer, 210)
 
 
 STAGES: dict[str, type[Stage]] = {s.name: s for s in (Text, Tower, Align, Tune)}
@@ -228,18 +249,23 @@ def text_loss(
 def answer_loss(
     model: LlavaForConditionalGeneration,
     tokenizer: Tokenizer,
-    make: Callable[..., object],
+    make: Callable[..., VisualBatch],
     first: int,
     size: int,
     objects: tuple[int, int],
+    grounding: Grounding | None = None,
+    weight: float = 0.0,
 ) -> Tensor:
-    """Next-token loss of the answers about pictures, and of nothing else."""
+    """Next-token loss of the answers about pictures, and with its weight that of `Grounding`."""
     batch = make(tokenizer, "train", first, size, objects)
     features = visual_features(model, batch.images)
     states = hidden(model, batch.ids, features, batch.mask, batch.positions)
     answered = batch.targets >= 0
     logits = model.lm_head(states[answered]).float()
-    return functional.cross_entropy(logits, batch.targets[answered])
+    loss = functional.cross_entropy(logits, batch.targets[answered])
+    if grounding is None:
+        return loss
+    return loss + weight * grounding.loss(batch, measure.FIRST_VISUAL)
 
 
 def optimizers(stage: Stage) -> list[torch.optim.Optimizer]:
@@ -262,11 +288,18 @@ def optimizers(stage: Stage) -> list[torch.optim.Optimizer]:
     ]
 
 
-def schedule(step: int, steps: int) -> float:
-    """Share of the learning rate: linear warm-up over 40 steps, cosine down to a fiftieth."""
+def schedule(step: int, steps: int, hold: float) -> float:
+    """Share of the learning rate: 40 steps of warm-up, a plateau, cosine down to a fiftieth.
+
+    Args:
+        step: Number of the step.
+        steps: How many there will be.
+        hold: Share of the steps after which the rate falls.
+    """
     if step < 40:
         return (step + 1) / 40
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - 40) / max(steps - 40, 1)))
+    fallen = max(step / steps - hold, 0.0) / (1 - hold)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
 def save(path: Path, state: dict[str, object]) -> None:
@@ -305,11 +338,11 @@ def run(name: str, out: Path, steps: int | None, tokenizer: Tokenizer, shard: Sh
     for step in range(start, steps):
         for opt in optimizer:
             for group in opt.param_groups:
-                group["lr"] = group["base"] * schedule(step, steps)
+                group["lr"] = group["base"] * schedule(step, steps, stage.hold)
         model.train()
         with torch.autocast("cpu", torch.bfloat16):
             loss = stage.loss(step)
-        loss.backward()
+        torch.autograd.backward(loss)
         shard.average(trained)
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         for opt in optimizer:
@@ -368,7 +401,7 @@ def main() -> None:
     if not path.exists():
         train_tokenizer().save(str(path))
     names = list(STAGES) if arguments.stage == "all" else [arguments.stage]
-    multiprocessing.spawn(
+    spawn(  # type: ignore[no-untyped-call]
         work,
         (arguments.processes, names, arguments.out, arguments.steps),
         nprocs=arguments.processes,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from corpus import BOS, DESCRIBE, EOS, IMAGE, PAD, VISUAL_TOKENS, encode
+from corpus import DESCRIBE, VISUAL_TOKENS, encode, special
 from tokenizers import Tokenizer
 from torch import Tensor
+from tower import patch_labels
 
 from pore.embedded import scenes
+
+MORE_RELATIONS = 3
 
 
 @dataclass
@@ -23,6 +27,9 @@ class VisualBatch:
         targets: ``(B, T)``: the next token where the next token is part of an answer, else -1.
         mask: ``(B, 1, T, T)`` bool: every turn sees the image, itself, and no other turn.
         positions: ``(B, T)``: every turn goes on from the image, as the only turn would.
+        asked: ``(Q, 2)``: row and index of the last prompt token of every turn with a referent.
+        referents: ``(Q, 2, 144)`` bool: the patches that show the first and the second thing that
+            the turn asks about; twice the same where there is one.
     """
 
     images: np.ndarray
@@ -30,41 +37,102 @@ class VisualBatch:
     targets: Tensor
     mask: Tensor
     positions: Tensor
+    asked: Tensor
+    referents: Tensor
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer, with the patches it is about (``(2, 144)`` bool) or None."""
+
+    question: str
+    answer: str
+    referents: np.ndarray | None = None
+
+
+def things_asked(question: str, things: tuple[scenes.Thing, ...]) -> list[scenes.Thing]:
+    """The objects that a question is about, in the order in which it names them."""
+    words = question.rstrip("?").split()
+    if words[0] == "Which":
+        return [t for t in things if (t.family, t.color) == (words[1], words[3])]
+    if words[:3] == ["How", "many", "objects"]:
+        return [t for t in things if t.color == words[4]]
+    if words[0] == "How":
+        noun = "cross" if words[2] == "crosses" else words[2].removesuffix("s")
+        return [t for t in things if noun in (t.family, t.name)]
+    if words[0] == "What":
+        return [t for t in things if t.noun in question]
+    return sorted(
+        (t for t in things if t.phrase in question), key=lambda t: question.index(t.phrase)
+    )
+
+
+def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Question]) -> list[Turn]:
+    """Questions about a scene as turns, with the patches that they are about."""
+    labels = patch_labels(things)
+    turns = []
+    for q in questions:
+        asked = things_asked(q.question, things)
+        covers = [np.logical_and(labels[:, 2] == t.y // 8, labels[:, 3] == t.x // 8) for t in asked]
+        if not asked:
+            referents = None
+        elif q.kind == "relation":
+            referents = np.stack(covers)
+        else:
+            referents = np.stack([np.any(covers, 0)] * 2)
+        turns.append(Turn(q.question, q.answer, referents))
+    return turns
 
 
 def question_batch(
     tokenizer: Tokenizer, split: scenes.Split, first: int, size: int, objects: tuple[int, int]
 ) -> VisualBatch:
-    """All questions of ``size`` scenes, one turn each."""
+    """All questions of ``size`` scenes, one turn each, with more of the relations."""
     drawn = [scenes.scene(split, first + i, objects) for i in range(size)]
-    turns = [[(q.question, q.answer) for q in s.questions] for s in drawn]
+    turns = []
+    for i, s in enumerate(drawn):
+        rng = np.random.default_rng([first + i, 4])
+        options = scenes.candidates(s.things, rng)["relation"]
+        more = rng.permutation(len(options))[:MORE_RELATIONS]
+        asked = dict.fromkeys([*s.questions, *(options[k] for k in more)])
+        turns.append(turns_of(s.things, asked))
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 
 
-def caption_batch(
+def instruction_batch(
     tokenizer: Tokenizer, split: scenes.Split, first: int, size: int, objects: tuple[int, int]
 ) -> VisualBatch:
-    """Captions of ``size`` scenes."""
-    drawn = [scenes.scene(split, first + i, objects) for i in range(size)]
-    turns = [[(DESCRIBE, s.caption)] for s in drawn]
+    """A question of each kind about ``size`` scenes, and a description of all that they show.
+
+    A description names the objects in random order: every word of it has to be found in the image,
+    which teaches what belongs together far more densely than questions do.
+    """
+    drawn = [scenes.scene(split, first + i, objects, each=1) for i in range(size)]
+    turns = []
+    for i, s in enumerate(drawn):
+        order = np.random.default_rng([first + i, 3]).permutation(len(s.things))
+        told = " ".join(scenes.describe(s.things[k]) for k in order)
+        turns.append([Turn(DESCRIBE, told), *turns_of(s.things, s.questions)])
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 
 
-def pack(
-    tokenizer: Tokenizer, images: np.ndarray, turns: list[list[tuple[str, str]]]
-) -> VisualBatch:
+def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> VisualBatch:
     """Lay turns behind their image so that each is what it would be alone."""
-    bos, eos, image, pad = (tokenizer.token_to_id(t) for t in (BOS, EOS, IMAGE, PAD))
+    bos, eos, image, pad = special(tokenizer)
     prefix = [bos, *encode(tokenizer, ["USER: "])[0], *[image] * VISUAL_TOKENS]
     flat = [turn for row in turns for turn in row]
-    prompts = iter(encode(tokenizer, [f"\n{q} ASSISTANT:" for q, _ in flat]))
-    answers = iter(encode(tokenizer, [f" {a}" for _, a in flat]))
-    rows = []
+    prompts = iter(encode(tokenizer, [f"\n{turn.question} ASSISTANT:" for turn in flat]))
+    answers = iter(encode(tokenizer, [f" {turn.answer}" for turn in flat]))
+    rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
+    asked, referents = [], []
     for row in turns:
         ids, targets = list(prefix), [-1] * len(prefix)
         owner, positions = [0] * len(prefix), list(range(len(prefix)))
-        for k in range(1, len(row) + 1):
+        for k, turn in enumerate(row, 1):
             prompt, answer = next(prompts), next(answers)
+            if turn.referents is not None:
+                asked.append((len(rows), len(ids) + len(prompt) - 1))
+                referents.append(turn.referents)
             ids += [*prompt, *answer]
             targets += [-1] * (len(prompt) - 1) + [*answer, eos]
             n = len(prompt) + len(answer)
@@ -72,10 +140,19 @@ def pack(
             positions += range(len(prefix), len(prefix) + n)
         rows.append((ids, targets, owner, positions))
     longest = max(len(ids) for ids, *_ in rows)
-    fills = (pad, -1, -1, 0)
-    ids, targets, owner, positions = (
-        torch.tensor([r[i] + [fills[i]] * (longest - len(r[i])) for r in rows]) for i in range(4)
+
+    def rectangle(which: int, fill: int) -> Tensor:
+        return torch.tensor([r[which] + [fill] * (longest - len(r[which])) for r in rows])
+
+    owner_of = rectangle(2, -1)
+    own = (owner_of[:, :, None] == owner_of[:, None, :]) | (owner_of[:, None, :] == 0)
+    mask = own & torch.ones(longest, longest, dtype=torch.bool).tril()
+    return VisualBatch(
+        images=images,
+        ids=rectangle(0, pad),
+        targets=rectangle(1, -1),
+        mask=mask[:, None],
+        positions=rectangle(3, 0),
+        asked=torch.tensor(asked),
+        referents=torch.from_numpy(np.stack(referents)),
     )
-    own = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
-    mask = (own & torch.ones(longest, longest, dtype=torch.bool).tril())[:, None]
-    return VisualBatch(images, ids, targets, mask, positions)

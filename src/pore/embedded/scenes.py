@@ -148,11 +148,12 @@ class Scene:
 
 @cache
 def _glyphs() -> dict[str, np.ndarray]:
-    return load_file(Path(__file__).with_name("glyphs.safetensors"))
+    path = Path(__file__).with_name("glyphs.safetensors")
+    return load_file(path)
 
 
 @cache
-def _handwritten(split: Split, label: int) -> np.ndarray:
+def _handwritten(split: Split, label: int) -> Image:
     """Indices of the handwritten samples of one digit in one split."""
     glyphs = _glyphs()
     mine = glyphs["digit_splits"] == SPLITS.index(split)
@@ -165,10 +166,11 @@ def _generator(split: Split, index: int, purpose: int) -> np.random.Generator:
 
 def _skewed(rng: np.random.Generator, n: int) -> np.ndarray:
     """Probabilities over ``n`` choices, in half of the cases with one favourite."""
-    weights = np.ones(n)
+    weights: np.ndarray = np.ones(n)
     if rng.random() < 0.5:
         weights[rng.integers(n)] += n / 2
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def layout(split: Split, index: int, objects: tuple[int, int] = (4, 10)) -> tuple[Thing, ...]:
@@ -218,12 +220,14 @@ def layout(split: Split, index: int, objects: tuple[int, int] = (4, 10)) -> tupl
 def mask(thing: Thing) -> np.ndarray:
     """Coverage of an object as a ``(16, 16)`` array of uint8, its centre at ``[8, 8]``."""
     glyphs = _glyphs()
+    found: Image
     if thing.family == "digit":
-        return glyphs["digits"][thing.sample]
-    size = _SIZES.index(thing.size)
-    if thing.family == "shape":
-        return glyphs["shapes"][SHAPES.index(thing.name), size]
-    return glyphs["letters"][LETTERS.index(thing.name), size]
+        found = glyphs["digits"][thing.sample]
+    elif thing.family == "shape":
+        found = glyphs["shapes"][SHAPES.index(thing.name), _SIZES.index(thing.size)]
+    else:
+        found = glyphs["letters"][LETTERS.index(thing.name), _SIZES.index(thing.size)]
+    return found
 
 
 def draw(split: Split, index: int, things: tuple[Thing, ...]) -> Image:
