@@ -186,6 +186,22 @@ def test_generate_with_a_bias_by_name(model: Path, data: Path) -> None:
     assert "none.json" in run(*common, "--reweight", "none.json", code=1).stderr
     found = run(*common, "--reweight", "published:himap/gqa", code=1)
     assert "measured under other conditions: model" in found.stderr
+    allowed = ("--reweight", "published:himap/gqa", "--allow", "model")
+    assert "the profile has 576, here are 16" in run(*common, *allowed, code=1).stderr
+
+
+def test_a_bias_of_another_template_is_refused(
+    model: Path, data: Path, profile: Path, tmp_path: Path
+) -> None:
+    document = json.loads(profile.read_text())
+    document["provenance"]["template"] = "Q: {question} A:"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document))
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1")
+    found = run(*common, "--reweight", other, code=1)
+    assert "template: the profile says 'Q: {question} A:'" in found.stderr
+    run(*common, "--reweight", other, "--allow", "template")
+    assert "choose from" in run(*common, "--reweight", other, "--allow", "n0", code=1).stderr
 
 
 def test_generate_sets_any_setting(model: Path, data: Path) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from pore.bias import PositionBias
+    from pore.calibration import Calibration
     from pore.pruner import Pruner
     from pore.samples import Sample
 
@@ -90,6 +92,14 @@ Reweight = Annotated[
     typer.Option(
         help="Position bias P to divide attention by: a file of `pore calibrate`, a hub id, "
         "'rope' for the data-free prior, or 'published:HOST/BENCHMARK'."
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        help="Use P although it was measured with another model, revision, layer, normalize, "
+        "processor or template: the one named. Repeatable.",
     ),
 ]
 Normalize = Annotated[
@@ -289,6 +299,7 @@ def generate(
     keep: Keep = "25%",
     layer: Layer = None,
     reweight: Reweight = None,
+    allow: Allow = None,
     normalize: Normalize = None,
     settings: Set = None,
     unpruned: Annotated[bool, typer.Option("--unpruned", help="Drop nothing.")] = False,
@@ -322,7 +333,7 @@ def generate(
     loaded, processor = _load(model, device, dtype, attn, revision)
     pruner = None
     if not unpruned:
-        bias = _bias(reweight, loaded, processor, [sample])
+        bias = _bias(reweight, allow, loaded, processor, [sample])
         pruner = _pruner(method, settings, keep=_keep(keep), layer=layer, normalize=normalize)
         pruner = _reweighted(pruner, bias)
     inputs = build_inputs(processor, [sample], loaded.device, loaded.dtype)
@@ -361,6 +372,7 @@ def evaluate(
     keep: Keeps = ["25%"],  # noqa: B006 - typer copies it
     layer: Layer = None,
     reweight: Reweight = None,
+    allow: Allow = None,
     normalize: Normalize = None,
     settings: Set = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
@@ -390,7 +402,7 @@ def evaluate(
 
     loaded, processor = _load(model, device, dtype, attn, revision)
     asked = list(_samples(samples, limit=limit, questions=questions, split=split))
-    bias = _bias(reweight, loaded, processor, asked[:64])
+    bias = _bias(reweight, allow, loaded, processor, asked[:64])
     pruners: list[Pruner | None] = [None]
     for one in map(_keep, keep):
         plain = _pruner(method, settings, keep=one, layer=layer, normalize=normalize)
@@ -771,7 +783,7 @@ def _pruner(method: str, settings: list[str] | None, **given: Any) -> Pruner:
     return kind(**values)
 
 
-def _reweighted(pruner: Pruner, bias: Any) -> Pruner:
+def _reweighted(pruner: Pruner, bias: PositionBias | None) -> Pruner:
     if bias is None:
         return pruner
     if not pruner.reweightable:
@@ -782,15 +794,23 @@ def _reweighted(pruner: Pruner, bias: Any) -> Pruner:
     return replace(pruner, reweight=bias)  # type: ignore[type-var]
 
 
-def _bias(name: str | None, model: Any, processor: Any, samples: Sequence[Sample]) -> Any:
+def _bias(
+    name: str | None, allow: list[str] | None, model: Any, processor: Any, samples: Sequence[Sample]
+) -> PositionBias | None:
+    """P by name, if it was measured with this processor and template; methods check the rest."""
     from pore.evaluation.reweighting import ROPE, load_bias, rope_bias
+    from pore.prompts import processor_settings, prompt_template
 
     if name is None:
         return None
-    return rope_bias(model, processor, samples) if name == ROPE else load_bias(name)
+    if name == ROPE:
+        return rope_bias(model, processor, samples)
+    bias = load_bias(name).allowing(*allow or ())
+    bias.check(processor=processor_settings(processor), template=prompt_template(processor))
+    return bias
 
 
-def _draw_bias(measured: Any, bias: Any, folder: Path) -> None:
+def _draw_bias(measured: Calibration, bias: PositionBias, folder: Path) -> None:
     from pore import plotting
 
     for name, figure in (
