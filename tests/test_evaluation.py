@@ -286,6 +286,8 @@ def test_table_has_a_block_for_each_budget() -> None:
         "Downsample",
     ]
     assert "66.7 ±" in text
+    console.print(table(records(), parts=("kinds",)))
+    assert "±" not in console.file.getvalue()[len(text) :]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -674,8 +674,10 @@ def _print_results(records: Sequence[dict[str, Any]]) -> None:
     if width <= console.width:
         console.print(whole)
     else:
-        console.print(table(records, detail=False))
-        console.print(table(records, cost=False))
+        console.print(
+            table(records, title="Right answers in %", parts=("cost", "accuracy", "thirds"))
+        )
+        console.print(table(records, title="Right answers in %, by kind", parts=("kinds",)))
     console.print(
         "tokens: visual ones at the last layer; GFLOPs: of the prefill with tower, multiply-add = "
         "2; ms: prefill per question, median\n",

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,16 +140,20 @@ def columns(records: Sequence[Record], field: str) -> list[str]:
     return list(dict.fromkeys(group for record in records for group in record[field]))
 
 
+PARTS = ("cost", "accuracy", "kinds", "thirds")
+"""The groups of columns of the table."""
+
+
 def table(
-    records: Sequence[Record], *, title: str | None = None, cost: bool = True, detail: bool = True
+    records: Sequence[Record], *, title: str | None = None, parts: Collection[str] = PARTS
 ) -> Table:
     """Results in the manner of the paper's Table 1: a block of methods for each budget.
 
     Args:
         records: What `Outcome.record` gives.
         title: Title of the table.
-        cost: Whether to show tokens, FLOPs and time.
-        detail: Whether to show accuracy by kind and by third.
+        parts: Which of `PARTS` to show: tokens, FLOPs and time; accuracy; accuracy by kind of
+            question; accuracy by third of the image.
 
     Returns:
         A table to print with rich.
@@ -157,13 +161,14 @@ def table(
     from rich import box
     from rich.table import Table
 
-    kinds = columns(records, "accuracy_by_kind") if detail else []
-    thirds = columns(records, "accuracy_by_third") if detail else []
+    kinds = columns(records, "accuracy_by_kind") if "kinds" in parts else []
+    thirds = columns(records, "accuracy_by_third") if "thirds" in parts else []
     made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("method", no_wrap=True)
-    for heading in ("tokens", "GFLOPs", "ms") if cost else ():
+    for heading in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
         made.add_column(heading, justify="right", no_wrap=True)
-    made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
+    if "accuracy" in parts:
+        made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
     for heading in (*kinds, *thirds):
         short = heading if len(heading) <= 6 else f"{heading[:5]}."
         made.add_column(short, justify="right", no_wrap=True)
@@ -171,18 +176,16 @@ def table(
         made.add_section()
         made.add_row(f"[bold]{budget}[/bold]")
         for record in block:
-            costs = (
-                tokens(record["tokens_after"]),
-                number(record["flops"], 1e9),
-                number(record["prefill_ms"]),
-            )
-            made.add_row(
-                f"  {label(record['method'], record['reweight'])}",
-                *(costs if cost else ()),
-                f"{percent(record['accuracy'])} ±{interval(record)}",
-                *(share(record["accuracy_by_kind"], kind) for kind in kinds),
-                *(share(record["accuracy_by_third"], third) for third in thirds),
-            )
+            cells = [f"  {label(record['method'], record['reweight'])}"]
+            if "cost" in parts:
+                cells.append(tokens(record["tokens_after"]))
+                cells.append(number(record["flops"], 1e9))
+                cells.append(number(record["prefill_ms"]))
+            if "accuracy" in parts:
+                cells.append(f"{percent(record['accuracy'])} ±{interval(record)}")
+            cells += (share(record["accuracy_by_kind"], kind) for kind in kinds)
+            cells += (share(record["accuracy_by_third"], third) for third in thirds)
+            made.add_row(*cells)
     return made
 
 
