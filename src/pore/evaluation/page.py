@@ -110,7 +110,7 @@ def facts(result: Result) -> list[str]:
 
 
 def verdicts(result: Result) -> list[str]:
-    """What PoRe does for FastV, in sentences that the intervals alone decide.
+    """What PoRe does for FastV, in sentences that the tests alone decide.
 
     Args:
         result: What the demo found.
@@ -121,8 +121,8 @@ def verdicts(result: Result) -> list[str]:
     own = [d for d in result.differences if _is_pore(d)]
     lines = []
     for verdict, chosen in (
-        ("better than plain FastV", [d for d in own if d.paired.ci[0] > 0]),
-        ("worse than plain FastV", [d for d in own if d.paired.ci[1] < 0]),
+        ("better than plain FastV", [d for d in own if d.paired.clear and d.paired.difference > 0]),
+        ("worse than plain FastV", [d for d in own if d.paired.clear and d.paired.difference < 0]),
         ("not clearly different from plain FastV", [d for d in own if not d.paired.clear]),
     ):
         if chosen:

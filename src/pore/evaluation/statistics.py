@@ -63,8 +63,12 @@ class Paired:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.ci[0] > 0 or self.ci[1] < 0
+        """Whether chance alone is an unlikely cause: p below 0.05.
+
+        Of the interval and the test, the exact test is the one to trust where few questions
+        differ.
+        """
+        return self.p < 0.05
 
 
 def paired(
