@@ -112,7 +112,7 @@ class Stage:
 class Text(Stage):
     """The decoder becomes a language model, on English and on scenes told in words."""
 
-    name, before, steps, rate, report_every = "text", None, 1150, 3e-3, 200
+    name, before, steps, rate, report_every = "text", None, 720, 3e-3, 200
     batch, length = 24, 320
 
     def __init__(
@@ -135,7 +135,7 @@ class Text(Stage):
 class Tower(Stage):
     """The tower learns what covers each patch, and what is in the image."""
 
-    name, before, steps, rate, report_every = "tower", "text", 1200, 2e-3, 200
+    name, before, steps, rate, report_every = "tower", "text", 1800, 2e-3, 200
     batch = 32
 
     def __init__(
@@ -188,9 +188,9 @@ class Align(Stage):
 class Tune(Stage):
     """Visual instruction tuning: projector and upper decoder layers, some text in the mix."""
 
-    name, before, steps, rate, report_every = "tune", "align", 2000, 3e-3, 200
+    name, before, steps, rate, report_every = "tune", "align", 1600, 3e-3, 200
     batch, text_batch, text_every = 24, 12, 10
-    hold = 0.65
+    hold = 0.7
     frozen_layers = 2
     grounded_layer = 4
 
@@ -218,7 +218,7 @@ class Tune(Stage):
             (1, 3) if step < 60 else (2, 6) if step < 400 else (3, 8) if step < 700 else (4, 10)
         )
         part = self.shard.part(6_000_000 + step * self.batch, self.batch)
-        make = question_batch if step % 2 else instruction_batch
+        make = instruction_batch if step % 4 == 0 else question_batch
         weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.3))
         return answer_loss(self.model, self.tokenizer, make, *part, objects, self.grounding, weight)
 

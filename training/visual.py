@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from tower import patch_labels
 
 from pore.embedded import scenes
 
-MORE_RELATIONS = 3
+MORE = {"relation": 8, "count": 3}
+"""How many more questions of the two hardest kinds there are behind an image."""
 
 
 @dataclass
@@ -87,16 +89,28 @@ def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Questi
 def question_batch(
     tokenizer: Tokenizer, split: scenes.Split, first: int, size: int, objects: tuple[int, int]
 ) -> VisualBatch:
-    """All questions of ``size`` scenes, one turn each, with more of the relations."""
-    drawn = [scenes.scene(split, first + i, objects) for i in range(size)]
+    """A question of each kind about ``size`` scenes, and more of the hardest kinds."""
+    drawn = [scenes.scene(split, first + i, objects, each=1) for i in range(size)]
     turns = []
     for i, s in enumerate(drawn):
         rng = np.random.default_rng([first + i, 4])
-        options = scenes.candidates(s.things, rng)["relation"]
-        more = rng.permutation(len(options))[:MORE_RELATIONS]
-        asked = dict.fromkeys([*s.questions, *(options[k] for k in more)])
-        turns.append(turns_of(s.things, asked))
+        options = scenes.candidates(s.things, rng)
+        more = [q for kind, n in MORE.items() for q in spread(options[kind], n, rng)]
+        turns.append(turns_of(s.things, dict.fromkeys([*s.questions, *more])))
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
+
+
+def spread(
+    options: list[scenes.Question], n: int, rng: np.random.Generator
+) -> list[scenes.Question]:
+    """Up to ``n`` of ``options``, rare answers being as likely as frequent ones."""
+    if not options:
+        return []
+    frequency = Counter(q.answer for q in options)
+    weights = np.array([1 / frequency[q.answer] for q in options])
+    n = min(n, len(options))
+    chosen = rng.choice(len(options), n, replace=False, p=weights / weights.sum())
+    return [options[i] for i in chosen]
 
 
 def instruction_batch(
