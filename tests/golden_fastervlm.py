@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import pore
-from golden_models import llava_of, visual_embeddings
-from pore.tower import TowerView
+from golden_models import llava_of, tower_view, visual_embeddings
 
 _SELECTION = {
     "cls_attention_heads", "cls_attention_mean", "image_features", "kept_indices", "topk_indices",
@@ -33,9 +32,7 @@ def check(file: Any) -> float:
 def check_selection(pruner: Any, tensors: dict[str, Tensor], attention: Tensor) -> float:
     """The rule on given attention (S, I, H, N)."""
     features = tensors["image_features"]
-    unused = torch.empty(0)
-    view = TowerView(features, cls_feature=unused, cls_attention=attention, keys=unused)
-    selection = pruner._select(view)
+    selection = pruner._select(tower_view(features, attention))
     assert torch.equal(selection.raster, tensors["kept_indices"].view_as(selection.raster))
     torch.testing.assert_close(selection.features, tensors["visual_features"], rtol=1e-4, atol=1e-6)
     if "cls_attention_mean" in tensors:

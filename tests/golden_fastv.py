@@ -77,7 +77,6 @@ def _check_selection(file: GoldenFile) -> float:
     columns = torch.arange(start, start + count)[None]
     score = text_visual_attention(
         attn[None, :, -1].log(),
-        rows=torch.tensor([0]),
         columns=columns,
         valid=torch.ones_like(columns, dtype=torch.bool),
     )

@@ -10,6 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import pore
 from pore.pruner import Run
+from pore.tower import TowerView
 
 IMAGE = 7
 
@@ -73,3 +74,10 @@ def visual_embeddings(
         model(input_ids=ids, pixel_values=pixels)
         hook.remove()
     return seen[0][:, 1:-2], run
+
+
+def tower_view(features: Tensor, attention: Tensor, **others: Any) -> TowerView:
+    """What a tower rule sees, of features (I, N, C) and attention (S, I, H, N) given by hand."""
+    raster = torch.arange(features.shape[1]).expand(len(features), -1)
+    parts = {"cls_feature": None, "queries": (), "keys": (), **others}
+    return TowerView(features=features, cls_attention=attention, raster=raster, **parts)

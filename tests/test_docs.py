@@ -30,7 +30,7 @@ def example(page: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_adding_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pore.Pruner, "methods", dict(pore.Pruner.methods))
+    monkeypatch.setattr(pore.Pruner, "registry", dict(pore.Pruner.registry))
     method = example("adding-a-method.md", monkeypatch).LargestNorm
     assert methods()["LargestNorm"] is method
     model, inputs = tiny_llava(), batch([prompt(3, 1, 5), prompt(2, 2, 4, 1)])

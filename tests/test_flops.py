@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from pore.errors import BudgetError, InputError, UnsupportedModelError
-from pore.flops import Flops, decoder_flops, model_flops, paper_flops, tokens_per_layer
+from pore.flops import Flops, Probe, decoder_flops, model_flops, paper_flops, tokens_per_layer
 from pore.shapes import SHAPES, DecoderShape, ModelShape, TowerShape, llava_config, model_shape
 
 SEVEN_B = SHAPES["llava-1.5-7b"]
@@ -212,13 +212,13 @@ class TestAgainstPyTorch:
             query = torch.randn(1, shape.heads, 1, shape.head_dim)
             query @ torch.randn(1, shape.heads, shape.head_dim, 15)
         plain = decoder_flops(shape, [15] * LAYERS)
-        probed = decoder_flops(shape, [15] * LAYERS, probes=[1])
+        probed = decoder_flops(shape, [15] * LAYERS, probes=[Probe(1)])
         assert probed.probe == counter.get_total_flops() > 0
         assert probed.total == plain.total + probed.probe
 
     def test_a_probe_costs_what_its_layer_sees(self) -> None:
         shape = DecoderShape.from_config(DECODERS["mha"])
-        both = decoder_flops(shape, [15, 15, 9, 5], probes=[1, 2]).probe
+        both = decoder_flops(shape, [15, 15, 9, 5], probes=[Probe(1), Probe(2)]).probe
         assert both == 2 * shape.heads * shape.head_dim * (15 + 9)
 
     def test_an_mlp_without_gate_has_two_matrices(self) -> None:
@@ -232,7 +232,7 @@ class TestAgainstPyTorch:
 
 class TestResult:
     def test_dictionary_names_count_and_unit_and_survives_json(self) -> None:
-        flops = model_flops(SEVEN_B, [611] * 32, probes=[1])
+        flops = model_flops(SEVEN_B, [611] * 32, probes=[Probe(1)])
         record = json.loads(json.dumps(flops.to_dict()))
         assert record["count"] == "true"
         assert record["unit"] == "FLOPs"
@@ -303,7 +303,7 @@ class TestBadInput:
         [
             ({"logits": 612}, "logits must be a whole number from 0 to 611, is 612"),
             ({"logits": -1}, "logits must be"),
-            ({"probes": [32]}, "probes must be a whole number from 0 to 31, is 32"),
+            ({"probes": [Probe(32)]}, "probes must be a whole number from 0 to 31, is 32"),
             ({"images": -1}, "images must be a whole number of at least 0, is -1"),
         ],
     )

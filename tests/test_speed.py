@@ -18,7 +18,7 @@ import pore
 from models import N, batch, prompt, tiny_llava
 from pore import speed
 from pore.errors import BudgetError, InputError, UnsupportedModelError
-from pore.flops import model_flops
+from pore.flops import Probe, model_flops
 from pore.pruner import Run
 from pore.shapes import ModelShape
 from pore.speed import Attainable, Rates, Spread, build, measure, measure_calibration, table
@@ -112,7 +112,7 @@ def test_lengths_and_caches_are_as_claimed(attention: str, rows: int) -> None:
         if setting.attainable is not None:
             assert setting.attainable.cache == expected
     shape = ModelShape.from_config(model.config)
-    assert fastv.flops == model_flops(shape, fastv.tokens, probes=[K - 1])
+    assert fastv.flops == model_flops(shape, fastv.tokens, probes=[Probe(K - 1)])
     assert small.flops == model_flops(shape, small.tokens)
 
 

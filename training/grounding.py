@@ -42,8 +42,41 @@ class Grounding:
             batch: The batch that just went through the model.
             first_visual: Position of the first visual token.
         """
+        weights = self._log_weights(batch, batch.asked)
+        visual = weights[..., first_visual : first_visual + VISUAL_TOKENS]
+        half = visual.shape[1] // 2
+        losses = []
+        for i, heads in enumerate((slice(0, half), slice(half, None))):
+            target = batch.referents[:, i, None]
+            mass = visual[:, heads].masked_fill(~target, -torch.inf).logsumexp(-1)
+            two = (batch.referents[:, 0] != batch.referents[:, 1]).any(-1)
+            losses.append((mass if i == 0 else mass[two]).clamp_min(-20).flatten())
+        return -torch.cat(losses).mean()
+
+    def counting_loss(self, batch: VisualBatch, first_visual: int) -> Tensor:
+        """Draw the second half of the heads to what is counted, each object and BOS alike.
+
+        Attention averages, so a head that looks at nothing but the objects asked for cannot tell
+        how many there are. With one share of n + 1 left on the first token, n can be read off.
+
+        Args:
+            batch: The batch that just went through the model.
+            first_visual: Position of the first visual token.
+        """
+        weights = self._log_weights(batch, batch.counting)
+        weights = weights[:, weights.shape[1] // 2 :]
+        visual = weights[..., None, first_visual : first_visual + VISUAL_TOKENS]
+        there = batch.counted.any(-1)[:, None]
+        each = visual.masked_fill(~batch.counted[:, None], -torch.inf).logsumexp(-1)
+        total = torch.where(there, each, 0.0).clamp_min(-20).sum(-1)
+        total = total + weights[..., 0].clamp_min(-20)
+        share = there.sum(-1) + 1
+        return -(total / share + share.log()).mean()
+
+    def _log_weights(self, batch: VisualBatch, asked: Tensor) -> Tensor:
+        """Log-attention ``(N, heads, T)`` of the tokens at ``asked``, ``(N, 2)`` row and index."""
         assert self.states is not None
-        row, index = batch.asked.unbind(1)
+        row, index = asked.unbind(1)
         width = self.attention.head_dim
         keys = self.attention.k_proj(self.states).unflatten(-1, (-1, width)).transpose(1, 2)
         queries = self.attention.q_proj(self.states[row, index]).unflatten(-1, (-1, width))
@@ -54,14 +87,5 @@ class Grounding:
         )
         scores = (queries @ keys[row].transpose(-1, -2)).squeeze(2).float() / width**0.5
         visible = batch.mask[row, 0, index][:, None]
-        weights = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
-        visual = weights[..., first_visual : first_visual + VISUAL_TOKENS]
-        half = visual.shape[1] // 2
-        losses = []
-        for i, heads in enumerate((slice(0, half), slice(half, None))):
-            target = batch.referents[:, i, None]
-            mass = visual[:, heads].masked_fill(~target, -torch.inf).logsumexp(-1)
-            two = (batch.referents[:, 0] != batch.referents[:, 1]).any(-1)
-            losses.append((mass if i == 0 else mass[two]).clamp_min(-20).flatten())
-        self.states = None
-        return -torch.cat(losses).mean()
+        log_weights: Tensor = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
+        return log_weights

@@ -4,9 +4,10 @@
     python training/train.py --out STATE --stage tower   # 2. the tower learns to see
     python training/train.py --out STATE --stage align   # 3. the projector, on captions
     python training/train.py --out STATE --stage tune    # 4. visual instruction tuning
-    python training/export.py --state STATE/tune.pt      # the checkpoint folder
+    python training/train.py --out STATE --stage count   # 5. the same, mostly counting
+    python training/export.py --state STATE/count.pt     # the checkpoint folder
 
-``--stage all`` runs the four one after another. A stage writes ``STATE/<stage>.pt`` every two
+``--stage all`` runs the five one after another. A stage writes ``STATE/<stage>.pt`` every two
 minutes and takes up from there; batches depend on the step's number alone, so that an interrupted
 run sees what an uninterrupted one would have seen. ``STATE/log.jsonl`` gets a line per report.
 """
@@ -18,9 +19,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import measure
 import numpy as np
@@ -219,14 +221,38 @@ class Tune(Stage):
         )
         part = self.shard.part(6_000_000 + step * self.batch, self.batch)
         make = instruction_batch if step % 4 == 0 else question_batch
+        batch = make(self.tokenizer, "train", *part, objects)
         weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.3))
-        return answer_loss(self.model, self.tokenizer, make, *part, objects, self.grounding, weight)
+        loss = answer_loss(self.model, batch)
+        return loss + weight * self.grounding.loss(batch, measure.FIRST_VISUAL)
 
     def report(self) -> dict[str, object]:
-        return measure.visual_report(self.model, self.tokenizer, 210)
+        return measure.visual_report(self.model, self.tokenizer, 700)
 
 
-STAGES: dict[str, type[Stage]] = {s.name: s for s in (Text, Tower, Align, Tune)}
+class Count(Tune):
+    """More of the same with many questions of how many, whose counting is shown to the model."""
+
+    name, before, steps, rate, report_every = "count", "tune", 700, 2e-3, 100
+    hold = 0.5
+    extra_questions: ClassVar = {"count": 9, "relation": 2, "reading": 1}
+
+    def loss(self, step: int) -> Tensor:
+        if step % self.text_every == self.text_every - 1:
+            return text_loss(
+                self.model, self.data, 20_000 + step, self.text_batch, (4, 10), self.shard
+            )
+        first, size = self.shard.part(8_000_000 + step * self.batch, self.batch)
+        batch = question_batch(
+            self.tokenizer, "train", first, size, (4, 10), extra=self.extra_questions
+        )
+        loss = answer_loss(self.model, batch)
+        weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.4))
+        counting = self.grounding.counting_loss(batch, measure.FIRST_VISUAL)
+        return loss + weight * (self.grounding.loss(batch, measure.FIRST_VISUAL) + counting)
+
+
+STAGES: dict[str, type[Stage]] = {s.name: s for s in (Text, Tower, Align, Tune, Count)}
 
 
 def text_loss(
@@ -246,26 +272,13 @@ def text_loss(
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
-def answer_loss(
-    model: LlavaForConditionalGeneration,
-    tokenizer: Tokenizer,
-    make: Callable[..., VisualBatch],
-    first: int,
-    size: int,
-    objects: tuple[int, int],
-    grounding: Grounding | None = None,
-    weight: float = 0.0,
-) -> Tensor:
-    """Next-token loss of the answers about pictures, and with its weight that of `Grounding`."""
-    batch = make(tokenizer, "train", first, size, objects)
+def answer_loss(model: LlavaForConditionalGeneration, batch: VisualBatch) -> Tensor:
+    """Next-token loss of the answers about pictures."""
     features = visual_features(model, batch.images)
     states = hidden(model, batch.ids, features, batch.mask, batch.positions)
     answered = batch.targets >= 0
     logits = model.lm_head(states[answered]).float()
-    loss = functional.cross_entropy(logits, batch.targets[answered])
-    if grounding is None:
-        return loss
-    return loss + weight * grounding.loss(batch, measure.FIRST_VISUAL)
+    return functional.cross_entropy(logits, batch.targets[answered])
 
 
 def optimizers(stage: Stage) -> list[torch.optim.Optimizer]:

@@ -32,6 +32,9 @@ class VisualBatch:
         asked: ``(Q, 2)``: row and index of the last prompt token of every turn with a referent.
         referents: ``(Q, 2, 144)`` bool: the patches that show the first and the second thing that
             the turn asks about; twice the same where there is one.
+        counting: ``(C, 2)``: row and index of the last prompt token of every question of how many.
+        counted: ``(C, 4, 144)`` bool: the patches that show each of the things to be counted;
+            rows without a patch where there are fewer.
     """
 
     images: np.ndarray
@@ -41,15 +44,25 @@ class VisualBatch:
     positions: Tensor
     asked: Tensor
     referents: Tensor
+    counting: Tensor
+    counted: Tensor
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer, with the patches it is about (``(2, 144)`` bool) or None."""
+    """A question and its answer, with the patches it is about.
+
+    Attributes:
+        question: The text.
+        answer: The answer.
+        referents: ``(2, 144)`` bool, or None where nothing in the image is asked about.
+        counted: ``(4, 144)`` bool for a question of how many, otherwise None.
+    """
 
     question: str
     answer: str
     referents: np.ndarray | None = None
+    counted: np.ndarray | None = None
 
 
 def things_asked(question: str, things: tuple[scenes.Thing, ...]) -> list[scenes.Thing]:
@@ -82,20 +95,30 @@ def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Questi
             referents = np.stack(covers)
         else:
             referents = np.stack([np.any(covers, 0)] * 2)
-        turns.append(Turn(q.question, q.answer, referents))
+        counted = None
+        if q.kind == "count":
+            counted = np.zeros((scenes.MAX_COUNT, VISUAL_TOKENS), bool)
+            for one, cover in zip(counted, covers, strict=False):
+                one |= cover
+        turns.append(Turn(q.question, q.answer, referents, counted))
     return turns
 
 
 def question_batch(
-    tokenizer: Tokenizer, split: scenes.Split, first: int, size: int, objects: tuple[int, int]
+    tokenizer: Tokenizer,
+    split: scenes.Split,
+    first: int,
+    size: int,
+    objects: tuple[int, int],
+    extra: dict[str, int] = MORE,
 ) -> VisualBatch:
-    """A question of each kind about ``size`` scenes, and more of the hardest kinds."""
+    """A question of each kind about ``size`` scenes, and ``extra`` more of some kinds."""
     drawn = [scenes.scene(split, first + i, objects, each=1) for i in range(size)]
     turns = []
     for i, s in enumerate(drawn):
         rng = np.random.default_rng([first + i, 4])
         options = scenes.candidates(s.things, rng)
-        more = [q for kind, n in MORE.items() for q in spread(options[kind], n, rng)]
+        more = [q for kind, n in extra.items() for q in spread(options[kind], n, rng)]
         turns.append(turns_of(s.things, dict.fromkeys([*s.questions, *more])))
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 
@@ -138,7 +161,7 @@ def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> V
     prompts = iter(encode(tokenizer, [f"\n{turn.question} ASSISTANT:" for turn in flat]))
     answers = iter(encode(tokenizer, [f" {turn.answer}" for turn in flat]))
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
-    asked, referents = [], []
+    asked, referents, counting, counted = [], [], [], []
     for row in turns:
         ids, targets = list(prefix), [-1] * len(prefix)
         owner, positions = [0] * len(prefix), list(range(len(prefix)))
@@ -147,6 +170,9 @@ def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> V
             if turn.referents is not None:
                 asked.append((len(rows), len(ids) + len(prompt) - 1))
                 referents.append(turn.referents)
+            if turn.counted is not None:
+                counting.append((len(rows), len(ids) + len(prompt) - 1))
+                counted.append(turn.counted)
             ids += [*prompt, *answer]
             targets += [-1] * (len(prompt) - 1) + [*answer, eos]
             n = len(prompt) + len(answer)
@@ -169,4 +195,6 @@ def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> V
         positions=rectangle(3, 0),
         asked=torch.tensor(asked),
         referents=torch.from_numpy(np.stack(referents)),
+        counting=torch.tensor(counting),
+        counted=torch.from_numpy(np.stack(counted)),
     )

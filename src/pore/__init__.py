@@ -12,6 +12,7 @@ from pore.bias import PositionBias as PositionBias
 from pore.bias import Provenance as Provenance
 from pore.calibration import Calibration as Calibration
 from pore.calibration import calibrate as calibrate
+from pore.chain import Chain as Chain
 from pore.embedded import embedded_model as embedded_model
 from pore.errors import PoreError as PoreError
 from pore.methods import *  # noqa: F403 - the registry lists the methods, so that a new one is one line

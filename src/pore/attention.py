@@ -12,12 +12,14 @@ import copy
 import itertools
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pore.errors import ScoreError, UnsupportedModelError
+from pore.layout import Layout
 
 Normalize = Literal["prompt", "visual"]
 Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None"], None]
@@ -48,12 +50,19 @@ class AttentionTap:
         module: An attention module of transformers (with `config` and the attention interface).
         observer: Called with query (B, H, q, d), key (B, G, n, d), the attention mask that the
             kernel gets, the scaling and the soft cap of the logits (or None), before the kernel.
+        key_bias: Gives (B, m) to be added to the logits of every key, by SDPA, or None for nothing;
+            for attention without a mask.
 
     Raises:
         UnsupportedModelError: The module does not use transformers' attention interface.
     """
 
-    def __init__(self, module: nn.Module, observer: Observer) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        observer: Observer,
+        key_bias: Callable[[], Tensor | None] | None = None,
+    ) -> None:
         config: Any = getattr(module, "config", None)
         implementation = getattr(config, "_attn_implementation", None)
         if implementation is None:
@@ -65,7 +74,7 @@ class AttentionTap:
         self._config = config
         # The suffix keeps checks such as `"flash" in name` of modules true for the copy.
         self._name = f"{implementation}_pore{next(_names)}"
-        kernel = _kernel(module, implementation)
+        kernel, sdpa = _kernel(module, implementation), _registry()["sdpa"]
 
         def tapped(
             module: nn.Module,
@@ -84,7 +93,11 @@ class AttentionTap:
                 query.shape[-1] ** -0.5 if scaling is None else scaling,
                 kwargs.get("softcap"),
             )
-            return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+            bias = key_bias() if key_bias is not None else None
+            if bias is None:
+                return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+            # FlashAttention takes no such mask; SDPA is what every torch has.
+            return sdpa(module, query, key, value, bias[:, None, None].to(query), *args, **kwargs)
 
         self._registry = _registry()
         self._registry.register(self._name, tapped)
@@ -121,56 +134,149 @@ def _kernel(module: nn.Module, implementation: str) -> Callable[..., Any]:
     )
 
 
-def last_row_logits(
+@dataclass(frozen=True)
+class LayerAttention:
+    """The attention of one decoder layer, of which a reader computes the rows that it needs.
+
+    Attributes:
+        layout: Where the visual tokens lie now.
+        query: (B, H, L, d) queries of this forward's tokens, as the kernel gets them.
+        key: (B, G, m, d) keys, those in the cache first; G divides H.
+        mask: The kernel's mask.
+        scaling: Factor on the logits.
+        softcap: Cap of the logits (Gemma 2), or None.
+        past: (B, p) bool, False at padding, of the slots in the cache.
+        origin: (B, L) where the tokens were when they entered the decoder.
+        memory: What the stage's `prepare` made of the prompt.
+        read: Rows computed so far, one entry for every reading.
+    """
+
+    layout: Layout
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    past: Tensor
+    origin: Tensor
+    memory: Any = None
+    read: list[int] = field(default_factory=list)
+
+    def logits(self, index: Tensor) -> Tensor:
+        """Attention logits of some tokens of every image's sample.
+
+        Args:
+            index: (I, R) positions of the query tokens in the sequence as it is now.
+
+        Returns:
+            (I, H, R, n) logits to the cached and present tokens, at least float32; -inf where the
+            query must not look.
+        """
+        self.read.append(index.shape[1])
+        rows = self.layout.rows
+        every = [image.row for image in self.layout.images] == list(range(len(self.query)))
+        return row_logits(
+            self.query,
+            self.key,
+            rows=None if every else rows,
+            index=index,
+            valid=torch.cat([self.past, self.layout.tokens], 1),
+            mask=self.mask,
+            scaling=self.scaling,
+            softcap=self.softcap,
+        )
+
+    @property
+    def last(self) -> Tensor:
+        """(I, 1) position of the last token of every image's sample, which is no padding."""
+        return self.layout.last[self.layout.rows, None]
+
+    @property
+    def columns(self) -> Tensor:
+        """(I, t) where the visual tokens lie among the n slots of `logits`."""
+        return self.layout.columns + self.past.shape[1]
+
+
+Reader = Callable[[LayerAttention], Any]
+"""What a stage takes from the attention of a layer.
+
+One whose result a position bias divides has an attribute `normalize` that says in a word what it
+measures; a bias that was fitted on something else is refused."""
+
+
+@dataclass(frozen=True)
+class LastToken:
+    """Reads text-visual attention A: of the last text token, averaged over heads (PoRe Eq. 1).
+
+    Attributes:
+        normalize: "prompt" or "visual", see `text_visual_attention`.
+    """
+
+    normalize: Normalize = "prompt"
+
+    def __post_init__(self) -> None:
+        check_normalize(self.normalize)
+
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """(I, t) attention of the last token to the visual tokens of every image."""
+        logits = attention.logits(attention.last)[:, :, 0]
+        valid = attention.layout.valid
+        return text_visual_attention(logits, attention.columns, valid, self.normalize)
+
+
+def row_logits(
     query: Tensor,
     key: Tensor,
     *,
-    last: Tensor,
+    rows: Tensor | None,
+    index: Tensor,
     valid: Tensor,
     mask: Tensor | None,
     scaling: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention logits of one query per sample to all keys, at least in float32.
+    """Attention logits of some queries to all keys, at least in float32.
 
     Args:
         query: (B, H, q, d) queries.
         key: (B, G, m, d) keys, G dividing H; slots behind the cached ones may be empty.
-        last: (B,) which of the q queries to take.
+        rows: (I,) the samples to take, in any order and number; None takes each once.
+        index: (I, R) which of the q queries to take of each.
         valid: (B, n) bool, False at padding, n <= m.
         mask: The kernel's mask: None, (B or 1, 1 or H, q, m') bool or additive, or (B, n).
         scaling: Factor on the logits.
         softcap: Cap of the logits (Gemma 2), or None.
 
     Returns:
-        (B, H, n) logits, -inf where the query must not look.
+        (I, H, R, n) logits, -inf where the query must not look.
     """
-    batch, heads, _, width = query.shape
+    device = query.device
+    batch, heads, length, width = query.shape
     n = valid.shape[-1]
+    index = index.to(device)
+    sample = torch.arange(batch, device=device) if rows is None else rows.to(device)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    rows = torch.arange(batch, device=query.device)
-    last = last.to(query.device)
-    row = query[rows, :, last].to(dtype)
+    count, taken = index.shape
+    picked = query[sample[:, None], :, index].transpose(1, 2).to(dtype)  # (I, H, R, d)
+    keys = key[:, :, :n] if rows is None else key[sample, :, :n]
     groups = key.shape[1]
-    grouped = row.view(batch, groups, heads // groups, width)
-    logits = torch.matmul(grouped, key[:, :, :n].to(dtype).transpose(-1, -2)) * scaling
-    logits = logits.view(batch, heads, n)
+    grouped = picked.reshape(count, groups, heads // groups * taken, width)
+    logits = torch.matmul(grouped, keys.to(dtype).transpose(-1, -2)) * scaling
+    logits = logits.view(count, heads, taken, n)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    allowed = valid.to(query.device)
     # Queries are the last of the n slots; what comes after the one taken is its future.
-    slot = n - query.shape[2] + last
-    allowed = allowed & (torch.arange(n, device=query.device) <= slot[:, None])
+    slot = n - length + index
+    allowed = valid.to(device)[sample, None] & (torch.arange(n, device=device) <= slot[..., None])
+    allowed = allowed[:, None]
     if isinstance(mask, Tensor) and mask.dim() == 4:
-        seen = mask.expand(batch, *mask.shape[1:])[rows, :, last, :n]
-        allowed = allowed[:, None, :] & (seen if seen.dtype == torch.bool else seen > -1e4)
-    else:
-        allowed = allowed[:, None, :]
+        seen = mask.expand(batch, *mask.shape[1:])[sample[:, None], :, index, :n].transpose(1, 2)
+        allowed = allowed & (seen if seen.dtype == torch.bool else seen > -1e4)
     return logits.masked_fill(~allowed, -torch.inf)
 
 
 def text_visual_attention(
-    logits: Tensor, rows: Tensor, columns: Tensor, valid: Tensor, normalize: Normalize = "prompt"
+    logits: Tensor, columns: Tensor, valid: Tensor, normalize: Normalize = "prompt"
 ) -> Tensor:
     """Attention of the last text token to the visual tokens of every image, averaged over heads.
 
@@ -179,19 +285,18 @@ def text_visual_attention(
     printed. Per head they differ by a factor, so the head mean and its ranking can differ.
 
     Args:
-        logits: (B, H, n) attention logits of the last text token, -inf where it does not look.
-        rows: (I,) the sample of every image.
-        columns: (I, t) positions of the image's visual tokens in the sequence.
+        logits: (I, H, n) attention logits of the last text token of every image's sample, -inf
+            where it does not look.
+        columns: (I, t) positions of the image's visual tokens among the n.
         valid: (I, t) bool, False where a smaller image is filled up.
         normalize: "prompt" or "visual".
 
     Returns:
         (I, t) attention in the dtype of `logits`; 0 where not `valid`.
     """
-    rows, columns, valid = (x.to(logits.device) for x in (rows, columns, valid))
-    heads = logits.shape[1]
-    weights = logits.softmax(-1)[rows] if normalize == "prompt" else logits[rows]
-    picked = weights.gather(-1, columns[:, None].expand(-1, heads, -1))
+    columns, valid = columns.to(logits.device), valid.to(logits.device)
+    weights = logits.softmax(-1) if normalize == "prompt" else logits
+    picked = weights.gather(-1, columns[:, None].expand(-1, logits.shape[1], -1))
     if normalize == "visual":
         picked = picked.masked_fill(~valid[:, None], -torch.inf).softmax(-1)
     return picked.mean(1).masked_fill(~valid, 0.0)
@@ -212,3 +317,21 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     dtype = torch.promote_types(query.dtype, torch.float32)
     logits = torch.matmul(query[:, :, :1].to(dtype), key.to(dtype).transpose(-1, -2)) * scaling
     return logits.softmax(-1)[:, :, 0, 1:]
+
+
+def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Attention that every patch receives from all patches, per head: for towers without CLS.
+
+    Args:
+        query: (I, H, N, d) queries.
+        key: (I, H, N, d) keys.
+        scaling: Factor on the logits.
+
+    Returns:
+        (I, H, N) mean over the queries of the weights, at least float32; they sum to one.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    heads = []
+    for q, k in zip(query.unbind(1), key.unbind(1), strict=True):  # one (I, N, N) at a time
+        heads.append((torch.matmul(q.to(dtype), k.to(dtype).mT) * scaling).softmax(-1).mean(1))
+    return torch.stack(heads, 1)

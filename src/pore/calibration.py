@@ -32,13 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._files import write_atomic
-from pore.attention import (
-    AttentionTap,
-    Normalize,
-    check_normalize,
-    last_row_logits,
-    text_visual_attention,
-)
+from pore.attention import AttentionTap, LastToken, LayerAttention, Normalize, check_normalize
 from pore.bias import Kind, PositionBias, Provenance
 from pore.errors import CalibrationError, InputError, ProfileError, ScoreError
 from pore.families import family_of, identity
@@ -468,16 +462,10 @@ def attention_rows(
         query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
     ) -> None:
         here = layout.to(query.device)
-        logits = last_row_logits(
-            query,
-            key,
-            last=here.last,
-            valid=here.tokens,
-            mask=mask,
-            scaling=scaling,
-            softcap=softcap,
-        )
-        found.append(text_visual_attention(logits, here.rows, here.columns, here.valid, normalize))
+        past = here.tokens[:, :0]
+        origin = torch.arange(here.tokens.shape[1], device=past.device).expand_as(here.tokens)
+        attention = LayerAttention(here, query, key, mask, scaling, softcap, past, origin)
+        found.append(LastToken(normalize)(attention))
         raise _Stop
 
     tap = AttentionTap(family.attention(family.layers(model)[layer - 1]), observe)

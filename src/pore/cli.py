@@ -579,7 +579,7 @@ def flops(
 
         pore flops --model embedded --keep 36 --layer 3
     """
-    from pore.flops import model_flops, paper_flops, tokens_per_layer
+    from pore.flops import Probe, model_flops, paper_flops, tokens_per_layer
     from pore.loading import resolve
     from pore.selection import budget
     from pore.shapes import ModelShape, model_shape
@@ -597,7 +597,7 @@ def flops(
         tokens = tokens_per_layer(layers, text + visual, visual, kept, layer)
         exact = one * visual if isinstance(one, float) else one
         unrounded = [text + visual] * layer + [text + exact] * (layers - layer)
-        true = model_flops(sizes, tokens, probes=[layer - 1] if kept < visual else [])
+        true = model_flops(sizes, tokens, probes=[Probe(layer - 1)] if kept < visual else [])
         rows.append(
             {
                 "keep": one,

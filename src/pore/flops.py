@@ -19,7 +19,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pore.errors import BudgetError, InputError
 from pore.shapes import DecoderShape, ModelShape
@@ -28,6 +28,20 @@ _LABELS = {
     "paper": "FLOPs, the paper's count (decoder only, multiply-add = 1, MLP of two matrices)",
     "true": "FLOPs, true count (multiply-add = 2, all matrices, attention without causal halving)",
 }
+
+
+class Probe(NamedTuple):
+    """Attention rows that pruning computes beside the model's own.
+
+    Attributes:
+        layer: The decoder layer, from 0, whose queries and keys they are of.
+        rows: How many query rows are multiplied with all keys.
+        projected: Tokens whose queries, keys and values were computed only for this.
+    """
+
+    layer: int
+    rows: int = 1
+    projected: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,12 +189,18 @@ def _layer_flops(shape: DecoderShape, n: int) -> int:
     return projections + attention + mlp
 
 
+def _probe_flops(shape: DecoderShape, n: int, probe: Probe) -> int:
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    n = probe.projected or n
+    return 2 * n * queries * probe.rows + 2 * probe.projected * shape.hidden * (queries + 2 * keys)
+
+
 def decoder_flops(
     shape: DecoderShape,
     tokens: Sequence[int],
     *,
     logits: int = 1,
-    probes: Sequence[int] = (),
+    probes: Sequence[Probe] = (),
 ) -> Flops:
     """The true count of a decoder's prefill of one sample, without padding.
 
@@ -189,8 +209,8 @@ def decoder_flops(
         tokens: Tokens that enter every decoder layer.
         logits: Positions at which the output head computes logits: 1 in `generate`, all that
             leave the last layer in a plain forward.
-        probes: Layers (indices from 0) where one query row is multiplied with all keys a second
-            time to score tokens: layer − 1 of every pruning stage.
+        probes: What is computed to score tokens; pairwise distances, sorting and the like are
+            left out.
 
     Returns:
         A `Flops` with `count="true"`; tower and projector are 0.
@@ -202,12 +222,13 @@ def decoder_flops(
     _check_layers(shape, tokens)
     counts = [_whole(n, f"tokens[{layer}]", least=1) for layer, n in enumerate(tokens)]
     logits = _whole(logits, "logits", least=0, most=counts[-1])
-    probed = [_whole(layer, "probes", least=0, most=shape.layers - 1) for layer in probes]
+    for probe in probes:
+        _whole(probe.layer, "probes", least=0, most=shape.layers - 1)
     return Flops(
         "true",
         per_layer=tuple(_layer_flops(shape, n) for n in counts),
         head=2 * logits * shape.hidden * shape.vocab,
-        probe=sum(2 * counts[layer] * shape.heads * shape.head_dim for layer in probed),
+        probe=sum(_probe_flops(shape, counts[probe.layer], probe) for probe in probes),
     )
 
 
@@ -217,8 +238,9 @@ def model_flops(
     *,
     images: int = 1,
     projected: int | None = None,
+    tower_tokens: Sequence[int] = (),
     logits: int = 1,
-    probes: Sequence[int] = (),
+    probes: Sequence[Probe] = (),
 ) -> Flops:
     """The true count of a whole model's prefill of one sample, without padding.
 
@@ -227,6 +249,8 @@ def model_flops(
         tokens: Tokens that enter every decoder layer.
         images: Images that pass through the tower.
         projected: Patches of all images that the projector gets; None is every one.
+        tower_tokens: Tokens of one image behind the attention of every tower layer from the first,
+            where blocks merge them; later layers, and all if empty, see what the last one left.
         logits: As in `decoder_flops`.
         probes: As in `decoder_flops`.
 
@@ -241,7 +265,13 @@ def model_flops(
     tower = shape.tower
     n, d = tower.tokens, tower.hidden
     embedding = 2 * tower.patches * d * tower.channels * tower.patch_size**2
-    layer = 2 * n * d * 4 * d + 2 * n * n * d * 2 + 2 * n * d * tower.intermediate * 2
+    if len(tower_tokens) > tower.layers:
+        raise InputError(f"tower_tokens has {len(tower_tokens)} layers, the tower {tower.layers}.")
+    layers = 0
+    for i in range(tower.layers):  # attention on what comes in, the MLP on what is left
+        left = tower_tokens[i] if i < len(tower_tokens) else n
+        layers += 2 * n * d * 4 * d + 2 * n * n * d * 2 + 2 * left * d * tower.intermediate * 2
+        n = left
     out = shape.decoder.hidden
     if projected is None:
         projected = images * shape.visual_tokens
@@ -252,6 +282,6 @@ def model_flops(
         per_layer=decoder.per_layer,
         head=decoder.head,
         projector=projected * projector,
-        tower=images * (embedding + tower.layers * layer),
+        tower=images * (embedding + layers),
         probe=decoder.probe,
     )

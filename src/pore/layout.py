@@ -56,7 +56,8 @@ class Layout:
         images: The images, by sample and then by place in the prompt, as they entered the model.
         rows: (I,) the sample of every image.
         columns: (I, t) where its visual tokens lie in the sequence now, ascending.
-        raster: (I, t) which of the image's original tokens they are: positions of P.
+        raster: (I, t) which of the image's original tokens they are: positions of P. A merged token
+            is the one it was merged into; -1 stands for none (the CLS token, a merged rest).
         valid: (I, t) bool, False where a smaller image is filled up.
         tokens: (B, L) bool, False at padding.
         last: (B,) position of the last token that is no padding: the one whose attention counts.
@@ -112,6 +113,23 @@ class Layout:
             return self
         names = ("rows", "columns", "raster", "valid", "tokens", "last")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def places(self, n: int) -> Tensor:
+        """Where on a scale of `n` positions every visual token lies, to read a position bias there.
+
+        That is its raster index; a token that stands for no patch lies where it does among the
+        image's present tokens, the first at 0 and the last at n - 1.
+
+        Args:
+            n: Positions.
+
+        Returns:
+            (I, t) positions from 0 to n - 1.
+        """
+        slots = torch.arange(self.raster.shape[1], device=self.raster.device)
+        last = (self.valid.sum(-1, keepdim=True) - 1).clamp(min=1)
+        relative = (slots * (n - 1) / last).round().long().clamp(max=n - 1)
+        return torch.where(self.raster < 0, relative, self.raster)
 
     def gather(self, states: Tensor) -> Tensor:
         """The states of the visual tokens of every image.

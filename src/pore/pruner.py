@@ -10,13 +10,14 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pore.attention import AttentionTap, Normalize, last_row_logits, text_visual_attention
+from pore.attention import AttentionTap, LayerAttention, Reader
 from pore.errors import BudgetError, InputError, ModelStateError, ScoreError
 from pore.families import Family, family_of
 from pore.layout import Image, Layout
@@ -28,6 +29,10 @@ from pore.tower import TowerStage, TowerWatch
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
+    from pore.shapes import ModelShape
+
+Index = Literal["original", "dense"]
+Positions = Literal["original", "dense"]
 
 # Which run has hooked a model. Kept here, so that the model itself carries nothing of ours.
 _active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
@@ -40,23 +45,32 @@ class View:
     Attributes:
         layout: Where the visual tokens lie now.
         hidden_states: (B, L, D) the states that enter the stage's layer.
-        attention: (I, t) text-visual attention A of layer - 1, where the stage asks for it.
+        attention: What the stage's reader took from its layer's attention; (I, t) text-visual
+            attention A with `LastToken`, None without a reader.
         padding: (I, t) share of every token's patch that is letterbox padding, where asked for.
         generator: Source of chance for methods that draw.
+        norm: The decoder's final norm.
+        memory: What the stage's `prepare` made of the prompt.
     """
 
     layout: Layout
     hidden_states: Tensor
-    attention: Tensor | None
+    attention: Any
     padding: Tensor | None
     generator: torch.Generator
+    norm: Callable[[Tensor], Tensor]
+    memory: Any = None
 
-    def reweighted(self, scores: Tensor, bias: PositionBias) -> Tensor:
-        """Scores divided by the position bias: PoRe Eq. 2, P by original raster index.
+    def reweighted(self, scores: Tensor, bias: PositionBias, index: Index = "original") -> Tensor:
+        """Scores divided by the position bias: PoRe Eq. 2.
 
         Args:
             scores: (I, t) scores with the position bias in them.
             bias: P over the visual tokens of one image.
+            index: Where P is read: at the "original" raster index of every token, or where a token
+                of the full image has the same distance to the text as this one has now, in the
+                "dense" numbering of methods that number positions anew: the last of t tokens at
+                the last entry of P.
 
         Returns:
             (I, t) scores without.
@@ -66,7 +80,12 @@ class View:
         """
         for image in self.layout.images:
             bias.check(n=len(image.columns))
-        return bias.divide(scores, self.layout.raster)
+        n = len(bias)
+        if index == "original":
+            return bias.divide(scores, self.layout.places(n))
+        slots = torch.arange(scores.shape[-1], device=scores.device)
+        counts = self.layout.valid.sum(-1, keepdim=True)
+        return bias.divide(scores, (n - counts + slots).clamp(0, n - 1))
 
     @property
     def features(self) -> Tensor:
@@ -95,10 +114,13 @@ class Selection:
     Attributes:
         keep: (I, t) bool, the visual tokens that stay.
         features: (I, t, D) new states of the tokens that stay, or None to leave them.
+        raster: (I, t) the original token that each new state stands for, see `Layout.raster`; None
+            where they stand for what they did.
     """
 
     keep: Tensor
     features: Tensor | None = None
+    raster: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,18 +128,43 @@ class Stage:
     """One place where a method drops visual tokens.
 
     Attributes:
-        layer: The first decoder layer (from 0) that sees fewer tokens. 0 acts on the embeddings:
-            then positions are numbered anew, as where the decoder never saw the dropped tokens.
+        layer: The first decoder layer (from 0) that sees fewer tokens. 0 acts on the embeddings,
+            the number of layers on what the last layer gives.
         rule: Decides which tokens stay.
-        attention: Normalisation of the text-visual attention of layer - 1 that the rule reads, or
+        attention: Takes from the attention of layer - 1 what the rule reads, such as `LastToken`;
             None when it reads none.
+        ahead: Whether the reader looks at layer instead, whose queries and keys are then computed
+            once in advance from the states that enter it.
+        prepare: Called once for every prompt, on what enters the decoder; reader and rule find
+            what it gives in `memory`. Stages that share it share the result.
+        positions: Whether the tokens that stay keep their "original" positions, or are numbered
+            anew ("dense") as where the layers that follow never saw the dropped ones. None is
+            dense on the embeddings and original in the decoder.
         padding: Whether the rule reads letterbox padding.
+        curve: What of the reader's result is the attention (I, t) that a position bias divides, for
+            calibration; None is the whole.
     """
 
     layer: int
     rule: Callable[[View], Selection]
-    attention: Normalize | None = None
+    attention: Reader | None = None
+    ahead: bool = False
+    prepare: Callable[[View], Any] | None = None
+    positions: Positions | None = None
     padding: bool = False
+    curve: Callable[[Any], Tensor] | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether positions are numbered anew."""
+        return self.positions == "dense" or (self.positions is None and self.layer == 0)
+
+    @property
+    def probed(self) -> int | None:
+        """The decoder layer whose attention is read, or None."""
+        if self.attention is None:
+            return None
+        return self.layer if self.ahead else self.layer - 1
 
 
 class Pruner(ABC):
@@ -127,26 +174,37 @@ class Pruner(ABC):
         name: The method's name in tables and on the command line.
         source: Where it was published.
         reweightable: Whether it ranks by text-visual attention and so takes `reweight`.
+        experimental: Whether it was built from a paper's description, with no code to compare with.
+        registry: Every method by name.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     reweightable: ClassVar[bool] = False
-    methods: ClassVar[dict[str, type[Pruner]]] = {}
+    experimental: ClassVar[bool] = False
+    registry: ClassVar[dict[str, type[Pruner]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" in cls.__dict__:
-            Pruner.methods[cls.name] = cls
+        if isinstance(cls.__dict__.get("name"), str):
+            Pruner.registry[cls.name] = cls
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> Pruner | None:
+        """The method as its authors set it up, scaled to a model's depth.
+
+        Args:
+            keep: Visual tokens left at the end, per image, or the fraction.
+            shape: The model's sizes.
+
+        Returns:
+            The method; None where it needs more than a model to be set up.
+        """
+        return cls(keep=keep)  # type: ignore[call-arg]
 
     @abstractmethod
     def stages(self) -> Sequence[Stage | TowerStage]:
         """Where the method acts, in the order of the data's way: tower first, then by layer."""
-
-    @property
-    def probes(self) -> list[int]:
-        """The decoder layers of whose attention one query row is computed."""
-        return [s.layer - 1 for s in self.stages() if isinstance(s, Stage) and s.attention]
 
     @property
     def tower_stage(self) -> TowerStage | None:
@@ -308,9 +366,12 @@ class Run:
         unpruned(self.model)
         self.pruner.check(self.model, self.family)
         tower = self.pruner.tower_stage
-        self._stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]
+        stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]
         if tower is not None:
-            self._stages.insert(0, Stage(0, self._drop_filling))
+            stages.insert(0, Stage(0, self._drop_filling))
+        self._entry = [stage for stage in stages if stage.layer == 0]
+        self._stages = [stage for stage in stages if stage.layer > 0]
+        self._dense = any(stage.dense for stage in self._entry)
         self._forward: _Forward | None = None
         self._caches: weakref.WeakKeyDictionary[Any, _CacheState] = weakref.WeakKeyDictionary()
         self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
@@ -336,26 +397,31 @@ class Run:
     def _install(self, tower: TowerStage | None) -> None:
         family, model = self.family, self.model
         base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
-        self._decoder_config = decoder.config
-        inner = [stage.layer for stage in self._stages if stage.layer > 0]
+        config: Any = decoder.config
+        self._decoder_config, self._flash = config, "flash" in config._attn_implementation
+        first = min([stage.layer for stage in self._stages], default=len(layers))
+        if self._entry and not self._dense:
+            first = 0
         hooks = [
             base.register_forward_pre_hook(self._before_model, with_kwargs=True),
             base.register_forward_hook(self._after_model, always_call=True),
             decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             decoder.register_forward_hook(self._after_decoder),
         ]
-        for i in range(min(inner, default=len(layers)), len(layers)):
+        for i in range(first, len(layers)):
             hook = layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True)
             hooks.append(hook)
+        if any(stage.layer == len(layers) for stage in self._stages):
+            hooks.append(family.norm(model).register_forward_pre_hook(self._before_norm))
         self._undo.extend(hook.remove for hook in hooks)
         if self.pruner.reads_tower:
             self._watch = TowerWatch(model, family, tower)
             self._undo.append(self._watch.remove)
         for stage in self._stages:
             if stage.attention is not None:
-                module = family.attention(layers[stage.layer - 1])
-                tap = AttentionTap(module, self._observer(stage, stage.attention))
-                self._undo.append(tap.remove)
+                assert stage.probed is not None
+                module = family.attention(layers[stage.probed])
+                self._undo.append(AttentionTap(module, self._observer(stage)).remove)
 
     # -- telling what cannot be seen --------------------------------------------------------------
 
@@ -403,11 +469,15 @@ class Run:
             if self._watch is not None:
                 forward.encoded = self._which(self._watch, forward.layout, embeds)
             self.report.start(forward.layout)
+            if self._watch is not None:
+                self.report.tower(self._watch.tokens)
         elif length > 1:
             self.report.without_images(forward.tokens)
         state.seen += length
-        if self._stages and self._stages[0].layer == 0:
+        if self._entry:
             kwargs = self._before_first_layer(forward, kwargs)
+        if forward.layout is not None:
+            self._prepare(forward, kwargs["inputs_embeds"])
         forward.start, forward.cached = state.cached, forward.past
         state.cached += kwargs["inputs_embeds"].shape[1]
         return args, kwargs
@@ -421,7 +491,8 @@ class Run:
 
     def _layer_hook(self, i: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         stages = [number for number, stage in enumerate(self._stages) if stage.layer == i]
-        attention = self.family.attention(self.family.layers(self.model)[i])
+        layer = self.family.layers(self.model)[i]
+        attention = self.family.attention(layer)
 
         def before(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -430,67 +501,123 @@ class Run:
             assert forward is not None
             hidden = args[0] if args else kwargs["hidden_states"]
             for number in stages:
+                if self._stages[number].ahead and forward.layout is not None:
+                    self._look_ahead(forward, layer, hidden, args, kwargs)
                 hidden = self._before_layer(forward, number, hidden)
-            if forward.short is None:
+            if forward.short is not None:
+                kwargs = forward.short.kwargs(kwargs, hidden, attention)
+            elif forward.gapped and self._flash:
+                kwargs = {**kwargs, "position_ids": None}  # or it reads them as packed sequences
+            else:
                 return None
-            kwargs = forward.short.kwargs(kwargs, hidden, attention)
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
 
         return before
 
-    def _observer(self, stage: Stage, normalize: Normalize) -> Callable[..., None]:
+    def _before_norm(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert self._forward is not None
+        hidden, *others = args
+        for number, stage in enumerate(self._stages):
+            if stage.layer == len(self.family.layers(self.model)):
+                hidden = self._before_layer(self._forward, number, hidden)
+        return (hidden, *others)
+
+    def _look_ahead(
+        self,
+        forward: _Forward,
+        layer: Any,
+        hidden: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Run a layer up to its attention, whose tap then reads it and stops."""
+        if forward.short is not None:
+            kwargs = forward.short.kwargs(kwargs, hidden, self.family.attention(layer))
+        kwargs = {**kwargs, "past_key_values": None}
+        if not args:
+            kwargs["hidden_states"] = hidden
+        forward.looking_ahead = True
+        try:
+            # Past the hooks of the layer, of which this is one.
+            layer.forward(*([hidden, *args[1:]] if args else []), **kwargs)
+        except _Seen:
+            pass
+        finally:
+            forward.looking_ahead = False
+
+    def _observer(self, stage: Stage) -> Callable[..., None]:
+        assert stage.attention is not None
+        read: Reader = stage.attention
+
         def observe(
             query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
         ) -> None:
             forward = self._forward
-            if forward is None or forward.layout is None:
+            if forward is None or forward.layout is None or forward.looking_ahead != stage.ahead:
                 return
             layout = forward.layout = forward.layout.to(query.device)
-            past = forward.past.to(query.device)
-            logits = last_row_logits(
-                query,
-                key,
-                last=layout.last,
-                valid=torch.cat([past, layout.tokens], 1),
+            past, length = forward.past.to(query.device), query.shape[2]
+            if stage.ahead:  # no cache was given, so keys are of the present tokens alone
+                past = past[:, :0]
+                mask = mask[..., -length:] if mask is not None and mask.dim() == 4 else None
+            origin = forward.index
+            if origin is None:
+                origin = torch.arange(length, device=query.device).expand(len(query), -1)
+            attention = LayerAttention(
+                layout=layout,
+                query=query,
+                key=key,
                 mask=mask,
                 scaling=scaling,
                 softcap=softcap,
+                past=past,
+                origin=origin.to(query.device),
+                memory=forward.memory.get(stage.prepare),
             )
-            columns = layout.columns + past.shape[1]
-            forward.attention = text_visual_attention(
-                logits, layout.rows, columns, layout.valid, normalize
-            )
+            forward.attention = read(attention)
+            assert stage.probed is not None
+            self.report.probe(stage.probed, sum(attention.read), stage.ahead, layout)
+            if stage.ahead:
+                raise _Seen
 
         return observe
 
     # -- what happens at a stage ------------------------------------------------------------------
 
-    def _select(self, stage: Stage, forward: _Forward, hidden: Tensor) -> Selection:
+    def _view(self, stage: Stage, forward: _Forward, hidden: Tensor) -> View:
         assert forward.layout is not None
         forward.layout = layout = forward.layout.to(hidden.device)
         attention = forward.attention if stage.attention is not None else None
-        if attention is not None and not bool(torch.isfinite(attention).all()):
-            raise ScoreError(
-                f"Attention of decoder layer {stage.layer - 1} holds NaN or infinity; look for "
-                "overflow (fp16 where the model needs bf16?), damaged weights or bad inputs."
-            )
+        if isinstance(attention, Tensor):
+            if attention.is_floating_point() and not bool(torch.isfinite(attention).all()):
+                raise ScoreError(
+                    f"Attention of decoder layer {stage.probed} holds NaN or infinity; look for "
+                    "overflow (fp16 where the model needs bf16?), damaged weights or bad inputs."
+                )
+            attention = attention.to(hidden.device)
         padding = self._padding(forward) if stage.padding else None
-        view = View(
+        return View(
             layout=layout,
             hidden_states=hidden,
-            attention=None if attention is None else attention.to(hidden.device),
+            attention=attention,
             padding=None if padding is None else padding.to(hidden.device),
             generator=self._generator,
+            norm=self.family.norm(self.model),
+            memory=forward.memory.get(stage.prepare),
         )
-        return stage.rule(view)
+
+    def _prepare(self, forward: _Forward, embeds: Tensor) -> None:
+        for stage in self._stages:
+            if stage.prepare is not None and stage.prepare not in forward.memory:
+                forward.memory[stage.prepare] = stage.prepare(self._view(stage, forward, embeds))
 
     def _shorten(
         self, stage: Stage, forward: _Forward, hidden: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Apply a stage to the states: the new states, and the old position of each (None: all)."""
-        selection = self._select(stage, forward, hidden)
+        selection = stage.rule(self._view(stage, forward, hidden))
         layout = forward.layout
         assert layout is not None
         if selection.features is not None:
@@ -498,6 +625,8 @@ class Run:
             columns = layout.columns[selection.keep]
             features = selection.features[selection.keep].to(hidden.dtype)
             hidden = hidden.index_put((rows, columns), features)
+        if selection.raster is not None:
+            layout = forward.layout = replace(layout, raster=selection.raster)
         index = None
         if not torch.equal(selection.keep & layout.valid, layout.valid):
             index, tokens = pack(layout.kept_tokens(selection.keep), layout.tokens)
@@ -508,20 +637,29 @@ class Run:
         return hidden, index
 
     def _before_first_layer(self, forward: _Forward, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """A stage on the embeddings: the decoder gets a shorter prompt, numbered anew."""
+        """Stages on the embeddings: the decoder gets a shorter prompt."""
         assert forward.state is not None
-        state, embeds = forward.state, kwargs["inputs_embeds"]
-        shorter = embeds
+        state, shorter, every = forward.state, kwargs["inputs_embeds"], forward.tokens
+        index: Tensor | None = None
         if forward.layout is not None:
-            shorter, index = self._shorten(self._stages[0], forward, embeds)
-            if index is None and state.prompt is None:
-                return {**kwargs, "inputs_embeds": shorter}
-        elif state.prompt is None:
-            return kwargs
+            for stage in self._entry:
+                shorter, chosen = self._shorten(stage, forward, shorter)
+                if chosen is not None:
+                    index = chosen if index is None else index.gather(1, chosen)
+        if index is None and state.prompt is None:
+            return {**kwargs, "inputs_embeds": shorter}
+        if state.total is None:
+            state.total = forward.past.sum(-1, keepdim=True).to(every.device)
+        original = (state.total + every.cumsum(-1) - 1).clamp(min=0)
+        state.total = state.total + every.sum(-1, keepdim=True)
         past = forward.past if state.prompt is None else state.prompt
-        state.prompt = prompt = torch.cat([past.to(embeds.device), forward.tokens], 1)
+        state.prompt = prompt = torch.cat([past.to(every.device), forward.tokens], 1)
         forward.past = prompt[:, : -shorter.shape[1]]
-        positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :]
+        if self._dense:
+            positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :]
+        else:
+            positions = original if index is None else take(original, index, -1)
+            forward.gapped = index is not None
         return {
             **kwargs,
             "inputs_embeds": shorter,
@@ -551,7 +689,8 @@ class Run:
         # A single new token is never padding, and asking would cost a synchronisation.
         full = length == 1 or bool(forward.tokens.all())
         tracks[number] = track = track.extended(index + forward.start, forward.tokens, full)
-        forward.short = Shortened(forward.index, track, length, self._decoder_config)
+        rotary = partial(self.family.rotary, self.model) if self._stages[number].dense else None
+        forward.short = Shortened(forward.index, track, length, self._decoder_config, rotary)
         return hidden
 
     # -- what the hooks need to know --------------------------------------------------------------
@@ -611,9 +750,10 @@ class Run:
         layout, raster = view.layout, self._watch.raster
         assert raster is not None
         raster = raster[self._forward.encoded].to(layout.raster.device)
-        layout.raster[:, : raster.shape[1]] = raster
         slots = torch.arange(layout.raster.shape[1], device=raster.device)
-        return Selection(layout.valid & (slots < raster.shape[1]))
+        keep = layout.valid & (slots < raster.shape[1])
+        filled = nn.functional.pad(raster, (0, len(slots) - raster.shape[1]))
+        return Selection(keep, raster=filled)
 
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None
@@ -623,8 +763,8 @@ class Run:
         if grid is None:
             raise InputError("Visual tokens without a grid cannot be matched with padding.")
         raster, valid = (x.to(pixels.device) for x in (forward.layout.raster, forward.layout.valid))
-        shares = letterbox_padding(pixels, grid)[forward.encoded]
-        return shares.gather(1, raster).masked_fill(~valid, 1.0)
+        shares = letterbox_padding(pixels, grid)[forward.encoded].gather(1, raster.clamp(min=0))
+        return shares.masked_fill(raster < 0, 0.0).masked_fill(~valid, 1.0)
 
 
 def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
@@ -658,6 +798,7 @@ class _CacheState:
         seen: Tokens of the prompt and the answer so far, dropped ones included.
         cached: Slots in the cache of the first layer.
         prompt: (B, cached) bool, False at filling, where a stage on the embeddings shortened.
+        total: (B, 1) tokens so far, dropped ones included, padding not; likewise.
         tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
     """
 
@@ -665,6 +806,7 @@ class _CacheState:
         self.seen = seen
         self.cached = cached
         self.prompt: Tensor | None = None
+        self.total: Tensor | None = None
         self.tracks: dict[int, Track] = {}
 
     def crop(self, count: int) -> None:
@@ -673,6 +815,8 @@ class _CacheState:
         self.cached -= count
         if self.prompt is not None:
             self.prompt = self.prompt[:, : self.cached]
+        if self.total is not None:
+            self.total = self.total - count
         self.tracks = {number: t.cropped(self.cached) for number, t in self.tracks.items()}
 
 
@@ -689,7 +833,10 @@ class _Forward:
         start: Slots in the cache of the first layer before this forward.
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
-        attention: (I, t) the latest text-visual attention.
+        gapped: Whether positions have gaps already at the first layer.
+        looking_ahead: Whether a layer runs in advance, only to show its attention.
+        memory: What the stages' `prepare` made of the prompt.
+        attention: What the latest reader took.
         encoded: Which of the images that went through the vision tower every image is.
     """
 
@@ -703,8 +850,15 @@ class _Forward:
         self.start = 0
         self.index: Tensor | None = None
         self.short: Shortened | None = None
-        self.attention: Tensor | None = None
+        self.gapped = False
+        self.looking_ahead = False
+        self.memory: dict[Any, Any] = {}
+        self.attention: Any = None
         self.encoded: list[int] = []
+
+
+class _Seen(Exception):
+    """Ends a layer that ran in advance, once its attention is known."""
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pore.flops import model_flops
+from pore.flops import Flops, Probe, model_flops
 from pore.layout import Layout
 from pore.shapes import ModelShape
 
@@ -26,7 +26,9 @@ class ImageReport:
     Attributes:
         image: Which image of its sample, from 0.
         seen: Visual tokens it came with.
-        kept: Raster indices of those that reached the last layer, ascending.
+        kept: Raster indices of those that reached the last layer, in the order of the sequence; a
+            merged token is the one it was merged into.
+        extra: Tokens that reached it and stand for no single patch: CLS, a merged rest.
         grid: (height, width) of the image in tokens, or None where tokens lie on no grid.
     """
 
@@ -34,6 +36,8 @@ class ImageReport:
     seen: int
     kept: tuple[int, ...]
     grid: tuple[int, int] | None
+    extra: int = 0
+    stages: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     @property
     def coordinates(self) -> tuple[tuple[int, int], ...] | None:
@@ -52,16 +56,26 @@ class SampleReport:
         images: Its images; empty for a prompt without image, of which nothing is dropped.
         tokens: Tokens entering every decoder layer, padding left out.
         unpruned: The same without pruning.
-        flops: FLOPs of the prefill (true count).
-        unpruned_flops: The same without pruning.
+        cost: FLOPs of the prefill by part (true count).
+        unpruned_cost: The same without pruning.
     """
 
     sample: int
     images: tuple[ImageReport, ...]
     tokens: tuple[int, ...]
     unpruned: tuple[int, ...]
-    flops: int
-    unpruned_flops: int
+    cost: Flops
+    unpruned_cost: Flops
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the prefill (true count)."""
+        return self.cost.total
+
+    @property
+    def unpruned_flops(self) -> int:
+        """FLOPs of the prefill without pruning."""
+        return self.unpruned_cost.total
 
     @property
     def mean_visual_tokens(self) -> float:
@@ -73,6 +87,8 @@ class SampleReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types."""
         record = asdict(self)
+        record |= {"flops": self.flops, "unpruned_flops": self.unpruned_flops}
+        del record["cost"], record["unpruned_cost"]
         for image, source in zip(record["images"], self.images, strict=True):
             image["coordinates"] = source.coordinates
         return record | {"mean_visual_tokens": self.mean_visual_tokens}
@@ -85,6 +101,8 @@ class _Prefill:
         self.tokens = tokens
         self.layout = layout
         self.stages: list[tuple[int, Layout]] = []
+        self.probes: list[tuple[int, int, bool, Layout]] = []
+        self.tower_tokens: list[int] = []
 
 
 class Report:
@@ -107,6 +125,14 @@ class Report:
     def stage(self, layer: int, layout: Layout) -> None:
         """Note what is left from `layer` on, in the latest prefill."""
         self._prefills[-1].stages.append((layer, layout))
+
+    def probe(self, layer: int, rows: int, ahead: bool, layout: Layout) -> None:
+        """Note attention rows computed in `layer` for every image, in the latest prefill."""
+        self._prefills[-1].probes.append((layer, rows, ahead, layout))
+
+    def tower(self, tokens: list[int]) -> None:
+        """Note the tokens behind every tower block, in the latest prefill."""
+        self._prefills[-1].tower_tokens = list(tokens)
 
     def without_images(self, tokens: Tensor) -> None:
         """Note a prefill whose prompts have no visual tokens."""
@@ -132,23 +158,32 @@ class Report:
         shape = ModelShape.from_config(self._config)
         before: list[int] = prefill.tokens.sum(-1).tolist()
         steps = [(layer, layout.tokens.sum(-1).tolist()) for layer, layout in prefill.stages]
-        kept: list[list[int]] = []
-        if prefill.layout is not None:
-            last = prefill.stages[-1][1] if prefill.stages else prefill.layout
-            for raster, valid in zip(last.raster.cpu(), last.valid.cpu(), strict=True):
-                kept.append(raster[valid].tolist())
+        probed = [(n, r, a, layout.tokens.sum(-1).tolist()) for n, r, a, layout in prefill.probes]
+        layouts = [(0, prefill.layout), *prefill.stages] if prefill.layout is not None else []
+        kept = [(layer, _rasters(layout)) for layer, layout in layouts]
         images = () if prefill.layout is None else prefill.layout.images
         for row, count in enumerate(before):
             tokens = [count] * self._layers
             for layer, counts in steps:
                 tokens[layer:] = [counts[row]] * (self._layers - layer)
             reports = tuple(
-                ImageReport(image.index, len(image.columns), tuple(kept[i]), image.grid)
+                ImageReport(
+                    image.index,
+                    len(image.columns),
+                    _patches(kept[-1][1][i]),
+                    image.grid,
+                    extra=kept[-1][1][i].count(-1),
+                    stages=tuple((layer, _patches(rasters[i])) for layer, rasters in kept[1:]),
+                )
                 for i, image in enumerate(images)
                 if image.row == row
             )
             unpruned = (count,) * self._layers
-            probes = [] if not reports else self._pruner.probes
+            probes = [
+                Probe(layer, rows * len(reports), lengths[row] if ahead else 0)
+                for layer, rows, ahead, lengths in probed
+                if reports
+            ]
             projected = None
             if self._pruner.tower_stage is not None and prefill.layout is not None:
                 counts = prefill.stages[0][1].counts
@@ -158,10 +193,15 @@ class Report:
                 images=reports,
                 tokens=tuple(tokens),
                 unpruned=unpruned,
-                flops=model_flops(
-                    shape, tokens, images=len(reports), projected=projected, probes=probes
-                ).total,
-                unpruned_flops=model_flops(shape, unpruned, images=len(reports)).total,
+                cost=model_flops(
+                    shape,
+                    tokens,
+                    images=len(reports),
+                    projected=projected,
+                    tower_tokens=prefill.tower_tokens,
+                    probes=probes,
+                ),
+                unpruned_cost=model_flops(shape, unpruned, images=len(reports)),
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,12 +239,21 @@ class Report:
                 tail = (steps, *cost) if number == 0 else ("", "", "")
                 lines.append(
                     f"{sample.sample:>6}  {image.image:>5}  "
-                    f"{image.seen:>5} -> {len(image.kept):<5}   "
+                    f"{image.seen:>5} -> {len(image.kept) + image.extra:<5}   "
                     f"{tail[0]:<30}  {tail[1]:>13}  {tail[2]:>8}"
                 )
         if not any(sample.images for sample in samples):
             lines.append("No prompt had visual tokens, so nothing was dropped.")
         return "\n".join(lines)
+
+
+def _rasters(layout: Layout) -> list[list[int]]:
+    pairs = zip(layout.raster.cpu(), layout.valid.cpu(), strict=True)
+    return [raster[valid].tolist() for raster, valid in pairs]
+
+
+def _patches(rasters: list[int]) -> tuple[int, ...]:
+    return tuple(token for token in rasters if token >= 0)
 
 
 def _steps(tokens: tuple[int, ...]) -> str:

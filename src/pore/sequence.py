@@ -7,6 +7,7 @@ bidirectional image blocks stay what the model means by them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -121,13 +122,23 @@ class Shortened:
         track: What these layers' cache holds, this chunk included.
         length: Tokens of this chunk that the layers see (m).
         config: The decoder's config, which names the attention implementation.
+        rotary: Makes rotary tables for states (B, m, D) at positions (B, m), where the tokens are
+            numbered anew; None where they keep their positions.
     """
 
-    def __init__(self, index: Tensor | None, track: Track, length: int, config: Any) -> None:
+    def __init__(
+        self,
+        index: Tensor | None,
+        track: Track,
+        length: int,
+        config: Any,
+        rotary: Callable[[Tensor, Tensor], Any] | None = None,
+    ) -> None:
         self.index = index
         self.track = track
         self.length = length
         self._config = config
+        self._rotary = rotary
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def kwargs(
@@ -144,10 +155,14 @@ class Shortened:
             A copy with mask, positions and rotary embedding shortened; the same object where
             nothing is to be changed, as for most decoded tokens.
         """
-        if self.index is None and self.track.full and kwargs.get("attention_mask") is None:
+        unmasked = self.track.full and kwargs.get("attention_mask") is None
+        if self.index is None and self._rotary is None and unmasked:
             return kwargs
         kwargs = dict(kwargs)
-        if self.index is not None:
+        if self._rotary is not None:
+            tables, positions = self._memo(self._rotary, hidden, self._numbered_anew)
+            kwargs.update(position_embeddings=tables, position_ids=positions)
+        elif self.index is not None:
             for name in ("position_embeddings", "position_ids"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = self._memo(kwargs[name], hidden, self._positions)
@@ -173,6 +188,11 @@ class Shortened:
             # `value` is held too, so that no other object gets its id.
             self._made[name] = (value, make(value, hidden))
         return self._made[name][1]
+
+    def _numbered_anew(self, rotary: Any, hidden: Tensor) -> tuple[Any, Tensor]:
+        positions = (self.track.valid.cumsum(-1) - 1).clamp(min=0)[:, -self.length :]
+        positions = positions.to(hidden.device)
+        return rotary(hidden, positions), positions
 
     def _positions(self, value: Any, hidden: Tensor) -> Any:
         assert self.index is not None

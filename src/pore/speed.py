@@ -643,11 +643,13 @@ class _Runner:
             cache=size,
         )
 
-    def tokens(self, pruner: Pruner) -> tuple[int, ...]:
-        """Tokens that enter every decoder layer under a pruner, by a run that is not timed."""
+    def cost(self, pruner: Pruner) -> tuple[tuple[int, ...], Flops]:
+        """Tokens that enter every decoder layer under a pruner and FLOPs of a sample, untimed."""
         run = pruner(self.model)
         self.run(run)
-        return tuple(map(max, zip(*(sample.tokens for sample in run.report), strict=True)))
+        samples = run.report.samples
+        tokens = tuple(map(max, zip(*(sample.tokens for sample in samples), strict=True)))
+        return tokens, max((sample.cost for sample in samples), key=lambda cost: cost.total)
 
 
 @contextlib.contextmanager
@@ -798,10 +800,11 @@ def measure(
     )
     runner = _Runner(model, workload)
     tokens = {UNPRUNED: (workload.prompt,) * shape.decoder.layers}
+    costs = {UNPRUNED: model_flops(shape, tokens[UNPRUNED])}
     contexts: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
     contexts[UNPRUNED] = contextlib.nullcontext
     for name, pruner in named.items():
-        tokens[name] = runner.tokens(pruner)
+        tokens[name], costs[name] = runner.cost(pruner)
         contexts[name] = partial(pruner, model)
         if attainable:
             cuts = _cuts(tokens[name], workload.prompt, runner.device)
@@ -814,8 +817,7 @@ def measure(
     for name, counts in tokens.items():
         timing = _timing(samples[name])
         chosen = named.get(name)
-        probes = chosen.probes if chosen else []
-        flops = model_flops(shape, counts, probes=probes)
+        flops = costs[name]
         ideal = samples.get(_attainable(name))
         settings.append(
             SettingResult(

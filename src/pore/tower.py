@@ -7,14 +7,15 @@ expects; the run drops the filling before the first decoder layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pore.attention import AttentionTap, cls_attention
+from pore.attention import AttentionTap, cls_attention, received_attention
 from pore.errors import BudgetError, InputError
 from pore.families import Family
 from pore.layout import Layout, sources
@@ -27,16 +28,21 @@ class TowerView:
 
     Attributes:
         features: (I, N, C) the patch features that the projector would get.
-        cls_feature: (I, C) the CLS token's feature of the same layer.
-        cls_attention: (S, I, H, N) attention of the CLS token to the patches in the layers asked
-            for, after a softmax over CLS and patches; at least float32.
-        keys: (I, N + 1, d) keys of the last of these layers, averaged over heads, CLS first.
+        cls_feature: (I, C) the CLS token's feature of the same layer; None in a tower without.
+        cls_attention: (S, I, H, N) attention of the CLS token to the patches in the S layers asked
+            for, after a softmax over CLS and patches; at least float32. In a tower without CLS the
+            mean attention that the patches receive.
+        queries: S tensors (I, H, n, d), as that attention is computed from; CLS first.
+        keys: S tensors (I, H, n, d), likewise.
+        raster: (I, N) the patch that every feature stands for, where blocks have merged.
     """
 
     features: Tensor
-    cls_feature: Tensor
+    cls_feature: Tensor | None
     cls_attention: Tensor
-    keys: Tensor
+    queries: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    raster: Tensor
 
     def budget(self, keep: int | float) -> int:
         """The number of tokens that `keep` means for every image.
@@ -52,13 +58,37 @@ class TowerSelection:
     """What a stage in the vision tower decides.
 
     Attributes:
-        features: (I, k, C) the features that go on to the projector.
+        features: (I, k, C) the features that go on to the projector, in the order in which the
+            decoder will see them.
         raster: (I, k) the patch that each stands for; of merged ones the patch they are merged
-            into, and -1 for the CLS token.
+            into, and -1 for the CLS token and for what stands for no single patch.
     """
 
     features: Tensor
     raster: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """The tokens of one tower block between attention and MLP, where they can be merged.
+
+    Attributes:
+        number: Index of the block, from 0.
+        count: Blocks up to the one whose output the projector reads.
+        states: (I, n, C) the tokens, CLS first in a tower that has one.
+        keys: (I, H, n, d) keys of this block's attention.
+        sizes: (I, n) how many tokens of the tower's input each stands for.
+        raster: (I, n) the patch that each stands for, -1 for CLS.
+        has_cls: Whether token 0 is CLS.
+    """
+
+    number: int
+    count: int
+    states: Tensor
+    keys: Tensor
+    sizes: Tensor
+    raster: Tensor
+    has_cls: bool
 
 
 @dataclass(frozen=True)
@@ -70,12 +100,17 @@ class TowerStage:
 
     Attributes:
         rule: Decides what goes on to the projector.
-        start: First layer whose CLS attention the rule reads, of those up to the one whose output
-            the projector reads; -1 is that one alone.
+        layers: Given the index of the layer whose output the projector reads, and the number of
+            layers of the tower: the layers whose attention the rule reads.
+        merge: Called in every block up to the one that the projector reads, after its attention;
+            gives the block with fewer states, and their sizes and rasters. None merges nothing.
+        proportional: Whether attention weighs every token by its size once blocks have merged.
     """
 
     rule: Callable[[TowerView], TowerSelection]
-    start: int = -1
+    layers: Callable[[int, int], Sequence[int]] = lambda read, count: [read]
+    merge: Callable[[Block], Block] | None = None
+    proportional: bool = False
 
 
 class TowerWatch:
@@ -91,20 +126,26 @@ class TowerWatch:
     Attributes:
         pixels: (I, 3, H, W) pixel values of the latest call; None before the first.
         raster: (I, k) the patch that each projected feature stands for; None without a stage.
+        tokens: Tokens behind the attention of every block, of the latest call; empty where blocks
+            do not merge.
+        has_cls: Whether the tower has a CLS token.
     """
 
     def __init__(self, model: nn.Module, family: Family, stage: TowerStage | None) -> None:
         self.pixels: Tensor | None = None
         self.raster: Tensor | None = None
+        self.tokens: list[int] = []
+        self.has_cls = family.tower_has_cls(model)
         self._family = family
         self._stage = stage
-        self._attention: list[Tensor] = []
-        self._keys: Tensor
+        self._attention: dict[int, Tensor] = {}
+        self._queries: dict[int, Tensor] = {}
+        self._keys: dict[int, Tensor] = {}
         self._states: Tensor
+        self._block: Block | None = None
         self._patches = 0
         self._first: Tensor | None = None
-        self._hooks: list[Any] = []
-        self._taps: list[AttentionTap] = []
+        self._undo: list[Callable[[], None]] = []
         try:
             self._install(model, family)
         except BaseException:
@@ -113,26 +154,37 @@ class TowerWatch:
 
     def _install(self, model: nn.Module, family: Family) -> None:
         tower, projector = family.tower(model), family.projector(model)
-        self._hooks.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
-        self._hooks.append(projector.register_forward_hook(self._after_projector))
-        if self._stage is None:
+        self._hook(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+        self._hook(projector.register_forward_hook(self._after_projector))
+        stage = self._stage
+        if stage is None:
             return
-        layers = family.tower_layers(model)
-        read = layers[self._stage.start :]
-        if not read:
+        layers, read = family.tower_layers(model), family.tower_read(model)
+        wanted = list(stage.layers(read, len(layers)))
+        if not all(0 <= layer < len(layers) for layer in wanted):
             raise BudgetError(
-                f"The projector reads layer {len(layers) - 1} of the vision tower, so layers "
-                f"from {self._stage.start} on say nothing of what it gets."
+                f"The method reads attention of tower layers {wanted}, but the tower has "
+                f"{len(layers)} layers, of which the projector reads layer {read}."
             )
-        self._hooks.append(projector.register_forward_pre_hook(self._before_projector))
-        self._hooks.append(layers[-1].register_forward_hook(self._after_layer))
-        for layer in read:
-            self._taps.append(AttentionTap(family.attention(layer), self._observe))
+        self._hook(projector.register_forward_pre_hook(self._before_projector))
+        self._hook(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
+        self._hook(layers[read].register_forward_hook(self._after_layer))
+        self._wanted = wanted
+        merging = range(read + 1) if stage.merge is not None else ()
+        for i in sorted({*wanted, *merging}):
+            attention = family.attention(layers[i])
+            bias = self._sizes if stage.proportional and i in merging else None
+            self._undo.append(AttentionTap(attention, partial(self._observe, i), bias).remove)
+        for i in merging:
+            self._undo.append(_override(layers[i], partial(self._forward, layers[i], i, read + 1)))
+
+    def _hook(self, handle: Any) -> None:
+        self._undo.append(handle.remove)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
-        for hook in (*self._hooks, *self._taps):
-            hook.remove()
+        while self._undo:
+            self._undo.pop()()
 
     def which(self, layout: Layout, embeds: Tensor) -> list[int] | None:
         """Which of the images that the tower saw last every image of a prefill is.
@@ -153,13 +205,52 @@ class TowerWatch:
 
     def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.pixels = self._family.pixels(args, kwargs)
-        self._attention.clear()
+        self._block = None
+        self.tokens = []
+
+    def _before_layers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states: Tensor = args[0] if args else kwargs["hidden_states"]
+        self._patches = states.shape[1] - self.has_cls
 
     def _observe(
-        self, query: Tensor, key: Tensor, _: Tensor | None, scaling: float, __: float | None
+        self, i: int, query: Tensor, key: Tensor, _: object, scaling: float, __: object
     ) -> None:
-        self._attention.append(cls_attention(query, key, scaling))
-        self._keys = key.mean(1)
+        self._queries[i], self._keys[i] = query, key
+        if i in self._wanted:
+            read = cls_attention if self.has_cls else received_attention
+            self._attention[i] = read(query, key, scaling)
+
+    # -- merging inside the blocks ----------------------------------------------------------------
+
+    def _sizes(self) -> Tensor | None:
+        """Logarithms of the sizes, once there are any: before, all tokens weigh alike."""
+        return None if self._block is None else self._block.sizes.log()
+
+    def _forward(
+        self, layer: Any, i: int, count: int, hidden_states: Tensor, *args: Any, **kw: Any
+    ) -> Tensor:
+        """The block as transformers has it, with a merge between attention and MLP."""
+        assert self._stage is not None
+        assert self._stage.merge is not None
+        mask = args[0] if args else kw.pop("attention_mask", None)
+        normed = layer.layer_norm1(hidden_states)
+        attended, _ = layer.self_attn(hidden_states=normed, attention_mask=mask, **kw)
+        states = hidden_states + attended
+        if self._block is None:
+            images, n = states.shape[:2]
+            places = torch.arange(n, device=states.device) - int(self.has_cls)
+            sizes = torch.ones(images, n, device=states.device)
+            raster = places.expand(images, -1)
+        else:
+            sizes, raster = self._block.sizes, self._block.raster
+        keys = self._keys[i]
+        block = Block(i, count, states, keys, sizes, raster, self.has_cls)
+        merged = self._stage.merge(block)
+        self.tokens.append(merged.states.shape[1])
+        self._block = None if merged is block and self._block is None else merged
+        return merged.states + layer.mlp(layer.layer_norm2(merged.states))  # type: ignore[no-any-return]
+
+    # -- before and behind the projector ----------------------------------------------------------
 
     def _after_layer(self, _: nn.Module, __: object, output: Any) -> None:
         self._states = output if isinstance(output, Tensor) else output[0]
@@ -167,19 +258,30 @@ class TowerWatch:
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self._stage is not None
         features: Tensor = args[0]
-        if features.shape[1] != self._states.shape[1] - 1:
+        cls = int(self.has_cls)
+        if features.shape[1] != self._states.shape[1] - cls:
             raise InputError(
                 f"The projector gets {features.shape[1]} features of {self._states.shape[1]} "
-                "tokens of the tower; pore takes vision_feature_select_strategy='default' here."
+                "tokens of the tower; pore takes the patches without the CLS token "
+                "(vision_feature_select_strategy='default')."
             )
+        if self._block is None:
+            raster = torch.arange(features.shape[1], device=features.device)
+            raster = raster.expand(len(features), -1)
+        else:
+            raster = self._block.raster[:, cls:]
+        attention = [self._attention[i] for i in self._wanted]
         view = TowerView(
             features=features,
-            cls_feature=self._states[:, 0],
-            cls_attention=torch.stack(self._attention),
-            keys=self._keys,
+            cls_feature=self._states[:, 0] if cls else None,
+            cls_attention=torch.stack(attention) if attention else features.new_empty(0),
+            queries=tuple(self._queries[i] for i in self._wanted),
+            keys=tuple(self._keys[i] for i in self._wanted),
+            raster=raster,
         )
         selection = self._stage.rule(view)
-        self.raster, self._patches = selection.raster, features.shape[1]
+        self.raster = selection.raster
+        self._attention, self._queries, self._keys = {}, {}, {}
         return (selection.features, *args[1:])
 
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
@@ -187,3 +289,16 @@ class TowerWatch:
         if self._stage is None:
             return None
         return nn.functional.pad(output, (0, 0, 0, self._patches - output.shape[1]))
+
+
+def _override(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Give one module another forward; the function returned takes it back."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+
+    def undo() -> None:
+        del module.forward
+        if own is not None:  # of accelerate, which puts one there too
+            module.forward = own
+
+    return undo

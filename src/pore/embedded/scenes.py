@@ -45,6 +45,8 @@ REGIONS = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
+MAX_COUNT = 4
+"""Largest answer to a question of how many."""
 DIRECTIONS = {
     "above": (0, -1),
     "below": (0, 1),
@@ -56,7 +58,6 @@ _SIZES = (11, 12, 13, 14, 15, 16)
 _BOX = 16
 _REGION_MARGIN = 4
 _RELATION_MARGIN = 14
-_MAX_COUNT = 4
 _TRIES = 200
 
 
@@ -299,7 +300,7 @@ def candidates(things: tuple[Thing, ...], rng: np.random.Generator) -> dict[str,
         number = sum(t.color == color for t in things)
         countable.append((f"How many objects are {color}?", number))
     for question, number in countable:
-        if number <= _MAX_COUNT:
+        if number <= MAX_COUNT:
             add("count", question, str(number))
 
     for a in unique:
@@ -386,7 +387,7 @@ def _is_due(question: Question, turn: int) -> bool:
     if question.kind == "place":
         return question.answer == REGIONS[turn % 3][turn // 3 % 3]
     if question.kind == "count":
-        return question.answer == str(turn % (_MAX_COUNT + 1))
+        return question.answer == str(turn % (MAX_COUNT + 1))
     if question.answer != ("yes", "no")[turn % 2]:
         return False
     return question.third in (None, THIRDS[turn // 2 % 3])

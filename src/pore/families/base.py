@@ -44,14 +44,27 @@ class Family(ABC):
         """The self-attention module of a decoder layer."""
         return layer.self_attn  # type: ignore[return-value]
 
+    def norm(self, model: nn.Module) -> nn.Module:
+        """The decoder's final norm."""
+        return self.decoder(model).norm  # type: ignore[return-value]
+
+    def rotary(self, model: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
+        """Rotary tables for states (B, m, D) at positions (B, m), as the decoder layers take them.
+
+        Called only for methods that number the kept tokens anew inside the decoder.
+        """
+        return self.decoder(model).rotary_emb(hidden, positions)  # type: ignore[operator]
+
     def tower(self, model: nn.Module) -> nn.Module:
         """The vision tower."""
         return self.base(model).vision_tower  # type: ignore[return-value]
 
     def tower_layers(self, model: nn.Module) -> Sequence[nn.Module]:
-        """The layers of the vision tower up to the one whose output the projector reads."""
-        tower: Any = self.tower(model)
-        layers = getattr(tower, "vision_model", tower).encoder.layers
+        """All layers of the vision tower."""
+        return _vision(self.tower(model)).encoder.layers  # type: ignore[no-any-return]
+
+    def tower_read(self, model: nn.Module) -> int:
+        """Index of the tower layer whose output the projector reads."""
         chosen: Any = model.config.vision_feature_layer  # type: ignore[union-attr]
         if not isinstance(chosen, int):
             raise UnsupportedModelError(
@@ -59,7 +72,11 @@ class Family(ABC):
                 "patches matter; use a method that acts in the decoder."
             )
         # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
-        return layers[: chosen + len(layers) + 1 if chosen < 0 else chosen]  # type: ignore[no-any-return]
+        return chosen + len(self.tower_layers(model)) if chosen < 0 else chosen - 1
+
+    def tower_has_cls(self, model: nn.Module) -> bool:
+        """Whether the tower puts a CLS token before the patches (CLIP does, SigLIP does not)."""
+        return hasattr(_vision(self.tower(model)).embeddings, "class_embedding")
 
     def projector(self, model: nn.Module) -> nn.Module:
         """The module that takes the tower's patch features, (I, N, C), to the decoder's width."""
@@ -104,6 +121,11 @@ class Family(ABC):
         """
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
         return pixels
+
+
+def _vision(tower: Any) -> Any:
+    # Some towers hold embeddings and layers one level deeper.
+    return getattr(tower, "vision_model", tower)
 
 
 def placeholder_runs(input_ids: Tensor, token_id: int) -> list[list[int]]:

@@ -24,8 +24,9 @@ class Llava(Family):
         config: Any = model.config
         columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
         grid = self.grid(model)
-        # With the "full" strategy the CLS token comes first, and tokens lie on no grid.
-        extra = int(config.vision_feature_select_strategy == "full")
+        # With the "full" strategy a CLS token comes first, and tokens lie on no grid.
+        full = config.vision_feature_select_strategy == "full"
+        extra = int(full and self.tower_has_cls(model))
         size = grid[0] * grid[1] + extra
         return equal_images(columns, size, None if extra else grid)
 

@@ -36,4 +36,4 @@ def methods() -> dict[str, type[Pruner]]:
         PoreError: An entry point does not give a `Pruner`.
     """
     _load_entry_points()
-    return dict(sorted(Pruner.methods.items()))
+    return dict(sorted(Pruner.registry.items()))

@@ -47,13 +47,14 @@ class Downsample(Pruner):
         layout = view.layout
         counts = view.budget(self.keep)
         ends = torch.tensor(counts, device=layout.raster.device)[:, None]
-        keep = layout.valid & (layout.raster < ends)
-        features = view.features.clone()
+        slots = torch.arange(layout.valid.shape[1], device=ends.device)
+        features, raster = view.features.clone(), layout.raster.clone()
         for i, (image, count) in enumerate(zip(layout.images, counts, strict=True)):
-            if image.grid is None:
-                raise InputError("Visual tokens without a grid cannot be down-sampled.")
+            if image.grid is None or layout.counts[i] != image.grid[0] * image.grid[1]:
+                raise InputError("Visual tokens that fill no grid cannot be down-sampled.")
             features[i, :count] = _pooled(features[i, : len(image.columns)], image.grid, count)
-        return Selection(keep, features)
+            raster[i, :count] = _centres(image.grid, count).to(raster.device)
+        return Selection(layout.valid & (slots < ends), features, raster)
 
 
 def _pooled(features: Tensor, grid: tuple[int, int], count: int) -> Tensor:
@@ -62,6 +63,17 @@ def _pooled(features: Tensor, grid: tuple[int, int], count: int) -> Tensor:
         return features
     cells = features.T.reshape(1, -1, *grid)
     return adaptive_avg_pool2d(cells.float(), coarse_grid(grid, count))[0].flatten(1).T.to(features)
+
+
+def _centres(grid: tuple[int, int], count: int) -> Tensor:
+    """Raster indices of the patches in the middle of the cells."""
+    if count == grid[0] * grid[1]:
+        return torch.arange(count)
+    rows, columns = (
+        ((2 * torch.arange(coarse) + 1) * fine // (2 * coarse))
+        for coarse, fine in zip(coarse_grid(grid, count), grid, strict=True)
+    )
+    return (rows[:, None] * grid[1] + columns).flatten()
 
 
 def coarse_grid(grid: tuple[int, int], count: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from pore.attention import Normalize, check_normalize
+from pore.attention import LastToken, Normalize, check_normalize
 from pore.families import Family, identity
 from pore.padding import cap, visible_patches
 from pore.pruner import Pruner, Selection, Stage, View, check_layer
@@ -53,7 +53,7 @@ class FastV(Pruner):
     def stages(self) -> Sequence[Stage]:
         """One stage, before layer K."""
         padding = self.suppress_padding is not None
-        return [Stage(self.layer, self._select, attention=self.normalize, padding=padding)]
+        return [Stage(self.layer, self._select, LastToken(self.normalize), padding=padding)]
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a layer that the decoder lacks, and a bias measured under other conditions."""

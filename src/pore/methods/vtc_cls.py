@@ -39,7 +39,15 @@ class VTCCLS(Pruner):
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""
-        return [TowerStage(self._select, start=self.start_layer)]
+        return [TowerStage(self._select, layers=self._layers)]
+
+    def _layers(self, read: int, _: int) -> range:
+        if self.start_layer > read:
+            raise BudgetError(
+                f"start_layer={self.start_layer} lies behind layer {read}, whose output the "
+                f"projector reads; choose 0 to {read}."
+            )
+        return range(self.start_layer, read + 1)
 
     def _select(self, view: TowerView) -> TowerSelection:
         return keep_highest(view, view.cls_attention.mean(2).sum(0), self.keep)
