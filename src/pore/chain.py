@@ -66,6 +66,11 @@ class Chain(Pruner):
         for method in self.methods:
             method.check(model, family)
 
+    def counts(self, visual: int, layers: int) -> list[int]:
+        """Visual tokens of one image that enter every decoder layer."""
+        every = [method.counts(visual, layers) for method in self.methods]
+        return [min(layer) for layer in zip(*every, strict=True)]
+
     @staticmethod
     def _check_order(one: Pruner, other: Pruner) -> None:
         before, after = one.stages()[-1], other.stages()[0]

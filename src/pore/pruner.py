@@ -206,6 +206,24 @@ class Pruner(ABC):
     def stages(self) -> Sequence[Stage | TowerStage]:
         """Where the method acts, in the order of the data's way: tower first, then by layer."""
 
+    def counts(self, visual: int, layers: int) -> list[int]:
+        """Visual tokens of one image that enter every decoder layer.
+
+        Args:
+            visual: Visual tokens that the image comes with.
+            layers: Decoder layers.
+
+        Returns:
+            One number for each layer.
+
+        Raises:
+            BudgetError: The image has fewer tokens than are to be kept.
+        """
+        (stage,) = self.stages()
+        first = stage.layer if isinstance(stage, Stage) else 0
+        kept = budget(self.keep, visual)  # type: ignore[attr-defined]
+        return [visual] * first + [kept] * (layers - first)
+
     @property
     def tower_stage(self) -> TowerStage | None:
         """The stage in the vision tower, if there is one."""
