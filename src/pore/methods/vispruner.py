@@ -1,0 +1,129 @@
+"""VisPruner: patches that the CLS token attends to, and a diverse choice of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pore.errors import BudgetError
+from pore.pruner import Pruner
+from pore.selection import check_keep
+from pore.tower import TowerSelection, TowerStage, TowerView
+
+_ROUND = 8
+"""Patches removed in one round."""
+
+
+@dataclass(frozen=True)
+class VisPruner(Pruner):
+    """Keep important patches by CLS attention and diverse ones among the rest (arXiv 2412.01818).
+
+    Of T patches to keep, int(T * important_ratio) are those with the largest CLS attention,
+    averaged over heads, at the tower layer whose output the projector reads. Of the others
+    near-duplicates are removed, 8 a round, by the cosine of their features before the projector,
+    until T are left in all. `important_ratio=1` is FasterVLM. Kept patches stay in raster order.
+
+    A round splits what is left into two halves, of which the authors' code expects the same size
+    and no fewer patches than are to go: elsewhere it stops with an error or keeps a wrong number.
+    Here the first half may be one longer, and a round removes no more than it holds, so every
+    budget is met exactly.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        important_ratio: Share of them that is chosen by attention.
+        faithful: Keep what the authors' code keeps: where it stops with an error, a `BudgetError`
+            is raised, and where it keeps a wrong number, so does this. The result differs nowhere
+            else.
+    """
+
+    keep: int | float
+    important_ratio: float = 0.5
+    faithful: bool = False
+
+    name: ClassVar[str] = "VisPruner"
+    source: ClassVar[str] = "arXiv 2412.01818"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if not 0.0 <= self.important_ratio <= 1.0:
+            raise BudgetError(
+                f"important_ratio={self.important_ratio!r} is no share of the kept tokens; "
+                "choose 0 to 1."
+            )
+
+    def stages(self) -> Sequence[TowerStage]:
+        """One stage, in the tower."""
+        return [TowerStage(self._select)]
+
+    def _select(self, view: TowerView) -> TowerSelection:
+        count = view.budget(self.keep)
+        first = int(count * self.important_ratio)
+        order = view.cls_attention[0].mean(1).argsort(dim=-1, descending=True, stable=True)
+        important, others = order[:, :first], order[:, first:]
+        diverse = dissimilar(view.features, others, count - first, self.faithful)
+        kept = torch.cat([important, diverse], 1).sort(-1).values
+        width = view.features.shape[-1]
+        features = view.features.gather(1, kept[..., None].expand(-1, -1, width))
+        return TowerSelection(features, view.raster.gather(1, kept))
+
+
+def dissimilar(features: Tensor, candidates: Tensor, count: int, faithful: bool = False) -> Tensor:
+    """Remove near-duplicates among candidates until `count` are left.
+
+    In every round the candidates are dealt out alternately to two halves, and of the first half the
+    (up to 8) with the largest cosine to any of the second go. The next round deals out what stays
+    of the first half by descending cosine, then the second half in its order.
+
+    Args:
+        features: (I, N, C) features of all patches.
+        candidates: (I, R) patches to choose among, in the order of the first deal.
+        count: Patches to leave, at most R.
+        faithful: Keep what the authors' indexing keeps, see `VisPruner`.
+
+    Returns:
+        (I, count) patches, in the order of the last deal; `faithful` can leave more or fewer.
+
+    Raises:
+        BudgetError: `faithful`, and the authors' code stops with an error.
+    """
+    if count == 0:
+        return candidates[:, :0]
+    unit = normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    similarity = torch.matmul(unit, unit.mT)
+    images = torch.arange(len(features), device=features.device)[:, None, None]
+    while (excess := candidates.shape[1] - count) > 0:
+        one, other = candidates[:, 0::2], candidates[:, 1::2]
+        closest = similarity[images, one[:, :, None], other[:, None]].amax(-1)
+        order = one.gather(1, closest.argsort(dim=-1, descending=True, stable=True))
+        drop = min(_ROUND, excess)
+        if faithful:
+            stay = _kept_by_the_authors(candidates.shape[1], drop)
+        else:
+            stay = max(one.shape[1] - drop, 0)
+        candidates = torch.cat([order[:, one.shape[1] - stay :], other], 1)
+    return candidates
+
+
+def _kept_by_the_authors(count: int, drop: int) -> int:
+    """How many of the first half stay when `drop` of `count` candidates are to go.
+
+    The authors index with image numbers expanded to the width count // 2 - drop (where -1 leaves it
+    at 1) and the ranks behind `drop`, which broadcast against each other.
+    """
+    expanded = count // 2 - drop
+    ranks = max((count + 1) // 2 - drop, 0)
+    width = 1 if expanded == -1 else expanded
+    if width == 1:
+        return ranks
+    if expanded < -1 or (width != ranks and ranks != 1):
+        raise BudgetError(
+            f"The authors' code stops with an error where {drop} of {count} candidates are to be "
+            "removed in a round (it needs an even number of them, and at most half to go); choose "
+            "another keep or important_ratio, or faithful=False."
+        )
+    return width
