@@ -55,14 +55,20 @@ def tiny_llava(
     config._attn_implementation = attention
     model = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
     if dtype == torch.float64:
-        for module in model.modules():
-            if isinstance(module, LlamaRMSNorm):
-                module.forward = partial(_norm, module)  # type: ignore[method-assign]
-            if isinstance(module, LlamaRotaryEmbedding):
-                module.forward = partial(_rope, module)  # type: ignore[method-assign]
+        in_float64(model)
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def in_float64(model: Any) -> Any:
+    """Give a model norms and rotary tables that do not go through float32."""
+    for module in model.modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.forward = partial(_norm, module)  # type: ignore[method-assign]
+        if isinstance(module, LlamaRotaryEmbedding):
+            module.forward = partial(_rope, module)  # type: ignore[method-assign]
+    return model
 
 
 def _norm(norm: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     MistralConfig,
     MixtralConfig,
+    PixtralVisionConfig,
     Qwen2Config,
     SiglipVisionConfig,
 )
@@ -325,7 +326,11 @@ class TestConfigs:
 
     def test_unknown_tower(self) -> None:
         with pytest.raises(UnsupportedModelError, match="known here: clip_vision_model"):
-            TowerShape.from_config(SiglipVisionConfig())
+            TowerShape.from_config(PixtralVisionConfig())
+
+    def test_tower_without_cls(self) -> None:
+        config = SiglipVisionConfig(image_size=32, patch_size=8)
+        assert TowerShape.from_config(config).tokens == 16
 
     def test_text_only_model(self) -> None:
         with pytest.raises(UnsupportedModelError, match=r"LlamaConfig.*known here: llava"):

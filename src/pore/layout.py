@@ -17,13 +17,56 @@ class Image:
         row: Sample of the batch that the image belongs to.
         index: Which image of that sample it is, from 0.
         columns: Positions of its visual tokens in the sequence, ascending, in raster order.
-        grid: (height, width) of the image in tokens, or None where tokens lie on no grid.
+        grid: (height, width) of the image in tokens, or None where tokens lie on no single grid.
+        tiling: How its tiles became tokens; None for an image in one piece.
+        structure: Positions of tokens that stand for no patch (the end of a row).
     """
 
     row: int
     index: int
     columns: Sequence[int]
     grid: tuple[int, int] | None = None
+    tiling: Tiling | None = None
+    structure: Sequence[int] = ()
+
+    @property
+    def tiles(self) -> int:
+        """Images that go through the vision tower for it."""
+        return 1 if self.tiling is None else self.tiling.tiles
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image that goes through the vision tower in tiles becomes tokens.
+
+    Attributes:
+        tiles: Tiles, the whole image at low resolution being the first.
+        grid: (rows, columns) of the other tiles.
+        patches: Patches of a tile.
+        slots: For every token in the prompt, the patch that it shows, as tile * patches + patch;
+            -1 for tokens that show none. Patches that show nothing but padding may be missing.
+    """
+
+    tiles: int
+    grid: tuple[int, int]
+    patches: int
+    slots: tuple[int, ...]
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The patches that the visual tokens show, in the order of the prompt."""
+        return tuple(slot for slot in self.slots if slot >= 0)
+
+    def image(self, row: int, index: int, columns: Sequence[int]) -> Image:
+        """The image whose tokens lie at `columns`, one for each slot."""
+        pairs = list(zip(columns, self.slots, strict=True))
+        return Image(
+            row,
+            index,
+            [column for column, slot in pairs if slot >= 0],
+            tiling=self,
+            structure=[column for column, slot in pairs if slot < 0],
+        )
 
 
 def sources(images: Sequence[Image], count: int) -> list[int] | None:

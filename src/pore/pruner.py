@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from pore.attention import AttentionTap, LayerAttention, Reader
 from pore.errors import BudgetError, InputError, ModelStateError, ScoreError
 from pore.families import Family, family_of
-from pore.layout import Image, Layout
+from pore.layout import Image, Layout, Tiling
 from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
 from pore.sequence import Shortened, Track, pack, take, token_mask
-from pore.tower import TowerStage, TowerWatch
+from pore.tower import TowerStage, TowerWatch, watch_tiling
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
@@ -116,11 +116,14 @@ class Selection:
         features: (I, t, D) new states of the tokens that stay, or None to leave them.
         raster: (I, t) the original token that each new state stands for, see `Layout.raster`; None
             where they stand for what they did.
+        structure: Of every image, whether its structure tokens (the end of a row) stay; None keeps
+            them all.
     """
 
     keep: Tensor
     features: Tensor | None = None
     raster: Tensor | None = None
+    structure: Sequence[bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -370,6 +373,7 @@ class Run:
         self.report = Report(pruner, self.model, self.family, history)
         self._marked: Tensor | None = None
         self._watch: TowerWatch | None = None
+        self._tilings: Sequence[Tiling] | None = None
         self._undo: list[Callable[[], None]] = []
 
     # -- entering and leaving ---------------------------------------------------------------------
@@ -432,6 +436,8 @@ class Run:
         if any(stage.layer == len(layers) for stage in self._stages):
             hooks.append(family.norm(model).register_forward_pre_hook(self._before_norm))
         self._undo.extend(hook.remove for hook in hooks)
+        if family.tiled:
+            self._undo.append(watch_tiling(model, family, self._note_tilings))
         if self.pruner.reads_tower:
             self._watch = TowerWatch(model, family, tower)
             self._undo.append(self._watch.remove)
@@ -440,6 +446,9 @@ class Run:
                 assert stage.probed is not None
                 module = family.attention(layers[stage.probed])
                 self._undo.append(AttentionTap(module, self._observer(stage)).remove)
+
+    def _note_tilings(self, tilings: Sequence[Tiling]) -> None:
+        self._tilings = tilings
 
     # -- telling what cannot be seen --------------------------------------------------------------
 
@@ -645,9 +654,13 @@ class Run:
             hidden = hidden.index_put((rows, columns), features)
         if selection.raster is not None:
             layout = forward.layout = replace(layout, raster=selection.raster)
+        kept = layout.kept_tokens(selection.keep)
+        for image, stays in zip(layout.images, selection.structure or (), strict=False):
+            if not stays:
+                kept[image.row, list(image.structure)] = False
         index = None
-        if not torch.equal(selection.keep & layout.valid, layout.valid):
-            index, tokens = pack(layout.kept_tokens(selection.keep), layout.tokens)
+        if not torch.equal(kept, layout.tokens):
+            index, tokens = pack(kept, layout.tokens)
             hidden = take(hidden, index, 1)
             forward.layout = layout = layout.shorten(selection.keep, index, tokens)
             forward.tokens = tokens
@@ -734,6 +747,8 @@ class Run:
 
     def _images(self, inputs: dict[str, Any], batch: int, length: int, seen: int) -> list[Image]:
         if inputs.get("input_ids") is not None:
+            if self._tilings is not None:
+                inputs = {**inputs, "tilings": self._tilings}
             return self.family.images(self.model, inputs)
         if seen > 0 or length == 1:
             return []
@@ -764,14 +779,27 @@ class Run:
     def _drop_filling(self, view: View) -> Selection:
         """Drop what fills the projected features up to the number that the model expects."""
         assert self._forward is not None
-        assert self._watch is not None
-        layout, raster = view.layout, self._watch.raster
-        assert raster is not None
-        raster = raster[self._forward.encoded].to(layout.raster.device)
-        slots = torch.arange(layout.raster.shape[1], device=raster.device)
-        keep = layout.valid & (slots < raster.shape[1])
-        filled = nn.functional.pad(raster, (0, len(slots) - raster.shape[1]))
-        return Selection(keep, raster=filled)
+        watch, layout = self._watch, view.layout
+        assert watch is not None
+        assert watch.selection is not None
+        encoded = self._forward.encoded
+        if watch.selection.valid is None and watch.tilings is None:
+            raster = watch.selection.raster[encoded].to(layout.raster.device)
+            slots = torch.arange(layout.raster.shape[1], device=raster.device)
+            filled = nn.functional.pad(raster, (0, len(slots) - raster.shape[1]))
+            return Selection(layout.valid & (slots < raster.shape[1]), raster=filled)
+        keep, raster = torch.zeros_like(layout.valid), torch.zeros_like(layout.raster)
+        features, structure = view.features.clone(), []
+        for i, (image, number) in enumerate(zip(layout.images, encoded, strict=True)):
+            found, places = watch.tokens_of(number)
+            rows = len(image.structure) > 0 and watch.selection.structure
+            in_place = rows and bool((places >= 0).all())
+            slots = places if in_place else torch.arange(len(places), device=places.device)
+            slots, places = slots.to(keep.device), places.to(keep.device)
+            keep[i, slots], raster[i, slots] = True, places
+            features[i, slots] = found.to(features)
+            structure.append(in_place)
+        return Selection(keep, features, raster, structure)
 
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None

@@ -179,6 +179,7 @@ class Report:
                 if image.row == row
             )
             unpruned = (count,) * self._layers
+            towers = sum(image.tiles for image in images if image.row == row)
             probes = [
                 Probe(layer, rows * len(reports), lengths[row] if ahead else 0)
                 for layer, rows, ahead, lengths in probed
@@ -196,12 +197,12 @@ class Report:
                 cost=model_flops(
                     shape,
                     tokens,
-                    images=len(reports),
+                    images=towers,
                     projected=projected,
                     tower_tokens=prefill.tower_tokens,
                     probes=probes,
                 ),
-                unpruned_cost=model_flops(shape, unpruned, images=len(reports)),
+                unpruned_cost=model_flops(shape, unpruned, images=towers),
             )
 
     def to_dict(self) -> dict[str, Any]:

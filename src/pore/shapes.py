@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # Decoders by `model_type`: whether the MLP is gated (three matrices instead of two).
 _DECODERS: Mapping[str, bool] = MappingProxyType({"llama": True, "mistral": True, "qwen2": True})
 # Towers by `model_type`: tokens that are put before the patches (a CLS token).
-_TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1})
-_FAMILIES = ("llava",)
+_TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vision_model": 0})
+_FAMILIES = ("llava", "llava_next")
 
 
 def _model_type(config: object, part: str, known: tuple[str, ...]) -> str:
@@ -174,7 +174,8 @@ class ModelShape:
         decoder: The language model.
         tower: The vision tower.
         feature_layers: Tower layers whose features are concatenated before the projector.
-        visual_tokens: Visual tokens of one image, as they come out of the projector.
+        visual_tokens: Visual tokens of one image, or of one tile of it, as they come out of the
+            projector.
     """
 
     decoder: DecoderShape

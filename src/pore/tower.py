@@ -7,6 +7,8 @@ expects; the run drops the filling before the first decoder layer.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from pore.attention import AttentionTap, cls_attention, received_attention
 from pore.errors import BudgetError, InputError
 from pore.families import Family
-from pore.layout import Layout, sources
+from pore.layout import Layout, Tiling, sources
 from pore.selection import budget
 
 
@@ -35,6 +37,8 @@ class TowerView:
         queries: S tensors (I, H, n, d), as that attention is computed from; CLS first.
         keys: S tensors (I, H, n, d), likewise.
         raster: (I, N) the patch that every feature stands for, where blocks have merged.
+        tilings: Of every image, in a family that cuts images into tiles; then each of the I is a
+            tile, those of one image behind one another. None where images go in one piece.
     """
 
     features: Tensor
@@ -43,14 +47,57 @@ class TowerView:
     queries: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
     raster: Tensor
+    tilings: tuple[Tiling, ...] | None = None
 
-    def budget(self, keep: int | float) -> int:
-        """The number of tokens that `keep` means for every image.
+    @property
+    def shown(self) -> Tensor:
+        """(I, N) bool, False at patches of nothing but padding, which the decoder never gets."""
+        count, n = self.features.shape[:2]
+        if self.tilings is None:
+            return torch.ones(count, n, dtype=torch.bool, device=self.features.device)
+        shown = torch.zeros(count * n, dtype=torch.bool)
+        first = 0
+        for tiling in self.tilings:
+            shown[first + torch.tensor(tiling.shown)] = True
+            first += tiling.tiles * n
+        return shown.view(count, n).to(self.features.device)
+
+    def budgets(self, keep: int | float) -> list[int]:
+        """The number of tokens that `keep` means for every one of the I images or tiles.
+
+        The tokens of an image are shared out evenly among its tiles; what a tile does not show goes
+        to the next ones that do, from the first.
 
         Raises:
-            BudgetError: The images have fewer.
+            BudgetError: An image has fewer.
         """
-        return budget(keep, self.features.shape[1])
+        if self.tilings is None:
+            return [budget(keep, self.features.shape[1])] * len(self.features)
+        shown: list[int] = self.shown.sum(1).tolist()
+        found: list[int] = []
+        for tiling in self.tilings:
+            room = shown[len(found) : len(found) + tiling.tiles]
+            found += even_shares(budget(keep, sum(room)), room)
+        return found
+
+    def select(self, mask: Tensor, counts: Sequence[int], structure: bool = True) -> TowerSelection:
+        """Keep some of the patches, in raster order.
+
+        Args:
+            mask: (I, N) bool, the patches that stay.
+            counts: How many of every image, the sums of `mask`.
+            structure: Whether tokens that show no patch (the end of a row) stay.
+
+        Returns:
+            The selection.
+        """
+        widest = max(counts)
+        order = (~mask).long().argsort(dim=1, stable=True)[:, :widest]
+        features = self.features.gather(1, order[..., None].expand(-1, -1, self.features.shape[-1]))
+        raster, valid = self.raster.gather(1, order), None
+        if min(counts) < widest:
+            valid = mask.gather(1, order)
+        return TowerSelection(features, raster, valid, structure)
 
 
 @dataclass(frozen=True)
@@ -61,11 +108,39 @@ class TowerSelection:
         features: (I, k, C) the features that go on to the projector, in the order in which the
             decoder will see them.
         raster: (I, k) the patch that each stands for; of merged ones the patch they are merged
-            into, and -1 for the CLS token and for what stands for no single patch.
+            into, and -1 for the CLS token and for what stands for no single patch. Of tiled images
+            the order is the prompt's, and those of -1 come last.
+        valid: (I, k) bool, False where an image keeps fewer; None where all keep as many.
+        structure: Whether tokens that show no patch (the end of a row of tiles) stay. They go also
+            where features stand for no single patch, as rows then have no end.
     """
 
     features: Tensor
     raster: Tensor
+    valid: Tensor | None = None
+    structure: bool = True
+
+
+def even_shares(total: int, room: Sequence[int]) -> list[int]:
+    """Share a number out as evenly as room allows, larger shares to the first.
+
+    Args:
+        total: What to share out, at most the sum of `room`.
+        room: The most that each can take.
+
+    Returns:
+        The shares; they sum to `total`.
+    """
+    shares = [0] * len(room)
+    left = total
+    while left > 0:
+        open_ = [i for i, most in enumerate(room) if shares[i] < most]
+        each = max(left // len(open_), 1)
+        for i in open_[:left]:
+            more = min(each, room[i] - shares[i], left)
+            shares[i] += more
+            left -= more
+    return shares
 
 
 @dataclass(frozen=True)
@@ -125,7 +200,9 @@ class TowerWatch:
 
     Attributes:
         pixels: (I, 3, H, W) pixel values of the latest call; None before the first.
-        raster: (I, k) the patch that each projected feature stands for; None without a stage.
+        selection: What the stage's rule decided; None without a stage.
+        projected: (I, k, D) what it kept, behind the projector; likewise.
+        tilings: Of the images encoded last, in a family with tiles.
         tokens: Tokens behind the attention of every block, of the latest call; empty where blocks
             do not merge.
         has_cls: Whether the tower has a CLS token.
@@ -133,7 +210,9 @@ class TowerWatch:
 
     def __init__(self, model: nn.Module, family: Family, stage: TowerStage | None) -> None:
         self.pixels: Tensor | None = None
-        self.raster: Tensor | None = None
+        self.selection: TowerSelection | None = None
+        self.projected: Tensor | None = None
+        self.tilings: tuple[Tiling, ...] | None = None
         self.tokens: list[int] = []
         self.has_cls = family.tower_has_cls(model)
         self._family = family
@@ -154,6 +233,8 @@ class TowerWatch:
 
     def _install(self, model: nn.Module, family: Family) -> None:
         tower, projector = family.tower(model), family.projector(model)
+        if family.tiled:
+            self._undo.append(watch_tiling(model, family, self._note_tiling))
         self._hook(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         self._hook(projector.register_forward_hook(self._after_projector))
         stage = self._stage
@@ -176,7 +257,9 @@ class TowerWatch:
             bias = self._sizes if stage.proportional and i in merging else None
             self._undo.append(AttentionTap(attention, partial(self._observe, i), bias).remove)
         for i in merging:
-            self._undo.append(_override(layers[i], partial(self._forward, layers[i], i, read + 1)))
+            self._undo.append(
+                _override(layers[i], partial(self._forward, layers[i], i, read + 1), "forward")
+            )
 
     def _hook(self, handle: Any) -> None:
         self._undo.append(handle.remove)
@@ -202,6 +285,42 @@ class TowerWatch:
             return None
         found = embeds[layout.rows, layout.columns[:, 0]]
         return which if torch.equal(found, self._first[which].to(found)) else None
+
+    def _note_tiling(self, tilings: Sequence[Tiling]) -> None:
+        self.tilings = tuple(tilings)
+
+    def tiles_of(self, image: int) -> slice:
+        """Which of the I are the tiles of an encoded image."""
+        if self.tilings is None:
+            return slice(image, image + 1)
+        first = sum(tiling.tiles for tiling in self.tilings[:image])
+        return slice(first, first + self.tilings[image].tiles)
+
+    def tokens_of(self, image: int) -> tuple[Tensor, Tensor]:
+        """What the decoder gets of an encoded image.
+
+        Returns:
+            features (k, D) in order, and places (k,): which of the image's visual tokens each is,
+            -1 for none.
+        """
+        assert self.selection is not None
+        assert self.projected is not None
+        tiles = self.tiles_of(image)
+        raster, valid = self.selection.raster[tiles], self.selection.valid
+        stays = torch.ones_like(raster, dtype=torch.bool) if valid is None else valid[tiles]
+        features = self.projected[tiles][stays]
+        if self.tilings is None:
+            return features, raster[stays]
+        tiling = self.tilings[image]
+        place = torch.full((tiling.tiles, tiling.patches), -1, dtype=torch.long)
+        shown = torch.tensor(tiling.shown)
+        place.view(-1)[shown] = torch.arange(len(shown))
+        place = place.to(raster.device).gather(1, raster.clamp(min=0))
+        seen = (place >= 0) | (raster < 0)  # what shows padding alone is not in the prompt
+        place = place.masked_fill(raster < 0, -1)[stays]
+        features, place = features[seen[stays]], place[seen[stays]]
+        order = torch.where(place < 0, len(shown), place).argsort(stable=True)
+        return features[order], place[order]
 
     def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.pixels = self._family.pixels(args, kwargs)
@@ -278,27 +397,65 @@ class TowerWatch:
             queries=tuple(self._queries[i] for i in self._wanted),
             keys=tuple(self._keys[i] for i in self._wanted),
             raster=raster,
+            tilings=self.tilings,
         )
-        selection = self._stage.rule(view)
-        self.raster = selection.raster
+        self.selection = selection = self._stage.rule(view)
         self._attention, self._queries, self._keys = {}, {}, {}
-        return (selection.features, *args[1:])
+        if selection.valid is None:
+            return (selection.features, *args[1:])
+        return (selection.features[selection.valid][None], *args[1:])
 
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
-        self._first = output[:, 0].detach()
-        if self._stage is None:
-            return None
-        return nn.functional.pad(output, (0, 0, 0, self._patches - output.shape[1]))
+        if self.selection is not None:
+            valid = self.selection.valid
+            if valid is not None:
+                output = output.new_zeros(*valid.shape, output.shape[-1]).masked_scatter(
+                    valid[..., None], output[0]
+                )
+            self.projected = output
+            output = nn.functional.pad(output, (0, 0, 0, self._patches - output.shape[1]))
+        first = output[:, 0].detach()
+        if self.tilings is not None:
+            first = first[[self.tiles_of(image).start for image in range(len(self.tilings))]]
+        self._first = first
+        return None if self.selection is None else output
 
 
-def _override(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Give one module another forward; the function returned takes it back."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
+def watch_tiling(
+    model: nn.Module, family: Family, note: Callable[[Sequence[Tiling]], None]
+) -> Callable[[], None]:
+    """Note how images are tiled whenever a model of a tiled family encodes some.
+
+    `generate` encodes them before it calls the model, and then forgets their sizes.
+
+    Args:
+        model: The model.
+        family: Its adapter.
+        note: Called with the tilings before every encoding.
+
+    Returns:
+        A function that ends this.
+    """
+    base: Any = family.base(model)
+    encode = base.get_image_features
+
+    @functools.wraps(encode)  # `generate` reads the signature
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(encode).bind_partial(*args, **kwargs)
+        note(family.tilings(model, bound.arguments))
+        return encode(*args, **kwargs)
+
+    return _override(base, watched, "get_image_features")
+
+
+def _override(module: nn.Module, function: Callable[..., Any], name: str) -> Callable[[], None]:
+    """Give one module another function of some name; what is returned takes it back."""
+    own = module.__dict__.get(name)
+    setattr(module, name, function)
 
     def undo() -> None:
-        del module.forward
-        if own is not None:  # of accelerate, which puts one there too
-            module.forward = own
+        delattr(module, name)
+        if own is not None:  # accelerate puts a `forward` there too
+            setattr(module, name, own)
 
     return undo

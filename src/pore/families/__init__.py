@@ -13,8 +13,9 @@ from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family as Family
 from pore.families.llava import Llava
+from pore.families.llava_next import LlavaNext
 
-_BUILT_IN: tuple[type[Family], ...] = (Llava,)
+_BUILT_IN: tuple[type[Family], ...] = (Llava, LlavaNext)
 
 
 @cache

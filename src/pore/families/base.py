@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pore.errors import InputError, UnsupportedModelError
-from pore.layout import Image
+from pore.layout import Image, Tiling
 
 
 class Family(ABC):
@@ -23,10 +23,12 @@ class Family(ABC):
     Attributes:
         name: What people call the family.
         model_types: The `config.model_type` of the models that the adapter is for.
+        tiled: Whether images go through the tower in tiles, as `tilings` says.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    tiled: ClassVar[bool] = False
 
     def base(self, model: nn.Module) -> nn.Module:
         """The multimodal model: the module whose `forward` gets token ids and pixels."""
@@ -94,13 +96,27 @@ class Family(ABC):
         named.update(named.pop("kwargs", {}))
         return named
 
+    def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """How the images of a call of the model's `get_image_features` become tokens.
+
+        Args:
+            model: A model of a tiled family.
+            inputs: The arguments of the call, by name.
+
+        Returns:
+            One entry for every image.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """The images whose visual tokens are among the token ids of this forward.
 
         Args:
             model: The model.
-            inputs: The arguments of its multimodal forward, by name; `input_ids` is there.
+            inputs: The arguments of its multimodal forward, by name; `input_ids` is there. In a
+                tiled family `tilings` are those of the images that were encoded for it, where the
+                images themselves are not among the arguments.
 
         Returns:
             The images, by sample and then by place; empty where the forward has none.

@@ -46,13 +46,10 @@ def keep_highest(view: TowerView, scores: Tensor, keep: int | float) -> TowerSel
     Args:
         view: The tower's patches.
         scores: (I, N) scores.
-        keep: Tokens kept per image, or the fraction kept.
+        keep: Tokens kept per image, shared evenly among its tiles, or the fraction kept.
 
     Returns:
         The kept patches.
     """
-    count = view.budget(keep)
-    mask = top_k(scores, [count] * len(scores))
-    raster = mask.nonzero()[:, 1].view(len(scores), count)
-    features = view.features.gather(1, raster[..., None].expand(-1, -1, view.features.shape[-1]))
-    return TowerSelection(features, raster)
+    counts = view.budgets(keep)
+    return view.select(top_k(scores, counts, view.shown), counts)
