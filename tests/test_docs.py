@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import pore
 from models import N, batch, prompt, tiny_llava
@@ -57,6 +58,21 @@ def test_adding_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
         model(**batch([prompt(3, 1, 5)]))
     assert run.report.samples[0].images[0].seen == N
     assert "llava" in families()
+
+
+def test_trained_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = example("trained-methods.md", monkeypatch)
+    model = tiny_llava(dtype=torch.float32)
+    inputs = batch([prompt(3, 1, 5), prompt(2, 2, 4, 1)], dtype=torch.float32)
+    states, attention = page.record(model, [inputs], layer=2)
+    assert states.shape == (3 * N, 32)
+    torch.manual_seed(0)
+    head = page.Head(model.config.text_config.hidden_size)
+    losses = page.fit(head, states, attention)
+    assert losses[-1] < 0.2 * losses[0]
+    with torch.no_grad(), pore.Scored(keep=5, scorer=head, layer=2)(model) as run:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert [len(image.kept) for sample in run.report for image in sample.images] == [5, 5, 5]
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:

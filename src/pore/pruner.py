@@ -337,22 +337,24 @@ def check_query(layout: Layout) -> None:
         )
 
 
-def check_layer(layer: int, family: Family, model: nn.Module) -> None:
+def check_layer(layer: int, family: Family, model: nn.Module, first: int = 1) -> None:
     """Refuse a pruned layer that the decoder does not have.
 
     Args:
         layer: 0-based index of the first pruned layer; scores come from the layer before.
         family: The model's adapter.
         model: The model.
+        first: The earliest layer allowed: 1, or 0 for methods that need no layer before.
 
     Raises:
-        BudgetError: `layer` is not between 1 and the number of layers - 1.
+        BudgetError: `layer` is not between `first` and the number of layers - 1.
     """
     count = len(family.layers(model))
-    if isinstance(layer, bool) or not isinstance(layer, int) or not 1 <= layer < count:
+    if isinstance(layer, bool) or not isinstance(layer, int) or not first <= layer < count:
+        why = " (scores come from the layer before it)" if first == 1 else ""
         raise BudgetError(
             f"layer={layer!r} cannot be the first pruned layer of a decoder of {count} layers; "
-            f"choose 1 to {count - 1} (scores come from the layer before it)."
+            f"choose {first} to {count - 1}{why}."
         )
 
 

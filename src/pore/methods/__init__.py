@@ -11,6 +11,7 @@ from pore.methods.downsample import Downsample as Downsample
 from pore.methods.fastervlm import FasterVLM as FasterVLM
 from pore.methods.fastv import FastV as FastV
 from pore.methods.random import Random as Random
+from pore.methods.scored import Scored as Scored
 from pore.methods.vispruner import VisPruner as VisPruner
 from pore.methods.vtc_cls import VTCCLS as VTCCLS
 from pore.pruner import Pruner

@@ -1,0 +1,97 @@
+"""Scored: the place for a scorer of one's own, trained or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from pore.attention import LastToken, Normalize, check_normalize
+from pore.errors import BudgetError, ScoreError
+from pore.families import Family
+from pore.layout import Layout
+from pore.pruner import Pruner, Selection, Stage, View, check_layer
+from pore.selection import check_keep, top_k
+from pore.shapes import ModelShape
+
+Scorer = Callable[[Tensor, Layout, "Tensor | None"], Tensor]
+"""Gives the scores (I, t) of the visual tokens, higher is kept first, from
+
+- hidden_states (B, L, D), the states that enter the pruned layer;
+- layout, which tells where the visual tokens, the padding and the last token are:
+  `layout.gather(hidden_states)` is (I, t, D), the states of the visual tokens;
+- attention (I, t), text-visual attention of the layer before, or None where it is not asked for.
+
+Scores of entries that are not `layout.valid` are ignored."""
+
+
+@dataclass(frozen=True)
+class Scored(Pruner):
+    """Keep the visual tokens that a scorer of your own ranks highest.
+
+    For trained scorers, which no training-free library can bring along (docs/trained-methods.md),
+    and for trying out a score before it becomes a method. Inside the decoder kept tokens keep their
+    original positions; before it (layer 0) positions are numbered anew. Several in a `Chain` make a
+    schedule over layers.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        scorer: An `nn.Module` or any callable, see `Scorer`; its device and dtype are its own.
+        layer: The 0-based index of the first pruned layer; 0 is before the decoder.
+        normalize: "prompt" or "visual" to give the scorer the attention of the last text token in
+            layer - 1, as FastV reads it; None to read none.
+    """
+
+    keep: int | float
+    scorer: Scorer
+    layer: int = 2
+    normalize: Normalize | None = None
+
+    name: ClassVar[str] = "Scored"
+    source: ClassVar[str] = "yours"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if not callable(self.scorer):
+            raise ScoreError(
+                f"scorer must be callable as scorer(hidden_states, layout, attention), which "
+                f"{type(self.scorer).__name__} is not."
+            )
+        if self.normalize is not None:
+            check_normalize(self.normalize)
+            if self.layer == 0:
+                raise BudgetError(
+                    "Before layer 0 there is no layer whose attention could be read; choose "
+                    "layer=1 or later, or normalize=None."
+                )
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> None:
+        """None: it needs a scorer."""
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, before the chosen layer."""
+        reader = None if self.normalize is None else LastToken(self.normalize)
+        return [Stage(self.layer, self._select, reader)]
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse a layer that the decoder lacks."""
+        check_layer(self.layer, family, model, first=0)
+
+    def _select(self, view: View) -> Selection:
+        valid = view.layout.valid
+        scores = self.scorer(view.hidden_states, view.layout, view.attention)
+        if not isinstance(scores, Tensor):
+            raise ScoreError(
+                f"The scorer gave {type(scores).__name__}, but scores are a tensor (images, visual "
+                f"tokens), here of shape {tuple(valid.shape)}."
+            )
+        if scores.shape != valid.shape:
+            raise ScoreError(
+                f"The scorer gave scores of shape {tuple(scores.shape)}, but this batch has "
+                f"{valid.shape[0]} images of up to {valid.shape[1]} visual tokens: the shape must "
+                f"be {tuple(valid.shape)}."
+            )
+        return Selection(top_k(scores.to(valid.device), view.budget(self.keep), valid))
