@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 import pore
+from golden_models import Worst, llava_around
 from pore.attention import text_visual_attention
 from pore.pruner import Run, Selection, View
 from pore.selection import top_k
@@ -33,7 +34,6 @@ _LMMS_EVAL = re.compile(
     r"|kv_lens_prefill"
 )
 _INPUTS = {"input_ids", "inputs_embeds", "attention_mask", "image_start", "image_len"}
-_TOLERANCE = 1e-4
 
 
 class _Spy(pore.FastV):
@@ -48,17 +48,6 @@ class _Spy(pore.FastV):
 seen: list[Tensor] = []
 
 
-class _Worst:
-    """The largest relative difference met so far."""
-
-    value = 0.0
-
-    def compare(self, got: Tensor, expected: Tensor) -> None:
-        torch.testing.assert_close(got, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
-        scale = expected.abs().max().item()
-        self.value = max(self.value, (got - expected).abs().max().item() / scale)
-
-
 def check(file: GoldenFile) -> float:
     """Assert that pore gives what the file holds.
 
@@ -71,7 +60,7 @@ def check(file: GoldenFile) -> float:
 
 
 def _check_selection(file: GoldenFile) -> float:
-    tensors, worst = dict(file.tensors), _Worst()
+    tensors, worst = dict(file.tensors), Worst()
     attn = tensors.pop("attn")
     start, count = int(tensors.pop("image_start")), int(tensors.pop("image_len"))
     columns = torch.arange(start, start + count)[None]
@@ -95,8 +84,8 @@ def _check_selection(file: GoldenFile) -> float:
 
 
 def _check_end_to_end(file: GoldenFile) -> float:
-    params, worst = file.params, _Worst()
-    model, tensors = _model(file)
+    params, worst = file.params, Worst()
+    model, tensors = llava_around(file)
     inputs = {
         "inputs_embeds": tensors["inputs_embeds"],
         "attention_mask": tensors["attention_mask"],
@@ -134,7 +123,7 @@ def _check_run(
     inputs: dict[str, Tensor],
     start: int,
     expected: dict[str, Tensor],
-    worst: _Worst,
+    worst: Worst,
 ) -> None:
     seen.clear()
     out = model(**inputs, use_cache=True, output_hidden_states=True)
@@ -182,26 +171,3 @@ def _check_run(
         worst.compare(step.logits[0, -1], logits)
         (image,) = run.report.samples[-1].images
         assert [i - start for i in sorted(indices.tolist())] == list(image.kept)
-
-
-def _model(file: GoldenFile) -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
-    """A LLaVA around the file's language model, and what else the file holds."""
-    config = LlavaConfig(
-        text_config=LlamaConfig(**file.params["config"]),
-        vision_config=CLIPVisionConfig(
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            image_size=8,
-            patch_size=8,
-        ),
-        image_token_index=file.params["config"]["vocab_size"] - 1,
-    )
-    model = LlavaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
-    weights = {k: v for k, v in file.tensors.items() if k.startswith(("model.", "lm_head."))}
-    model.model.language_model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
-    )
-    model.lm_head.load_state_dict({"weight": weights["lm_head.weight"]})
-    return model, {k: v for k, v in file.tensors.items() if k not in weights}

@@ -1,7 +1,9 @@
-"""A LLaVA around the vision tower of a golden file."""
+"""LLaVAs around the vision tower or the decoder of a golden file, and what goes on in them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,3 +83,76 @@ def tower_view(features: Tensor, attention: Tensor, **others: Any) -> TowerView:
     raster = torch.arange(features.shape[1]).expand(len(features), -1)
     parts = {"cls_feature": None, "queries": (), "keys": (), **others}
     return TowerView(features=features, cls_attention=attention, raster=raster, **parts)
+
+
+class Worst:
+    """The largest difference met so far, relative to the largest expected value."""
+
+    value = 0.0
+
+    def compare(self, got: Tensor, expected: Tensor) -> None:
+        """Assert that a tensor is what the file holds."""
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        scale = expected.abs().max().item()
+        if scale > 0:
+            self.value = max(self.value, (got - expected).abs().max().item() / scale)
+
+
+def llava_around(file: Any) -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
+    """A LLaVA around the file's language model, and what else the file holds."""
+    config = LlavaConfig(
+        text_config=LlamaConfig(**file.params["config"]),
+        vision_config=CLIPVisionConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            image_size=8,
+            patch_size=8,
+        ),
+        image_token_index=file.params["config"]["vocab_size"] - 1,
+    )
+    model = LlavaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+    weights = {k: v for k, v in file.tensors.items() if k.startswith(("model.", "lm_head."))}
+    model.model.language_model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+    )
+    model.lm_head.load_state_dict({"weight": weights["lm_head.weight"]})
+    return model, {k: v for k, v in file.tensors.items() if k not in weights}
+
+
+def marked_inputs(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs of the model around a decoder, and what `mark_visual` needs."""
+    inputs = {name: tensors[name] for name in ("inputs_embeds", "attention_mask")}
+    start, count = int(tensors["image_start"]), int(tensors["image_len"])
+    visual = torch.zeros_like(tensors["attention_mask"], dtype=torch.bool)
+    visual[:, start : start + count] = True
+    return inputs, visual
+
+
+@contextmanager
+def layer_inputs(model: LlavaForConditionalGeneration) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The states and the rotary cosines that every decoder layer gets, in the order of the calls.
+
+    Inside the block of a pruner, these are what is left by it.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        seen.append((states, kwargs["position_embeddings"][0]))
+
+    layers = model.model.language_model.layers
+    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_positions(model: LlavaForConditionalGeneration, got: Tensor, expected: Tensor) -> None:
+    """Assert that rotary cosines are those of positions (m,)."""
+    positions = expected[None].long()
+    cosines = model.model.language_model.rotary_emb(got, positions)[0]
+    torch.testing.assert_close(got, cosines, rtol=0, atol=0)

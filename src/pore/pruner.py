@@ -92,8 +92,12 @@ class View:
         """(I, t, D) the states of the visual tokens; arbitrary where not `valid`."""
         return self.layout.gather(self.hidden_states)
 
-    def budget(self, keep: int | float) -> list[int]:
+    def budget(self, keep: int | float | Callable[[int], int]) -> list[int]:
         """The number of tokens that `keep` means for every image, as it entered the model.
+
+        Args:
+            keep: Tokens per image, the fraction kept, or what gives the number for an image that
+                came with so many tokens.
 
         Raises:
             BudgetError: An image has fewer; the message names it.
@@ -101,7 +105,8 @@ class View:
         counts = []
         for image in self.layout.images:
             try:
-                counts.append(budget(keep, len(image.columns)))
+                visual = len(image.columns)
+                counts.append(keep(visual) if callable(keep) else budget(keep, visual))
             except BudgetError as error:
                 raise BudgetError(f"Image {image.index} of sample {image.row}: {error}") from None
         return counts
@@ -589,8 +594,10 @@ class Run:
             layout = forward.layout = forward.layout.to(query.device)
             past, length = forward.past.to(query.device), query.shape[2]
             if stage.ahead:  # no cache was given, so keys are of the present tokens alone
+                if mask is not None:
+                    own = slice(past.shape[1], past.shape[1] + length)
+                    mask = mask[..., own] if mask.dim() == 4 else None
                 past = past[:, :0]
-                mask = mask[..., -length:] if mask is not None and mask.dim() == 4 else None
             origin = forward.index
             if origin is None:
                 origin = torch.arange(length, device=query.device).expand(len(query), -1)

@@ -10,6 +10,7 @@ from pore.methods.divprune import DivPrune as DivPrune
 from pore.methods.downsample import Downsample as Downsample
 from pore.methods.fastervlm import FasterVLM as FasterVLM
 from pore.methods.fastv import FastV as FastV
+from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from pore.methods.random import Random as Random
 from pore.methods.scored import Scored as Scored
 from pore.methods.vispruner import VisPruner as VisPruner
