@@ -12,8 +12,8 @@ from torch.nn.functional import normalize
 
 from pore.errors import BudgetError
 from pore.pruner import Pruner
-from pore.selection import check_keep
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.selection import budget, check_keep
+from pore.tower import TowerSelection, TowerStage, TowerView, even_shares
 
 _ROUND = 8
 """Patches removed in one round."""
@@ -27,6 +27,7 @@ class VisPruner(Pruner):
     averaged over heads, at the tower layer whose output the projector reads. Of the others
     near-duplicates are removed, 8 a round, by the cosine of their features before the projector,
     until T are left in all. `important_ratio=1` is FasterVLM. Kept patches stay in raster order.
+    Tiles of an image are pruned each by itself, with even shares of `keep`.
 
     A round splits what is left into two halves, of which the authors' code expects the same size
     and no fewer patches than are to go: elsewhere it stops with an error or keeps a wrong number.
@@ -37,8 +38,9 @@ class VisPruner(Pruner):
         keep: Tokens kept per image (int), or the fraction kept (float).
         important_ratio: Share of them that is chosen by attention.
         faithful: Keep what the authors' code keeps: where it stops with an error, a `BudgetError`
-            is raised, and where it keeps a wrong number, so does this. The result differs nowhere
-            else.
+            is raised, and where it keeps a wrong number, so does this. Of tiled images it chooses
+            among patches of padding too, which the decoder never gets, so that fewer than `keep`
+            reach it. The result differs nowhere else.
     """
 
     keep: int | float
@@ -61,15 +63,32 @@ class VisPruner(Pruner):
         return [TowerStage(self._select)]
 
     def _select(self, view: TowerView) -> TowerSelection:
-        count = view.budget(self.keep)
-        first = int(count * self.important_ratio)
-        order = view.cls_attention[0].mean(1).argsort(dim=-1, descending=True, stable=True)
-        important, others = order[:, :first], order[:, first:]
-        diverse = dissimilar(view.features, others, count - first, self.faithful)
-        kept = torch.cat([important, diverse], 1).sort(-1).values
-        width = view.features.shape[-1]
-        features = view.features.gather(1, kept[..., None].expand(-1, -1, width))
-        return TowerSelection(features, view.raster.gather(1, kept))
+        if self.faithful:
+            shown, counts = torch.ones_like(view.shown), _shares_with_padding(view, self.keep)
+        else:
+            shown, counts = view.shown, view.budgets(self.keep)
+        attention = view.cls_attention[0].mean(1).masked_fill(~shown, -torch.inf)
+        order = attention.argsort(dim=-1, descending=True, stable=True)
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, size in enumerate(zip(shown.sum(1).tolist(), counts, strict=True)):
+            alike.setdefault(size, []).append(i)
+        mask = torch.zeros_like(shown)
+        for (room, count), images in alike.items():  # one, but for tiles with padding
+            first = int(count * self.important_ratio)
+            important, others = order[images, :first], order[images, first:room]
+            diverse = dissimilar(view.features[images], others, count - first, self.faithful)
+            kept = torch.cat([important, diverse], 1)
+            mask[images] = mask[images].scatter(1, kept, torch.ones_like(kept, dtype=torch.bool))
+        return view.select(mask, mask.sum(1).tolist())
+
+
+def _shares_with_padding(view: TowerView, keep: int | float) -> list[int]:
+    """Shares of `keep` for every one of the I images or tiles, all of whose patches count."""
+    n = view.features.shape[1]
+    tiles = [1] * len(view.features)
+    if view.tilings is not None:
+        tiles = [tiling.tiles for tiling in view.tilings]
+    return [share for t in tiles for share in even_shares(budget(keep, t * n), [n] * t)]
 
 
 def dissimilar(features: Tensor, candidates: Tensor, count: int, faithful: bool = False) -> Tensor:
