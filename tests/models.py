@@ -18,6 +18,7 @@ N = SIDE * SIDE
 def tiny_llava(
     *,
     layers: int = 5,
+    tower_layers: int = 2,
     kv_heads: int = 2,
     dtype: torch.dtype = torch.float64,
     attention: str = "sdpa",
@@ -42,7 +43,7 @@ def tiny_llava(
         vision_config=CLIPVisionConfig(
             hidden_size=16,
             intermediate_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=tower_layers,
             num_attention_heads=2,
             image_size=8 * SIDE,
             patch_size=8,

@@ -27,19 +27,35 @@ def dropped_columns(run: Run, input_ids: Tensor, image_token: int) -> Tensor:
     return dropped
 
 
+def dropped_by_stage(run: Run, input_ids: Tensor, image_token: int) -> list[tuple[int, Tensor]]:
+    """Of every stage in the decoder, its layer and (B, L) bool, True at what it left dropped."""
+    stages: dict[int, Tensor] = {}
+    for sample in run.report:
+        columns = (input_ids[sample.sample] == image_token).nonzero().flatten().tolist()
+        start = 0
+        for image in sample.images:
+            own = columns[start : start + image.seen]
+            for layer, kept in image.stages:
+                dropped = stages.setdefault(layer, torch.zeros_like(input_ids, dtype=torch.bool))
+                gone = [column for raster, column in enumerate(own) if raster not in set(kept)]
+                dropped[sample.sample, gone] = True
+            start += image.seen
+    return sorted(stages.items())
+
+
 @contextmanager
 def masked_from(
-    layers: Sequence[nn.Module], first: int, dropped: Tensor, tokens: Tensor
+    layers: Sequence[nn.Module], stages: Sequence[tuple[int, Tensor]], tokens: Tensor
 ) -> Iterator[None]:
-    """Let no token look at the dropped ones from layer `first` on, in a forward without cache.
+    """Let no token look at dropped ones from some layer on, in a forward without cache.
 
     The masks are made here from scratch, for SDPA, so nothing of the engine or of transformers'
     masking is taken on trust.
 
     Args:
         layers: The decoder layers of a model with SDPA attention.
-        first: The first layer that does not see the dropped tokens.
-        dropped: (B, L) bool; a longer sequence goes on with tokens that stay.
+        stages: The first layer that does not see some tokens, and those tokens, (B, L) bool; a
+            longer sequence goes on with tokens that stay.
         tokens: (B, L) bool, False at padding; likewise.
     """
 
@@ -48,8 +64,9 @@ def masked_from(
             length = (args[0] if args else kwargs["hidden_states"]).shape[1]
             more = length - tokens.shape[1]
             seen = nn.functional.pad(tokens.bool(), (0, more), value=True)
-            if i >= first:
-                seen = seen & ~nn.functional.pad(dropped, (0, more))
+            for first, dropped in stages:
+                if i >= first:
+                    seen = seen & ~nn.functional.pad(dropped, (0, more))
             causal = torch.ones(length, length, dtype=torch.bool).tril()
             # Padding looks at itself, so that no softmax is over nothing.
             mask = (causal & seen[:, None, :]) | torch.eye(length, dtype=torch.bool)

@@ -156,7 +156,7 @@ class TestPrefill:
         dropped = dropped_columns(run, inputs["input_ids"], IMAGE)
         assert dropped.any()
         reference, tokens = models["sdpa"], inputs["attention_mask"]
-        with masked_from(reference.model.language_model.layers, pruner.layer, dropped, tokens):
+        with masked_from(reference.model.language_model.layers, [(pruner.layer, dropped)], tokens):
             dense = reference(**inputs, use_cache=False).logits
         kept = inputs["attention_mask"].bool() & ~dropped
         ends = logits_at_end(short, inputs["attention_mask"], kept.sum(1).tolist())
@@ -243,7 +243,7 @@ def test_cached_decode_equals_full_forward(
     full["position_ids"] = (full["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     dropped = dropped_columns(run, inputs["input_ids"], IMAGE)
     reference, tokens = models["sdpa"], inputs["attention_mask"]
-    with masked_from(reference.model.language_model.layers, pruner.layer, dropped, tokens):
+    with masked_from(reference.model.language_model.layers, [(pruner.layer, dropped)], tokens):
         # A generated placeholder is no image: give the model the features by hand.
         dense = _forward_text(reference, full, width)
     # `generate` hands logits out in float32.
@@ -493,7 +493,7 @@ class TestGenerate:
             for i in range(N):
                 dropped[0, start + i] = i not in kept[number]
         everything = torch.ones_like(ids)
-        with masked_from(model.model.language_model.layers, K, dropped, everything):
+        with masked_from(model.model.language_model.layers, [(K, dropped)], everything):
             dense = model(input_ids=ids, pixel_values=pixels, use_cache=False).logits[0]
         stay = ~dropped[0, len(first) : len(first) + len(second)]
         middle = dense[len(first) : len(first) + len(second)]

@@ -78,7 +78,8 @@ def test_a_trained_scorer_keeps_what_it_learned() -> None:
     assert ids.shape[1] == inputs["input_ids"].shape[1] + 3
 
     dropped = dropped_columns(run, inputs["input_ids"].repeat(2, 1), IMAGE)[:8]
-    with masked_from(model.model.language_model.layers, 2, dropped, inputs["attention_mask"]):
+    tokens = inputs["attention_mask"]
+    with masked_from(model.model.language_model.layers, [(2, dropped)], tokens):
         dense = model(**inputs, use_cache=False).logits
     for row in range(8):
         torch.testing.assert_close(short[row], dense[row, ~dropped[row]], rtol=1e-9, atol=1e-9)

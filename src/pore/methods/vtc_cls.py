@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pore.errors import BudgetError
 from pore.methods.fastervlm import keep_highest
 from pore.pruner import Pruner
 from pore.selection import check_keep
 from pore.tower import TowerSelection, TowerStage, TowerView
+
+if TYPE_CHECKING:
+    from pore.shapes import ModelShape
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class VTCCLS(Pruner):
         check_keep(self.keep)
         if self.start_layer < 0:
             raise BudgetError(f"start_layer={self.start_layer} is no 0-based tower layer.")
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> VTCCLS:
+        """The upper half of the tower; the authors leave the range open."""
+        return cls(keep=keep, start_layer=(shape.tower.layers - 1) // 2)
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""

@@ -1,0 +1,265 @@
+"""Every registered method in the engine's whole world: one set of demands, met by each of them.
+
+A method enters by being registered: its settings are those of `usual`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import pore
+from models import IMAGE, N, batch, prompt, tiny_llava
+from pore.pruner import Pruner, Selection, Stage
+from pore.shapes import ModelShape
+from pore.tower import TowerStage
+from reference import dropped_by_stage, masked_from
+from test_engine import BATCHES, _flash, fingerprint, tolerance
+
+KEEP = 6
+LAYERS = 8
+
+
+@cache
+def model_of(attention: str = "sdpa") -> LlavaForConditionalGeneration:
+    """One model under every attention implementation."""
+    model = tiny_llava(layers=LAYERS, tower_layers=4)
+    if attention == "flash_test":
+        ALL_ATTENTION_FUNCTIONS.register("flash_test", _flash)
+        ALL_MASK_ATTENTION_FUNCTIONS.register("flash_test", flash_attention_mask)
+    model.model.language_model.config._attn_implementation_internal = attention
+    return model
+
+
+def usual(name: str, keep: int | float) -> Pruner:
+    made = pore.methods()[name].usual(keep, ModelShape.from_config(model_of().config))
+    assert made is not None
+    return made
+
+
+# Built in only: other tests register methods of their own.
+EVERY = [
+    name
+    for name, kind in sorted(pore.methods().items())
+    if kind.__module__.startswith("pore.")
+    and kind.usual(KEEP, ModelShape.from_config(model_of().config)) is not None
+]
+# What they send to the decoder is no subset of the model's own tokens, even when all are kept.
+MERGING = {"PruMerge", "PruMerge+", "VisionZip"}
+DRAWING = {"Random"}
+
+
+def in_decoder(pruner: Pruner) -> bool:
+    """Whether a method only drops tokens, which keep their positions."""
+    return all(isinstance(stage, Stage) and not stage.dense for stage in pruner.stages())
+
+
+def ends(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
+    """The logits of the last tokens of every sample, whatever the side of the padding."""
+    right = not bool(mask[:, -1].all())
+    rows = zip(logits, tokens, strict=True)
+    return [row[:n] if right else row[len(row) - n :] for row, n in rows]
+
+
+@pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", EVERY)
+class TestBatches:
+    def test_keep_all_is_bit_equal(self, name: str, side: str, prompts: Any) -> None:
+        if name in MERGING:
+            pytest.skip("sends merged tokens to the decoder")
+        model, inputs = model_of(), batch(prompts, side)
+        with torch.no_grad():
+            dense = model(**inputs).logits
+            with usual(name, N)(model):
+                assert torch.equal(model(**inputs).logits, dense)
+
+    def test_budget_is_met(self, name: str, side: str, prompts: Any) -> None:
+        model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
+        with torch.no_grad(), pruner(model) as run:
+            model(**inputs)
+        expected = pruner.counts(N, LAYERS)
+        assert expected[-1] == KEEP
+        for sample, ids in zip(run.report, prompts, strict=True):
+            text, images = len(ids) - ids.count(IMAGE), len(sample.images)
+            assert list(sample.tokens) == [text + images * count for count in expected]
+            for image in sample.images:
+                assert len(image.kept) + image.extra == KEEP
+                assert len(set(image.kept)) == len(image.kept)
+                assert set(image.kept) <= set(range(N))
+            assert (sample.flops < sample.unpruned_flops) == bool(images)
+
+    def test_batch_equals_singles(self, name: str, side: str, prompts: Any) -> None:
+        if name in DRAWING:
+            pytest.skip("draws")
+        model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
+        with torch.no_grad(), pruner(model) as run:
+            together = model(**inputs).logits
+        tokens = [sample.tokens[-1] for sample in run.report]
+        first = 0
+        for row, got in enumerate(ends(together, inputs["attention_mask"], tokens)):
+            ids = prompts[row]
+            one: dict[str, Any] = {"input_ids": torch.tensor([ids])}
+            if images := ids.count(IMAGE) // N:
+                one["pixel_values"] = inputs["pixel_values"][first : first + images]
+                first += images
+            with torch.no_grad(), pruner(model) as alone:
+                single = model(**one).logits[0]
+            assert alone.report.samples[0].images == run.report.samples[row].images
+            torch.testing.assert_close(got, single, **tolerance("sdpa"))
+
+    def test_equals_masked_dense(self, name: str, side: str, prompts: Any) -> None:
+        pruner = usual(name, KEEP)
+        if not in_decoder(pruner):
+            pytest.skip("numbers positions anew")
+        model, inputs = model_of(), batch(prompts, side)
+        with torch.no_grad(), pruner(model) as run:
+            short = model(**inputs).logits
+        stages = dropped_by_stage(run, inputs["input_ids"], IMAGE)
+        tokens = inputs["attention_mask"].bool()
+        with torch.no_grad(), masked_from(model.model.language_model.layers, stages, tokens):
+            dense = model(**inputs, use_cache=False).logits
+        kept = tokens & ~stages[-1][1]
+        found = ends(short, tokens, kept.sum(1).tolist())
+        for row, got in enumerate(found):
+            torch.testing.assert_close(got, dense[row, kept[row]], **tolerance("sdpa"))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", EVERY)
+def test_flash_attention_equals_sdpa(name: str, side: str) -> None:
+    """With FlashAttention's contract: 2-D masks, causal, aligned at the end."""
+    inputs, pruner = batch(BATCHES["no image in one row"], side), usual(name, KEEP)
+    with torch.no_grad(), pruner(model_of()) as one:
+        expected = model_of()(**inputs).logits
+    with torch.no_grad(), pruner(model_of("flash_test")) as other:
+        got = model_of("flash_test")(**inputs).logits
+    assert [s.images for s in one.report] == [s.images for s in other.report]
+    tokens = [sample.tokens[-1] for sample in one.report]
+    mask = inputs["attention_mask"]
+    for a, b in zip(ends(got, mask, tokens), ends(expected, mask, tokens), strict=True):
+        torch.testing.assert_close(a, b, **tolerance("sdpa"))
+
+
+class Recording(Pruner):
+    """A method whose selections are noted; `replay` makes them again, whatever the scores."""
+
+    def __init__(self, method: Pruner) -> None:
+        self.method = method
+        self.made: dict[int, Selection] = {}
+        self.replays = False
+
+    def stages(self) -> list[Stage | TowerStage]:
+        found: list[Stage | TowerStage] = []
+        for number, stage in enumerate(self.method.stages()):
+            if isinstance(stage, TowerStage):
+                found.append(stage)
+            elif self.replays:
+                made = self.made[number]
+                rule: Any = lambda _, made=made: made  # noqa: E731
+                found.append(replace(stage, rule=rule, attention=None, prepare=None))
+            else:
+                found.append(replace(stage, rule=self._noted(number, stage.rule)))
+        return found
+
+    def _noted(self, number: int, rule: Any) -> Any:
+        def note(view: Any) -> Selection:
+            self.made[number] = made = rule(view)
+            return made
+
+        return note
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_test"])
+@pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("name", EVERY)
+def test_cached_decode_equals_a_full_forward_with_the_same_selection(
+    name: str, prompts: Any, attention: str
+) -> None:
+    model, inputs = model_of(attention), batch(prompts)
+    recording = Recording(usual(name, KEEP))
+    with torch.no_grad(), recording(model):
+        out = model.generate(
+            **inputs,
+            max_new_tokens=5,
+            do_sample=False,
+            suppress_tokens=[IMAGE],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    recording.replays = True
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
+    full = dict(inputs, input_ids=out.sequences[:, :-1], attention_mask=mask)
+    full["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad(), recording(model):
+        logits = model(**full, use_cache=False).logits[:, -5:]
+    got = torch.stack(out.logits, 1)  # `generate` hands them out in float32
+    torch.testing.assert_close(got, logits.float(), **tolerance("sdpa", torch.float32))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_static_cache_beams_and_sampling(name: str) -> None:
+    model, inputs, pruner = model_of(), batch(BATCHES["ragged text"]), usual(name, KEEP)
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    with torch.no_grad(), pruner(model) as run:
+        tokens = model.generate(**inputs, **settings)
+        static = model.generate(**inputs, **settings, cache_implementation="static")
+        beams = model.generate(**inputs, **settings, num_beams=2)
+        model.generate(**inputs, max_new_tokens=2, do_sample=True, num_return_sequences=2)
+    assert beams.shape == tokens.shape
+    images = [sample.images for sample in run.report]
+    if name not in DRAWING:
+        assert torch.equal(tokens, static)
+        assert images == [images[i] for i in (0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 1, 1)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_leaves_the_model_as_it_was(name: str) -> None:
+    model, inputs, pruner = model_of(), batch([prompt(3, 1, 5)]), usual(name, KEEP)
+    before = fingerprint(model)
+
+    def fail() -> None:
+        with pruner(model):
+            model(**inputs)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert fingerprint(model) == before
+    pruner.apply(model)
+    pore.remove(model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_report_prints_and_is_json(name: str) -> None:
+    model, pruner = model_of(), usual(name, KEEP)
+    with torch.no_grad(), pruner(model) as run:
+        model(**batch([prompt(3, 1, 5)]))
+    assert f"{N} -> {KEEP}" in str(run.report)
+    record = json.loads(run.report.to_json())
+    assert record["method"] == name
+    assert record["samples"][0]["mean_visual_tokens"] == pytest.approx(
+        sum(pruner.counts(N, LAYERS)) / LAYERS
+    )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_half_precision(name: str) -> None:
+    """Scores are taken in float32 at least; nothing mixes types."""
+    model = tiny_llava(layers=LAYERS, tower_layers=4, dtype=torch.bfloat16)
+    inputs = batch(BATCHES["several images"], dtype=torch.bfloat16)
+    with torch.no_grad(), usual(name, KEEP)(model) as run:
+        logits = model(**inputs).logits
+    assert logits.dtype == torch.bfloat16
+    assert bool(torch.isfinite(logits).all())
+    assert all(len(i.kept) + i.extra == KEEP for s in run.report for i in s.images)
