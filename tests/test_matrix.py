@@ -72,17 +72,16 @@ def ends(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
 
 @pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", EVERY)
 class TestBatches:
+    @pytest.mark.parametrize("name", [name for name in EVERY if name not in MERGING])
     def test_keep_all_is_bit_equal(self, name: str, side: str, prompts: Any) -> None:
-        if name in MERGING:
-            pytest.skip("sends merged tokens to the decoder")
         model, inputs = model_of(), batch(prompts, side)
         with torch.no_grad():
             dense = model(**inputs).logits
             with usual(name, N)(model):
                 assert torch.equal(model(**inputs).logits, dense)
 
+    @pytest.mark.parametrize("name", EVERY)
     def test_budget_is_met(self, name: str, side: str, prompts: Any) -> None:
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
         with torch.no_grad(), pruner(model) as run:
@@ -98,9 +97,8 @@ class TestBatches:
                 assert set(image.kept) <= set(range(N))
             assert (sample.flops < sample.unpruned_flops) == bool(images)
 
+    @pytest.mark.parametrize("name", [name for name in EVERY if name not in DRAWING])
     def test_batch_equals_singles(self, name: str, side: str, prompts: Any) -> None:
-        if name in DRAWING:
-            pytest.skip("draws")
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
         with torch.no_grad(), pruner(model) as run:
             together = model(**inputs).logits
@@ -117,11 +115,9 @@ class TestBatches:
             assert alone.report.samples[0].images == run.report.samples[row].images
             torch.testing.assert_close(got, single, **tolerance("sdpa"))
 
+    @pytest.mark.parametrize("name", [name for name in EVERY if in_decoder(usual(name, KEEP))])
     def test_equals_masked_dense(self, name: str, side: str, prompts: Any) -> None:
-        pruner = usual(name, KEEP)
-        if not in_decoder(pruner):
-            pytest.skip("numbers positions anew")
-        model, inputs = model_of(), batch(prompts, side)
+        model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
         with torch.no_grad(), pruner(model) as run:
             short = model(**inputs).logits
         stages = dropped_by_stage(run, inputs["input_ids"], IMAGE)
