@@ -13,6 +13,7 @@ from pore.methods.fastv import FastV as FastV
 from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from pore.methods.random import Random as Random
 from pore.methods.scored import Scored as Scored
+from pore.methods.visionzip import VisionZip as VisionZip
 from pore.methods.vispruner import VisPruner as VisPruner
 from pore.methods.vtc_cls import VTCCLS as VTCCLS
 from pore.pruner import Pruner

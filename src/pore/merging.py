@@ -1,0 +1,105 @@
+"""From many features to few: pure tensor functions that merge tokens.
+
+Sums over tokens are matrix products with 0-1 weights, not scattered additions, so that they give
+the same bits every time on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+
+def working(states: Tensor) -> Tensor:
+    """The same values in float32, or in the wider type that they have."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine similarity between all pairs of tokens of two sets; 0 where a token is all zeros.
+
+    Args:
+        one: (I, a, d) tokens.
+        other: (I, b, d) tokens.
+
+    Returns:
+        (I, a, b) similarities, at least float32.
+    """
+    return normalize(working(one), dim=-1) @ normalize(working(other), dim=-1).mT
+
+
+def compact(mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The positions marked in every row, side by side.
+
+    Args:
+        mask: (I, n) bool.
+        width: The most that a row marks.
+
+    Returns:
+        index (I, width), ascending; and valid (I, width), False where a row marks fewer.
+    """
+    index = (~mask).long().argsort(dim=-1, stable=True)[:, :width]
+    return index, mask.gather(1, index)
+
+
+def gather(states: Tensor, index: Tensor) -> Tensor:
+    """(I, k, C) the states (I, n, C) at positions (I, k)."""
+    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+
+
+# -- towards targets by similarity (VisionZip) -----------------------------------------------------
+
+
+def strided(tokens: Tensor, counts: Tensor) -> Tensor:
+    """Mark tokens at even distances: the first, and every (M // count)-th of M after it.
+
+    Args:
+        tokens: (I, n) bool, the tokens to choose from.
+        counts: (I,) how many of each row to mark, at most as many as there are.
+
+    Returns:
+        (I, n) bool, True at exactly `counts[i]` entries of row i.
+    """
+    counts = counts[:, None]
+    step = (tokens.sum(-1, keepdim=True) // counts.clamp(min=1)).clamp(min=1)
+    place = tokens.cumsum(-1) - 1
+    return tokens & (place % step == 0) & (place // step < counts)
+
+
+def nearest(metric: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """The most similar target of every token, by cosine; of equals the first.
+
+    Args:
+        metric: (I, n, d) what similarity is measured on.
+        targets: (I, c) positions of the targets, c at least 1.
+        valid: (I, c) bool, False where a row has fewer.
+
+    Returns:
+        (I, n) which of the c targets.
+    """
+    similarity = cosine(metric, gather(metric, targets))
+    return similarity.masked_fill(~valid[:, None], -torch.inf).argmax(-1)
+
+
+def add_group_means(
+    features: Tensor, targets: Tensor, group: Tensor, members: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add to every target the mean of the tokens in its group.
+
+    The sum of the target and of that mean, not the mean of all: as VisionZip's authors have it.
+
+    Args:
+        features: (I, n, C) the tokens.
+        targets: (I, c) positions of the targets.
+        group: (I, n) which target each token goes to.
+        members: (I, n) bool, the tokens that go to one; targets themselves do not.
+
+    Returns:
+        merged (I, c, C), and sizes (I, c), how many tokens went to each.
+    """
+    wide = working(features)
+    weights = (one_hot(group, targets.shape[1]) * members[..., None]).to(wide.dtype)
+    sizes = weights.sum(1)
+    mean = weights.mT @ wide / sizes.clamp(min=1)[..., None]
+    return (gather(wide, targets) + mean).to(features.dtype), sizes.long()

@@ -1,0 +1,154 @@
+"""VisionZip: keep what the CLS token attends to, and merge the rest into a few tokens by key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pore.errors import BudgetError
+from pore.merging import add_group_means, compact, gather, nearest, strided
+from pore.pruner import Pruner
+from pore.selection import check_keep, top_k
+from pore.tower import TowerSelection, TowerStage, TowerView
+
+# The authors' 54 + 10, of which all their budgets are multiples: 108 + 20, 162 + 30, 27 + 5.
+_CONTEXTUAL_SHARE = 10 / 64
+
+
+@dataclass(frozen=True)
+class VisionZip(Pruner):
+    """Dominant patches and the CLS token stay, the other patches are merged (arXiv 2412.04467).
+
+    In the tower layer that the projector reads: the patches with the most CLS attention, summed
+    over heads, stay as they are, and so does the CLS token, which LLaVA otherwise drops. Of the
+    other patches, `contextual` at even distances become targets; each of the rest goes to the
+    target with the most similar key (mean over heads, cosine), and the mean of what comes is added
+    to the target. The decoder gets CLS, the dominant patches in raster order, then the targets.
+
+    A tower without a CLS token (SigLIP) has none to keep, and patches are ranked by the attention
+    they receive, averaged over all queries. Keeping all patches leaves the image as it is.
+
+    Attributes:
+        keep: Tokens left per image (int), or the fraction of its patches (float): CLS, dominant and
+            contextual ones together.
+        contextual: How many of them are merged ones. None takes the authors' 10 in 64, rounded half
+            to even: 30 of 192, 20 of 128, 10 of 64.
+    """
+
+    keep: int | float
+    contextual: int | None = None
+
+    name: ClassVar[str] = "VisionZip"
+    source: ClassVar[str] = "arXiv 2412.04467"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if self.contextual is not None and self.contextual < 0:
+            raise BudgetError(f"contextual={self.contextual} is no number of merged tokens.")
+        if isinstance(self.keep, int):
+            self._merged([self.keep])
+
+    def stages(self) -> Sequence[TowerStage]:
+        """One stage, in the tower."""
+        return [TowerStage(self._select)]
+
+    def _merged(self, counts: Sequence[int]) -> list[int]:
+        """How many of `counts` tokens are contextual ones."""
+        if self.contextual is None:
+            return [round(count * _CONTEXTUAL_SHARE) for count in counts]
+        if self.contextual >= max(counts):
+            raise BudgetError(
+                f"contextual={self.contextual} leaves no dominant token of {max(counts)}; ask for "
+                f"at most {max(counts) - 1}."
+            )
+        return [min(self.contextual, max(count - 1, 0)) for count in counts]
+
+    def _select(self, view: TowerView) -> TowerSelection:
+        counts = view.budgets(self.keep)
+        shown = view.shown
+        if counts == shown.sum(1).tolist():
+            return view.select(shown, counts)
+        features, raster = view.features, view.raster
+        metric = view.keys[0].mean(1)
+        merged = self._merged(counts)
+        kept = [count - extra for count, extra in zip(counts, merged, strict=True)]
+        if view.cls_feature is None:
+            chosen = top_k(view.cls_attention[0].sum(1), kept, shown)
+        else:
+            features = torch.cat([view.cls_feature[:, None], features], 1)
+            raster = torch.nn.functional.pad(raster, (1, 0), value=-1)
+            patches = [max(count - 1, 0) for count in kept]
+            chosen = top_k(view.cls_attention[0].sum(1), patches, shown)
+            cls = torch.tensor(kept, device=chosen.device)[:, None] > 0
+            chosen, shown = (torch.cat([cls, mask], 1) for mask in (chosen, shown))
+        tokens, index, valid = zip_tokens(features, metric, chosen, shown & ~chosen, kept, merged)
+        raster = raster.gather(1, index)
+        return TowerSelection(tokens, raster, valid if min(counts) < max(counts) else None)
+
+
+def zip_tokens(
+    features: Tensor,
+    metric: Tensor,
+    dominant: Tensor,
+    others: Tensor,
+    kept: Sequence[int],
+    merged: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Dominant tokens as they are, then the others merged into a few.
+
+    Args:
+        features: (I, n, C) tokens.
+        metric: (I, n, d) what similarity is measured on.
+        dominant: (I, n) bool, the tokens that stay.
+        others: (I, n) bool, the tokens to merge.
+        kept: How many of each row stay.
+        merged: How many the others of each row become.
+
+    Returns:
+        tokens (I, k, C); index (I, k), the token that each stands for, the target of merged ones;
+        and valid (I, k), False where a row has fewer.
+    """
+    index, valid = compact(dominant, max(kept))
+    tokens = gather(features, index)
+    if max(merged) > 0:
+        marks = strided(others, torch.tensor(merged, device=others.device))
+        targets, real = compact(marks, max(merged))
+        group = nearest(metric, targets, real)
+        contextual, _ = add_group_means(features, targets, group, others & ~marks)
+        tokens = torch.cat([tokens, contextual], 1)
+        index, valid = torch.cat([index, targets], 1), torch.cat([valid, real], 1)
+    return tokens, index, valid
+
+
+def tile_order(
+    raster: Tensor, contextual: int, tiles: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
+    """How the authors put the tokens of LLaVA-NeXT's tiles into one sequence.
+
+    The dominant patches of all tiles in the raster order of the whole picture, then the CLS token
+    of every tile, then the contextual tokens tile by tile. The tokens of the whole image at low
+    resolution go before these, in their own order; rows have no end tokens.
+
+    Args:
+        raster: (T, k) the patch that every token of every tile stands for, -1 for CLS; the
+            contextual ones last.
+        contextual: How many of the k are contextual.
+        tiles: (rows, columns) of tiles; T is their product.
+        grid: (height, width) of one tile in patches.
+
+    Returns:
+        (T * k,) the order, as indices into the tokens of one tile after the other.
+    """
+    (rows, columns), (height, width) = tiles, grid
+    count, k = raster.shape
+    tile = torch.arange(count, device=raster.device)[:, None]
+    y, x = tile // columns * height + raster // width, tile % columns * width + raster % width
+    place = y * columns * width + x
+    patches = rows * height * columns * width
+    place = place.masked_fill(raster < 0, patches)  # behind all patches
+    place[:, k - contextual :] = patches + 1
+    return place.flatten().argsort(stable=True)

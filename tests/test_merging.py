@@ -1,0 +1,83 @@
+"""Merging as pure functions, against the same things written out token by token."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pore.merging import add_group_means, compact, cosine, nearest, strided
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features (I, n, 5), metric (I, n, 3), tokens to merge (I, n), how many they become (I,)."""
+    images, n = draw(st.integers(1, 3)), draw(st.integers(1, 30))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    features = torch.randn(images, n, 5, generator=generator, dtype=torch.float64)
+    metric = torch.randn(images, n, 3, generator=generator, dtype=torch.float64)
+    others = torch.rand(images, n, generator=generator) < draw(st.floats(0.0, 1.0))
+    counts = [draw(st.integers(0, most)) for most in others.sum(1).tolist()]
+    return features, metric, others, torch.tensor(counts)
+
+
+@given(problems())
+def test_strided_marks_as_many_as_asked_for(problem: tuple[Tensor, ...]) -> None:
+    _, _, others, counts = problem
+    marks = strided(others, counts)
+    for tokens, count, marked in zip(others, counts.tolist(), marks, strict=True):
+        order = tokens.nonzero()[:, 0].tolist()
+        expected = order[:: max(1, len(order) // count)][:count] if count else []
+        assert marked.nonzero()[:, 0].tolist() == expected
+
+
+@given(problems())
+def test_groups_are_those_of_the_most_similar_target(problem: tuple[Tensor, ...]) -> None:
+    features, metric, others, counts = problem
+    if int(counts.max()) == 0:
+        return
+    marks = strided(others, counts)
+    targets, valid = compact(marks, int(counts.max()))
+    group = nearest(metric, targets, valid)
+    merged, sizes = add_group_means(features, targets, group, others & ~marks)
+    for i, count in enumerate(counts.tolist()):
+        own = targets[i, :count].tolist()
+        assert own == marks[i].nonzero()[:, 0].tolist()
+        if count == 0:
+            continue
+        members: dict[int, list[Tensor]] = {j: [] for j in range(count)}
+        for token in (others & ~marks)[i].nonzero()[:, 0].tolist():
+            similarity = torch.cosine_similarity(metric[i, token][None], metric[i, own])
+            best = int(group[i, token])
+            assert best < count
+            torch.testing.assert_close(similarity[best], similarity.max())
+            members[best].append(features[i, token])
+        for j, token in enumerate(own):
+            expected = features[i, token]
+            if members[j]:
+                expected = expected + torch.stack(members[j]).mean(0)
+            torch.testing.assert_close(merged[i, j], expected)
+            assert sizes[i, j] == len(members[j])
+
+
+@given(problems(), st.floats(1e-3, 1e3))
+def test_the_scale_of_the_metric_does_not_matter(problem: tuple[Tensor, ...], scale: float) -> None:
+    _, metric, _, _ = problem
+    lengths = torch.linspace(0.5, 2.0, metric.shape[1], dtype=metric.dtype)[:, None]
+    expected = cosine(metric, metric)
+    torch.testing.assert_close(cosine(metric * scale * lengths, metric), expected)
+
+
+def test_zeros_are_like_nothing() -> None:
+    zeros, other = torch.zeros(1, 2, 3), torch.ones(1, 1, 3)
+    assert torch.equal(cosine(zeros, other), torch.zeros(1, 2, 1))
+
+
+def test_types() -> None:
+    half = torch.randn(1, 4, 3).half()
+    assert cosine(half, half).dtype == torch.float32
+    group = torch.zeros(1, 4, dtype=torch.long)
+    members = torch.tensor([[False, True, True, True]])
+    merged, _ = add_group_means(half, torch.tensor([[0]]), group, members)
+    assert merged.dtype == torch.float16
