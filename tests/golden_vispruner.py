@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,15 +10,15 @@ from torch import Tensor
 
 import pore
 from golden_models import tower_view
-from golden_prompts import embeddings, prompted_llava
+from golden_prompts import embeddings, tower_prompt, with_rows, without_newlines
 from pore.methods.vispruner import dissimilar
 from pore.tower import TowerSelection, TowerView
 
 _CHOSEN = {"diverse", "important", "index_mask", "sorted"}
 _SELECTION = _CHOSEN | {"attention_mean", "attentions", "features"}
 _END_TO_END = _CHOSEN | {
-    "cls_attentions", "embed_tokens.weight", "input_ids", "inputs_embeds", "pixel_values",
-    "projector.bias", "projector.weight", "vision_features",
+    "cls_attentions", "embed_tokens.weight", "image_newline", "input_ids", "inputs_embeds",
+    "pixel_values", "projector.bias", "projector.weight", "vision_features",
 }  # fmt: skip
 _CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -40,7 +41,8 @@ def check(file: Any) -> float:
     vision = {k: v for k, v in tensors.items() if k.startswith("vision.")}
     keys = tensors.keys() - vision.keys()
     if vision:
-        assert keys == _END_TO_END, keys ^ _END_TO_END
+        expected = _END_TO_END - (set() if file.params["anyres"] else {"image_newline"})
+        assert keys == expected, keys ^ expected
         return _check_end_to_end(file, vision)
     assert keys == _SELECTION, keys ^ _SELECTION
     features, attentions = tensors["features"], tensors["attentions"]
@@ -74,15 +76,27 @@ def _check_choice(file: Any, view: TowerView) -> None:
 def _check_end_to_end(file: Any, vision: dict[str, Tensor]) -> float:
     tensors, params = file.tensors, file.params
     weights = {k.removeprefix("vision."): v for k, v in vision.items()}
-    model, inputs = prompted_llava(file, weights)
-    pruner = _Spy(keep=params["visual_token_num"], important_ratio=params["important_ratio"])
+    model, inputs = tower_prompt(file, weights)
+    crops, tiled = len(tensors["sorted"]), params["anyres"]
+    # The authors choose among the padding of crops too, and keep the same number of each.
+    ratio = params["important_ratio"]
+    pruner = _Spy(params["visual_token_num"] * crops, ratio, faithful=tiled)
     seen.clear()
     got, run = embeddings(model, pruner, inputs)
-    ((view, _),) = seen
-    _check_choice(file, view)
+    ((view, selection),) = seen
+    assert torch.equal(selection.raster, tensors["sorted"])
+    _check_choice(file, replace(view, tilings=None))
     torch.testing.assert_close(view.features, tensors["vision_features"], **_CLOSE)
     torch.testing.assert_close(view.cls_attention[0], tensors["cls_attentions"], **_CLOSE)
     (image,) = run.report.samples[0].images
-    assert list(image.kept) == tensors["sorted"][0].tolist()
+    if tiled:
+        first = torch.arange(crops)[:, None] * view.features.shape[1]
+        kept = set((tensors["sorted"] + first).flatten().tolist())
+        (tiling,) = view.tilings or ()
+        assert [tiling.shown[i] for i in image.kept] == [i for i in tiling.shown if i in kept]
+    else:
+        assert list(image.kept) == tensors["sorted"][0].tolist()
+    if tiled and not with_rows(tensors):
+        got = without_newlines(got, model)
     torch.testing.assert_close(got, tensors["inputs_embeds"], **_CLOSE)
     return float((got - tensors["inputs_embeds"]).abs().max())

@@ -12,6 +12,7 @@ import pore
 from golden_models import tower_view
 from models import N, batch, prompt, tiny_llava
 from pore.errors import BudgetError
+from pore.layout import Tiling
 from pore.methods.vispruner import _kept_by_the_authors, dissimilar
 
 
@@ -150,6 +151,47 @@ def test_all_important_is_fastervlm() -> None:
 def test_ratio_must_be_a_share(ratio: float) -> None:
     with pytest.raises(BudgetError, match="important_ratio"):
         pore.VisPruner(keep=5, important_ratio=ratio)
+
+
+class TestTiles:
+    """An image of three tiles of 16 patches, of which 6 of the last show padding alone."""
+
+    tiling = Tiling(3, (1, 2), 16, tuple(range(42)))
+
+    @given(st.integers(1, 42), st.sampled_from([0.0, 0.5, 0.8]), st.integers(0, 99))
+    def test_budget_is_shared_out_and_met_without_padding(
+        self, keep: int, ratio: float, seed: int
+    ) -> None:
+        features, attention = problem(4, 16, seed)
+        other = Tiling(1, (0, 0), 16, tuple(range(16)))
+        view = tower_view(features, attention, tilings=(self.tiling, other))
+        if keep > 16:
+            with pytest.raises(BudgetError, match="more visual tokens than the image has"):
+                pore.VisPruner(keep, ratio)._select(view)
+            view = tower_view(features[:3], attention[:, :3], tilings=(self.tiling,))
+        selection = pore.VisPruner(keep, ratio)._select(view)
+        valid = selection.valid
+        if valid is None:
+            valid = torch.ones_like(selection.raster, dtype=torch.bool)
+        counts = valid.sum(1).tolist()
+        assert sum(counts[:3]) == keep
+        assert counts[:2] == sorted(counts[:2], reverse=True)
+        assert counts[0] - counts[1] <= 1
+        assert (selection.raster[2][valid[2]] < 10).all()
+        for i, count in enumerate(counts[:3]):  # a tile is an image by itself
+            if count and i < 2:
+                alone = pore.VisPruner(count, ratio)._select(
+                    tower_view(features[i : i + 1], attention[:, i : i + 1])
+                )
+                assert torch.equal(selection.raster[i][valid[i]], alone.raster[0])
+
+    def test_the_authors_choose_among_padding_too(self) -> None:
+        features, attention = problem(3, 16, 0)
+        attention[:, 2, :, 10:] += 9
+        view = tower_view(features, attention, tilings=(self.tiling,))
+        selection = pore.VisPruner(24, 1.0, faithful=True)._select(view)
+        assert selection.raster.shape == (3, 8)
+        assert (selection.raster[2] >= 10).sum() >= 4
 
 
 def test_several_images_and_rows_without_in_a_model() -> None:
