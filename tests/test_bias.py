@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pore import profiles
-from pore.bias import PositionBias, Provenance, rope_prior
+from pore.bias import PositionBias, Provenance, load_biases, rope_prior, save_biases
 from pore.errors import ProfileError, ProfileMismatchError, ScoreError
 
 quick = settings(deadline=None, max_examples=40)
@@ -499,7 +499,6 @@ class TestFiles:
             {"provenance": {"layer": 2.0}},
             {"provenance": {"layer": -1}},
             {"provenance": {"model": 7}},
-            {"provenance": {"normalize": "rows"}},
             {"provenance": {"normalize": ["prompt"]}},
             {"provenance": {"processor": [1]}},
             {"provenance": {"processor": "x"}},
@@ -630,3 +629,41 @@ def test_values_must_be_positive() -> None:
     for rate in (math.nan, math.inf, 1e9):
         with pytest.raises(ProfileError):
             PositionBias.exponential(rate, 9)
+
+
+class TestBiasesOfAHost:
+    def test_several_in_one_file(self, tmp_path: Path) -> None:
+        biases = tuple(PositionBias.exponential(rate, 4) for rate in (0.1, -0.2, 0.3))
+        path = save_biases(tmp_path / "new" / "p.json", biases)
+        assert load_biases(path) == load_biases(path.parent, filename="p.json") == biases
+        with pytest.raises(ProfileError, match="several stages"):
+            PositionBias.load(path)
+
+    def test_one_is_a_position_bias(self, tmp_path: Path) -> None:
+        bias = PositionBias.exponential(0.1, 4)
+        path = save_biases(tmp_path / "p.json", [bias])
+        assert PositionBias.load(path) == bias
+        assert load_biases(path) == (bias,)
+
+    def test_none_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ProfileError, match="1 to 1024 stages"):
+            save_biases(tmp_path / "p.json", [])
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"stages": []},
+            {"stages": {}},
+            {"stages": [1]},
+            {"stages": None},
+            {"version": 2},
+            {"surplus": 1},
+            {"schema": "pore.calibration"},
+        ],
+        ids=str,
+    )
+    def test_damage_is_refused(self, tmp_path: Path, change: dict[str, Any]) -> None:
+        path = save_biases(tmp_path / "p.json", [PositionBias.exponential(0.1, 4)] * 2)
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(ProfileError, match=r"p\.json: "):
+            load_biases(path)

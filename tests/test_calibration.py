@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -30,7 +31,9 @@ from transformers.models.llama import modeling_llama
 import pore
 from models import IMAGE, SIDE, N, batch, prompt, tiny_llava
 from pore import calibration as module
-from pore.calibration import Calibration, attention_rows, calibrate
+from pore.attention import LastToken, LayerAttention
+from pore.bias import PositionBias
+from pore.calibration import Calibration, HostCalibration, attention_rows, calibrate
 from pore.errors import (
     BudgetError,
     CalibrationError,
@@ -39,11 +42,15 @@ from pore.errors import (
     ScoreError,
     UnsupportedModelError,
 )
+from pore.evaluation.reweighting import reweighted
 from pore.prompts import build_inputs, processor_settings, prompt_template
+from pore.pruner import Selection, Stage, View
 from pore.samples import Sample
+from pore.shapes import ModelShape
 
 K = 3
 LAYERS = 5
+HOST = pore.FastV(keep=1, layer=K)
 TEMPLATE = (
     "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
     "{% else %}{{ c['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
@@ -182,11 +189,11 @@ def test_equals_full_attention(
 
 def test_several_images_in_a_prompt_are_several_rows(model: LlavaForConditionalGeneration) -> None:
     inputs = batch([prompt(3, 2, 4, seed=1), prompt(5, 1, 2, seed=2)])
-    layout, rows = attention_rows(model, inputs, K)
+    layout, (rows,) = attention_rows(model, inputs, HOST)
     assert rows.shape == (3, N)
     assert [(i.row, i.index) for i in layout.images] == [(0, 0), (0, 1), (1, 0)]
     alone = {"input_ids": inputs["input_ids"][:1], "pixel_values": inputs["pixel_values"][:2]}
-    torch.testing.assert_close(rows[:2], attention_rows(model, alone, K)[1])
+    torch.testing.assert_close(rows[:2], attention_rows(model, alone, HOST)[1][0])
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
@@ -231,6 +238,268 @@ def test_what_runs_and_what_does_not(model: Any, processor: Any, samples: list[S
     for idle in (last.self_attn.o_proj, last.mlp, *decoder.layers[K:], decoder.norm, model.lm_head):
         assert idle not in ran
     assert model not in ran
+
+
+# -- hosts of several stages --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LastTwo:
+    """Sums over heads and the last two tokens, so up to 8 of 4 heads, beside what else is read."""
+
+    normalize: str = "last two"
+
+    def __call__(self, attention: LayerAttention) -> tuple[torch.Tensor, str]:
+        index = attention.last + torch.tensor([-1, 0])
+        weights = attention.logits(index).softmax(-1).sum((1, 2))
+        assert attention.memory == 3
+        return weights.gather(1, attention.columns), "more"
+
+
+@dataclass(frozen=True)
+class Stepwise(pore.Pruner):
+    """Two stages: one sums rows and shares a memory, one looks ahead; both number anew."""
+
+    keep: int | float = 4
+    reweight: Any = None
+    scale: float = 1.0
+
+    source: ClassVar[str] = "a test"
+    reweightable: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # no string, so that it is not registered
+        return "Stepwise"
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage(
+                *(K, self._drop, LastTwo()),
+                positions="dense",
+                prepare=self._prepare,
+                padding=True,
+                curve=self._curve,
+            ),
+            Stage(K, self._drop, LastToken("visual"), ahead=True, positions="dense"),
+        ]
+
+    def _prepare(self, view: View) -> int:
+        assert view.attention is None
+        return 3
+
+    def _curve(self, read: tuple[torch.Tensor, str]) -> torch.Tensor:
+        return read[0] * self.scale
+
+    def _drop(self, view: View) -> Selection:
+        raise AssertionError("nothing is dropped while calibrating")
+
+
+def test_host_fastv_is_the_layer(model: Any, processor: Any, samples: list[Sample]) -> None:
+    for normalize in ("prompt", "visual"):
+        host = pore.FastV(
+            keep=3, layer=K, normalize=normalize, reweight=PositionBias.exponential(0.1, 5)
+        )
+        found = calibrate(model, processor, samples, host=host, batch_size=4)
+        assert found == HostCalibration((run(model, processor, samples, normalize=normalize),))
+        assert found.stages[0].provenance.host == "FastV"
+
+
+def test_every_stage_of_a_host_equals_full_attention(processor: Any, samples: list[Sample]) -> None:
+    rows: list[list[torch.Tensor]] = [[], []]
+    eager = tiny_eager()
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(modeling_llama, "eager_attention_forward", eager_in_float64)
+        for sample in samples:
+            inputs = build_inputs(processor, [sample], dtype=torch.float64)
+            weights = eager(**inputs, output_attentions=True).attentions
+            visual = inputs["input_ids"][0] == IMAGE
+            rows[0].append(weights[K - 1][0, :, -2:, visual].sum((0, 1)))
+            here = weights[K][0, :, -1, visual]
+            rows[1].append((here / here.sum(-1, keepdim=True)).mean(0))
+    model = tiny_llava(layers=LAYERS)
+    found = calibrate(model, processor, samples, host=Stepwise(), batch_size=4)
+    assert rows[0][0].sum() > 1
+    for stage, truth in zip(found.stages, map(torch.stack, rows), strict=True):
+        torch.testing.assert_close(stage.mean, truth.mean(0), rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(stage.std, truth.std(0), rtol=1e-8, atol=1e-14)
+    where = [(s.provenance.layer, s.provenance.normalize) for s in found.stages]
+    assert where == [(K, "last two"), (K + 1, "visual")]
+    biases = found.fit("spline")
+    assert [bias.provenance.host for bias in biases] == ["Stepwise", "Stepwise"]
+    assert [bias.provenance.samples for bias in biases] == [13, 13]
+
+
+HOSTS = [
+    name
+    for name, kind in sorted(pore.methods().items())
+    if kind.reweightable and kind.__module__.startswith("pore.")
+]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_every_host_takes_what_was_measured_for_it(
+    name: str, model: Any, processor: Any, samples: list[Sample]
+) -> None:
+    host = pore.methods()[name].usual(4, ModelShape.from_config(model.config))
+    assert host is not None
+    found = calibrate(model, processor, samples, host=host, batch_size=4)
+    inputs = build_inputs(processor, samples[:2], dtype=torch.float64)
+    biases = found.fit("empirical")
+    with reweighted(host, biases)(model) as run, torch.no_grad():
+        model(**inputs)
+    assert [len(image.kept) + image.extra for s in run.report for image in s.images] == [4, 4]
+    elsewhere = [
+        replace(bias, provenance=replace(bias.provenance, layer=97)) for bias in biases
+    ]
+    with pytest.raises(pore.PoreError, match="layer: the profile says"):
+        reweighted(host, elsewhere)(model).__enter__()
+
+
+def test_pyramiddrop_is_measured_on_the_layers_that_it_looks_ahead_to(
+    model: Any, processor: Any, samples: list[Sample]
+) -> None:
+    found = calibrate(model, processor, samples, host=pore.PyramidDrop(4, (1, 2, 4)), batch_size=4)
+    for layer, stage in zip((1, 2, 4), found.stages, strict=True):
+        if layer + 1 < LAYERS:
+            alone = run(model, processor, samples, layer + 1)
+            assert (stage.sums, stage.squares) == (alone.sums, alone.squares)
+        assert stage.provenance.layer == layer + 1
+
+
+def test_a_host_stops_after_its_last_reading(
+    model: Any, processor: Any, samples: list[Sample]
+) -> None:
+    before = snapshot(model)
+    ran: list[nn.Module] = []
+    hooks = [m.register_forward_pre_hook(lambda m, _: ran.append(m)) for m in model.modules()]
+    try:
+        calibrate(model, processor, samples[:2], host=Stepwise(), batch_size=2)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = model.model.language_model.layers
+    assert ran.count(layers[K - 1].mlp) == ran.count(layers[K].self_attn.k_proj) == 1
+    assert not {layers[K].mlp, layers[K].self_attn.o_proj, *layers[K + 1 :]} & set(ran)
+    assert snapshot(model) == before
+
+
+def test_sums_beyond_one_are_exact(model: Any, processor: Any, samples: list[Sample]) -> None:
+    one = calibrate(model, processor, samples, host=Stepwise(), batch_size=4).stages[0]
+    other = calibrate(model, processor, samples, host=Stepwise(scale=2.0**20), batch_size=4)
+    torch.testing.assert_close(other.stages[0].mean, one.mean * 2**20, rtol=1e-15, atol=0)
+    torch.testing.assert_close(other.stages[0].std, one.std * 2**20, rtol=1e-12, atol=0)
+    torch.testing.assert_close(other.stages[0].fit().values, one.fit().values)
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, 0.5, 2**-60], [3.75, 2**20 + 2**-30, 1e-300, 2**30]])
+def test_units_are_rounded_once(values: list[float]) -> None:
+    units = module._units(np.array([values]))[0]
+    assert [int(u) for u in units] == [round(Fraction(v) * 2**62) for v in values]
+
+
+@pytest.mark.parametrize("scale", [-1.0, 1e12])
+def test_what_is_no_attention_is_refused(
+    model: Any, processor: Any, samples: list[Sample], scale: float
+) -> None:
+    with pytest.raises(CalibrationError, match="What Stepwise reads is no attention"):
+        calibrate(model, processor, samples, host=Stepwise(scale=scale))
+
+
+def test_a_curve_of_another_shape_is_refused(
+    model: Any, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stepwise, "_curve", lambda _, read: read[0].sum(-1))
+    with pytest.raises(CalibrationError, match="one number for every token"):
+        calibrate(model, processor, samples, host=Stepwise())
+
+
+@pytest.mark.parametrize("stops", [[5], [3, 4, 8, 13]])
+def test_a_host_resumes(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path, stops: list[int]
+) -> None:
+    def go(given: Any, host: pore.Pruner = Stepwise()) -> HostCalibration:
+        return calibrate(model, processor, given, host=host, batch_size=4, checkpoint=file, every=4)
+
+    file = tmp_path / "state.json"
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            go(broken_after(samples, stop, KeyboardInterrupt()))
+    found = go(samples)
+    assert found == calibrate(model, processor, samples, host=Stepwise(), batch_size=4)
+    assert HostCalibration.load(file) == found
+    assert (found.seen, found.count, found.bad) == (13, 13, ())
+    with pytest.raises(CalibrationError, match=r"1 stages here and 2 there.*host is 'FastV' here"):
+        go(samples, HOST)
+    with pytest.raises(CalibrationError, match=r"several stages.*HostCalibration"):
+        Calibration.load(file)
+
+
+def test_shards_of_a_host_merge(model: Any, processor: Any, samples: list[Sample]) -> None:
+    whole = calibrate(model, processor, samples, host=Stepwise(), batch_size=1)
+    one, other = (
+        calibrate(model, processor, samples[i::2], host=Stepwise(), batch_size=1) for i in range(2)
+    )
+    merged = one.merge(other)
+    assert merged == other.merge(one)
+    assert [s.sums for s in merged.stages] == [s.sums for s in whole.stages]
+    with pytest.raises(CalibrationError, match="of different hosts"):
+        one.merge(calibrate(model, processor, samples, host=HOST))
+
+
+def test_one_bad_stage_spoils_the_sample(
+    model: Any, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def curve(_: Any, read: tuple[torch.Tensor, str]) -> torch.Tensor:
+        return torch.where(torch.arange(len(read[0]))[:, None] == 1, torch.nan, read[0])
+
+    monkeypatch.setattr(Stepwise, "_curve", curve)
+    found = calibrate(model, processor, samples[:3], host=Stepwise(), max_bad=0.5)
+    assert [one.id for one in found.bad] == ["0/1"]
+    assert [stage.count for stage in found.stages] == [2, 2]
+    monkeypatch.setattr(Stepwise, "_curve", lambda _, read: read[0] * torch.nan)
+    with pytest.raises(ScoreError, match=f"layer {K - 1} or {K} is NaN or infinite from the start"):
+        calibrate(model, processor, samples, host=Stepwise(), max_bad=1)
+
+
+def test_what_is_no_host_is_refused(model: Any, processor: Any, samples: list[Sample]) -> None:
+    with pytest.raises(InputError, match=r"Random does not rank.*FastV"):
+        calibrate(model, processor, samples, host=pore.Random(keep=4))
+    with pytest.raises(CalibrationError, match="either a layer or a host"):
+        calibrate(model, processor, samples)  # type: ignore[call-overload]
+    with pytest.raises(CalibrationError, match="either a layer or a host"):
+        calibrate(model, processor, samples, K, host=HOST)  # type: ignore[call-overload]
+    with pytest.raises(CalibrationError, match="up to FastV; leave normalize away"):
+        calibrate(model, processor, samples, host=HOST, normalize="visual")  # type: ignore[call-overload]
+    with pytest.raises(BudgetError, match="cannot be the first pruned layer"):
+        calibrate(model, processor, samples, host=replace(HOST, layer=LAYERS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepwise, "stages", lambda _: [])
+        with pytest.raises(CalibrationError, match="Stepwise reads no attention"):
+            calibrate(model, processor, samples, host=Stepwise())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d.update(stages=[]),
+        lambda d: d.update(stages=[1]),
+        lambda d: d.update(stages=d["stages"] * 1000),
+        lambda d: d.update(version=2),
+        lambda d: d.update(more=1),
+        lambda d: d["stages"][0].update(seen=9),
+    ],
+)
+def test_damaged_host_files_are_refused(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path, damage: Any
+) -> None:
+    found = calibrate(model, processor, samples[:2], host=Stepwise())
+    file = found.save(tmp_path / "c.json")
+    assert HostCalibration.load(file) == found
+    document = json.loads(file.read_text())
+    damage(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(CalibrationError, match=r"c\.json is no calibration"):
+        HostCalibration.load(file)
 
 
 # -- the model afterwards -----------------------------------------------------------------------
@@ -569,9 +838,9 @@ def test_processor_without_template_is_refused(model: Any, samples: list[Sample]
 
 def test_prompts_that_give_nothing_to_measure_are_refused(model: Any) -> None:
     with pytest.raises(InputError, match="sample 1 has no image"):
-        attention_rows(model, batch([prompt(3, 1, 4), prompt(3, 0, 20)]), K)
+        attention_rows(model, batch([prompt(3, 1, 4), prompt(3, 0, 20)]), HOST)
     with pytest.raises(InputError, match="ends with a visual token"):
-        attention_rows(model, batch([prompt(3, 1, 0)]), K)
+        attention_rows(model, batch([prompt(3, 1, 0)]), HOST)
 
 
 # -- result and file ----------------------------------------------------------------------------

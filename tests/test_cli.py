@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 import pore
 from checkpoint import save_checkpoint
-from pore.bias import PositionBias
+from pore.bias import PositionBias, load_biases
 from pore.cli import app
 from pore.evaluation.records import FIELDS, read_records
 from pore.families import families
 from pore.methods import methods
+from test_calibration import Stepwise
 
 COMMANDS = (
     "demo",
@@ -147,6 +148,22 @@ def test_calibrate_a_folder_of_images(model: Path, data: Path, tmp_path: Path) -
     assert PositionBias.load(out).provenance.samples == 5
 
 
+def test_calibrate_a_host_of_several_stages(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pore.Pruner.registry, "Stepwise", Stepwise)
+    out = tmp_path / "p.json"
+    common = ("-m", model, "-s", data / "samples.jsonl", "--method", "stepwise")
+    found = run("calibrate", *common, "-o", out, "--set", "scale=2", "--figures", tmp_path)
+    assert found.output.count("PositionBias(") == 2
+    assert [bias.provenance.layer for bias in load_biases(out)] == [3, 4]
+    names = {path.name for path in tmp_path.iterdir()} - {"p.json", "p.calibration.json"}
+    drawn = {f"figure{number}-layer{layer}.png" for number in (1, 2) for layer in (3, 4)}
+    assert names == drawn
+    run("plot", tmp_path / "p.calibration.json", "-o", tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == drawn
+
+
 def test_plot(model: Path, data: Path, profile: Path, tmp_path: Path) -> None:
     samples = data / "samples.jsonl"
     run("evaluate", "-m", model, "-s", samples, "-o", tmp_path, "--keep", "4", "--no-timing")
@@ -211,6 +228,12 @@ def test_generate_sets_any_setting(model: Path, data: Path) -> None:
     assert one == same != other
     found = run(*random, "--set", "sede=1", code=1)
     assert "Random has no setting 'sede'; it has keep, layer, seed." in found.stderr
+    run(*common, "--method", "vtc-cls", "--set", "start_layer=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pore.VTCCLS, "usual", lambda *_: None)
+        run(*common, "--method", "vtc-cls", "--set", "start_layer=0")
+        found = run(*common, "--method", "vtc-cls", code=1)
+    assert "VTC-CLS needs more than a budget: --set start_layer=..." in found.stderr
 
 
 # -- evaluate, demo, bench ------------------------------------------------------------------------

@@ -35,12 +35,12 @@ from pore.evaluation import (
     write_records,
 )
 from pore.evaluation.records import FIELDS, budget_label, read_records, table, to_csv
-from pore.evaluation.reweighting import load_bias, rope_bias
+from pore.evaluation.reweighting import load_bias, reweighted, rope_bias
 from pore.evaluation.statistics import paired
 from pore.loading import load_model
 from pore.prompts import build_inputs
 from pore.samples import Sample, load_samples
-from test_calibration import make_processor, make_samples
+from test_calibration import Stepwise, make_processor, make_samples
 
 PRUNERS = [None, pore.FastV(keep=4), pore.Random(keep=0.5, seed=3), pore.FasterVLM(keep=4)]
 
@@ -303,10 +303,22 @@ def test_budget_label(keep: Any, label: str) -> None:
 
 def test_bias_by_name(tmp_path: Path) -> None:
     bias = PositionBias.exponential(0.1, 16)
-    assert load_bias(str(bias.save(tmp_path / "p.json"))) == bias
-    assert len(load_bias("published:himap/vqav2")) == 576
+    assert load_bias(str(bias.save(tmp_path / "p.json"))) == (bias,)
+    (himap,) = load_bias("published:himap/vqav2")
+    assert len(himap) == 576
     with pytest.raises(InputError, match="published:himap/vqav2"):
         load_bias("published:himap")
+
+
+def test_biases_go_to_their_stages() -> None:
+    one, other = (PositionBias.exponential(rate, 16) for rate in (0.1, 0.2))
+    assert reweighted(pore.FastV(keep=4), [one]) == pore.FastV(keep=4, reweight=one)
+    assert reweighted(Stepwise(), [one]) == Stepwise(reweight=one)
+    assert reweighted(Stepwise(), (one, other)) == Stepwise(reweight=(one, other))
+    with pytest.raises(InputError, match="at 2 places, and there are biases for 3"):
+        reweighted(Stepwise(), [one, one, other])
+    with pytest.raises(InputError, match="Random does not rank"):
+        reweighted(pore.Random(keep=4), [one])
 
 
 def test_rope_bias_is_that_of_the_model(model: Any, processor: Any, samples: list[Sample]) -> None:

@@ -11,6 +11,7 @@ print(run.report)
 from pore.bias import PositionBias as PositionBias
 from pore.bias import Provenance as Provenance
 from pore.calibration import Calibration as Calibration
+from pore.calibration import HostCalibration as HostCalibration
 from pore.calibration import calibrate as calibrate
 from pore.chain import Chain as Chain
 from pore.embedded import embedded_model as embedded_model

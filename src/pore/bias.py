@@ -12,10 +12,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -27,16 +27,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Kind = Literal["exponential", "exponential+offset", "spline", "empirical", "rope"]
-Normalization = Literal["prompt", "visual"]
 
 FILENAME = "position_bias.json"
 ROPE_FLOOR = 0.1
 """The least share of its value at distance 0 that the RoPE prior may fall to; see `rope`."""
 
 _SCHEMA = "pore.position_bias"
+_HOST_SCHEMA = "pore.position_biases"
 _VERSION = 1
 _MAX_POSITIONS = 1 << 20
 _MAX_BYTES = 64 << 20
+_MAX_STAGES = 1 << 10
+_Decoded = TypeVar("_Decoded")
 _CHECKED = ("model", "revision", "layer", "normalize", "processor", "template")
 
 
@@ -48,7 +50,8 @@ class Provenance:
         model: Hub id or path of the model measured.
         revision: Its revision on the hub.
         layer: The pruned layer K, 0-based; the attention is that of layer K − 1.
-        normalize: What the softmax of the attention ran over: "prompt" or the "visual" tokens.
+        normalize: A word for what was averaged: "prompt" or "visual" for the attention of the last
+            text token with a softmax over either, another for a host that reads otherwise.
         processor: The image processor's settings, such as `{"do_pad": False}`.
         template: The prompt template.
         samples: How many images were averaged.
@@ -63,7 +66,7 @@ class Provenance:
     model: str | None = None
     revision: str | None = None
     layer: int | None = None
-    normalize: Normalization | None = None
+    normalize: str | None = None
     processor: Mapping[str, Any] | None = field(default=None, hash=False)
     template: str | None = None
     samples: int | None = None
@@ -72,7 +75,7 @@ class Provenance:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "revision", "template", "date", "host", "source"):
+        for name in ("model", "revision", "normalize", "template", "date", "host", "source"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ProfileError(f"provenance.{name} must be text, not {_brief(value)}.")
@@ -82,10 +85,6 @@ class Provenance:
                 raise ProfileError(
                     f"provenance.{name} must be a whole number, not {_brief(value)}."
                 )
-        if self.normalize is not None and self.normalize not in get_args(Normalization):
-            raise ProfileError(
-                f'provenance.normalize must be "prompt" or "visual", not {_brief(self.normalize)}.'
-            )
         if self.processor is not None:
             object.__setattr__(self, "processor", _plain(self.processor))
 
@@ -466,7 +465,7 @@ class PositionBias:
             model: Name or path of the model at hand.
             revision: Its revision.
             layer: The layer to be pruned.
-            normalize: What the attention's softmax runs over.
+            normalize: The word for what the host reads.
             processor: Settings of the image processor.
             template: The prompt template.
 
@@ -612,7 +611,7 @@ class PositionBias:
         Raises:
             ProfileError: The text is no position bias that this version can read.
         """
-        return _decode(text)
+        return _decode(_document(text))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the bias to a JSON file, whole or not at all.
@@ -642,25 +641,7 @@ class PositionBias:
             ProfileError: There is no such file, or it is damaged, too large, of another version
                 or something else altogether.
         """
-        try:
-            with open(path, "rb") as file:
-                data = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise ProfileError(
-                f"Cannot read the position bias {os.fspath(path)}: {error.strerror or error}."
-            ) from error
-        if len(data) > _MAX_BYTES:
-            raise ProfileError(
-                f"{os.fspath(path)} is larger than any position bias ({_MAX_BYTES >> 20} MiB)."
-            )
-        try:
-            return cls.from_json(data.decode())
-        except UnicodeDecodeError as error:
-            raise ProfileError(
-                f"{os.fspath(path)} is not a position bias: it is not UTF-8 text."
-            ) from error
-        except ProfileError as error:
-            raise ProfileError(f"{os.fspath(path)}: {error}") from error
+        return _read(path, cls.from_json)
 
     def push_to_hub(
         self,
@@ -724,28 +705,71 @@ class PositionBias:
         Raises:
             ProfileError: It cannot be found or read.
         """
-        local = Path(repo_id_or_path)
-        if local.is_dir():
-            return cls.load(local / filename)
-        if local.exists():
-            return cls.load(local)
+        return cls.load(_find(repo_id_or_path, filename, revision, token))
 
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
 
-        repo_id = os.fspath(repo_id_or_path)
-        try:
-            path = hf_hub_download(repo_id, filename, revision=revision, token=token)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+def save_biases(path: str | os.PathLike[str], biases: Sequence[PositionBias]) -> Path:
+    """Write the biases of all stages of a host method to one JSON file, whole or not at all.
+
+    Args:
+        path: The file; missing folders are made.
+        biases: One for every stage; a single one is written as `PositionBias.save` does.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ProfileError: There is none.
+        OSError: It cannot be written.
+    """
+    if not 1 <= len(biases) <= _MAX_STAGES:
+        raise ProfileError(f"A host has 1 to {_MAX_STAGES} stages, not {len(biases)}.")
+    if len(biases) == 1:
+        return biases[0].save(path)
+    stages = ",\n".join(bias.to_json().rstrip() for bias in biases)
+    head = f' "schema": "{_HOST_SCHEMA}",\n "version": {_VERSION},\n "stages": '
+    return write_atomic(path, f"{{\n{head}[\n{stages}\n]\n}}\n")
+
+
+def load_biases(
+    repo_id_or_path: str | os.PathLike[str],
+    *,
+    filename: str = FILENAME,
+    revision: str | None = None,
+    token: str | None = None,
+) -> tuple[PositionBias, ...]:
+    """Read what `save_biases` or `PositionBias.save` wrote, from the hub, a folder or a file.
+
+    Args:
+        repo_id_or_path: "owner/name" of a model repository, or a local folder or file.
+        filename: Path of the file in the repository or folder.
+        revision: Branch, tag or commit of the repository.
+        token: Access token; None for the one logged in with.
+
+    Returns:
+        One bias for every stage.
+
+    Raises:
+        ProfileError: It cannot be found or read.
+    """
+
+    def decode(text: str) -> tuple[PositionBias, ...]:
+        document = _document(text)
+        if not isinstance(document, dict) or document.get("schema") != _HOST_SCHEMA:
+            return (_decode(document),)
+        stages = document.get("stages")
+        if (
+            document.keys() != {"schema", "version", "stages"}
+            or document["version"] != _VERSION
+            or not isinstance(stages, list)
+            or not 1 <= len(stages) <= _MAX_STAGES
+        ):
             raise ProfileError(
-                f"No position bias {filename} of {repo_id!r}: it is no local path, and the hub "
-                f"answers: {error}"
-            ) from error
-        return cls.load(path)
+                f"not the biases of a host of version {_VERSION}. Update pore, or calibrate again."
+            )
+        return tuple(map(_decode, stages))
+
+    return _read(_find(repo_id_or_path, filename, revision, token), decode)
 
 
 def rope_prior(distance: Tensor, *, head_dim: int, theta: float = 1e4) -> Tensor:
@@ -774,6 +798,56 @@ def rope_prior(distance: Tensor, *, head_dim: int, theta: float = 1e4) -> Tensor
     frequencies = theta ** (-2 * half / head_dim)
     angles = distance.unsqueeze(-1) * frequencies
     return angles.cos().sum(-1) * (2 / math.sqrt(head_dim))
+
+
+def _find(
+    repo_id_or_path: str | os.PathLike[str],
+    filename: str,
+    revision: str | None,
+    token: str | None,
+) -> str | os.PathLike[str]:
+    """A local path, or where the hub's file has been downloaded to."""
+    local = Path(repo_id_or_path)
+    if local.is_dir():
+        return local / filename
+    if local.exists() or local.suffix == ".json":
+        return local
+
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    repo_id = os.fspath(repo_id_or_path)
+    try:
+        return hf_hub_download(repo_id, filename, revision=revision, token=token)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ProfileError(
+            f"No position bias {filename} of {repo_id!r}: it is no local path, and the hub "
+            f"answers: {error}"
+        ) from error
+
+
+def _read(path: str | os.PathLike[str], decode: Callable[[str], _Decoded]) -> _Decoded:
+    """A file's content, or ProfileError."""
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ProfileError(
+            f"Cannot read the position bias {name}: {error.strerror or error}."
+        ) from error
+    if len(data) > _MAX_BYTES:
+        raise ProfileError(f"{name} is larger than any position bias ({_MAX_BYTES >> 20} MiB).")
+    try:
+        return decode(data.decode())
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{name} is not a position bias: it is not UTF-8 text.") from error
+    except ProfileError as error:
+        raise ProfileError(f"{name}: {error}") from error
 
 
 _OTHER_LENGTH = "For another number of positions, ask for bias.resample(n)."
@@ -872,20 +946,26 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _decode(text: str) -> PositionBias:
-    """A position bias from JSON text of any origin, or ProfileError."""
+def _document(text: str) -> Any:
+    """JSON text of any origin, or ProfileError."""
 
     def no_constant(name: str) -> NoReturn:
         raise ProfileError(f"a position bias holds finite numbers only, not {name}.")
 
     try:
-        document = json.loads(text, parse_constant=no_constant)
+        return json.loads(text, parse_constant=no_constant)
     except RecursionError as error:
         raise ProfileError("not a position bias: nested too deeply.") from error
     except ProfileError:
         raise
     except ValueError as error:
         raise ProfileError(f"not a position bias, or cut off: {error}.") from error
+
+
+def _decode(document: Any) -> PositionBias:
+    """A position bias from JSON of any origin, or ProfileError."""
+    if isinstance(document, dict) and document.get("schema") == _HOST_SCHEMA:
+        raise ProfileError("the biases of several stages: read them with pore.bias.load_biases.")
     if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
         raise ProfileError(f'not a position bias: there is no "schema": "{_SCHEMA}".')
     if document.get("version") != _VERSION:

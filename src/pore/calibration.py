@@ -1,13 +1,15 @@
 """The mean attention Ā over a data set, which the position bias P is fitted to.
 
-Only the vision tower and the decoder up to the attention of layer K − 1 run: once query and key of
-that layer are known, the forward is stopped. Of layer K − 1 itself the attention kernel, the output
-projection and the MLP do not run; nor do the layers from K on, the final norm and the language
-model head.
+The stages of a host method read the attention of the unpruned model, each what it would divide by
+P, and keep everything. Only the vision tower and the decoder up to the last of these attentions
+run: once query and key of that layer are known, the forward is stopped. Of FastV's layer K − 1
+itself the attention kernel, the output projection and the MLP do not run; nor do the layers from K
+on, the final norm and the language model head.
 
 Attention is summed in whole multiples of 2⁻⁶², its squares in multiples of 2⁻¹²⁴, by integers of
 any size. So a sum is the same whatever the order: shards, merges and interruptions change nothing,
-and the variance has no cancellation.
+and the variance has no cancellation. What a host reads need not be a share: sums over heads, text
+tokens or layers are summed just so, as long as they are from 0 to 2³⁰.
 """
 
 from __future__ import annotations
@@ -20,25 +22,27 @@ import math
 import operator
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pore._files import write_atomic
-from pore.attention import AttentionTap, LastToken, LayerAttention, Normalize, check_normalize
+from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
 from pore.errors import CalibrationError, InputError, ProfileError, ScoreError
 from pore.families import family_of, identity
 from pore.layout import Layout
+from pore.methods.fastv import FastV
 from pore.prompts import build_inputs, processor_settings, prompt_template
-from pore.pruner import check_layer, check_query, unpruned
+from pore.pruner import Pruner, Run, Selection, Stage, View, unpruned
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -48,11 +52,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SCHEMA = "pore.calibration"
+_HOST_SCHEMA = "pore.host_calibration"
 _VERSION = 1
 _MAX_BYTES = 256 << 20
 _MAX_POSITIONS = 1 << 20
-_BITS = 62  # attention is at most 1, so that a multiple of 2^-62 fits an int64
-_CONDITIONS = ("model", "revision", "layer", "normalize", "processor", "template")
+_MAX_STAGES = 1 << 10
+_BITS = 62  # fractions in multiples of 2^-62 fit an int64
+_LARGEST = 1 << 30
+_CONDITIONS = ("model", "revision", "host", "layer", "normalize", "processor", "template")
 _EARLY = 50
 _MOSTLY_BAD = 0.5
 
@@ -229,9 +236,7 @@ class Calibration:
         Raises:
             OSError: It cannot be written.
         """
-        document = {"schema": _SCHEMA, "version": _VERSION, **asdict(self)}
-        lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
-        return write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+        return write_atomic(path, self._encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -247,20 +252,12 @@ class Calibration:
             CalibrationError: There is no such file, or it is damaged, too large, of another
                 version or something else altogether.
         """
-        name = os.fspath(path)
-        try:
-            with open(path, "rb") as file:
-                data = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise CalibrationError(
-                f"Cannot read the calibration {name}: {error.strerror or error}."
-            ) from error
-        if len(data) > _MAX_BYTES:
-            raise CalibrationError(f"{name} is larger than any calibration.")
-        try:
-            return _decode(data)
-        except (ValueError, RecursionError) as error:
-            raise CalibrationError(f"{name} is no calibration, or damaged: {error}") from error
+        return _load(path, _decode)
+
+    def _encode(self) -> str:
+        document = {"schema": _SCHEMA, "version": _VERSION, **asdict(self)}
+        lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def _counted(self) -> int:
         if self.count == 0:
@@ -294,7 +291,7 @@ class Calibration:
                     f"and one of {', '.join(s.id for s in samples)} has {rows.shape[1]} on "
                     f"{grid}. A position bias is of one grid: calibrate with images of one size."
                 )
-            units = np.rint(np.ldexp(rows.clip(0, 1), _BITS)).astype(np.int64).astype(object)
+            units = _units(rows)
             state = replace(
                 state,
                 count=state.count + len(units),
@@ -304,13 +301,123 @@ class Calibration:
         return state
 
 
+@dataclass(frozen=True)
+class HostCalibration:
+    """The calibrations of all stages of a host method that read attention, from one pass.
+
+    Attributes:
+        stages: One for every such stage, in the order of `host.stages()`.
+    """
+
+    stages: tuple[Calibration, ...]
+
+    @property
+    def seen(self) -> int:
+        """Samples gone through, bad ones included."""
+        return self.stages[0].seen
+
+    @property
+    def count(self) -> int:
+        """Images whose attention is in the sums."""
+        return self.stages[0].count
+
+    @property
+    def bad(self) -> tuple[BadSample, ...]:
+        """The samples skipped, with the reason."""
+        return self.stages[0].bad
+
+    def fit(self, kind: Kind = "exponential") -> tuple[PositionBias, ...]:
+        """The position bias of every stage, for the host's `reweight`.
+
+        Args:
+            kind: Form of the curves, as in `PositionBias.fit`.
+
+        Returns:
+            One bias for every stage.
+
+        Raises:
+            CalibrationError: No image was measured.
+            PoreError: A curve cannot be fitted; see `PositionBias.fit`.
+        """
+        return tuple(stage.fit(kind) for stage in self.stages)
+
+    def merge(self, other: HostCalibration) -> HostCalibration:
+        """The calibration over the samples of both; see `Calibration.merge`.
+
+        Args:
+            other: A calibration of other samples under the same conditions.
+
+        Returns:
+            The union.
+
+        Raises:
+            CalibrationError: The conditions differ, or both hold the same pass over samples.
+        """
+        if len(self.stages) != len(other.stages):
+            raise CalibrationError(
+                f"These calibrations have {len(self.stages)} and {len(other.stages)} stages, so "
+                "they are of different hosts and cannot be merged."
+            )
+        pairs = zip(self.stages, other.stages, strict=True)
+        return HostCalibration(tuple(one.merge(another) for one, another in pairs))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the calibration to a JSON file, whole or not at all.
+
+        Args:
+            path: The file; missing folders are made. With one stage it is a `Calibration` file.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        if len(self.stages) == 1:
+            return self.stages[0].save(path)
+        stages = ",\n".join(stage._encode().rstrip() for stage in self.stages)
+        head = f' "schema": {json.dumps(_HOST_SCHEMA)},\n "version": {_VERSION},\n "stages": '
+        return write_atomic(path, f"{{\n{head}[\n{stages}\n]\n}}\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HostCalibration:
+        """Read what `save` or `Calibration.save` wrote, or a checkpoint; trusted in nothing.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The calibration.
+
+        Raises:
+            CalibrationError: There is no such file, or it is damaged, too large, of another
+                version or something else altogether.
+        """
+        return _load(path, _decode_host)
+
+    def _including(
+        self,
+        samples: Sequence[Sample],
+        measured: Sequence[tuple[Layout, np.ndarray]],
+        bad: Sequence[BadSample],
+    ) -> HostCalibration:
+        """With one more batch of samples, some measured and some bad."""
+        return HostCalibration(
+            tuple(
+                stage._including(samples, [(layout, rows[i]) for layout, rows in measured], bad)
+                for i, stage in enumerate(self.stages)
+            )
+        )
+
+
+@overload
 def calibrate(
     model: nn.Module,
     processor: Any,
     samples: Iterable[Sample],
     layer: int,
     *,
-    normalize: Normalize = "prompt",
+    normalize: Normalize | None = None,
     batch_size: int = 8,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 100,
@@ -318,11 +425,51 @@ def calibrate(
     progress: bool = True,
     limit: int | None = None,
     source: str | None = None,
-) -> Calibration:
-    """Average the text-visual attention of layer K − 1 over samples (arXiv 2508.17807, Eq. 3).
+) -> Calibration: ...
 
-    Runs the vision tower and the decoder as far as the attention of layer K − 1, on the model's
-    device and in its dtype. The model is left as it was, also by an exception or an interruption.
+
+@overload
+def calibrate(
+    model: nn.Module,
+    processor: Any,
+    samples: Iterable[Sample],
+    *,
+    host: Pruner,
+    batch_size: int = 8,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 100,
+    max_bad: float = 0.01,
+    progress: bool = True,
+    limit: int | None = None,
+    source: str | None = None,
+) -> HostCalibration: ...
+
+
+def calibrate(
+    model: nn.Module,
+    processor: Any,
+    samples: Iterable[Sample],
+    layer: int | None = None,
+    *,
+    host: Pruner | None = None,
+    normalize: Normalize | None = None,
+    batch_size: int = 8,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 100,
+    max_bad: float = 0.01,
+    progress: bool = True,
+    limit: int | None = None,
+    source: str | None = None,
+) -> Calibration | HostCalibration:
+    """Average over samples what a host method divides by P (arXiv 2508.17807, Eq. 3).
+
+    For `layer`, the text-visual attention of layer K − 1, as FastV ranks by it. For another `host`,
+    what each of its stages ranks by, all stages in one pass over the unpruned model:
+
+        biases = pore.calibrate(model, processor, samples, host=host).fit()
+
+    Runs the vision tower and the decoder as far as the last attention read, on the model's device
+    and in its dtype. The model is left as it was, also by an exception or an interruption.
 
     With `checkpoint`, the state is written whole every `every` samples and whenever the pass ends,
     by whatever end. The same call then goes on where it stopped and gives the same result.
@@ -331,11 +478,14 @@ def calibrate(
         model: A supported vision-language model of transformers, not pruned.
         processor: Its processor, with the settings and the chat template of later use.
         samples: Samples with an image each, in an order that is the same at every call.
-        layer: K, the 0-based layer that will be the first pruned one.
-        normalize: What the softmax runs over: the whole "prompt" or the "visual" tokens of the
-            image. Prune with the same.
+        layer: K, the 0-based layer that will be the first pruned one: short for
+            `host=FastV(layer=K, normalize=normalize)`.
+        host: The method that P is for, with the settings of later use; give it or `layer`. Its
+            budget counts only where its stages depend on it, and its `reweight` not at all.
+        normalize: With `layer`, what the softmax runs over: the whole "prompt" (as if left out) or
+            the "visual" tokens of the image. Prune with the same.
         batch_size: Samples in one forward.
-        checkpoint: JSON file of the state, read if it is there. It is a `Calibration` file.
+        checkpoint: JSON file of the state, read if it is there. The result's `load` reads it.
         every: Samples between two checkpoints, rounded up to whole batches.
         max_bad: The share of bad samples (no readable image, refused by the processor, attention
             not finite) up to which they are skipped.
@@ -344,37 +494,49 @@ def calibrate(
         source: The data set, for the provenance.
 
     Returns:
-        The sums over all good images, with the bad samples listed.
+        The sums over all good images, with the bad samples listed: one `Calibration` for a layer,
+        for a host one for each of its stages.
 
     Raises:
         UnsupportedModelError: The model is of no family that pore knows, or has no images.
         ModelStateError: The model is pruned.
-        BudgetError: `layer` is out of range.
-        InputError: The processor has no chat template.
+        BudgetError: `layer`, or a layer of the host, is out of range.
+        InputError: The processor has no chat template, or the host does not rank by attention.
         CalibrationError: An argument is out of range; more than `max_bad` of the samples are bad,
-            or all; images have different grids; the checkpoint is damaged, or of other conditions
-            or samples.
+            or all; images have different grids; the host reads what is no attention; the
+            checkpoint is damaged, or of other conditions or samples.
         ScoreError: `normalize` is unknown, or attention is NaN or infinite from the start.
         KeyboardInterrupt: Passed on, with a message that says how to go on.
     """
+    if (layer is None) == (host is None):
+        raise CalibrationError("Say what to calibrate for: either a layer or a host method.")
     model = unpruned(model)
     family = family_of(model)
-    check_layer(layer, family, model)
-    check_normalize(normalize)
+    if host is None:
+        host = FastV(keep=1.0, layer=cast(int, layer), normalize=normalize or "prompt")
+    elif normalize is not None:
+        raise CalibrationError(f"What is normalised is up to {host.name}; leave normalize away.")
+    host = _plain(host)
+    host.check(model, family)
     _check_arguments(batch_size, every, max_bad, limit)
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]
-    state = start = Calibration(
-        provenance=Provenance(
-            **identity(model),
-            layer=layer,
-            normalize=normalize,
-            processor=processor_settings(processor),
-            template=prompt_template(processor),
-            date=datetime.date.today().isoformat(),
-            source=source,
-        ),
-        dtype=str(dtype).removeprefix("torch."),
-        passes=(_digest("", ()),),
+    origin = Provenance(
+        **identity(model),
+        host=host.name,
+        processor=processor_settings(processor),
+        template=prompt_template(processor),
+        date=datetime.date.today().isoformat(),
+        source=source,
+    )
+    state = start = HostCalibration(
+        tuple(
+            Calibration(
+                provenance=replace(origin, layer=probed + 1, normalize=word),
+                dtype=str(dtype).removeprefix("torch."),
+                passes=(_digest("", ()),),
+            )
+            for probed, word in _measured(host)
+        )
     )
     known = [n for n in (operator.length_hint(samples, -1), limit) if n is not None and n >= 0]
     total = min(known, default=None)
@@ -393,10 +555,11 @@ def calibrate(
     try:
         with _evaluation(model), _bar(progress, total, state) as bar:
             while batch := list(islice(stream, batch_size)):
-                measured, bad = _measure(model, processor, batch, layer, normalize, device, dtype)
+                measured, bad = _measure(model, processor, batch, host, device, dtype)
                 if not (measured or state.count) and any(b.reason == _NOT_FINITE for b in bad):
+                    layers = " or ".join(str(probed) for probed, _ in _measured(host))
                     raise ScoreError(
-                        f"Attention of decoder layer {layer - 1} is NaN or infinite from the "
+                        f"Attention of decoder layer {layers} is NaN or infinite from the "
                         "start; look for overflow (fp16 where the model needs bf16?), damaged "
                         "weights or bad inputs."
                     )
@@ -422,60 +585,109 @@ def calibrate(
     keep()
     if state.seen == 0:
         raise CalibrationError("There is no sample to calibrate on.")
-    state._counted()
+    state.stages[0]._counted()
     _check_bad(state, max_bad, state.seen)
-    return state
+    return state if layer is None else state.stages[0]
+
+
+def _plain(host: Pruner) -> Pruner:
+    """The host without a bias of its own, if it ranks by attention."""
+    if not host.reweightable:
+        known = ", ".join(name for name, kind in Pruner.registry.items() if kind.reweightable)
+        raise InputError(
+            f"{host.name} does not rank by text-visual attention, so it has no position bias to "
+            f"measure; calibrate for one of {known}."
+        )
+    return replace(host, reweight=None)  # type: ignore[type-var]
+
+
+def attention_stages(host: Pruner) -> list[Stage]:
+    """The stages of a host whose reading a position bias divides.
+
+    Args:
+        host: A method.
+
+    Returns:
+        The stages, in their order.
+
+    Raises:
+        CalibrationError: There is none.
+    """
+    stages = [
+        s for s in host.stages() if isinstance(s, Stage) and hasattr(s.attention, "normalize")
+    ]
+    if not stages:
+        raise CalibrationError(f"With these settings {host.name} reads no attention at all.")
+    return stages
+
+
+def _measured(host: Pruner) -> list[tuple[int, str]]:
+    """The layer that every stage reads, and the word for what it takes from it."""
+    return [(cast(int, s.probed), s.attention.normalize) for s in attention_stages(host)]  # type: ignore[union-attr]
+
+
+class _Onlooker(Pruner):
+    """A host that drops nothing: its stages read and note what they would divide by P."""
+
+    def __init__(self, host: Pruner) -> None:
+        self.host = host
+        self.layout: Layout | None = None
+        self.found: dict[int, Tensor] = {}
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.host.name
+
+    def stages(self) -> list[Stage]:
+        return [
+            replace(stage, rule=_keep_all, attention=partial(self._note, number), padding=False)
+            for number, stage in enumerate(attention_stages(self.host))
+        ]
+
+    def _note(self, number: int, attention: LayerAttention) -> None:
+        stages = attention_stages(self.host)
+        stage = stages[number]
+        assert stage.attention is not None
+        read = stage.attention(attention)
+        self.layout = attention.layout
+        self.found[number] = read if stage.curve is None else stage.curve(read)
+        if len(self.found) == len(stages):
+            raise _Stop
+
+
+def _keep_all(view: View) -> Selection:
+    return Selection(view.layout.valid)
 
 
 @torch.inference_mode()
 def attention_rows(
-    model: nn.Module, inputs: Mapping[str, Any], layer: int, normalize: Normalize = "prompt"
-) -> tuple[Layout, Tensor]:
-    """Text-visual attention of layer K − 1 for a batch, computing nothing that comes after it.
+    model: nn.Module, inputs: Mapping[str, Any], host: Pruner
+) -> tuple[Layout, tuple[Tensor, ...]]:
+    """What the stages of a host read of a batch, unpruned, computing nothing that comes after.
 
     Args:
         model: A supported model that is not pruned; it is left as it was.
         inputs: What the processor makes, on the model's device, every prompt with an image.
-        layer: K, from 1 to the number of layers − 1.
-        normalize: What the softmax runs over: the whole "prompt" or the "visual" tokens of the
-            image.
+        host: A method that ranks by attention.
 
     Returns:
-        The layout of the batch's I images, and their attention, (I, t), at least float32; 0 where
-        the layout is not `valid`.
+        The layout of the batch's I images, and for every stage their attention, (I, t), at least
+        float32; of no meaning where the layout is not `valid`.
 
     Raises:
         InputError: A prompt has no image, or ends with one.
     """
     family = family_of(model)
     input_ids: Tensor = inputs["input_ids"]
-    mask = inputs.get("attention_mask")
-    tokens = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-    layout = Layout.of(family.images(model, inputs), tokens)
-    without = set(range(len(input_ids))) - {image.row for image in layout.images}
+    images = family.images(model, inputs)
+    without = set(range(len(input_ids))) - {image.row for image in images}
     if without:
         raise InputError(f"The prompt of sample {min(without)} has no image to look at.")
-    check_query(layout)
-    found: list[Tensor] = []
-
-    def observe(
-        query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
-    ) -> None:
-        here = layout.to(query.device)
-        past = here.tokens[:, :0]
-        origin = torch.arange(here.tokens.shape[1], device=past.device).expand_as(here.tokens)
-        attention = LayerAttention(here, query, key, mask, scaling, softcap, past, origin)
-        found.append(LastToken(normalize)(attention))
-        raise _Stop
-
-    tap = AttentionTap(family.attention(family.layers(model)[layer - 1]), observe)
-    try:
+    onlooker = _Onlooker(host)
+    with Run(onlooker, model, history=1), suppress(_Stop):
         family.base(model)(**inputs, use_cache=False)
-    except _Stop:
-        pass
-    finally:
-        tap.remove()
-    return layout, found[0]
+    assert onlooker.layout is not None
+    return onlooker.layout, tuple(onlooker.found[i] for i in range(len(onlooker.found)))
 
 
 class _Stop(Exception):
@@ -489,12 +701,11 @@ def _measure(
     model: nn.Module,
     processor: Any,
     samples: Sequence[Sample],
-    layer: int,
-    normalize: Normalize,
+    host: Pruner,
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[list[tuple[Layout, np.ndarray]], list[BadSample]]:
-    """Attention of the good samples, batch by batch, and the bad ones, which spoil no other."""
+    """Attention (S, I, t) of the good samples by batch, and the bad ones, which spoil no other."""
     good, bad = [], []
     for sample in samples:
         try:
@@ -505,13 +716,13 @@ def _measure(
         return [], bad
     try:
         inputs = build_inputs(processor, good, device, dtype)
-        layout, attention = attention_rows(model, inputs, layer, normalize)
+        layout, attention = attention_rows(model, inputs, host)
     except InputError as error:
         if len(good) == 1:
             return [], [*bad, BadSample(good[0].id, str(error))]
         measured = []
         for sample in good:
-            one, refused = _measure(model, processor, [sample], layer, normalize, device, dtype)
+            one, refused = _measure(model, processor, [sample], host, device, dtype)
             measured += one
             bad += refused
         return measured, bad
@@ -520,12 +731,31 @@ def _measure(
             f"The images of {', '.join(sample.id for sample in good)} have different numbers of "
             "visual tokens. A position bias is of one grid: calibrate with images of one size."
         )
-    rows = attention.to("cpu", torch.float64).numpy()
-    finite = np.isfinite(rows).all(axis=1)
+    if any(curve.shape != layout.valid.shape for curve in attention):
+        raise CalibrationError(
+            f"The stages of {host.name} read {[tuple(curve.shape) for curve in attention]} of "
+            f"visual tokens of shape {tuple(layout.valid.shape)}; the reader, or the stage's "
+            "curve, must give one number for every token."
+        )
+    rows = np.stack([curve.to("cpu", torch.float64).numpy() for curve in attention])
+    finite = np.isfinite(rows).all(axis=(0, 2))
+    if (rows[:, finite] < 0).any() or (rows[:, finite] > _LARGEST).any():
+        raise CalibrationError(
+            f"What {host.name} reads is no attention: it runs from {rows[:, finite].min():g} to "
+            f"{rows[:, finite].max():g}, where 0 to 2^30 can be."
+        )
     spoiled = {image.row for image, fine in zip(layout.images, finite, strict=True) if not fine}
     bad += [BadSample(good[row].id, _NOT_FINITE) for row in sorted(spoiled)]
     keep = [image.row not in spoiled for image in layout.images]
-    return ([(layout, rows[keep])] if any(keep) else []), bad
+    return ([(layout, rows[:, keep])] if any(keep) else []), bad
+
+
+def _units(rows: np.ndarray) -> np.ndarray:
+    """Attention from 0 to 2³⁰ in units of 2⁻⁶², rounded once, as integers of any size."""
+    whole = np.floor(rows)
+    rest = np.rint(np.ldexp(rows - whole, _BITS)).astype(np.int64).astype(object)
+    units: np.ndarray = (whole.astype(np.int64).astype(object) << _BITS) + rest
+    return units
 
 
 def _check_arguments(batch_size: int, every: int, max_bad: float, limit: int | None) -> None:
@@ -536,7 +766,7 @@ def _check_arguments(batch_size: int, every: int, max_bad: float, limit: int | N
         raise CalibrationError(f"max_bad is a share from 0 to 1, not {max_bad!r}.")
 
 
-def _check_bad(state: Calibration, max_bad: float, total: int | None) -> None:
+def _check_bad(state: HostCalibration, max_bad: float, total: int | None) -> None:
     """Fail when too many samples are bad, or will be whatever follows."""
     bad = len(state.bad)
     hopeless = total is not None and bad > max_bad * total
@@ -565,16 +795,20 @@ def _digest(before: str, samples: Sequence[Sample]) -> str:
 
 
 def _resume(
-    checkpoint: str | os.PathLike[str], start: Calibration, stream: Iterator[Sample]
-) -> Calibration:
+    checkpoint: str | os.PathLike[str], start: HostCalibration, stream: Iterator[Sample]
+) -> HostCalibration:
     """The state in a checkpoint, if it is of this call; `stream` then stands at what is left."""
     name = os.fspath(checkpoint)
     away = f"Give another checkpoint, or delete {name} to begin anew."
     try:
-        state = Calibration.load(checkpoint)
+        state = HostCalibration.load(checkpoint)
     except CalibrationError as error:
         raise CalibrationError(f"{error} {away}") from error
-    differences = _differences(start, state)
+    differences = []
+    if len(start.stages) != len(state.stages):
+        differences = [f"there are {len(start.stages)} stages here and {len(state.stages)} there"]
+    for one, other in zip(start.stages, state.stages, strict=False):
+        differences += [each for each in _differences(one, other) if each not in differences]
     if differences:
         raise CalibrationError(
             f"The checkpoint {name} was made under other conditions than this call has: "
@@ -582,7 +816,7 @@ def _resume(
             + f". {away}"
         )
     done = list(islice(stream, state.seen))
-    if state.passes != (_digest(start.passes[0], done),):
+    if state.stages[0].passes != (_digest(start.stages[0].passes[0], done),):
         raise CalibrationError(
             f"The checkpoint {name} has gone through {state.seen} samples that are not the first "
             f"ones of this call (fewer, others, or in another order). {away}"
@@ -625,7 +859,7 @@ def _device(model: nn.Module) -> torch.device:
     return device
 
 
-def _bar(progress: bool, total: int | None, state: Calibration) -> Progress:
+def _bar(progress: bool, total: int | None, state: HostCalibration) -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -673,23 +907,71 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def _decode(data: bytes) -> Calibration:
-    """A calibration from JSON of any origin, or ValueError."""
-    found = json.loads(data.decode())
-    if not isinstance(found, dict) or found.get("schema") != _SCHEMA:
-        raise ValueError(f'there is no "schema": "{_SCHEMA}".')
+_HOST_FIELDS: Mapping[str, type | tuple[type, ...]] = {
+    "schema": str,
+    "version": int,
+    "stages": list,
+}
+_Decoded = TypeVar("_Decoded", Calibration, HostCalibration)
+
+
+def _load(path: str | os.PathLike[str], decode: Callable[[Any], _Decoded]) -> _Decoded:
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CalibrationError(
+            f"Cannot read the calibration {name}: {error.strerror or error}."
+        ) from error
+    if len(data) > _MAX_BYTES:
+        raise CalibrationError(f"{name} is larger than any calibration.")
+    try:
+        return decode(json.loads(data.decode()))
+    except (ValueError, RecursionError) as error:
+        raise CalibrationError(f"{name} is no calibration, or damaged: {error}") from error
+
+
+def _check_fields(
+    found: Any, schema: str, fields: Mapping[str, type | tuple[type, ...]]
+) -> dict[str, Any]:
+    """Refuse what has not just these fields."""
+    if not isinstance(found, dict) or found.get("schema") != schema:
+        raise ValueError(f'there is no "schema": "{schema}".')
     if found.get("version") != _VERSION:
         raise ValueError(
             f"it is of version {str(found.get('version'))[:40]}, and this pore reads version "
             f"{_VERSION}."
         )
-    if found.keys() != _FIELDS.keys():
+    if found.keys() != fields.keys():
         raise ValueError(
-            f"missing or unknown fields: {', '.join(sorted(found.keys() ^ _FIELDS.keys()))[:200]}."
+            f"missing or unknown fields: {', '.join(sorted(found.keys() ^ fields.keys()))[:200]}."
         )
-    for name, types in _FIELDS.items():
+    for name, types in fields.items():
         if not isinstance(found[name], types) or isinstance(found[name], bool):
             raise ValueError(f"the field {name} is of a wrong type.")
+    return found
+
+
+def _decode_host(document: Any) -> HostCalibration:
+    """The calibration of a host from JSON of any origin, or ValueError."""
+    if isinstance(document, dict) and document.get("schema") == _SCHEMA:
+        return HostCalibration((_decode(document),))
+    found = _check_fields(document, _HOST_SCHEMA, _HOST_FIELDS)
+    if not 1 <= len(found["stages"]) <= _MAX_STAGES:
+        raise ValueError(f"there must be 1 to {_MAX_STAGES} stages.")
+    stages = tuple(map(_decode, found["stages"]))
+    passes = {(s.passes, s.seen, s.count, s.bad, s.grid, len(s)) for s in stages}
+    if len(passes) != 1:
+        raise ValueError("its stages have not seen the same samples.")
+    return HostCalibration(stages)
+
+
+def _decode(document: Any) -> Calibration:
+    """A calibration from JSON of any origin, or ValueError."""
+    if isinstance(document, dict) and document.get("schema") == _HOST_SCHEMA:
+        raise ValueError("it is of several stages; read it with HostCalibration.load.")
+    found = _check_fields(document, _SCHEMA, _FIELDS)
     bad, grid = found["bad"], found["grid"]
     if not all(isinstance(digest, str) for digest in found["passes"]) or not found["passes"]:
         raise ValueError("passes must be digests.")
@@ -719,13 +1001,14 @@ def _decode(data: bytes) -> Calibration:
 
 
 def _check_sums(sums: list[Any], squares: list[Any], count: int, grid: list[int] | None) -> None:
-    """Refuse sums that `count` values from 0 to 1 cannot have."""
+    """Refuse sums that `count` values from 0 to 2³⁰ cannot have."""
     if len(sums) != len(squares) or bool(sums) != bool(count) or len(sums) > _MAX_POSITIONS:
         raise ValueError("sums and squares must have one number for every position.")
     if grid is not None and (min(grid) < 1 or grid[0] * grid[1] != len(sums)):
         raise ValueError("the grid does not have as many positions as there are sums.")
+    largest = _LARGEST << _BITS
     for total, square in zip(sums, squares, strict=True):
-        if not (type(total) is int and type(square) is int and 0 <= total <= count << _BITS):
+        if not (type(total) is int and type(square) is int and 0 <= total <= count * largest):
             raise ValueError("a sum is no sum of attention.")
-        if not total * total <= count * square <= (count * total) << _BITS:
+        if not total * total <= count * square <= count * total * largest:
             raise ValueError("a sum of squares does not go with its sum.")

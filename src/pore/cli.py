@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pore.bias import PositionBias
-    from pore.calibration import Calibration
+    from pore.calibration import HostCalibration
     from pore.pruner import Pruner
     from pore.samples import Sample
 
@@ -236,8 +236,15 @@ def calibrate(
     questions: Questions = None,
     split: Split = "train",
     limit: Limit = None,
-    layer: Annotated[int, typer.Option(help="K, the first layer that will be pruned.")] = 2,
-    normalize: Annotated[str, typer.Option(help="'prompt' or 'visual'; prune alike.")] = "prompt",
+    method: Annotated[
+        str, typer.Option(help="Method that P is for; `pore methods` says which can divide by it.")
+    ] = "FastV",
+    keep: Annotated[
+        str, typer.Option(help="Its budget, which matters where its layers depend on it.")
+    ] = "25%",
+    layer: Layer = None,
+    normalize: Normalize = None,
+    settings: Set = None,
     kind: Annotated[
         str, typer.Option(help="exponential, exponential+offset, spline or empirical.")
     ] = "exponential",
@@ -257,15 +264,19 @@ def calibrate(
 ) -> None:
     """Measure the position bias of a model, fit P and save it.
 
-    Runs the vision tower and the decoder below layer K only. Interrupted, it goes on where it was
-    when called again.
+    A method that ranks by attention at several layers gets a P for each, all in one file. Runs the
+    vision tower and the decoder up to the last attention read only. Interrupted, it goes on where
+    it was when called again.
 
     Examples:
 
         pore calibrate --out profile.json --figures figures
 
+        pore calibrate --method PyramidDrop --out pyramid.json
+
         pore calibrate -m llava-hf/llava-1.5-7b-hf -s photos --questions ask.txt -o llava.json
     """
+    from pore.bias import save_biases
     from pore.calibration import calibrate as measure
 
     loaded, processor = _load(model, device, dtype, attn, revision)
@@ -274,20 +285,20 @@ def calibrate(
         loaded,
         processor,
         _samples(samples, limit=limit, questions=questions, split=split),
-        layer,
-        normalize=normalize,  # type: ignore[arg-type]
+        host=_pruner(method, settings, loaded, keep=_keep(keep), layer=layer, normalize=normalize),
         batch_size=batch_size,
         checkpoint=kept,
         max_bad=max_bad,
         source=samples,
     )
-    bias = measured.fit(kind)  # type: ignore[arg-type]
-    bias.save(out)
+    biases = measured.fit(kind)  # type: ignore[arg-type]
+    save_biases(out, biases)
     console = _stdout()
-    console.print(repr(bias), highlight=False)
+    for bias in biases:
+        console.print(repr(bias), highlight=False)
     console.print(f"Wrote {out}, and the sums to {kept}.", highlight=False)
     if figures is not None:
-        _draw_bias(measured, bias, figures)
+        _draw_biases(measured, biases, figures)
 
 
 @app.command()
@@ -325,6 +336,7 @@ def generate(
     """
     import torch
 
+    from pore.evaluation.reweighting import reweighted
     from pore.prompts import build_inputs
     from pore.samples import Sample
 
@@ -333,9 +345,11 @@ def generate(
     loaded, processor = _load(model, device, dtype, attn, revision)
     pruner = None
     if not unpruned:
-        bias = _bias(reweight, allow, loaded, processor, [sample])
-        pruner = _pruner(method, settings, keep=_keep(keep), layer=layer, normalize=normalize)
-        pruner = _reweighted(pruner, bias)
+        biases = _biases(reweight, allow, loaded, processor, [sample])
+        pruner = _pruner(
+            method, settings, loaded, keep=_keep(keep), layer=layer, normalize=normalize
+        )
+        pruner = pruner if biases is None else reweighted(pruner, biases)
     inputs = build_inputs(processor, [sample], loaded.device, loaded.dtype)
     report = None
     with torch.inference_mode():
@@ -399,14 +413,15 @@ def evaluate(
     """
     from pore.evaluation import Batches, compare, time_prefill, write_records
     from pore.evaluation import evaluate as ask
+    from pore.evaluation.reweighting import reweighted
 
     loaded, processor = _load(model, device, dtype, attn, revision)
     asked = list(_samples(samples, limit=limit, questions=questions, split=split))
-    bias = _bias(reweight, allow, loaded, processor, asked[:64])
+    biases = _biases(reweight, allow, loaded, processor, asked[:64])
     pruners: list[Pruner | None] = [None]
     for one in map(_keep, keep):
-        plain = _pruner(method, settings, keep=one, layer=layer, normalize=normalize)
-        pruners += [plain] if bias is None else [plain, _reweighted(plain, bias)]
+        plain = _pruner(method, settings, loaded, keep=one, layer=layer, normalize=normalize)
+        pruners += [plain] if biases is None else [plain, reweighted(plain, biases)]
     batches = Batches(loaded, processor, asked, batch_size=batch_size)
     done, total = 0, len(asked) * len(pruners)
     with _progress() as told:
@@ -434,7 +449,7 @@ def evaluate(
     records = [outcome.record() for outcome in outcomes]
     console = _stdout()
     _print_results(records)
-    if bias is not None:
+    if biases is not None:
         for plain_outcome, other in zip(outcomes[1::2], outcomes[2::2], strict=True):
             console.print(str(compare(plain_outcome, other)), highlight=False)
     if out is not None:
@@ -488,11 +503,12 @@ def bench(
 
     if (shape is None) == (model is None):
         raise typer.BadParameter("Give either --shape or --model.")
-    pruners = [_pruner(method, settings, keep=one, layer=layer) for one in map(_keep, keep)]
+    keeps = list(map(_keep, keep))
     if model is not None:
         loaded, _ = _load(model, device, dtype, attn)
     else:
         loaded = _random_model(str(shape), device, dtype, attn)
+    pruners = [_pruner(method, settings, loaded, keep=one, layer=layer) for one in keeps]
     with _progress() as told:
         result = speed.measure(
             loaded,
@@ -538,7 +554,7 @@ def plot(
         pore plot profile.calibration.json --kind spline
     """
     from pore import plotting
-    from pore.calibration import Calibration
+    from pore.calibration import HostCalibration
     from pore.evaluation.records import read_records
 
     for source in sources:
@@ -550,8 +566,8 @@ def plot(
             path = plotting.save(figure, out / "accuracy.png")
             _stdout().print(f"Wrote {path}.", highlight=False)
         else:
-            measured = Calibration.load(source)
-            _draw_bias(measured, measured.fit(kind), out)  # type: ignore[arg-type]
+            measured = HostCalibration.load(source)
+            _draw_biases(measured, measured.fit(kind), out)  # type: ignore[arg-type]
 
 
 @app.command()
@@ -759,9 +775,12 @@ def _keep(text: str) -> int | float:
         ) from None
 
 
-def _pruner(method: str, settings: list[str] | None, **given: Any) -> Pruner:
-    """A method by name, whatever its letters' case, with the settings that were given."""
+def _pruner(
+    method: str, settings: list[str] | None, model: Any, *, keep: int | float, **given: Any
+) -> Pruner:
+    """A method by name, in any case of letters, as its authors set it up but for what is given."""
     from pore.methods import methods as registered
+    from pore.shapes import ModelShape
 
     kinds = {name.lower(): kind for name, kind in registered().items()}
     kind = kinds.get(method.lower())
@@ -776,29 +795,32 @@ def _pruner(method: str, settings: list[str] | None, **given: Any) -> Pruner:
             values[name] = json.loads(text)
         except ValueError:
             values[name] = text
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             raise InputError(
                 f"{kind.name} has no setting {name!r}; it has {', '.join(sorted(known))}."
             )
-    return kind(**values)
-
-
-def _reweighted(pruner: Pruner, bias: PositionBias | None) -> Pruner:
-    if bias is None:
-        return pruner
-    if not pruner.reweightable:
+    usual = kind.usual(keep, ModelShape.from_config(model.config))
+    if usual is not None:
+        return replace(usual, **values)  # type: ignore[type-var]
+    needed = {name for name, field in known.items() if _required(field)} - {"keep"}
+    if needed - values.keys():
         raise InputError(
-            f"{pruner.name} does not rank by text-visual attention, so there is nothing to "
-            "divide by a position bias; leave --reweight away."
+            f"{kind.name} needs more than a budget: "
+            + ", ".join(f"--set {name}=..." for name in sorted(needed - values.keys()))
+            + "."
         )
-    return replace(pruner, reweight=bias)  # type: ignore[type-var]
+    return kind(keep=keep, **values)  # type: ignore[call-arg]
 
 
-def _bias(
+def _required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _biases(
     name: str | None, allow: list[str] | None, model: Any, processor: Any, samples: Sequence[Sample]
-) -> PositionBias | None:
+) -> list[PositionBias] | None:
     """P by name, if it was measured with this processor and template; methods check the rest."""
     from pore.evaluation.reweighting import ROPE, load_bias, rope_bias
     from pore.prompts import processor_settings, prompt_template
@@ -806,21 +828,24 @@ def _bias(
     if name is None:
         return None
     if name == ROPE:
-        return rope_bias(model, processor, samples)
-    bias = load_bias(name).allowing(*allow or ())
-    bias.check(processor=processor_settings(processor), template=prompt_template(processor))
-    return bias
+        return [rope_bias(model, processor, samples)]
+    biases = [bias.allowing(*allow or ()) for bias in load_bias(name)]
+    for bias in biases:
+        bias.check(processor=processor_settings(processor), template=prompt_template(processor))
+    return biases
 
 
-def _draw_bias(measured: Calibration, bias: PositionBias, folder: Path) -> None:
+def _draw_biases(measured: HostCalibration, biases: Sequence[PositionBias], folder: Path) -> None:
     from pore import plotting
 
-    for name, figure in (
-        ("figure1.png", plotting.figure1(measured.mean, bias)),
-        ("figure2.png", plotting.figure2(measured.mean, bias, measured.sem)),
-    ):
-        path = plotting.save(figure, folder / name)
-        _stdout().print(f"Wrote {path}.", highlight=False)
+    for stage, bias in zip(measured.stages, biases, strict=True):
+        which = f"-layer{bias.provenance.layer}" if len(biases) > 1 else ""
+        for name, figure in (
+            ("figure1", plotting.figure1(stage.mean, bias)),
+            ("figure2", plotting.figure2(stage.mean, bias, stage.sem)),
+        ):
+            path = plotting.save(figure, folder / f"{name}{which}.png")
+            _stdout().print(f"Wrote {path}.", highlight=False)
 
 
 def _draw_kept(processor: Any, sample: Sample, report: Any, answer: str, path: Path) -> None:

@@ -874,6 +874,7 @@ def measure_calibration(
         UnsupportedModelError: The sizes of the model are not known.
     """
     from pore.calibration import attention_rows
+    from pore.methods import FastV
 
     shape = ModelShape.from_config(model.config)
     workload = Workload(
@@ -893,7 +894,7 @@ def measure_calibration(
             config.num_hidden_layers = count
 
     works: tuple[Callable[[], object], ...] = (
-        partial(attention_rows, model, runner.inputs, layer),
+        partial(attention_rows, model, runner.inputs, FastV(keep=1.0, layer=layer)),
         bare,
     )
     took: tuple[list[float], ...] = ([], [])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from pore.bias import PositionBias
+from pore.bias import PositionBias, load_biases
+from pore.calibration import attention_stages
 from pore.errors import InputError
 from pore.families import family_of
 from pore.profiles import available, published
 from pore.prompts import build_inputs
+from pore.pruner import Pruner
 from pore.samples import Sample
 
 ROPE = "rope"
@@ -20,27 +23,54 @@ PUBLISHED = "published:"
 """What comes before the host and benchmark of a published bias."""
 
 
-def load_bias(name: str) -> PositionBias:
-    """A position bias from a file, the hub, or among those published.
+def load_bias(name: str) -> tuple[PositionBias, ...]:
+    """The position biases of a host's stages, from a file, the hub, or among those published.
 
     Args:
         name: A JSON file, a folder, a hub id, or "published:HOST/BENCHMARK".
 
     Returns:
-        The bias.
+        One bias for every stage; a single one where it is for any stage.
 
     Raises:
         PoreError: There is none by that name.
     """
-    if name.endswith(".json"):
-        return PositionBias.load(name)
     if not name.startswith(PUBLISHED):
-        return PositionBias.from_pretrained(name)
+        return load_biases(name)
     host, slash, benchmark = name.removeprefix(PUBLISHED).partition("/")
     if not slash:
         names = ", ".join(f"{PUBLISHED}{'/'.join(pair)}" for pair in available()[:2])
         raise InputError(f"{name!r} names no published bias; they are such as {names}.")
-    return published(host=host, benchmark=benchmark)
+    return (published(host=host, benchmark=benchmark),)
+
+
+def reweighted(pruner: Pruner, biases: Sequence[PositionBias]) -> Pruner:
+    """A method with the biases of its stages.
+
+    Args:
+        pruner: The method.
+        biases: One for every stage that reads attention, or a single one for all.
+
+    Returns:
+        The method, dividing by them.
+
+    Raises:
+        InputError: It does not rank by text-visual attention, or has another number of stages.
+    """
+    if not pruner.reweightable:
+        raise InputError(
+            f"{pruner.name} does not rank by text-visual attention, so there is nothing to "
+            "divide by a position bias."
+        )
+    stages = len(attention_stages(pruner))
+    if len(biases) not in (1, stages):
+        raise InputError(
+            f"{pruner.name} ranks by attention at {stages} places, and there are biases for "
+            f"{len(biases)}; calibrate for it (pore calibrate --method {pruner.name})."
+        )
+    # A single bias is what methods of one stage take, and the others take for all stages.
+    bias = biases[0] if len(biases) == 1 else tuple(biases)
+    return replace(pruner, reweight=bias)  # type: ignore[type-var]
 
 
 def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> PositionBias:
