@@ -348,9 +348,7 @@ def test_every_host_takes_what_was_measured_for_it(
     with reweighted(host, biases)(model) as run, torch.no_grad():
         model(**inputs)
     assert [len(image.kept) + image.extra for s in run.report for image in s.images] == [4, 4]
-    elsewhere = [
-        replace(bias, provenance=replace(bias.provenance, layer=97)) for bias in biases
-    ]
+    elsewhere = [replace(bias, provenance=replace(bias.provenance, layer=97)) for bias in biases]
     with pytest.raises(pore.PoreError, match="layer: the profile says"):
         reweighted(host, elsewhere)(model).__enter__()
 
