@@ -194,3 +194,19 @@ def test_more_than_the_image_shows_is_refused(model: Any) -> None:
 )
 def test_even_shares(total: int, room: list[int], shares: list[int]) -> None:
     assert even_shares(total, room) == shares
+
+
+def test_a_guide_of_tiled_images(model: Any) -> None:
+    """SGL: images of different sizes, whose last token is no patch but the end of a row."""
+    inputs = inputs_of(model, [0, 1])
+    guide = pore.guide(model, inputs, max_new_tokens=3)
+    assert guide.valid.sum(1).tolist() == [64, 32]
+    for row in range(2):
+        one = pore.guide(model, inputs_of(model, [row]), max_new_tokens=3)
+        part = guide.select([row])
+        torch.testing.assert_close(part.importance, one.importance, rtol=1e-9, atol=1e-9)
+    with torch.no_grad(), pore.SGL(5, layer=2, guide=guide)(model) as run:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    for sample, importance in zip(run.report, guide.importance, strict=True):
+        best = importance.argsort(descending=True)[:5].sort().values
+        assert list(sample.images[0].kept) == best.tolist()

@@ -16,6 +16,8 @@ from pore.calibration import calibrate as calibrate
 from pore.chain import Chain as Chain
 from pore.embedded import embedded_model as embedded_model
 from pore.errors import PoreError as PoreError
+from pore.guiding import Guide as Guide
+from pore.guiding import guide as guide
 from pore.methods import *  # noqa: F403 - the registry lists the methods, so that a new one is one line
 from pore.methods import methods as methods
 from pore.pruner import Pruner as Pruner

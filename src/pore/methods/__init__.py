@@ -6,7 +6,6 @@ from functools import cache
 from importlib import metadata
 
 from pore.errors import PoreError
-from pore.methods.dart import DART as DART
 from pore.methods.divprune import DivPrune as DivPrune
 from pore.methods.downsample import Downsample as Downsample
 from pore.methods.fastervlm import FasterVLM as FasterVLM
@@ -14,6 +13,9 @@ from pore.methods.fastv import FastV as FastV
 from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from pore.methods.random import Random as Random
 from pore.methods.scored import Scored as Scored
+from pore.methods.sgl import SGL as SGL
+from pore.methods.sgl import consistency as consistency
+from pore.methods.sgl import early_exit as early_exit
 from pore.methods.visionzip import VisionZip as VisionZip
 from pore.methods.vispruner import VisPruner as VisPruner
 from pore.methods.vtc_cls import VTCCLS as VTCCLS

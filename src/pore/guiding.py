@@ -1,0 +1,312 @@
+"""What a small model attends to while it answers: guidance for pruning a large one (SGL)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pore.attention import AttentionTap, row_logits
+from pore.bias import Provenance
+from pore.errors import InputError, ScoreError
+from pore.families import family_of, identity
+from pore.layout import Image, Layout, sources
+from pore.pruner import marked_images, unpruned
+
+# Query rows whose attention over all heads is held at a time.
+_ROWS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """A small model's answers to a batch of prompts, and what it looked at for them.
+
+    Attributes:
+        images: The I images of the batch, by sample.
+        importance: (I, t) attention that each visual token got, summed over layers, heads, the
+            prompt from the last visual token on, and the answer; 0 where not `valid`. This curve,
+            averaged over images, is what a position bias for SGL is fitted to.
+        valid: (I, t) bool, False where a smaller image is filled up.
+        sequences: (B, n) the answers' token ids.
+        answered: (B, n) bool, False behind the end of a shorter answer.
+        confidence: (B,) geometric mean of the probabilities of the answer's tokens.
+        provenance: The conditions, for `PositionBias.fit`.
+    """
+
+    images: tuple[Image, ...] = field(repr=False)
+    importance: Tensor = field(repr=False)
+    valid: Tensor = field(repr=False)
+    sequences: Tensor = field(repr=False)
+    answered: Tensor = field(repr=False)
+    confidence: Tensor
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        """Samples of the batch."""
+        return len(self.sequences)
+
+    def select(self, samples: Sequence[int]) -> Guide:
+        """The guide of some of the samples, for a large model that is asked only those.
+
+        Args:
+            samples: Their numbers in the batch, in the order of the smaller batch.
+
+        Returns:
+            The guide.
+
+        Raises:
+            InputError: There is no such sample.
+        """
+        if not all(0 <= sample < len(self) for sample in samples):
+            raise InputError(
+                f"The guide is of samples 0 to {len(self) - 1}, not of {list(samples)}."
+            )
+        chosen = [
+            (i, replace(image, row=row))
+            for row, sample in enumerate(samples)
+            for i, image in enumerate(self.images)
+            if image.row == sample
+        ]
+        numbers, rows = [i for i, _ in chosen], list(samples)
+        widest = self.valid[numbers].any(0)
+        return Guide(
+            images=tuple(image for _, image in chosen),
+            importance=self.importance[numbers][:, widest],
+            valid=self.valid[numbers][:, widest],
+            sequences=self.sequences[rows],
+            answered=self.answered[rows],
+            confidence=self.confidence[rows],
+            provenance=self.provenance,
+        )
+
+    def match(self, images: Sequence[Image]) -> list[int]:
+        """Which of the guide's images every image of another model's batch is.
+
+        The batches must hold the same prompts in the same order; samples repeated for beams or for
+        several answers are understood.
+
+        Args:
+            images: The images of the batch, as they entered the model.
+
+        Returns:
+            The number of each image among the guide's.
+
+        Raises:
+            InputError: The batches have other images, or images have other numbers of tokens.
+        """
+        if not images:
+            return []
+        count = len(self.images)
+        which = sources(images, count)
+        copies = len(images) // max(count, 1)
+        if which is None or not all(
+            number < count
+            and (image.row // copies, image.index)
+            == (self.images[number].row, self.images[number].index)
+            for image, number in zip(images, which, strict=True)
+        ):
+            raise InputError(
+                f"The guide has seen {_places(self.images)}, but the prompts here have "
+                f"{_places(images)}; make the guide from the same batch of prompts, or take the "
+                "samples that are asked here with guide.select(samples)."
+            )
+        for image, number in zip(images, which, strict=True):
+            seen, here = len(self.images[number].columns), len(image.columns)
+            if seen != here:
+                raise InputError(
+                    f"Image {image.index} of sample {image.row} has {here} visual tokens, but had "
+                    f"{seen} in the model that guides; it can guide only models that cut images "
+                    "into the same tokens."
+                )
+        return which
+
+
+def _places(images: Sequence[Image]) -> str:
+    rows = [image.row for image in images]
+    each = ", ".join(f"{rows.count(row)} of sample {row}" for row in sorted(set(rows)))
+    return f"{len(rows)} image(s) ({each})" if rows else "no image"
+
+
+@torch.no_grad()
+def guide(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    visual: Tensor | None = None,
+) -> Guide:
+    """Let a small model answer, and sum up the attention on its visual tokens (arXiv 2412.03324).
+
+    One greedy `generate`. Beside every layer's kernel, whichever it is, the softmax weights of some
+    query rows are computed and summed over layers and heads: of the prompt, the rows from the last
+    visual token of each sample on (that token's own row included, as in the authors' code); of the
+    answer, the row of every token that is fed back, which the last one is not.
+
+    Args:
+        model: The small vision-language model, not pruned; it is left as it was.
+        inputs: What its processor makes of the prompts, padded on the left.
+        max_new_tokens: Longest answer.
+        visual: (B, L) bool, True at the visual tokens of prompts given as `inputs_embeds`, each
+            unbroken run being one image.
+
+    Returns:
+        The guide.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows.
+        ModelStateError: The model is pruned.
+        InputError: The prompts are padded on the right, or given as embeddings without `visual`.
+        ScoreError: Attention holds NaN or infinity.
+    """
+    from transformers import LogitsProcessorList
+
+    model = unpruned(model)
+    family = family_of(model)
+    layout = _layout(model, inputs, visual)
+    rows, probabilities = _Rows(layout), _Probabilities()
+    generate: Any = model.generate
+    taps: list[AttentionTap] = []
+    try:
+        if layout.images:
+            for layer in family.layers(model):
+                taps.append(AttentionTap(family.attention(layer), rows.observer()))
+        sequences: Tensor = generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            use_cache=True,
+            return_dict_in_generate=False,
+            logits_processor=LogitsProcessorList([probabilities]),
+        )
+    finally:
+        for tap in reversed(taps):
+            tap.remove()
+    if inputs.get("inputs_embeds") is None:
+        sequences = sequences[:, layout.tokens.shape[1] :]
+    answered = _answered(sequences, model)
+    chosen = torch.stack(probabilities.seen, 1)
+    lengths = answered.sum(1)
+    return Guide(
+        images=layout.images,
+        importance=rows.importance(answered),
+        valid=layout.valid,
+        sequences=sequences,
+        answered=answered,
+        confidence=chosen.log().masked_fill(~answered, 0.0).sum(1).div(lengths).exp(),
+        provenance=Provenance(**identity(model), normalize="guide", host="SGL"),
+    )
+
+
+def _layout(model: nn.Module, inputs: Mapping[str, Any], visual: Tensor | None) -> Layout:
+    family = family_of(model)
+    prompt = inputs.get("input_ids")
+    if prompt is None:
+        prompt = inputs["inputs_embeds"][..., 0]
+        if visual is None:
+            raise InputError(
+                "The prompt is given as inputs_embeds, which do not tell visual tokens from text; "
+                "say where they are with visual=mask, or pass input_ids and pixels."
+            )
+        images = marked_images(visual.bool().cpu(), family.grid(model))
+    else:
+        images = family.images(model, inputs)
+    mask = inputs.get("attention_mask")
+    tokens = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
+    if not bool(tokens[:, -1].all()):
+        raise InputError(
+            "Prompts padded on the right cannot be answered; pad on the left "
+            "(processor.tokenizer.padding_side = 'left')."
+        )
+    return Layout.of(images, tokens)
+
+
+def _answered(sequences: Tensor, model: nn.Module) -> Tensor:
+    """(B, n) bool, True up to the end token, which is part of the answer."""
+    config: Any = model.generation_config
+    end = config.eos_token_id
+    ends = torch.zeros_like(sequences, dtype=torch.bool)
+    for token in end if isinstance(end, list) else [] if end is None else [end]:
+        ends |= sequences == token
+    return (ends.cumsum(1) - ends.long()) == 0
+
+
+class _Probabilities:
+    """Notes the probability of every token that greedy decoding takes, in place of a processor."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
+        self.seen.append(scores.float().softmax(-1).amax(-1))
+        return scores
+
+
+class _Rows:
+    """Attention on the visual tokens in every forward of one generation, summed over layers."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._sums: list[Tensor] = []
+        last: dict[int, int] = {}
+        for image in layout.images:
+            last[image.row] = max([*image.columns, *image.structure, last.get(image.row, 0)])
+        self._last = torch.tensor([last[image.row] for image in layout.images])
+
+    def observer(self) -> Callable[..., None]:
+        """What a tap on one layer calls; every layer needs its own."""
+        forwards = itertools.count()
+
+        def observe(
+            query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+        ) -> None:
+            step = next(forwards)
+            layout, length = self._layout.to(query.device), query.shape[2]
+            tokens = nn.functional.pad(layout.tokens, (0, step), value=True)
+            # The prompt's rows from the last visual token on; later, of the newest token.
+            first = self._last if step == 0 else torch.full_like(self._last, length - 1)
+            index = torch.arange(int(first.min()), length).expand(len(first), -1)
+            total = query.new_zeros(())
+            for start in range(0, index.shape[1], _ROWS):
+                part = index[:, start : start + _ROWS]
+                logits = row_logits(
+                    query,
+                    key,
+                    rows=layout.rows,
+                    index=part,
+                    valid=tokens,
+                    mask=mask,
+                    scaling=scaling,
+                    softcap=softcap,
+                )
+                counts = (part >= first[:, None]).to(logits.device)[:, None, :, None]
+                total = total + torch.where(counts, logits.softmax(-1), 0.0).sum((1, 2))
+            got = total.gather(1, layout.columns)
+            if step == len(self._sums):
+                self._sums.append(got)
+            else:
+                self._sums[step] += got.to(self._sums[step].device)
+
+        return observe
+
+    def importance(self, answered: Tensor) -> Tensor:
+        """(I, t) the sums over the forwards whose answer token counts."""
+        layout = self._layout
+        if not layout.images:
+            return torch.zeros(layout.valid.shape, device=layout.valid.device)
+        total = torch.zeros_like(self._sums[0])
+        for step in range(answered.shape[1]):  # forward i makes token i
+            counts = answered[layout.rows, step, None]
+            total += torch.where(counts, self._sums[step].to(total.device), 0.0)
+        total = total.to(layout.valid.device).masked_fill(~layout.valid, 0.0)
+        if not bool(torch.isfinite(total).all()):
+            raise ScoreError(
+                "Attention of the guiding model holds NaN or infinity; look for overflow (fp16 "
+                "where the model needs bf16?), damaged weights or bad inputs."
+            )
+        return total

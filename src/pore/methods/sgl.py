@@ -1,0 +1,188 @@
+"""SGL: a small model's attention chooses the visual tokens of a large one, or its answer stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pore.families import Family
+from pore.guiding import Guide
+from pore.pruner import Pruner, Selection, Stage, View, check_layer
+from pore.selection import budget, check_keep, top_k
+from pore.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from pore.bias import PositionBias
+
+
+@dataclass(frozen=True)
+class SGL(Pruner):
+    """Keep the visual tokens that a small model looked at most (arXiv 2412.03324).
+
+    The small model answers the same prompts first, `pore.guide(small, inputs, ...)`; the attention
+    that its visual tokens got over all layers, heads and rows ranks those of the large model. Both
+    must cut images into the same tokens. Kept tokens keep their original positions.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        layer: The 0-based index of the first pruned layer. The authors' is a fraction of the depth,
+            int(0.4 * layers) in their script.
+        guide: What the small model saw, of the very batch that the large model gets.
+        reweight: P of the small model's aggregate, fitted to the mean of `Guide.importance`, which
+            then is divided by it; None leaves the importance as it is.
+        faithful: Truncate a fraction of the tokens as the authors' code does, in float32, where
+            others round it; a small fraction can then keep none.
+    """
+
+    keep: int | float
+    layer: int
+    guide: Guide
+    reweight: PositionBias | None = None
+    faithful: bool = False
+
+    name: ClassVar[str] = "SGL"
+    source: ClassVar[str] = "arXiv 2412.03324"
+    reweightable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> None:
+        """None: it needs a guide."""
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, before the chosen layer."""
+        return [Stage(self.layer, self._select, positions="original")]
+
+    def counts(self, visual: int, layers: int) -> list[int]:
+        """Visual tokens of one image that enter every decoder layer."""
+        return [visual] * self.layer + [self._count(visual)] * (layers - self.layer)
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse a layer that the decoder lacks, and a bias that is not of the guide's model."""
+        check_layer(self.layer, family, model, first=0)
+        if self.reweight is not None:
+            seen = self.guide.provenance
+            self.reweight.check(model=seen.model, revision=seen.revision, normalize=seen.normalize)
+
+    def _count(self, visual: int) -> int:
+        if self.faithful and isinstance(self.keep, float):
+            return int(torch.tensor(visual) * self.keep)  # int64 times float: float32
+        return budget(self.keep, visual)
+
+    def _select(self, view: View) -> Selection:
+        layout = view.layout
+        which = self.guide.match(layout.images)
+        importance = self.guide.importance[which].to(layout.raster.device)
+        # Where another method came before, tokens are fewer; one that shows no patch ranks last.
+        scores = importance.gather(1, layout.raster.clamp(min=0)).masked_fill(layout.raster < 0, 0)
+        if self.reweight is not None:
+            scores = view.reweighted(scores, self.reweight)
+        if self.faithful:
+            counts = [self._count(len(image.columns)) for image in layout.images]
+        else:
+            counts = view.budget(self.keep)
+        return Selection(top_k(scores, counts, layout.valid))
+
+
+@torch.no_grad()
+def consistency(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    guide: Guide,
+    *,
+    keep: int | float = 0.05,
+    reweight: PositionBias | None = None,
+    faithful: bool = False,
+) -> Tensor:
+    """How probable the small model finds its own answers when it sees few visual tokens.
+
+    The product over an answer's tokens of their probabilities, the answer being given, with all but
+    the most important visual tokens dropped before the first layer, at their original positions. It
+    is not normalised by the answer's length (arXiv 2412.03324).
+
+    Args:
+        model: The model that made the guide, not pruned; it is left as it was.
+        inputs: The inputs that it was made from.
+        guide: The guide.
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        reweight: As in `SGL`.
+        faithful: As in `SGL`.
+
+    Returns:
+        (B,) probabilities, at least float32.
+
+    Raises:
+        PoreError: The inputs are not those of the guide, or `keep` cannot be met.
+    """
+    pruner = SGL(keep, layer=0, guide=guide, reweight=reweight, faithful=faithful)
+    answers = guide.sequences
+    with pruner(model) as run:
+        embeds = inputs.get("inputs_embeds")
+        if embeds is not None:
+            run.mark_visual(_marks(guide, embeds.shape[:2]))
+        call: Any = run.model
+        out = call(**inputs, use_cache=True, logits_to_keep=1)
+        logits: Tensor = out.logits
+        if answers.shape[1] > 1:
+            prompt = embeds[..., 0] if embeds is not None else inputs["input_ids"]
+            mask = inputs.get("attention_mask")
+            mask = torch.ones_like(prompt, dtype=torch.long) if mask is None else mask
+            more = answers.shape[1] - 1
+            out = call(
+                input_ids=answers[:, :-1],
+                attention_mask=nn.functional.pad(mask, (0, more), value=1),
+                past_key_values=out.past_key_values,
+            )
+            logits = torch.cat([logits, out.logits], 1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen = logits.softmax(-1).gather(-1, answers[..., None])[..., 0]
+    return chosen.masked_fill(~guide.answered, 1.0).prod(1)
+
+
+def _marks(guide: Guide, shape: Sequence[int]) -> Tensor:
+    marks = torch.zeros(*shape, dtype=torch.bool)
+    for image in guide.images:
+        marks[image.row, list(image.columns)] = True
+    return marks
+
+
+def mean_of_both(confidence: Tensor, consistency: Tensor) -> Tensor:
+    """The mean of confidence and consistency.
+
+    Args:
+        confidence: (B,) `Guide.confidence`.
+        consistency: (B,) what `consistency` gives.
+
+    Returns:
+        (B,) scores from 0 to 1.
+    """
+    return (confidence + consistency) / 2
+
+
+def early_exit(
+    guide: Guide,
+    consistency: Tensor,
+    threshold: float,
+    score: Callable[[Tensor, Tensor], Tensor] = mean_of_both,
+) -> Tensor:
+    """Which answers of the small model stand, so that the large one need not be asked.
+
+    The authors' code logs both numbers and leaves the decision to an analysis afterwards, so
+    neither `score` nor any threshold is theirs: choose them on data of your own.
+
+    Args:
+        guide: The small model's answers, with their confidence.
+        consistency: (B,) what `consistency` gives.
+        threshold: The least score with which an answer stands.
+        score: Makes one score (B,) of confidence and consistency.
+
+    Returns:
+        (B,) bool, True where the answer stands.
+    """
+    return score(guide.confidence, consistency.to(guide.confidence.device)) >= threshold
