@@ -236,6 +236,14 @@ def test_generate_sets_any_setting(model: Path, data: Path) -> None:
     assert "VTC-CLS needs more than a budget: --set start_layer=..." in found.stderr
 
 
+def test_generate_by_the_mean_over_layers(model: Path, data: Path) -> None:
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1", "--json")
+    found = json.loads(run(*common, "--keep", "10", "--average").stdout)["report"]["samples"][0]
+    assert found["mean_visual_tokens"] == 10  # (2 · 16 + 3 · 6) / 5
+    assert len(found["images"][0]["kept"]) == 6
+    assert "averages 7 at least" in run(*common, "--keep", "4", "--average", code=1).stderr
+
+
 # -- evaluate, demo, bench ------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ print(run.report)
 
 from pore.bias import PositionBias as PositionBias
 from pore.bias import Provenance as Provenance
+from pore.budgets import schedule as schedule
 from pore.calibration import Calibration as Calibration
 from pore.calibration import HostCalibration as HostCalibration
 from pore.calibration import calibrate as calibrate

@@ -86,6 +86,13 @@ Keep = Annotated[str, typer.Option(help="Visual tokens kept per image: 128, 0.25
 Keeps = Annotated[
     list[str], typer.Option("--keep", help="Visual tokens kept: 128, 0.25 or 25%. Repeatable.")
 ]
+Average = Annotated[
+    bool,
+    typer.Option(
+        "--average",
+        help="Read --keep as the mean over the decoder layers, not as what is left at the end.",
+    ),
+]
 Layer = Annotated[int | None, typer.Option(help="K, the first pruned layer, counted from 0.")]
 Reweight = Annotated[
     str | None,
@@ -285,7 +292,7 @@ def calibrate(
         loaded,
         processor,
         _samples(samples, limit=limit, questions=questions, split=split),
-        host=_pruner(method, settings, loaded, keep=_keep(keep), layer=layer, normalize=normalize),
+        host=_pruner(method, settings, loaded, _keep(keep), layer=layer, normalize=normalize),
         batch_size=batch_size,
         checkpoint=kept,
         max_bad=max_bad,
@@ -308,6 +315,7 @@ def generate(
     model: Model = "embedded",
     method: Method = "FastV",
     keep: Keep = "25%",
+    average: Average = False,
     layer: Layer = None,
     reweight: Reweight = None,
     allow: Allow = None,
@@ -347,7 +355,7 @@ def generate(
     if not unpruned:
         biases = _biases(reweight, allow, loaded, processor, [sample])
         pruner = _pruner(
-            method, settings, loaded, keep=_keep(keep), layer=layer, normalize=normalize
+            *(method, settings, loaded, _keep(keep), average), layer=layer, normalize=normalize
         )
         pruner = pruner if biases is None else reweighted(pruner, biases)
     inputs = build_inputs(processor, [sample], loaded.device, loaded.dtype)
@@ -384,6 +392,7 @@ def evaluate(
     limit: Limit = None,
     method: Method = "FastV",
     keep: Keeps = ["25%"],  # noqa: B006 - typer copies it
+    average: Average = False,
     layer: Layer = None,
     reweight: Reweight = None,
     allow: Allow = None,
@@ -420,7 +429,7 @@ def evaluate(
     biases = _biases(reweight, allow, loaded, processor, asked[:64])
     pruners: list[Pruner | None] = [None]
     for one in map(_keep, keep):
-        plain = _pruner(method, settings, loaded, keep=one, layer=layer, normalize=normalize)
+        plain = _pruner(*(method, settings, loaded, one, average), layer=layer, normalize=normalize)
         pruners += [plain] if biases is None else [plain, reweighted(plain, biases)]
     batches = Batches(loaded, processor, asked, batch_size=batch_size)
     done, total = 0, len(asked) * len(pruners)
@@ -469,6 +478,7 @@ def bench(
     ] = None,
     method: Method = "FastV",
     keep: Keeps = ["128"],  # noqa: B006 - typer copies it
+    average: Average = False,
     layer: Layer = None,
     settings: Set = None,
     batch_size: Annotated[
@@ -508,7 +518,7 @@ def bench(
         loaded, _ = _load(model, device, dtype, attn)
     else:
         loaded = _random_model(str(shape), device, dtype, attn)
-    pruners = [_pruner(method, settings, loaded, keep=one, layer=layer) for one in keeps]
+    pruners = [_pruner(method, settings, loaded, one, average, layer=layer) for one in keeps]
     with _progress() as told:
         result = speed.measure(
             loaded,
@@ -776,16 +786,18 @@ def _keep(text: str) -> int | float:
 
 
 def _pruner(
-    method: str, settings: list[str] | None, model: Any, *, keep: int | float, **given: Any
+    method: str,
+    settings: list[str] | None,
+    model: Any,
+    keep: int | float,
+    average: bool = False,
+    **given: Any,
 ) -> Pruner:
     """A method by name, in any case of letters, as its authors set it up but for what is given."""
-    from pore.methods import methods as registered
+    from pore.budgets import method_named, schedule
     from pore.shapes import ModelShape
 
-    kinds = {name.lower(): kind for name, kind in registered().items()}
-    kind = kinds.get(method.lower())
-    if kind is None:
-        raise InputError(f"There is no method {method!r}; choose from {', '.join(registered())}.")
+    kind = method_named(method)
     values = {name: value for name, value in given.items() if value is not None}
     for setting in settings or []:
         name, equals, text = setting.partition("=")
@@ -801,6 +813,8 @@ def _pruner(
             raise InputError(
                 f"{kind.name} has no setting {name!r}; it has {', '.join(sorted(known))}."
             )
+    if average:
+        return schedule(kind, model, keep, **values)
     usual = kind.usual(keep, ModelShape.from_config(model.config))
     if usual is not None:
         return replace(usual, **values)  # type: ignore[type-var]
