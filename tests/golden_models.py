@@ -98,10 +98,19 @@ class Worst:
             self.value = max(self.value, (got - expected).abs().max().item() / scale)
 
 
-def llava_around(file: Any) -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
-    """A LLaVA around the file's language model, and what else the file holds."""
+def llava_around(
+    file: Any, settings: str = "config", prefix: str = ""
+) -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
+    """A LLaVA around the file's language model, and what else the file holds.
+
+    Args:
+        file: The file.
+        settings: Which of its parameters is the LLaMA configuration.
+        prefix: What stands before the names that the weights have in transformers.
+    """
+    llama = file.params[settings]
     config = LlavaConfig(
-        text_config=LlamaConfig(**file.params["config"]),
+        text_config=LlamaConfig(**llama),
         vision_config=CLIPVisionConfig(
             hidden_size=8,
             intermediate_size=8,
@@ -110,14 +119,15 @@ def llava_around(file: Any) -> tuple[LlavaForConditionalGeneration, dict[str, Te
             image_size=8,
             patch_size=8,
         ),
-        image_token_index=file.params["config"]["vocab_size"] - 1,
+        image_token_index=llama["vocab_size"] - 1,
     )
     model = LlavaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
-    weights = {k: v for k, v in file.tensors.items() if k.startswith(("model.", "lm_head."))}
+    body, head = f"{prefix}model.", f"{prefix}lm_head."
+    weights = {k: v for k, v in file.tensors.items() if k.startswith((body, head))}
     model.model.language_model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+        {k.removeprefix(body): v for k, v in weights.items() if k.startswith(body)}
     )
-    model.lm_head.load_state_dict({"weight": weights["lm_head.weight"]})
+    model.lm_head.load_state_dict({"weight": weights[f"{head}weight"]})
     return model, {k: v for k, v in file.tensors.items() if k not in weights}
 
 

@@ -103,6 +103,7 @@ class Layout:
             is the one it was merged into; -1 stands for none (the CLS token, a merged rest).
         valid: (I, t) bool, False where a smaller image is filled up.
         tokens: (B, L) bool, False at padding.
+        text: (B, L) bool, the tokens that are text: no visual ones, and no structure of an image.
         last: (B,) position of the last token that is no padding: the one whose attention counts.
     """
 
@@ -112,6 +113,7 @@ class Layout:
     raster: Tensor
     valid: Tensor
     tokens: Tensor
+    text: Tensor
     last: Tensor = field(repr=False)
 
     @classmethod
@@ -129,9 +131,11 @@ class Layout:
         widest = max((len(image.columns) for image in images), default=0)
         columns = torch.zeros(len(images), widest, dtype=torch.long)
         valid = torch.zeros(len(images), widest, dtype=torch.bool)
+        shown = torch.zeros(tokens.shape, dtype=torch.bool)
         for i, image in enumerate(images):
             columns[i, : len(image.columns)] = torch.as_tensor(image.columns)
             valid[i, : len(image.columns)] = True
+            shown[image.row, [*image.columns, *image.structure]] = True
         rows = torch.tensor([image.row for image in images], dtype=torch.long)
         raster = torch.arange(widest).repeat(len(images), 1)
         return cls(
@@ -141,6 +145,7 @@ class Layout:
             raster=raster.to(device),
             valid=valid.to(device),
             tokens=tokens,
+            text=tokens & ~shown.to(device),
             last=_last(tokens),
         )
 
@@ -154,7 +159,7 @@ class Layout:
         """The layout with its tensors on a device."""
         if self.tokens.device == device:
             return self
-        names = ("rows", "columns", "raster", "valid", "tokens", "last")
+        names = ("rows", "columns", "raster", "valid", "tokens", "text", "last")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def places(self, n: int) -> Tensor:
@@ -184,6 +189,13 @@ class Layout:
             (I, t, ...); what is not `valid` is arbitrary.
         """
         return states[self.rows[:, None].to(states.device), self.columns.to(states.device)]
+
+    @property
+    def text_behind(self) -> Tensor:
+        """(I, L) bool, the text of its sample that comes behind every image."""
+        last = self.columns.masked_fill(~self.valid, -1).amax(1, keepdim=True)
+        behind = torch.arange(self.text.shape[1], device=self.text.device) > last
+        return self.text[self.rows] & behind
 
     def kept_tokens(self, keep: Tensor) -> Tensor:
         """Which positions of the sequence stay when images keep some of their visual tokens.
@@ -224,6 +236,7 @@ class Layout:
             raster=self.raster.gather(1, order),
             valid=keep.gather(1, order),
             tokens=tokens,
+            text=self.text.gather(1, index) & tokens,
             last=_last(tokens),
         )
 

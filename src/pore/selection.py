@@ -64,6 +64,32 @@ def budget(keep: int | float, available: int) -> int:
     return count
 
 
+def check_scores(scores: Tensor, counts: Tensor, valid: Tensor) -> None:
+    """Refuse scores from which so many tokens cannot be chosen; waits once for the device.
+
+    Args:
+        scores: (I, n) scores; entries that are not `valid` are ignored.
+        counts: (I,) how many tokens of each row are to be kept.
+        valid: (I, n) bool, False where a shorter row is filled up.
+
+    Raises:
+        BudgetError: A row has fewer valid entries than its count.
+        ScoreError: A valid score is NaN or infinite.
+    """
+    finite = (torch.isfinite(scores) | ~valid).all()
+    enough = (counts <= valid.sum(-1)).all()
+    if bool(finite & enough):
+        return
+    if not bool(finite):
+        raise ScoreError(
+            "Scores hold NaN or infinity, so no tokens can be chosen; look for overflow in the "
+            "model (fp16 where it needs bf16?) or for damaged weights or inputs."
+        )
+    raise BudgetError(
+        f"Asked to keep {counts.tolist()} tokens where only {valid.sum(-1).tolist()} remain."
+    )
+
+
 def top_k(scores: Tensor, counts: Sequence[int] | Tensor, valid: Tensor | None = None) -> Tensor:
     """Mark the highest scores of every row; of equal scores the earlier one wins.
 
@@ -82,17 +108,7 @@ def top_k(scores: Tensor, counts: Sequence[int] | Tensor, valid: Tensor | None =
     counts = torch.as_tensor(counts, device=scores.device)
     if valid is None:
         valid = torch.ones_like(scores, dtype=torch.bool)
-    finite = (torch.isfinite(scores) | ~valid).all()
-    enough = (counts <= valid.sum(-1)).all()
-    if not bool(finite & enough):  # one synchronisation with the device for both
-        if not bool(finite):
-            raise ScoreError(
-                "Scores hold NaN or infinity, so no tokens can be chosen; look for overflow in the "
-                "model (fp16 where it needs bf16?) or for damaged weights or inputs."
-            )
-        raise BudgetError(
-            f"Asked to keep {counts.tolist()} tokens where only {valid.sum(-1).tolist()} remain."
-        )
+    check_scores(scores, counts, valid)
     # `descending` sorts put NaN first and keep the order of equal entries when stable.
     order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(

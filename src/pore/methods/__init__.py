@@ -6,6 +6,7 @@ from functools import cache
 from importlib import metadata
 
 from pore.errors import PoreError
+from pore.methods.dart import DART as DART
 from pore.methods.divprune import DivPrune as DivPrune
 from pore.methods.downsample import Downsample as Downsample
 from pore.methods.fastervlm import FasterVLM as FasterVLM
