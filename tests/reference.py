@@ -27,16 +27,21 @@ def dropped_columns(run: Run, input_ids: Tensor, image_token: int) -> Tensor:
     return dropped
 
 
-def dropped_by_stage(run: Run, input_ids: Tensor, image_token: int) -> list[tuple[int, Tensor]]:
-    """Of every stage in the decoder, its layer and (B, L) bool, True at what it left dropped."""
+def dropped_by_stage(run: Run, visual: Tensor) -> list[tuple[int, Tensor]]:
+    """Of every stage in the decoder, its layer and (B, L) bool, True at what it left dropped.
+
+    Args:
+        run: What was done.
+        visual: (B, L) bool, True at visual content.
+    """
     stages: dict[int, Tensor] = {}
     for sample in run.report:
-        columns = (input_ids[sample.sample] == image_token).nonzero().flatten().tolist()
+        columns = visual[sample.sample].nonzero().flatten().tolist()
         start = 0
         for image in sample.images:
             own = columns[start : start + image.seen]
             for layer, kept in image.stages:
-                dropped = stages.setdefault(layer, torch.zeros_like(input_ids, dtype=torch.bool))
+                dropped = stages.setdefault(layer, torch.zeros_like(visual))
                 gone = [column for raster, column in enumerate(own) if raster not in set(kept)]
                 dropped[sample.sample, gone] = True
             start += image.seen

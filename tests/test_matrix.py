@@ -124,7 +124,7 @@ class TestBatches:
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
         with torch.no_grad(), pruner(model) as run:
             short = model(**inputs).logits
-        stages = dropped_by_stage(run, inputs["input_ids"], IMAGE)
+        stages = dropped_by_stage(run, inputs["input_ids"] == IMAGE)
         tokens = inputs["attention_mask"].bool()
         with torch.no_grad(), masked_from(model.model.language_model.layers, stages, tokens):
             dense = model(**inputs, use_cache=False).logits

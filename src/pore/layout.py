@@ -40,15 +40,15 @@ class Tiling:
     """How an image that goes through the vision tower in tiles becomes tokens.
 
     Attributes:
-        tiles: Tiles, the whole image at low resolution being the first.
-        grid: (rows, columns) of the other tiles.
+        tiles: Tiles; where there are several, the whole image at low resolution is the first.
+        grid: (rows, columns) of the other tiles; of one tile alone, of its tokens, or None.
         patches: Patches of a tile.
         slots: For every token in the prompt, the patch that it shows, as tile * patches + patch;
             -1 for tokens that show none. Patches that show nothing but padding may be missing.
     """
 
     tiles: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
     patches: int
     slots: tuple[int, ...]
 
@@ -64,6 +64,7 @@ class Tiling:
             row,
             index,
             [column for column, slot in pairs if slot >= 0],
+            self.grid if self.tiles == 1 else None,
             tiling=self,
             structure=[column for column, slot in pairs if slot < 0],
         )

@@ -18,14 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from pore.attention import AttentionTap, LayerAttention, Reader
-from pore.errors import BudgetError, InputError, ModelStateError, ScoreError
+from pore.errors import (
+    BudgetError,
+    InputError,
+    ModelStateError,
+    ScoreError,
+    UnsupportedModelError,
+)
 from pore.families import Family, family_of
 from pore.layout import Image, Layout, Tiling
 from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
 from pore.sequence import Shortened, Track, pack, take, token_mask
-from pore.tower import TowerStage, TowerWatch, watch_tiling
+from pore.tower import TowerStage, TowerWatch, override, watch_tiling
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
@@ -393,6 +399,11 @@ class Run:
             PoreError: The method's settings do not fit the model.
         """
         unpruned(self.model)
+        if self.pruner.reads_tower and self.family.tower_refusal is not None:
+            raise UnsupportedModelError(
+                f"{self.pruner.name} with these settings reads what goes through the vision tower, "
+                f"which it cannot in {self.family.name}: {self.family.tower_refusal}"
+            )
         self.pruner.check(self.model, self.family)
         tower = self.pruner.tower_stage
         stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]
@@ -443,11 +454,15 @@ class Run:
         if any(stage.layer == len(layers) for stage in self._stages):
             hooks.append(family.norm(model).register_forward_pre_hook(self._before_norm))
         self._undo.extend(hook.remove for hook in hooks)
-        if family.tiled:
+        if family.encodes:
             self._undo.append(watch_tiling(model, family, self._note_tilings))
         if self.pruner.reads_tower:
             self._watch = TowerWatch(model, family, tower)
             self._undo.append(self._watch.remove)
+        if hasattr(decoder, "_deepstack_process"):
+            process: Any = decoder._deepstack_process
+            added = partial(self._deepstack, process)
+            self._undo.append(override(decoder, added, "_deepstack_process"))
         for stage in self._stages:
             if stage.attention is not None:
                 assert stage.probed is not None
@@ -558,6 +573,25 @@ class Run:
                 hidden = self._before_layer(self._forward, number, hidden)
         return (hidden, *others)
 
+    def _deepstack(
+        self, process: Callable[..., Tensor], hidden: Tensor, visual: Tensor, embeds: Tensor
+    ) -> Tensor:
+        """Features that lower layers add to the visual tokens: only kept rows get theirs."""
+        forward = self._forward
+        assert forward is not None
+        if forward.index is not None:
+            self._check_deepstack(forward)
+            visual, embeds = deepstack_of(visual, embeds, forward.index)
+        return process(hidden, visual, embeds)
+
+    def _check_deepstack(self, forward: _Forward) -> None:
+        if forward.merged:
+            raise UnsupportedModelError(
+                f"{self.family.name} adds features to every visual token in its first decoder "
+                f"layers, and {self.pruner.name} has merged tokens before; give it a later layer, "
+                "or use a method that only drops tokens."
+            )
+
     def _look_ahead(
         self,
         forward: _Forward,
@@ -661,6 +695,7 @@ class Run:
             columns = layout.columns[selection.keep]
             features = selection.features[selection.keep].to(hidden.dtype)
             hidden = hidden.index_put((rows, columns), features)
+            forward.merged = True
         if selection.raster is not None:
             layout = forward.layout = replace(layout, raster=selection.raster)
         kept = layout.kept_tokens(selection.keep)
@@ -680,6 +715,7 @@ class Run:
         """Stages on the embeddings: the decoder gets a shorter prompt."""
         assert forward.state is not None
         state, shorter, every = forward.state, kwargs["inputs_embeds"], forward.tokens
+        length = shorter.shape[1]
         index: Tensor | None = None
         if forward.layout is not None:
             for stage in self._entry:
@@ -695,11 +731,30 @@ class Run:
         past = forward.past if state.prompt is None else state.prompt
         state.prompt = prompt = torch.cat([past.to(every.device), forward.tokens], 1)
         forward.past = prompt[:, : -shorter.shape[1]]
-        if self._dense:
+        given = kwargs.get("position_ids")
+        if isinstance(given, Tensor) and given.dim() == 3:
+            # Several axes. A plane of text positions in front only serves masks, which are given.
+            given = given[-3:]
+            names = ("position_ids", "attention_mask")
+            if all(forward.inputs.get(name) is None for name in names):
+                # The model counted the slots of the cache, which lack the dropped tokens.
+                given = given + (state.seen - length - state.cached)
+            positions = given if index is None else take(given, index, -1)
+            forward.gapped = index is not None
+        elif self._dense:
             positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :]
         else:
             positions = original if index is None else take(original, index, -1)
             forward.gapped = index is not None
+        if index is not None and kwargs.get("visual_pos_masks") is not None:
+            self._check_deepstack(forward)
+            stack, embeds = kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"]
+            kept = [deepstack_of(stack, one, index) for one in embeds]
+            kwargs = {
+                **kwargs,
+                "visual_pos_masks": kept[0][0],
+                "deepstack_visual_embeds": [one for _, one in kept],
+            }
         return {
             **kwargs,
             "inputs_embeds": shorter,
@@ -729,7 +784,8 @@ class Run:
         # A single new token is never padding, and asking would cost a synchronisation.
         full = length == 1 or bool(forward.tokens.all())
         tracks[number] = track = track.extended(index + forward.start, forward.tokens, full)
-        rotary = partial(self.family.rotary, self.model) if self._stages[number].dense else None
+        dense = self._stages[number].dense and not self.family.mrope
+        rotary = partial(self.family.rotary, self.model) if dense else None
         forward.short = Shortened(forward.index, track, length, self._decoder_config, rotary)
         return hidden
 
@@ -846,6 +902,23 @@ def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
     return images
 
 
+def deepstack_of(visual: Tensor, embeds: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """What DeepStack adds to a shortened sequence.
+
+    Args:
+        visual: (B, L) bool, True at the visual tokens of the full sequence.
+        embeds: (V, D) what is added to each of them, row by row.
+        index: (B, M) the position in the full sequence of every token left.
+
+    Returns:
+        The same two for the tokens left.
+    """
+    index = index.to(visual.device)
+    number = visual.flatten().cumsum(0).view(visual.shape) - 1
+    left = visual.gather(1, index)
+    return left, embeds[number.gather(1, index)[left].to(embeds.device)]
+
+
 class _CacheState:
     """What a run knows of one key-value cache.
 
@@ -889,6 +962,7 @@ class _Forward:
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
         gapped: Whether positions have gaps already at the first layer.
+        merged: Whether states of visual tokens were replaced.
         looking_ahead: Whether a layer runs in advance, only to show its attention.
         memory: What the stages' `prepare` made of the prompt.
         attention: What the latest reader took.
@@ -906,6 +980,7 @@ class _Forward:
         self.index: Tensor | None = None
         self.short: Shortened | None = None
         self.gapped = False
+        self.merged = False
         self.looking_ahead = False
         self.memory: dict[Any, Any] = {}
         self.attention: Any = None

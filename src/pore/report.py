@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from pore.errors import UnsupportedModelError
 from pore.flops import Flops, Probe, model_flops
 from pore.layout import Layout
 from pore.shapes import ModelShape
@@ -56,7 +57,8 @@ class SampleReport:
         images: Its images; empty for a prompt without image, of which nothing is dropped.
         tokens: Tokens entering every decoder layer, padding left out.
         unpruned: The same without pruning.
-        cost: FLOPs of the prefill by part (true count).
+        cost: FLOPs of the prefill by part (true count); None for a model whose sizes pore cannot
+            read.
         unpruned_cost: The same without pruning.
     """
 
@@ -64,18 +66,18 @@ class SampleReport:
     images: tuple[ImageReport, ...]
     tokens: tuple[int, ...]
     unpruned: tuple[int, ...]
-    cost: Flops
-    unpruned_cost: Flops
+    cost: Flops | None
+    unpruned_cost: Flops | None
 
     @property
-    def flops(self) -> int:
-        """FLOPs of the prefill (true count)."""
-        return self.cost.total
+    def flops(self) -> int | None:
+        """FLOPs of the prefill (true count), or None."""
+        return None if self.cost is None else self.cost.total
 
     @property
-    def unpruned_flops(self) -> int:
-        """FLOPs of the prefill without pruning."""
-        return self.unpruned_cost.total
+    def unpruned_flops(self) -> int | None:
+        """FLOPs of the prefill without pruning, or None."""
+        return None if self.unpruned_cost is None else self.unpruned_cost.total
 
     @property
     def mean_visual_tokens(self) -> float:
@@ -155,7 +157,10 @@ class Report:
         return iter(self.samples)
 
     def _read(self, prefill: _Prefill, first: int) -> Iterator[SampleReport]:
-        shape = ModelShape.from_config(self._config)
+        try:
+            shape = ModelShape.from_config(self._config)
+        except UnsupportedModelError:
+            shape = None
         before: list[int] = prefill.tokens.sum(-1).tolist()
         steps = [(layer, layout.tokens.sum(-1).tolist()) for layer, layout in prefill.stages]
         probed = [(n, r, a, layout.tokens.sum(-1).tolist()) for n, r, a, layout in prefill.probes]
@@ -194,7 +199,9 @@ class Report:
                 images=reports,
                 tokens=tuple(tokens),
                 unpruned=unpruned,
-                cost=model_flops(
+                cost=None
+                if shape is None
+                else model_flops(
                     shape,
                     tokens,
                     images=towers,
@@ -202,7 +209,9 @@ class Report:
                     tower_tokens=prefill.tower_tokens,
                     probes=probes,
                 ),
-                unpruned_cost=model_flops(shape, unpruned, images=towers),
+                unpruned_cost=None
+                if shape is None
+                else model_flops(shape, unpruned, images=towers),
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,7 +239,7 @@ class Report:
         )
         for sample in samples:
             steps = _steps(sample.tokens)
-            cost = (f"{sample.unpruned_flops / 1e12:.4g}", f"{sample.flops / 1e12:.4g}")
+            cost = (_tera(sample.unpruned_flops), _tera(sample.flops))
             if not sample.images:
                 lines.append(
                     f"{sample.sample:>6}  {'-':>5}  {'none':>14}  {steps:<30}  "
@@ -246,6 +255,10 @@ class Report:
         if not any(sample.images for sample in samples):
             lines.append("No prompt had visual tokens, so nothing was dropped.")
         return "\n".join(lines)
+
+
+def _tera(flops: int | None) -> str:
+    return "unknown" if flops is None else f"{flops / 1e12:.4g}"
 
 
 def _rasters(layout: Layout) -> list[list[int]]:

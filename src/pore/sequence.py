@@ -7,7 +7,7 @@ bidirectional image blocks stay what the model means by them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -241,7 +241,8 @@ def token_mask(attention_mask: Any, batch: int, seen: int, length: int, device: 
     """Which tokens of the sequence so far are no padding, read off whatever mask the model got.
 
     Args:
-        attention_mask: None, (B, n), or a prepared (B, 1, q, n) bool or additive mask.
+        attention_mask: None, (B, n), a prepared (B, 1, q, n) bool or additive mask, or several of
+            them by kind of layer.
         batch: Samples B.
         seen: Tokens in the cache.
         length: Tokens of this forward.
@@ -254,6 +255,8 @@ def token_mask(attention_mask: Any, batch: int, seen: int, length: int, device: 
         ModelStateError: The mask is of a form that does not tell.
     """
     total = seen + length
+    if isinstance(attention_mask, Mapping):
+        attention_mask = attention_mask.get("full_attention", next(iter(attention_mask.values())))
     if attention_mask is None:
         return torch.ones(batch, total, dtype=torch.bool, device=device)
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() not in (2, 4):

@@ -649,7 +649,8 @@ class _Runner:
         self.run(run)
         samples = run.report.samples
         tokens = tuple(map(max, zip(*(sample.tokens for sample in samples), strict=True)))
-        return tokens, max((sample.cost for sample in samples), key=lambda cost: cost.total)
+        costs = [sample.cost for sample in samples if sample.cost is not None]
+        return tokens, max(costs, key=lambda cost: cost.total)
 
 
 @contextlib.contextmanager

@@ -233,7 +233,7 @@ class TowerWatch:
 
     def _install(self, model: nn.Module, family: Family) -> None:
         tower, projector = family.tower(model), family.projector(model)
-        if family.tiled:
+        if family.encodes:
             self._undo.append(watch_tiling(model, family, self._note_tiling))
         self._hook(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         self._hook(projector.register_forward_hook(self._after_projector))
@@ -258,7 +258,7 @@ class TowerWatch:
             self._undo.append(AttentionTap(attention, partial(self._observe, i), bias).remove)
         for i in merging:
             self._undo.append(
-                _override(layers[i], partial(self._forward, layers[i], i, read + 1), "forward")
+                override(layers[i], partial(self._forward, layers[i], i, read + 1), "forward")
             )
 
     def _hook(self, handle: Any) -> None:
@@ -424,7 +424,7 @@ class TowerWatch:
 def watch_tiling(
     model: nn.Module, family: Family, note: Callable[[Sequence[Tiling]], None]
 ) -> Callable[[], None]:
-    """Note how images are tiled whenever a model of a tiled family encodes some.
+    """Note how images are tiled whenever a model encodes some.
 
     `generate` encodes them before it calls the model, and then forgets their sizes.
 
@@ -445,10 +445,10 @@ def watch_tiling(
         note(family.tilings(model, bound.arguments))
         return encode(*args, **kwargs)
 
-    return _override(base, watched, "get_image_features")
+    return override(base, watched, "get_image_features")
 
 
-def _override(module: nn.Module, function: Callable[..., Any], name: str) -> Callable[[], None]:
+def override(module: nn.Module, function: Callable[..., Any], name: str) -> Callable[[], None]:
     """Give one module another function of some name; what is returned takes it back."""
     own = module.__dict__.get(name)
     setattr(module, name, function)

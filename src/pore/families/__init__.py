@@ -14,8 +14,9 @@ from pore.errors import UnsupportedModelError
 from pore.families.base import Family as Family
 from pore.families.llava import Llava
 from pore.families.llava_next import LlavaNext
+from pore.families.qwen_vl import QwenVL
 
-_BUILT_IN: tuple[type[Family], ...] = (Llava, LlavaNext)
+_BUILT_IN: tuple[type[Family], ...] = (Llava, LlavaNext, QwenVL)
 
 
 @cache

@@ -23,12 +23,18 @@ class Family(ABC):
     Attributes:
         name: What people call the family.
         model_types: The `config.model_type` of the models that the adapter is for.
-        tiled: Whether images go through the tower in tiles, as `tilings` says.
+        encodes: Whether what `get_image_features` is called with says how images become tokens, see
+            `tilings`.
+        mrope: Whether rotary positions have several axes. Methods that number positions anew then
+            leave them as they are.
+        tower_refusal: Why no method can act in the vision tower; None where they can.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    tiled: ClassVar[bool] = False
+    encodes: ClassVar[bool] = False
+    mrope: ClassVar[bool] = False
+    tower_refusal: ClassVar[str | None] = None
 
     def base(self, model: nn.Module) -> nn.Module:
         """The multimodal model: the module whose `forward` gets token ids and pixels."""
@@ -100,7 +106,7 @@ class Family(ABC):
         """How the images of a call of the model's `get_image_features` become tokens.
 
         Args:
-            model: A model of a tiled family.
+            model: A model of a family that `encodes`.
             inputs: The arguments of the call, by name.
 
         Returns:
@@ -115,8 +121,8 @@ class Family(ABC):
         Args:
             model: The model.
             inputs: The arguments of its multimodal forward, by name; `input_ids` is there. In a
-                tiled family `tilings` are those of the images that were encoded for it, where the
-                images themselves are not among the arguments.
+                family that `encodes`, `tilings` are those of the images that were encoded for it,
+                where the images themselves are not among the arguments.
 
         Returns:
             The images, by sample and then by place; empty where the forward has none.
@@ -142,6 +148,42 @@ class Family(ABC):
 def _vision(tower: Any) -> Any:
     # Some towers hold embeddings and layers one level deeper.
     return getattr(tower, "vision_model", tower)
+
+
+def encoded_images(columns: Sequence[Sequence[int]], tilings: Sequence[Tiling]) -> list[Image]:
+    """Cut the placeholder columns of every sample into the images that were encoded.
+
+    Args:
+        columns: For each sample, the ascending columns of its visual tokens.
+        tilings: Of the encoded images, in the order of the prompts; beams repeat every sample.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: A sample's visual tokens are not those of its images.
+    """
+    tokens = sum(len(tiling.slots) for tiling in tilings)
+    copies = max(sum(map(len, columns)) // max(tokens, 1), 1)
+    left, images = list(tilings), []
+    mine: list[Tiling] = []
+    for row, where in enumerate(columns):
+        if row % copies == 0:
+            mine = []
+            count = len(where)
+            while count > 0 and left:
+                mine.append(left.pop(0))
+                count -= len(mine[-1].slots)
+            if count:
+                other = "more" if count > 0 else "fewer"
+                raise InputError(
+                    f"Sample {row} has {abs(count)} visual tokens {other} than its "
+                    "images come to; build the inputs with the model's own processor."
+                )
+        for index, tiling in enumerate(mine):
+            images.append(tiling.image(row, index, where[: len(tiling.slots)]))
+            where = where[len(tiling.slots) :]
+    return images
 
 
 def placeholder_runs(input_ids: Tensor, token_id: int) -> list[list[int]]:

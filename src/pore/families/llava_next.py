@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pore.errors import InputError
-from pore.families.base import Family, placeholder_runs
+from pore.families.base import Family, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
 
@@ -18,7 +17,7 @@ class LlavaNext(Family):
 
     name = "LLaVA-NeXT"
     model_types = ("llava_next",)
-    tiled = True
+    encodes = True
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """How the images of a call of `get_image_features` become tokens.
@@ -59,30 +58,7 @@ class LlavaNext(Family):
             tilings = self.tilings(model, inputs)
         config: Any = model.config
         columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
-        tokens = sum(len(tiling.slots) for tiling in tilings)
-        copies = sum(map(len, columns)) // max(tokens, 1)  # beams repeat every sample
-        left, images = list(tilings), []
-        for row, where in enumerate(columns):
-            if row % max(copies, 1) == 0:
-                mine = self._of_sample(row, len(where), left)
-            for index, tiling in enumerate(mine):
-                images.append(tiling.image(row, index, where[: len(tiling.slots)]))
-                where = where[len(tiling.slots) :]
-        return images
-
-    @staticmethod
-    def _of_sample(row: int, count: int, left: list[Tiling]) -> list[Tiling]:
-        """Take from the front of `left` the images that make up a sample's placeholders."""
-        mine = []
-        while count > 0 and left:
-            mine.append(left.pop(0))
-            count -= len(mine[-1].slots)
-        if count:
-            raise InputError(
-                f"Sample {row} has {abs(count)} visual tokens {'more' if count > 0 else 'fewer'} "
-                "than its images come to; build the inputs with the model's own processor."
-            )
-        return mine
+        return encoded_images(columns, tilings)
 
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""

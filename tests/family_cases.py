@@ -1,0 +1,219 @@
+"""One tiny random model of every family, made from its own config class, with prompts for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from models import IMAGE, PAD, SIDE, N, in_float64, tiny_llava
+
+TEXT = range(3, 60)
+"""Token ids of text."""
+LAYERS = 6
+
+
+class Case(ABC):
+    """A family: how to make a model of it and what its prompts look like.
+
+    A prompt is a list of text token ids, in which a number below 0 stands for image -1 - number.
+    """
+
+    name: str
+    layers: int = LAYERS
+
+    @abstractmethod
+    def build(self) -> Any:
+        """A model in float64."""
+
+    @abstractmethod
+    def image_ids(self, image: int) -> list[int]:
+        """Token ids that stand for an image in a prompt."""
+
+    @abstractmethod
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        """What the processor gives for these images, in the order of the prompts."""
+
+    def content(self, image: int) -> list[bool]:
+        """Which of `image_ids` stand for patches."""
+        return [token == self.placeholder for token in self.image_ids(image)]
+
+    def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Further inputs that the processor gives."""
+        return {}
+
+    @cache  # noqa: B019 - cases live as long as the tests
+    def model(self) -> Any:
+        torch.manual_seed(0)
+        made = self.build().eval()
+        made.generation_config.pad_token_id = PAD
+        made.generation_config.eos_token_id = None
+        return made
+
+    def row(self, prompt: Sequence[int]) -> list[int]:
+        """The token ids of a prompt."""
+        ids: list[int] = []
+        for token in prompt:
+            ids += [token] if token >= 0 else self.image_ids(-1 - token)
+        return ids
+
+    def inputs(self, prompts: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:
+        """Model inputs of several prompts, padded on a side."""
+        rows = [self.row(prompt) for prompt in prompts]
+        longest = max(map(len, rows))
+        fill = [[PAD] * (longest - len(row)) for row in rows]
+        pairs = list(zip(rows, fill, strict=True))
+        ids = torch.tensor([f + r if side == "left" else r + f for r, f in pairs])
+        marks = [([1] * len(r), [0] * len(f)) for r, f in pairs]
+        mask = torch.tensor([f + r if side == "left" else r + f for r, f in marks])
+        images = [-1 - token for prompt in prompts for token in prompt if token < 0]
+        found = {"input_ids": ids, "attention_mask": mask, **self.extra(ids, mask)}
+        return {**found, **(self.encode(images) if images else {})}
+
+    def visual(self, prompts: Sequence[Sequence[int]], side: str = "left") -> Tensor:
+        """(B, L) bool, True at the tokens of `inputs` that stand for patches."""
+        rows = []
+        for prompt in prompts:
+            row: list[bool] = []
+            for token in prompt:
+                row += [False] if token >= 0 else self.content(-1 - token)
+            rows.append(row)
+        longest = max(map(len, rows))
+        fill = [[False] * (longest - len(row)) for row in rows]
+        pairs = zip(rows, fill, strict=True)
+        return torch.tensor([f + r if side == "left" else r + f for r, f in pairs])
+
+    @property
+    def placeholder(self) -> int:
+        """The token id of visual content."""
+        return int(self.model().config.image_token_id)
+
+
+def noise(seed: int, *shape: int) -> Tensor:
+    """Pixels of an image."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def text_config(kind: str, **more: Any) -> Any:
+    """A tiny decoder: 4 heads in groups of 2, sharp attention."""
+    return getattr(transformers, kind)(
+        **{
+            "vocab_size": 120,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.3,
+            "pad_token_id": PAD,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **more,
+        }
+    )
+
+
+class Llava(Case):
+    name = "LLaVA-1.5"
+
+    def build(self) -> Any:
+        return tiny_llava(layers=LAYERS, tower_layers=4)
+
+    def image_ids(self, image: int) -> list[int]:
+        return [IMAGE] * N
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.stack([noise(i, 3, 8 * SIDE, 8 * SIDE) for i in images])}
+
+
+class LlavaNext(Case):
+    name = "LLaVA-NeXT"
+    sizes = ((60, 50), (20, 60))
+
+    def build(self) -> Any:
+        tower = transformers.CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            projection_dim=16,
+            initializer_range=0.3,
+        )
+        config = transformers.LlavaNextConfig(
+            text_config=text_config("LlamaConfig"),
+            vision_config=tower,
+            image_token_index=IMAGE,
+            image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+        )
+        kind = transformers.LlavaNextForConditionalGeneration
+        return in_float64(kind._from_config(config, dtype=torch.float64))
+
+    def image_ids(self, image: int) -> list[int]:
+        return [IMAGE] * (72, 34)[image % 2]
+
+    def content(self, image: int) -> list[bool]:
+        rows, columns = ((8, 6), (4, 8))[image % 2]
+        base = [True] * 16
+        if image % 2:  # 20 x 60 on 32 x 64: 21 pixels high, so rows 0 and 3 show nothing else
+            rows = 2
+        return base + ([True] * columns + [False]) * rows
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        pixels = torch.stack([noise(i, 5, 3, 32, 32) for i in images])
+        sizes = torch.tensor([self.sizes[i % 2] for i in images])
+        return {"pixel_values": pixels, "image_sizes": sizes}
+
+
+class Qwen2VL(Case):
+    name = "Qwen2-VL"
+    config, kind = "Qwen2VLConfig", "Qwen2VLForConditionalGeneration"
+    text = "Qwen2VLTextConfig"
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}  # noqa: RUF012
+    grids = ((1, 8, 12), (1, 6, 6))
+    vision: dict[str, Any] = {  # noqa: RUF012
+        "depth": 2,
+        "embed_dim": 16,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "mlp_ratio": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+    }
+
+    def build(self) -> Any:
+        config = getattr(transformers, self.config)(
+            text_config=text_config(self.text, rope_parameters=self.rope).to_dict(),
+            vision_config=self.vision,
+            image_token_id=100,
+            video_token_id=101,
+            vision_start_token_id=102,
+            vision_end_token_id=103,
+        )
+        return getattr(transformers, self.kind)._from_config(config, dtype=torch.float64)
+
+    def image_ids(self, image: int) -> list[int]:
+        frames, height, width = self.grids[image % 2]
+        return [102, *[100] * (frames * height * width // 4), 103]
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        grids = [self.grids[i % 2] for i in images]
+        size = 3 * self.vision["temporal_patch_size"] * self.vision["patch_size"] ** 2
+        pixels = [noise(i, t * h * w, size) for i, (t, h, w) in zip(images, grids, strict=True)]
+        return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)}
+
+    def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"mm_token_type_ids": (ids == 100).int()}
+
+
+CASES: list[Case] = [Llava(), LlavaNext(), Qwen2VL()]

@@ -1,0 +1,188 @@
+"""Every method in every family, against the house's invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pore
+from family_cases import CASES, TEXT, Case
+from pore.families import family_of
+from pore.pruner import Pruner
+from pore.shapes import ModelShape, model_shape
+from reference import dropped_by_stage
+from test_engine import fingerprint
+from test_matrix import DRAWING, EVERY, MERGING, Recording, ends, in_decoder
+
+KEEP = 6
+# The norms and rotary tables of most families go through float32.
+CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+PROMPTS = {
+    "single": [[5, 6, -1, 7, 8, 9]],
+    "ragged": [[5, -1, 7, 8], [5, 6, 10, -2, 7, 8, 9, 11]],
+    "several": [[5, -1, 6, 7, -2, 8, 9], [5, -3, 7, 8]],
+    "without": [[5, -1, 7, 8], [5, 6, 10, 11, 12, 13, 7, 8, 9]],
+}
+
+
+def usual(name: str, keep: int | float, case: Case) -> Pruner:
+    """A method's usual settings for the depth of a case's model."""
+    shape: Any = model_shape(f"llava-64x{case.layers}")
+    config = case.model().config
+    if config.model_type in ("llava", "llava_next"):
+        shape = ModelShape.from_config(config)
+    made = pore.methods()[name].usual(keep, shape)
+    assert made is not None
+    return made
+
+
+def refusal(case: Case, name: str) -> str | None:
+    """Why a family does not take a method, or None."""
+    reason = family_of(case.model()).tower_refusal
+    if reason is not None and usual(name, KEEP, case).reads_tower:
+        return reason
+    if name == "Downsample" and case.name == "LLaVA-NeXT":
+        return "fill no grid"
+    return None
+
+
+# What only drops tokens, inside the decoder, which keep their positions.
+DROPPING = {name for name in EVERY if in_decoder(usual(name, KEEP, CASES[0]))}
+
+
+def pairs(wanted: Callable[[str], bool] = lambda name: True, refused: bool = False) -> list[Any]:
+    """Families with the methods that they take, or with those that they refuse."""
+    return [
+        pytest.param(case, name, id=f"{case.name}-{name}")
+        for case in CASES
+        for name in EVERY
+        if wanted(name) and (refusal(case, name) is not None) == refused
+    ]
+
+
+def together(case: Case, pruner: Pruner, inputs: dict[str, Tensor]) -> tuple[Tensor, pore.Run]:
+    with torch.no_grad(), pruner(case.model()) as run:
+        return case.model()(**inputs).logits, run
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
+class TestBatches:
+    @pytest.mark.parametrize(("case", "name"), pairs(lambda name: name not in MERGING))
+    def test_keep_all_is_bit_equal(self, case: Case, name: str, prompts: Any, side: str) -> None:
+        inputs = case.inputs(prompts, side)
+        with torch.no_grad():
+            dense = case.model()(**inputs).logits
+        got, _ = together(case, usual(name, 1.0, case), inputs)
+        assert torch.equal(got, dense)
+
+    @pytest.mark.parametrize(("case", "name"), pairs(lambda name: name not in DRAWING))
+    def test_batch_equals_singles(self, case: Case, name: str, prompts: Any, side: str) -> None:
+        pruner, inputs = usual(name, KEEP, case), case.inputs(prompts, side)
+        logits, run = together(case, pruner, inputs)
+        samples = run.report.samples
+        assert all(len(i.kept) + i.extra == KEEP for s in samples for i in s.images)
+        got = ends(logits, inputs["attention_mask"], [s.tokens[-1] for s in samples])
+        for row, prompt in enumerate(prompts):
+            single, alone = together(case, pruner, case.inputs([prompt]))
+            assert alone.report.samples[0].images == samples[row].images
+            torch.testing.assert_close(got[row], single[0], **CLOSE)
+
+    @pytest.mark.parametrize(("case", "name"), pairs(lambda name: name in DROPPING))
+    def test_equals_masked_dense(self, case: Case, name: str, prompts: Any, side: str) -> None:
+        pruner, model = usual(name, KEEP, case), case.model()
+        inputs = case.inputs(prompts, side)
+        logits, run = together(case, pruner, inputs)
+        stages = dropped_by_stage(run, case.visual(prompts, side))
+        tokens = inputs["attention_mask"].bool()
+        with torch.no_grad(), hidden_from(family_of(model).layers(model), stages):
+            dense = model(**inputs, use_cache=False).logits
+        kept = tokens & ~stages[-1][1]
+        found = ends(logits, tokens, kept.sum(1).tolist())
+        for row, got in enumerate(found):
+            torch.testing.assert_close(got, dense[row, kept[row]], **CLOSE)
+
+
+@contextmanager
+def hidden_from(layers: Any, stages: list[tuple[int, Tensor]]) -> Iterator[None]:
+    """Take dropped tokens out of the masks that the model itself made for the full sequence."""
+
+    def hook(i: int) -> Any:
+        def hide(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            length = (args[0] if args else kwargs["hidden_states"]).shape[1]
+            mask = kwargs.get("attention_mask")
+            if mask is None:
+                mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+            assert mask.dtype == torch.bool
+            itself = torch.eye(length, dtype=torch.bool)
+            for first, dropped in stages:
+                if i >= first:
+                    mask = (mask & ~dropped[:, None, None, :]) | (mask & itself)
+            return args, {**kwargs, "attention_mask": mask}
+
+        return hide
+
+    hooks = [
+        layer.register_forward_pre_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
+@pytest.mark.parametrize(("case", "name"), pairs())
+def test_cached_decode_equals_a_full_forward_with_the_same_selection(
+    case: Case, name: str, prompts: Any
+) -> None:
+    model, inputs = case.model(), case.inputs(prompts)
+    recording = Recording(usual(name, KEEP, case))
+    words = range(model.config.get_text_config().vocab_size)
+    with torch.no_grad(), recording(model):
+        out = model.generate(
+            **inputs,
+            max_new_tokens=4,
+            do_sample=False,
+            suppress_tokens=sorted(set(words) - set(TEXT)),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    recording.replays = True
+    ids = out.sequences[:, :-1]
+    mask = nn.functional.pad(inputs["attention_mask"], (0, 3), value=1)
+    full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
+    with torch.no_grad(), recording(model):
+        logits = model(**full, use_cache=False).logits[:, -4:]
+    torch.testing.assert_close(torch.stack(out.logits, 1), logits.float(), **CLOSE)
+
+
+@pytest.mark.parametrize(("case", "name"), pairs())
+def test_beams_static_cache_and_what_is_left_behind(case: Case, name: str) -> None:
+    model, inputs, pruner = case.model(), case.inputs(PROMPTS["ragged"]), usual(name, KEEP, case)
+    before = fingerprint(model)
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    with torch.no_grad(), pruner(model) as run:
+        tokens = model.generate(**inputs, **settings)
+        static = model.generate(**inputs, **settings, cache_implementation="static")
+        model.generate(**inputs, **settings, num_beams=2)
+    if name not in DRAWING:
+        assert torch.equal(tokens, static)
+        images = [sample.images for sample in run.report]
+        assert images == [images[i] for i in (0, 1, 0, 1, 0, 0, 1, 1)]
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(("case", "name"), pairs(refused=True))
+def test_an_unsupported_pair_is_refused_with_the_reason(case: Case, name: str) -> None:
+    reason = refusal(case, name)
+    assert reason is not None
+    with pytest.raises(pore.PoreError) as error, usual(name, KEEP, case)(case.model()):
+        case.model()(**case.inputs(PROMPTS["single"]))
+    assert reason in str(error.value)
