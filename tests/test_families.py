@@ -65,9 +65,23 @@ def pairs(wanted: Callable[[str], bool] = lambda name: True, refused: bool = Fal
     ]
 
 
+def forward(case: Case, inputs: dict[str, Tensor], **more: Any) -> Tensor:
+    """Logits, at the positions that `generate` would give: a plain forward counts left padding.
+
+    Relative positions are the same, but not everything is relative: DART's key norms are not.
+    """
+    if not family_of(case.model()).mrope:
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        more["position_ids"] = positions
+    with torch.no_grad():
+        logits: Tensor = case.model()(**inputs, **more).logits
+    return logits
+
+
 def together(case: Case, pruner: Pruner, inputs: dict[str, Tensor]) -> tuple[Tensor, pore.Run]:
-    with torch.no_grad(), pruner(case.model()) as run:
-        return case.model()(**inputs).logits, run
+    """Logits of a pruned forward, and the run."""
+    with pruner(case.model()) as run:
+        return forward(case, inputs), run
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -76,8 +90,7 @@ class TestBatches:
     @pytest.mark.parametrize(("case", "name"), pairs(lambda name: name not in MERGING))
     def test_keep_all_is_bit_equal(self, case: Case, name: str, prompts: Any, side: str) -> None:
         inputs = case.inputs(prompts, side)
-        with torch.no_grad():
-            dense = case.model()(**inputs).logits
+        dense = forward(case, inputs)
         got, _ = together(case, usual(name, 1.0, case), inputs)
         assert torch.equal(got, dense)
 
@@ -100,8 +113,8 @@ class TestBatches:
         logits, run = together(case, pruner, inputs)
         stages = dropped_by_stage(run, case.visual(prompts, side))
         tokens = inputs["attention_mask"].bool()
-        with torch.no_grad(), hidden_from(family_of(model).layers(model), stages):
-            dense = model(**inputs, use_cache=False).logits
+        with hidden_from(family_of(model).layers(model), stages):
+            dense = forward(case, inputs, use_cache=False)
         kept = tokens & ~stages[-1][1]
         found = ends(logits, tokens, kept.sum(1).tolist())
         for row, got in enumerate(found):
@@ -158,8 +171,8 @@ def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     ids = out.sequences[:, :-1]
     mask = nn.functional.pad(inputs["attention_mask"], (0, 3), value=1)
     full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
-    with torch.no_grad(), recording(model):
-        logits = model(**full, use_cache=False).logits[:, -4:]
+    with recording(model):
+        logits = forward(case, full, use_cache=False)[:, -4:]
     torch.testing.assert_close(torch.stack(out.logits, 1), logits.float(), **CLOSE)
 
 
