@@ -53,8 +53,6 @@ EVERY = [
     if kind.__module__.startswith("pore.")
     and kind.usual(KEEP, ModelShape.from_config(model_of().config)) is not None
 ]
-# What they send to the decoder is no subset of the model's own tokens, even when all are kept.
-MERGING = {"PruMerge", "PruMerge+", "VisionZip"}
 DRAWING = {"Random"}
 # They score by rotated keys, whose norm depends on positions; a plain forward counts left padding.
 ROTATED = {"DART"}
@@ -75,7 +73,7 @@ def ends(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
 @pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("side", ["left", "right"])
 class TestBatches:
-    @pytest.mark.parametrize("name", [name for name in EVERY if name not in MERGING])
+    @pytest.mark.parametrize("name", EVERY)
     def test_keep_all_is_bit_equal(self, name: str, side: str, prompts: Any) -> None:
         model, inputs = model_of(), batch(prompts, side)
         with torch.no_grad():

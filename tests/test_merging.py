@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pore.merging import add_group_means, compact, cosine, nearest, strided
+from pore.merging import (
+    add_group_means,
+    add_neighbours,
+    compact,
+    cosine,
+    nearest,
+    strided,
+    weighted_sum,
+)
 
 
 @st.composite
@@ -81,3 +89,42 @@ def test_types() -> None:
     members = torch.tensor([[False, True, True, True]])
     merged, _ = add_group_means(half, torch.tensor([[0]]), group, members)
     assert merged.dtype == torch.float16
+
+
+@given(problems(), st.integers(0, 40), st.integers(0, 2**31))
+def test_neighbours_are_the_most_similar(
+    problem: tuple[Tensor, ...], neighbours: int, seed: int
+) -> None:
+    features, metric, others, counts = problem
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(others.shape, generator=generator, dtype=torch.float64)
+    left = torch.rand(others.shape, generator=generator).masked_fill(others, 2.0).argsort(-1)
+    counts = torch.minimum(counts, (~others).sum(1))  # those kept are none of the others
+    kept = left[:, : int(counts.max())]
+    valid = torch.arange(kept.shape[1]) < counts[:, None]
+    got = add_neighbours(features, metric, weights, kept, valid, others, neighbours)
+    for i, count in enumerate(counts.tolist()):
+        own = kept[i, :count].tolist()
+        for slot, token in enumerate(own):
+            pool = [x for x in own if x != token] + others[i].nonzero()[:, 0].tolist()
+            similarity = torch.cosine_similarity(metric[i, token][None], metric[i, pool])
+            best = [pool[j] for j in similarity.argsort(descending=True)[:neighbours].tolist()]
+            expected = features[i, token] + weights[i, best] @ features[i, best]
+            torch.testing.assert_close(got[i, slot], expected)
+    assert bool(got.isfinite().all())
+
+
+def test_a_token_kept_twice_is_its_own_neighbour() -> None:
+    features = torch.tensor([[[1.0], [10.0], [100.0]]])
+    metric = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]])
+    weights, others = torch.ones(1, 3), torch.tensor([[False, True, True]])
+    kept, valid = torch.tensor([[0, 0]]), torch.ones(1, 2, dtype=torch.bool)
+    got = add_neighbours(features, metric, weights, kept, valid, others, 1)
+    assert got.flatten().tolist() == [2.0, 2.0]
+
+
+def test_weighted_sum() -> None:
+    features = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [torch.pi, 1.0]]])
+    tokens = torch.tensor([[True, True, False]])
+    got = weighted_sum(features, torch.tensor([[2.0, 0.5, 9.0]]), tokens)
+    assert got.tolist() == [[[3.5, 6.0]]]

@@ -103,3 +103,52 @@ def add_group_means(
     sizes = weights.sum(1)
     mean = weights.mT @ wide / sizes.clamp(min=1)[..., None]
     return (gather(wide, targets) + mean).to(features.dtype), sizes.long()
+
+
+# -- into tokens that stay, from those most like them (PruMerge) -----------------------------------
+
+
+def add_neighbours(
+    features: Tensor,
+    metric: Tensor,
+    weights: Tensor,
+    kept: Tensor,
+    valid: Tensor,
+    others: Tensor,
+    neighbours: int,
+) -> Tensor:
+    """Add to every kept token the weighted sum of the tokens most like it, kept ones among them.
+
+    All sums are of the features as they come in. Weights are not normalised.
+
+    Args:
+        features: (I, n, C) the tokens.
+        metric: (I, n, d) what similarity is measured on, by cosine.
+        weights: (I, n) of every token in a sum.
+        kept: (I, k) positions of the kept tokens. One that is there twice is its own neighbour.
+        valid: (I, k) bool, False where a row keeps fewer.
+        others: (I, n) bool, the tokens besides that may be neighbours.
+        neighbours: How many go into each sum; fewer where there are no more.
+
+    Returns:
+        (I, k, C) the kept tokens with what was added; arbitrary but finite where not `valid`.
+    """
+    count = kept.shape[1]
+    itself = torch.eye(count, count + features.shape[1], dtype=torch.bool, device=features.device)
+    closed = ~torch.cat([valid, others], 1)[:, None] | itself
+    chosen = gather(metric, kept)
+    similarity = cosine(chosen, torch.cat([chosen, metric], 1)).masked_fill(closed, -torch.inf)
+    best = similarity.argsort(dim=-1, descending=True, stable=True)[..., :neighbours]
+    taken = torch.zeros_like(closed).scatter_(2, best, True) & ~closed
+    wide = working(features)
+    weights = torch.cat([weights.gather(1, kept), weights], 1).to(wide.dtype)
+    start = gather(wide, kept)
+    added = (taken * weights[:, None]) @ torch.cat([start, wide], 1)
+    return (start + added).to(features.dtype)
+
+
+def weighted_sum(features: Tensor, weights: Tensor, tokens: Tensor) -> Tensor:
+    """(I, 1, C) the sum of the `tokens` (I, n) of features (I, n, C) by weights (I, n)."""
+    wide = working(features)
+    weights = (weights * tokens).to(wide.dtype)
+    return (weights[:, None] @ wide).to(features.dtype)

@@ -11,6 +11,8 @@ from pore.methods.divprune import DivPrune as DivPrune
 from pore.methods.downsample import Downsample as Downsample
 from pore.methods.fastervlm import FasterVLM as FasterVLM
 from pore.methods.fastv import FastV as FastV
+from pore.methods.prumerge import PruMerge as PruMerge
+from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
 from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from pore.methods.random import Random as Random
 from pore.methods.scored import Scored as Scored
