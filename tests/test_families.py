@@ -17,7 +17,7 @@ from pore.pruner import Pruner
 from pore.shapes import ModelShape, model_shape
 from reference import dropped_by_stage
 from test_engine import fingerprint
-from test_matrix import DRAWING, EVERY, MERGING, Recording, ends, in_decoder
+from test_matrix import DRAWING, EVERY, Recording, ends, in_decoder
 
 KEEP = 6
 # The norms and rotary tables of most families go through float32.
@@ -87,7 +87,7 @@ def together(case: Case, pruner: Pruner, inputs: dict[str, Tensor]) -> tuple[Ten
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
 class TestBatches:
-    @pytest.mark.parametrize(("case", "name"), pairs(lambda name: name not in MERGING))
+    @pytest.mark.parametrize(("case", "name"), pairs())
     def test_keep_all_is_bit_equal(self, case: Case, name: str, prompts: Any, side: str) -> None:
         inputs = case.inputs(prompts, side)
         dense = forward(case, inputs)
