@@ -31,7 +31,7 @@ from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
 from pore.sequence import Shortened, Track, pack, take, token_mask
-from pore.tower import TowerStage, TowerWatch, override, watch_tiling
+from pore.tower import Encoded, TowerStage, TowerWatch, override, watch_tiling
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
@@ -57,6 +57,9 @@ class View:
         generator: Source of chance for methods that draw.
         norm: The decoder's final norm.
         memory: What the stage's `prepare` made of the prompt.
+        input_ids: (B, L) token ids of the prompt, of the tokens that are left; None for a prompt
+            that was given as embeddings.
+        tower: What the vision tower made of every image, where asked for.
     """
 
     layout: Layout
@@ -66,6 +69,8 @@ class View:
     generator: torch.Generator
     norm: Callable[[Tensor], Tensor]
     memory: Any = None
+    input_ids: Tensor | None = None
+    tower: tuple[Encoded, ...] | None = None
 
     def reweighted(self, scores: Tensor, bias: PositionBias, index: Index = "original") -> Tensor:
         """Scores divided by the position bias: PoRe Eq. 2.
@@ -155,6 +160,7 @@ class Stage:
             anew ("dense") as where the layers that follow never saw the dropped ones. None is
             dense on the embeddings and original in the decoder.
         padding: Whether the rule reads letterbox padding.
+        tower: Whether the rule reads what the vision tower made of the images.
         curve: What of the reader's result is the attention (I, t) that a position bias divides, for
             calibration; None is the whole.
     """
@@ -166,6 +172,7 @@ class Stage:
     prepare: Callable[[View], Any] | None = None
     positions: Positions | None = None
     padding: bool = False
+    tower: bool = False
     curve: Callable[[Any], Tensor] | None = None
 
     @property
@@ -246,7 +253,7 @@ class Pruner(ABC):
     @property
     def reads_tower(self) -> bool:
         """Whether it reads what goes through the vision tower, which then must run while pruned."""
-        return any(isinstance(s, TowerStage) or s.padding for s in self.stages())
+        return any(isinstance(s, TowerStage) or s.padding or s.tower for s in self.stages())
 
     def check(self, model: nn.Module, family: Family) -> None:  # noqa: B027 - optional
         """Refuse a model that the settings do not fit.
@@ -457,7 +464,8 @@ class Run:
         if family.encodes:
             self._undo.append(watch_tiling(model, family, self._note_tilings))
         if self.pruner.reads_tower:
-            self._watch = TowerWatch(model, family, tower)
+            remember = any(stage.tower for stage in [*self._entry, *self._stages])
+            self._watch = TowerWatch(model, family, tower, remember)
             self._undo.append(self._watch.remove)
         if hasattr(decoder, "_deepstack_process"):
             process: Any = decoder._deepstack_process
@@ -668,6 +676,10 @@ class Run:
                 )
             attention = attention.to(hidden.device)
         padding = self._padding(forward) if stage.padding else None
+        tower = None
+        if stage.tower:
+            assert self._watch is not None
+            tower = tuple(self._watch.encoded(image) for image in forward.encoded)
         return View(
             layout=layout,
             hidden_states=hidden,
@@ -676,6 +688,8 @@ class Run:
             generator=self._generator,
             norm=self.family.norm(self.model),
             memory=forward.memory.get(stage.prepare),
+            input_ids=forward.ids,
+            tower=tower,
         )
 
     def _prepare(self, forward: _Forward, embeds: Tensor) -> None:
@@ -706,6 +720,8 @@ class Run:
         if not torch.equal(kept, layout.tokens):
             index, tokens = pack(kept, layout.tokens)
             hidden = take(hidden, index, 1)
+            if forward.ids is not None:
+                forward.ids = take(forward.ids, index, 1)
             forward.layout = layout = layout.shorten(selection.keep, index, tokens)
             forward.tokens = tokens
         self.report.stage(stage.layer, layout)
@@ -956,6 +972,7 @@ class _Forward:
         state: What is known of its cache.
         layout: The visual tokens among the tokens of this forward; None where there are none.
         tokens: (B, m) bool, False at padding and filling, of this forward's tokens as they are now.
+        ids: (B, m) their ids; None where they came as embeddings.
         past: (B, n) bool, the same of the slots in the cache of the layers reached.
         cached: (B, n) bool, the same of the slots in the cache of the first layer.
         start: Slots in the cache of the first layer before this forward.
@@ -971,6 +988,7 @@ class _Forward:
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         self.inputs = inputs
+        self.ids: Tensor | None = inputs.get("input_ids")
         self.state: _CacheState | None = None
         self.layout: Layout | None = None
         self.tokens: Tensor

@@ -144,6 +144,21 @@ def even_shares(total: int, room: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """What the vision tower and the projector made of one image.
+
+    Attributes:
+        features: (tiles, N, C) patch features, as the tower gives them to the projector; one tile
+            where images go in one piece.
+        projected: (tiles, k, D) what the projector made of those that a stage in the tower kept,
+            or of all.
+    """
+
+    features: Tensor
+    projected: Tensor
+
+
+@dataclass(frozen=True)
 class Block:
     """The tokens of one tower block between attention and MLP, where they can be merged.
 
@@ -197,18 +212,21 @@ class TowerWatch:
         model: The model.
         family: Its adapter.
         stage: The stage in the tower, or None only to watch.
+        remember: Whether to hold on to what `encoded` gives.
 
     Attributes:
         pixels: (I, 3, H, W) pixel values of the latest call; None before the first.
         selection: What the stage's rule decided; None without a stage.
-        projected: (I, k, D) what it kept, behind the projector; likewise.
+        projected: (I, k, D) what it kept, or all, behind the projector; None if not remembered.
         tilings: Of the images encoded last, in a family with tiles.
         tokens: Tokens behind the attention of every block, of the latest call; empty where blocks
             do not merge.
         has_cls: Whether the tower has a CLS token.
     """
 
-    def __init__(self, model: nn.Module, family: Family, stage: TowerStage | None) -> None:
+    def __init__(
+        self, model: nn.Module, family: Family, stage: TowerStage | None, remember: bool = False
+    ) -> None:
         self.pixels: Tensor | None = None
         self.selection: TowerSelection | None = None
         self.projected: Tensor | None = None
@@ -217,6 +235,8 @@ class TowerWatch:
         self.has_cls = family.tower_has_cls(model)
         self._family = family
         self._stage = stage
+        self._remember = remember
+        self._features: Tensor
         self._attention: dict[int, Tensor] = {}
         self._queries: dict[int, Tensor] = {}
         self._keys: dict[int, Tensor] = {}
@@ -237,6 +257,8 @@ class TowerWatch:
             self._undo.append(watch_tiling(model, family, self._note_tiling))
         self._hook(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         self._hook(projector.register_forward_hook(self._after_projector))
+        if self._remember:  # before a stage chooses
+            self._hook(projector.register_forward_pre_hook(self._note_features))
         stage = self._stage
         if stage is None:
             return
@@ -295,6 +317,12 @@ class TowerWatch:
             return slice(image, image + 1)
         first = sum(tiling.tiles for tiling in self.tilings[:image])
         return slice(first, first + self.tilings[image].tiles)
+
+    def encoded(self, image: int) -> Encoded:
+        """What was made of an encoded image; only where it was to be remembered."""
+        tiles = self.tiles_of(image)
+        assert self.projected is not None
+        return Encoded(self._features[tiles], self.projected[tiles])
 
     def tokens_of(self, image: int) -> tuple[Tensor, Tensor]:
         """What the decoder gets of an encoded image.
@@ -405,6 +433,9 @@ class TowerWatch:
             return (selection.features, *args[1:])
         return (selection.features[selection.valid][None], *args[1:])
 
+    def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self._features = args[0]
+
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
         if self.selection is not None:
             valid = self.selection.valid
@@ -412,7 +443,9 @@ class TowerWatch:
                 output = output.new_zeros(*valid.shape, output.shape[-1]).masked_scatter(
                     valid[..., None], output[0]
                 )
+        if self._stage is not None or self._remember:
             self.projected = output
+        if self.selection is not None:
             output = nn.functional.pad(output, (0, 0, 0, self._patches - output.shape[1]))
         first = output[:, 0].detach()
         if self.tilings is not None:

@@ -6,6 +6,8 @@ from functools import cache
 from importlib import metadata
 
 from pore.errors import PoreError
+from pore.methods.cdpruner import CDPruner as CDPruner
+from pore.methods.cdpruner import ClipRelevance as ClipRelevance
 from pore.methods.dart import DART as DART
 from pore.methods.divprune import DivPrune as DivPrune
 from pore.methods.downsample import Downsample as Downsample

@@ -1,0 +1,446 @@
+"""CDPruner: visual tokens that are diverse and relevant to the question, by a conditional DPP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pore.errors import BudgetError, InputError, UnsupportedModelError
+from pore.families import Family
+from pore.pruner import Pruner, Selection, Stage, View
+from pore.selection import budget, check_keep
+from pore.tower import even_shares
+
+Questions = str | Sequence[str] | Callable[[list[int]], str]
+
+
+@dataclass(frozen=True)
+class ClipRelevance:
+    """Relevance by CLIP: how little a patch resembles the question in CLIP's joint space.
+
+    Patch features, as the projector gets them, go through the layer norm and the projection that
+    CLIP has for its pooled image feature. Those were never meant for single patches, and low
+    similarity turns out to mark the relevant ones, so relevance is the negative cosine, as in the
+    authors' code. A question longer than CLIP's context is cut into pieces, over which the cosine
+    is averaged.
+
+    Attributes:
+        model: The `CLIPModel` that the vision tower was taken from, such as
+            openai/clip-vit-large-patch14-336 for LLaVA.
+        tokenizer: Its tokenizer.
+        questions: The questions of a batch, one string for each prompt or one for all; or a
+            function that gets the token ids of a prompt, without visual tokens and padding, and
+            gives its question. `processor.decode` gives the whole prompt; the authors pass the bare
+            question, without the chat template and without "Answer the question using a single
+            word or phrase.".
+        faithful: Cut long questions as the authors' code does: only the first piece begins and only
+            the last ends as CLIP expects, so that all pieces but the last say next to nothing.
+    """
+
+    model: nn.Module = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    questions: Questions
+    faithful: bool = False
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse what is no CLIP, or not that of the vision tower.
+
+        Args:
+            model: The model to be pruned.
+            family: Its adapter.
+
+        Raises:
+            UnsupportedModelError: Says what does not fit.
+        """
+        clip: Any = self.model
+        parts = ("vision_model", "visual_projection", "text_model", "text_projection")
+        if missing := [part for part in parts if not hasattr(clip, part)]:
+            raise UnsupportedModelError(
+                f"ClipRelevance needs a CLIPModel, with {', '.join(parts)}; "
+                f"{type(clip).__name__} has no {', '.join(missing)}."
+            )
+        family.tower_read(model)  # refuses several feature layers
+        config: Any = family.tower(model).config
+        width = clip.visual_projection.in_features
+        if config.hidden_size != width:
+            raise UnsupportedModelError(
+                f"The vision tower is {config.hidden_size} wide, the CLIP model's {width}; give "
+                "ClipRelevance the CLIP model that the tower was taken from, or use "
+                "relevance=None."
+            )
+
+    @torch.no_grad()
+    def images(self, features: Tensor) -> Tensor:
+        """Patches in the joint space.
+
+        Args:
+            features: (..., C) patch features, as the projector gets them.
+
+        Returns:
+            (..., E) embeddings, not normalised.
+        """
+        clip: Any = self.model
+        projection = clip.visual_projection
+        features = features.to(projection.weight.device, projection.weight.dtype)
+        embeds: Tensor = projection(clip.vision_model.post_layernorm(features))
+        return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
+
+    @torch.no_grad()
+    def text(self, questions: Sequence[str]) -> Tensor:
+        """Questions in the joint space.
+
+        Args:
+            questions: Q strings.
+
+        Returns:
+            (Q, E) mean of the unit embeddings of a question's pieces: the cosine to it is the mean
+            cosine to the pieces.
+        """
+        clip: Any = self.model
+        device = clip.text_projection.weight.device
+        room = clip.config.text_config.max_position_embeddings
+        pieces: list[list[int]] = []
+        numbers: list[int] = []
+        for number, question in enumerate(questions):
+            ids = list(self.tokenizer(question)["input_ids"])
+            found = _cut_by_the_authors(ids, room) if self.faithful else _cut(ids, room)
+            pieces += found
+            numbers += [number] * len(found)
+        width = max(map(len, pieces))
+        fill = [[0] * (width - len(piece)) for piece in pieces]
+        padded = torch.tensor([piece + more for piece, more in zip(pieces, fill, strict=True)])
+        mask = torch.tensor(
+            [[1] * len(piece) + more for piece, more in zip(pieces, fill, strict=True)]
+        )
+        pooled = clip.text_model(padded.to(device), mask.to(device)).pooler_output
+        unit = _unit(clip.text_projection(pooled))
+        of = torch.tensor(numbers, device=device)
+        total = unit.new_zeros(len(questions), unit.shape[-1]).index_add_(0, of, unit)
+        return total / of.bincount(minlength=len(questions))[:, None]
+
+    def of(self, view: View) -> Tensor:
+        """(I, E) the embedding of the question that every image is asked."""
+        rows = view.layout.rows.tolist()
+        count = len(view.hidden_states)
+        if isinstance(self.questions, str):
+            asked = dict.fromkeys(rows, self.questions)
+        elif callable(self.questions):
+            if view.input_ids is None:
+                raise InputError(
+                    "The prompt is given as inputs_embeds, so the question cannot be read off it; "
+                    "give ClipRelevance the questions themselves."
+                )
+            said = view.layout.text
+            ids = view.input_ids.to(said.device)
+            asked = {row: self.questions(ids[row][said[row]].tolist()) for row in set(rows)}
+        else:
+            if len(self.questions) == 0 or count % len(self.questions):
+                raise InputError(
+                    f"ClipRelevance has {len(self.questions)} questions for a batch of {count} "
+                    "prompts; give one for each, or a function that reads them off the prompts."
+                )
+            copies = count // len(self.questions)  # beams repeat every prompt
+            asked = {row: self.questions[row // copies] for row in set(rows)}
+        places = {question: place for place, question in enumerate(dict.fromkeys(asked.values()))}
+        return self.text(list(places))[[places[asked[row]] for row in rows]]
+
+
+@dataclass(frozen=True)
+class CDPruner(Pruner):
+    """Keep the visual tokens of the most likely subset under a conditional DPP (arXiv 2506.10967).
+
+    The kernel is L_ij = r_i S_ij r_j, with S the cosine of the projected embeddings and r the
+    relevance to the question, scaled to (0, 1] over each image. The subset is built greedily, each
+    next token being the one that adds most to its determinant, so it is diverse and relevant. Acts
+    before the decoder; kept tokens stay in raster order and are numbered anew. Tiles of an image
+    are pruned each by itself, with even shares of `keep`; newline tokens stay.
+
+    Where the tokens picked already span all that are left, none adds anything; then the most
+    relevant ones fill the budget.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        relevance: `ClipRelevance`, as the authors have it; or None for models without a CLIP at
+            hand: the mean cosine of a visual token to the embeddings of the prompt's text tokens.
+        faithful: Choose as the authors' code does: of what the picked tokens span already it can
+            pick one twice, and keeps fewer; of tiled images it chooses among patches of padding
+            too, which the decoder never gets, so that fewer than `keep` reach it.
+    """
+
+    keep: int | float
+    relevance: ClipRelevance | None = None
+    faithful: bool = False
+
+    name: ClassVar[str] = "CDPruner"
+    source: ClassVar[str] = "arXiv 2506.10967"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, on the embeddings."""
+        return [Stage(0, self._select, tower=self.faithful or self.relevance is not None)]
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse a CLIP model that is not that of the vision tower."""
+        if self.relevance is not None:
+            self.relevance.check(model, family)
+
+    def _select(self, view: View) -> Selection:
+        tiled = any(image.tiles > 1 for image in view.layout.images)
+        tiles = _padded_tiles(view) if self.faithful and tiled else _tiles(view)
+        if self.relevance is None:
+            scores = mean_cosine(tiles.features, prompt_embedding(view)[tiles.images])
+        else:
+            question = self.relevance.of(view)
+            patches = self.relevance.images(tiles.of_tower(view))
+            scores = -mean_cosine(patches, question[tiles.images])
+            scores = scores.to(tiles.features.device)
+        relevance = rescaled(scores, tiles.valid, tiles.images)
+        counts = self._counts(view, tiles)
+        kernel = conditional_kernel(cosine(tiles.features), relevance)
+        order = greedy_map(kernel, int(counts.max()), tiles.valid, self.faithful)
+        steps = torch.arange(order.shape[1], device=order.device)
+        picked = torch.zeros_like(tiles.slots)
+        picked = picked.scatter_add(1, order, (steps < counts[:, None]).long()) > 0
+        picked &= tiles.slots >= 0
+        keep = torch.zeros_like(view.layout.valid)
+        keep[tiles.images[:, None].expand_as(picked)[picked], tiles.slots[picked]] = True
+        return Selection(keep)
+
+    def _counts(self, view: View, tiles: _Tiles) -> Tensor:
+        """(J,) tokens to pick from every tile."""
+        rooms: list[list[int]] = [[] for _ in view.layout.images]
+        for image, room in zip(tiles.images.tolist(), tiles.valid.sum(1).tolist(), strict=True):
+            rooms[image].append(room)
+        if tiles.padded:
+            totals = [budget(self.keep, sum(room)) for room in rooms]
+        else:
+            totals = view.budget(self.keep)
+        shares: list[int] = []
+        for total, room in zip(totals, rooms, strict=True):
+            if total > sum(room):
+                raise BudgetError(
+                    f"Asked to keep {total} tokens of an image of which {sum(room)} are left."
+                )
+            shares += even_shares(total, room)
+        return torch.tensor(shares, device=tiles.valid.device)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """The J tiles among whose tokens subsets are chosen; an image in one piece is one tile.
+
+    Attributes:
+        images: (J,) which image of the batch each belongs to.
+        slots: (J, m) which of the image's visual tokens each candidate is, -1 for those that are
+            not in the prompt.
+        patches: (J, m) which patch of the image it shows, tile after tile; -1 for none.
+        valid: (J, m) bool, False where a tile has fewer.
+        features: (J, m, D) projected embeddings.
+        padded: Whether patches of padding are among them.
+    """
+
+    images: Tensor
+    slots: Tensor
+    patches: Tensor
+    valid: Tensor
+    features: Tensor
+    padded: bool
+
+    def of_tower(self, view: View) -> Tensor:
+        """(J, m, C) the features that the candidates were projected from."""
+        assert view.tower is not None
+        for image, encoded in zip(view.layout.images, view.tower, strict=True):
+            tiling = image.tiling
+            patches = len(image.columns) if tiling is None else tiling.tiles * tiling.patches
+            if encoded.features[..., 0].numel() != patches:
+                raise InputError(
+                    f"The tower gave {encoded.features[..., 0].numel()} features for {patches} "
+                    "patches, so relevance by CLIP cannot be told patch by patch; use "
+                    "relevance=None behind methods that merge in the tower."
+                )
+        if bool(((self.patches < 0) & self.valid).any()):
+            raise InputError(
+                "Some visual tokens stand for no single patch, so CLIP cannot tell how relevant "
+                "they are; use relevance=None behind methods that merge."
+            )
+        every = [encoded.features.flatten(0, 1) for encoded in view.tower]
+        starts = [0]
+        for features in every[:-1]:
+            starts.append(starts[-1] + len(features))
+        first = torch.tensor(starts, device=self.patches.device)[self.images]
+        index = first[:, None] + self.patches.clamp(min=0)
+        flat = torch.cat(every)
+        return flat[index.to(flat.device)]
+
+
+def _tiles(view: View) -> _Tiles:
+    """The visual tokens in the prompt, tile by tile."""
+    layout = view.layout
+    patches, tile = layout.raster.clone(), torch.zeros_like(layout.raster)
+    for i, image in enumerate(layout.images):
+        if image.tiling is not None:
+            shown = torch.tensor(image.tiling.shown, device=patches.device)
+            shows = shown[patches[i].clamp(0, len(shown) - 1)]  # of what is not valid, any
+            patches[i] = torch.where(patches[i] < 0, -1, shows)
+            tile[i] = shows // image.tiling.patches
+    pairs = [(i, n) for i, image in enumerate(layout.images) for n in range(image.tiles)]
+    images, numbers = torch.tensor(pairs, device=tile.device).unbind(1)
+    member = layout.valid[images] & (tile[images] == numbers[:, None])
+    width = int(member.sum(1).max())
+    slots = (~member).long().argsort(dim=1, stable=True)[:, :width]
+    return _Tiles(
+        images=images,
+        slots=slots,
+        patches=patches[images].gather(1, slots),
+        valid=member.gather(1, slots),
+        features=view.features[images[:, None], slots],
+        padded=False,
+    )
+
+
+def _padded_tiles(view: View) -> _Tiles:
+    """All patches of tiled images, also those of padding, which are not in the prompt."""
+    layout = view.layout
+    assert view.tower is not None
+    images, slots, patches = [], [], []
+    for i, (image, encoded) in enumerate(zip(layout.images, view.tower, strict=True)):
+        tiling = image.tiling
+        assert tiling is not None
+        whole = encoded.projected.shape[1] == tiling.patches
+        if not whole or layout.counts[i] != len(tiling.shown):
+            raise InputError(
+                "faithful=True chooses among all patches of a tiled image, but a method before it "
+                "has dropped some; use faithful=False in a chain."
+            )
+        count = tiling.tiles * tiling.patches
+        slot = torch.full((count,), -1)
+        slot[list(tiling.shown)] = torch.arange(len(tiling.shown))
+        images += [i] * tiling.tiles
+        slots.append(slot.view(tiling.tiles, -1))
+        patches.append(torch.arange(count).view(tiling.tiles, -1))
+    features = torch.cat([encoded.projected for encoded in view.tower])
+    device = layout.raster.device
+    return _Tiles(
+        images=torch.tensor(images, device=device),
+        slots=torch.cat(slots).to(device),
+        patches=torch.cat(patches).to(device),
+        valid=torch.ones(features.shape[:2], dtype=torch.bool, device=device),
+        features=features.to(device),
+        padded=True,
+    )
+
+
+def prompt_embedding(view: View) -> Tensor:
+    """(I, D) mean of the unit embeddings of the text tokens of every image's prompt."""
+    text = view.layout.text[..., None]
+    unit = _unit(view.hidden_states).masked_fill(~text, 0.0)
+    return (unit.sum(1) / text.sum(1).clamp(min=1))[view.layout.rows]
+
+
+def cosine(features: Tensor) -> Tensor:
+    """(J, m, m) cosine of all pairs of (J, m, D) features, at least float32."""
+    unit = _unit(features)
+    return torch.matmul(unit, unit.mT)
+
+
+def mean_cosine(features: Tensor, targets: Tensor) -> Tensor:
+    """Cosine of every feature to a target, or its mean where targets are means of unit vectors.
+
+    Args:
+        features: (J, m, E) features.
+        targets: (J, E) targets.
+
+    Returns:
+        (J, m), at least float32.
+    """
+    return torch.matmul(_unit(features), targets.to(features.device)[..., None])[..., 0]
+
+
+def rescaled(scores: Tensor, valid: Tensor, images: Tensor) -> Tensor:
+    """Relevance from 1e-6 over its range to about 1, over all tiles of an image together.
+
+    Args:
+        scores: (J, m) scores, higher is more relevant.
+        valid: (J, m) bool, False where a tile has fewer candidates.
+        images: (J,) the image of every tile.
+
+    Returns:
+        (J, m) relevance; 1 throughout an image whose scores are all equal, 0 where not `valid`.
+    """
+    every = scores.new_full((int(images.max()) + 1,), torch.inf)
+    low = scores.masked_fill(~valid, torch.inf).amin(1)
+    high = scores.masked_fill(~valid, -torch.inf).amax(1)
+    low = every.scatter_reduce(0, images, low, "amin")[images, None]
+    high = (-every).scatter_reduce(0, images, high, "amax")[images, None]
+    relevance = torch.where(high > low, (scores - low + 1e-6) / (high - low), 1.0)
+    return relevance.masked_fill(~valid, 0.0)
+
+
+def conditional_kernel(similarity: Tensor, relevance: Tensor) -> Tensor:
+    """(J, m, m) the kernel r_i S_ij r_j, of similarity S (J, m, m) and relevance r (J, m)."""
+    return relevance[:, :, None] * similarity * relevance[:, None]
+
+
+def greedy_map(kernel: Tensor, count: int, valid: Tensor, faithful: bool = False) -> Tensor:
+    """The likeliest subset of a DPP, greedily, by an incremental Cholesky factor.
+
+    Chen et al., "Fast greedy MAP inference for determinantal point process" (NeurIPS 2018).
+
+    Args:
+        kernel: (J, m, m) positive semi-definite kernels.
+        count: Candidates to pick from every tile.
+        valid: (J, m) bool, False at what is no candidate.
+        faithful: Go on with the rounding errors (and NaN) of candidates that add nothing, which
+            can pick one twice; otherwise those with the largest diagonal come next.
+
+    Returns:
+        (J, count) candidates in the order they are picked; arbitrary behind the last valid one.
+    """
+    tiles = torch.arange(len(kernel), device=kernel.device)
+    diagonal = kernel.diagonal(dim1=1, dim2=2).masked_fill(~valid, 0.0)
+    top = diagonal.amax(1, keepdim=True)
+    least = (10 * torch.finfo(kernel.dtype).eps * top)[:, 0]
+    gains, left = diagonal.masked_fill(~valid, -torch.inf), valid.clone()
+    factor = kernel.new_zeros(len(kernel), count, kernel.shape[1])
+    order = []
+    for step in range(count):
+        if faithful:
+            pick = gains.argmax(1)
+        else:  # what adds nothing ranks below all that adds something, by its diagonal
+            ranked = torch.where(gains > least[:, None], gains, diagonal - top - 1)
+            pick = ranked.masked_fill(~left, -torch.inf).argmax(1)
+            left[tiles, pick] = False
+        order.append(pick)
+        gain, known = gains[tiles, pick], factor[:, :step]
+        row = torch.matmul(known[tiles, :, pick][:, None], known)[:, 0]
+        row = (kernel[tiles, pick] - row) / gain.sqrt()[:, None]
+        if not faithful:
+            row = torch.where((gain > least)[:, None], row, 0.0)
+        factor[:, step] = row
+        gains = gains - row.square()
+        gains[tiles, pick] = -torch.inf
+    return torch.stack(order, 1)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def _cut(ids: list[int], room: int) -> list[list[int]]:
+    """A question's ids, from begin to end mark, in pieces of at most `room` that have both."""
+    if len(ids) <= room:
+        return [ids]
+    begin, *words, end = ids
+    return [[begin, *words[i : i + room - 2], end] for i in range(0, len(words), room - 2)]
+
+
+def _cut_by_the_authors(ids: list[int], room: int) -> list[list[int]]:
+    """A question's ids cut every `room`, whatever they are."""
+    return [ids[i : i + room] for i in range(0, len(ids), room)]
