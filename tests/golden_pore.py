@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pore.bias import PositionBias
-from pore.padding import cap, padding_fraction, suppress, unpadded_cells, visible_patches
+from pore.padding import cap, padding_fraction, unpadded_cells, visible_patches
 from pore.selection import top_k
 
 
@@ -63,11 +63,10 @@ def check(file: GoldenFile) -> float:
         worst = max(worst, (scores[number][0] - case["score"]).abs().max().item())
 
     for number, rank, kind, expected in kept:
-        score = suppress(scores[number], padding[number], threshold)
-        if kind == "kept":
-            score = bias.divide(score)
+        score = bias.divide(scores[number]) if kind == "kept" else scores[number]
         count = cap(torch.tensor([rank]), padding[number], threshold)
-        found = top_k(score, count)[0].nonzero()[:, 0]
+        visible = visible_patches(padding[number], threshold)
+        found = top_k(score, count, visible)[0].nonzero()[:, 0]
         assert torch.equal(found, expected), f"{file.path}: c{number}.r{rank}.{kind}"
     assert worst <= 1e-6, worst
     return worst

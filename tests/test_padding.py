@@ -15,7 +15,6 @@ from pore.padding import (
     cap,
     letterbox_padding,
     padding_fraction,
-    suppress,
     unpadded_cells,
     visible_patches,
 )
@@ -50,7 +49,6 @@ def test_a_batch_equals_its_images(sizes: list[tuple[int, int]], threshold: floa
     batch = torch.tensor(sizes)
     padding = padding_fraction(batch, (12, 12), 168)
     counts = torch.full((len(sizes),), 100)
-    scores = torch.rand(padding.shape)
     for i, size in enumerate(batch):
         alone = padding_fraction(size[None], (12, 12), 168)
         assert torch.equal(padding[i : i + 1], alone)
@@ -58,17 +56,15 @@ def test_a_batch_equals_its_images(sizes: list[tuple[int, int]], threshold: floa
             unpadded_cells(batch, (12, 12))[i : i + 1], unpadded_cells(size[None], (12, 12))
         )
         assert torch.equal(
-            suppress(scores, padding, threshold)[i : i + 1],
-            suppress(scores[i : i + 1], alone, threshold),
+            visible_patches(padding, threshold)[i : i + 1], visible_patches(alone, threshold)
         )
         assert cap(counts, padding, threshold)[i] == cap(counts[:1], alone, threshold)[0]
 
 
 def test_the_share_on_the_threshold_is_kept() -> None:
     padding = torch.tensor([[0.0, 0.3, 0.5, 0.6]])
-    scores = torch.ones(1, 4)
-    assert suppress(scores, padding).tolist() == [[1, 1, 1, 0]]
-    assert suppress(scores, padding, 0.3).tolist() == [[1, 1, 0, 0]]
+    assert visible_patches(padding).tolist() == [[True, True, True, False]]
+    assert visible_patches(padding, 0.3).tolist() == [[True, True, False, False]]
     assert cap(torch.tensor([4, 2])[:, None], padding).tolist() == [[3], [2]]
 
 
@@ -83,7 +79,7 @@ def test_an_image_thinner_than_half_a_patch_keeps_its_middle() -> None:
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
     with pytest.raises(InputError, match="from 0 to 1"):
-        suppress(torch.ones(4), torch.zeros(4), threshold)
+        visible_patches(torch.zeros(4), threshold)
 
 
 @pytest.mark.parametrize("sizes", [[[0, 5]], [[-3, 5]], [[1, 2, 3]], [4, 5]])

@@ -1,8 +1,9 @@
-"""Letterbox padding: how much of every patch it covers, and its suppression in scores.
+"""Letterbox padding: how much of every patch it covers, and which patches it leaves.
 
 LLaVA letterboxes an image to a square: it is centred, and two bars of the mean colour fill the
 rest. Bars mean nothing, but can draw attention. Version 2 of PoRe (arXiv 2508.17807v2) sets the
-scores of patches that are mostly bar to zero and keeps no more tokens than there are others.
+scores of patches that are mostly bar to zero and keeps no more tokens than there are others; to
+leave them out of the choice is the same, also where a score underflows.
 """
 
 from __future__ import annotations
@@ -128,23 +129,6 @@ def visible_patches(padding: Tensor, threshold: float = THRESHOLD) -> Tensor:
     visible = padding <= threshold
     least = padding == padding.amin(dim=-1, keepdim=True)
     return torch.where(visible.any(dim=-1, keepdim=True), visible, least)
-
-
-def suppress(scores: Tensor, padding: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """Set the scores of padding to zero, before they are divided by the position bias.
-
-    Args:
-        scores: (..., n) scores, none negative.
-        padding: (..., n) shares of padding on the same device; broadcast.
-        threshold: Share above which a patch counts as padding, from 0 to 1.
-
-    Returns:
-        (..., n) scores.
-
-    Raises:
-        InputError: `threshold` is not from 0 to 1.
-    """
-    return scores.masked_fill(~visible_patches(padding, threshold), 0)
 
 
 def cap(counts: Tensor, padding: Tensor, threshold: float = THRESHOLD) -> Tensor:
