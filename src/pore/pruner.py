@@ -316,7 +316,7 @@ def remove(model: nn.Module) -> None:
 
 
 def unpruned(model: nn.Module) -> nn.Module:
-    """The model itself, out of the wrapping of torch.compile, if it is not pruned.
+    """The model itself, out of the wrapping of torch.compile and peft, if it is not pruned.
 
     Args:
         model: The model.
@@ -1010,5 +1010,10 @@ class _Seen(Exception):
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    # torch.compile wraps the module; hooks and the config are of the one inside.
-    return model._orig_mod if hasattr(model, "_orig_mod") else model  # type: ignore[return-value]
+    """The model that transformers made, out of the wrapping of torch.compile and of peft."""
+    wrapped: Any = model
+    if hasattr(wrapped, "_orig_mod"):
+        wrapped = wrapped._orig_mod
+    if hasattr(wrapped, "get_base_model"):
+        wrapped = wrapped.get_base_model()
+    return wrapped  # type: ignore[no-any-return]
