@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from pore.layout import Image, Layout
+from pore.layout import Image, Layout, Tiling
 from pore.sequence import pack
 
 
@@ -31,3 +33,18 @@ def test_text_behind_every_image() -> None:
     behind = [row.nonzero().flatten().tolist() for row in short.text_behind]
     assert behind[:2] == [[2, 6], [6]]
     assert index[1, behind[2]].tolist() == [4, 5, 6, 7, 8]
+
+
+def test_which_patch_of_which_tile_a_token_shows() -> None:
+    """Padding cut off, ends of rows between, an image in one piece beside, and a merged token."""
+    tiling = Tiling(3, (1, 2), 4, (0, 1, 2, 3, 4, 6, -1, 9, 11, -1))
+    images = [tiling.image(0, 0, range(1, 11)), Image(1, 0, [2, 3, 4])]
+    layout = Layout.of(images, torch.ones(2, 12, dtype=torch.bool))
+    tile, patch = layout.shows()
+    assert tile[0].tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert patch[0].tolist() == [0, 1, 2, 3, 0, 2, 1, 3]
+    assert tile[1].tolist() == [0] * 8
+    assert patch[1, :3].tolist() == [0, 1, 2]
+    tile, patch = replace(layout, raster=layout.raster.clone().fill_(-1)).shows()
+    assert (tile == 0).all()
+    assert (patch == -1).all()

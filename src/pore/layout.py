@@ -180,6 +180,23 @@ class Layout:
         relative = (slots * (n - 1) / last).round().long().clamp(max=n - 1)
         return torch.where(self.raster < 0, relative, self.raster)
 
+    def shows(self) -> tuple[Tensor, Tensor]:
+        """Which patch of which tile every visual token shows.
+
+        Returns:
+            tile (I, t), 0 throughout an image in one piece, and patch (I, t) in that tile, with the
+            tile 0 and -1 for tokens that show no single patch; arbitrary where not `valid`.
+        """
+        tile, patch = torch.zeros_like(self.raster), self.raster.clone()
+        for i, image in enumerate(self.images):
+            if image.tiling is not None and image.tiling.tiles > 1:
+                shown = torch.tensor(image.tiling.shown, device=patch.device)
+                slot = shown[patch[i].clamp(0, len(shown) - 1)]
+                none = patch[i] < 0
+                tile[i] = (slot // image.tiling.patches).masked_fill(none, 0)
+                patch[i] = (slot % image.tiling.patches).masked_fill(none, -1)
+        return tile, patch
+
     def gather(self, states: Tensor) -> Tensor:
         """The states of the visual tokens of every image.
 

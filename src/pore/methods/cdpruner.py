@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
+from pore.layout import Layout
 from pore.pruner import Pruner, Selection, Stage, View
 from pore.selection import budget, check_keep
 from pore.tower import even_shares
@@ -283,13 +284,7 @@ class _Tiles:
 def _tiles(view: View) -> _Tiles:
     """The visual tokens in the prompt, tile by tile."""
     layout = view.layout
-    patches, tile = layout.raster.clone(), torch.zeros_like(layout.raster)
-    for i, image in enumerate(layout.images):
-        if image.tiling is not None:
-            shown = torch.tensor(image.tiling.shown, device=patches.device)
-            shows = shown[patches[i].clamp(0, len(shown) - 1)]  # of what is not valid, any
-            patches[i] = torch.where(patches[i] < 0, -1, shows)
-            tile[i] = shows // image.tiling.patches
+    tile, patch = layout.shows()
     pairs = [(i, n) for i, image in enumerate(layout.images) for n in range(image.tiles)]
     images, numbers = torch.tensor(pairs, device=tile.device).unbind(1)
     member = layout.valid[images] & (tile[images] == numbers[:, None])
@@ -298,11 +293,18 @@ def _tiles(view: View) -> _Tiles:
     return _Tiles(
         images=images,
         slots=slots,
-        patches=patches[images].gather(1, slots),
+        patches=_numbers(layout, tile, patch)[images].gather(1, slots),
         valid=member.gather(1, slots),
         features=view.features[images[:, None], slots],
         padded=False,
     )
+
+
+def _numbers(layout: Layout, tile: Tensor, patch: Tensor) -> Tensor:
+    """(I, t) patches numbered tile after tile, -1 for none."""
+    size = [1 if image.tiling is None else image.tiling.patches for image in layout.images]
+    first = tile * torch.tensor(size, device=tile.device)[:, None]
+    return torch.where(patch < 0, -1, first + patch)
 
 
 def _padded_tiles(view: View) -> _Tiles:
