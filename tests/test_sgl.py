@@ -14,14 +14,19 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
+from family_cases import CASES, TEXT, Case
 from models import IMAGE, N, batch, prompt, tiny_llava
 from pore.errors import BudgetError, InputError, ModelStateError, PoreError, ScoreError
-from pore.layout import Image
+from pore.families import family_of
+from pore.layout import Image, Layout
 from pore.methods import methods
 from pore.selection import budget, top_k
 from pore.shapes import model_shape
 from reference import dropped_columns, masked_from
 from test_engine import _flash, _forward_text, fingerprint
+from test_families import CLOSE as NEAR
+from test_families import PROMPTS as FAMILY_PROMPTS
+from test_families import forward, hidden_from
 
 PROMPTS = [prompt(3, 2, 5), prompt(9, 0, 4, 1), prompt(1, 1, 2, 2)]
 STEPS = 4
@@ -209,16 +214,17 @@ class TestGuide:
 
 
 class TestSelectAndMatch:
-    def images(self, counts: list[int], copies: int = 1) -> tuple[Image, ...]:
-        return tuple(
+    def layout(self, counts: list[int], copies: int = 1) -> Layout:
+        images = [
             Image(row * copies + copy, index, range(index * 9, index * 9 + 4 + index))
             for row, count in enumerate(counts)
             for copy in range(copies)
             for index in range(count)
-        )
+        ]
+        return Layout.of(images, torch.ones(len(counts) * copies, 40, dtype=torch.bool))
 
     def guide(self, counts: list[int]) -> pore.Guide:
-        images, rows = self.images(counts), len(counts)
+        images, rows = self.layout(counts).images, len(counts)
         importance = torch.arange(len(images))[:, None].expand(-1, 8).double()
         return pore.Guide(
             images=images,
@@ -238,7 +244,7 @@ class TestSelectAndMatch:
         chosen = data.draw(st.permutations(range(len(counts))))
         part = guide.select(chosen)
         assert part.sequences[:, 0].tolist() == chosen
-        which = part.match(self.images([counts[i] for i in chosen], copies))
+        which = part.match(self.layout([counts[i] for i in chosen], copies))
         numbers = part.importance[which, 0].tolist() if which else []
         rows = [guide.images[int(number)].row for number in numbers]
         expected = [i for i in chosen for _ in range(copies * counts[i])]
@@ -251,23 +257,15 @@ class TestSelectAndMatch:
     def test_other_images_are_refused(self, here: list[int], there: list[int]) -> None:
         guide = self.guide(here)
         copies = max(len(there) // len(here), 1)
-        repeated = [count for count in here for _ in range(copies)]
-        if _trimmed(there) in ([], _trimmed(here), _trimmed(repeated)):
-            guide.match(self.images(there))
+        if there == [count for count in here for _ in range(copies)]:
+            guide.match(self.layout(there))
         else:
             with pytest.raises(InputError, match="same batch of prompts"):
-                guide.match(self.images(there))
+                guide.match(self.layout(there))
 
     def test_no_such_sample(self) -> None:
         with pytest.raises(InputError, match="0 to 1"):
             self.guide([1, 1]).select([2])
-
-
-def _trimmed(counts: list[int]) -> list[int]:
-    """Without samples at the end that have no image, which leave no trace."""
-    while counts and counts[-1] == 0:
-        counts = counts[:-1]
-    return counts
 
 
 class TestPruning:
@@ -452,6 +450,65 @@ class TestReweighting:
             pass
         with pore.SGL(5, 2, guide, reweight=bias.allowing(field))(large):
             large(**batch(PROMPTS))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+class TestFamilies:
+    """One model of every family guides itself."""
+
+    prompts = FAMILY_PROMPTS["several"]
+
+    def guided(self, case: Case, prompts: Any, monkeypatch: Any) -> pore.Guide:
+        model = case.model()
+        words = range(model.config.get_text_config().vocab_size)
+        others = sorted(set(words) - set(TEXT))  # a full forward must not take answers for images
+        monkeypatch.setattr(model.generation_config, "suppress_tokens", others)
+        return pore.guide(model, case.inputs(prompts), max_new_tokens=STEPS)
+
+    def dropped(self, case: Case, guide: pore.Guide, keep: int) -> Tensor:
+        kept = top_k(guide.importance, [keep] * len(guide.images), guide.valid)
+        dropped = torch.zeros_like(case.inputs(self.prompts)["input_ids"], dtype=torch.bool)
+        for image, stays in zip(guide.images, kept.tolist(), strict=True):
+            gone = [c for c, stay in zip(image.columns, stays, strict=False) if not stay]
+            dropped[image.row, gone] = True
+        return dropped
+
+    def test_prunes(self, case: Case, monkeypatch: Any) -> None:
+        inputs, model = case.inputs(self.prompts), case.model()
+        guide = self.guided(case, self.prompts, monkeypatch)
+        for layer in (0, 2):
+            with pore.SGL(5, layer=layer, guide=guide)(model):
+                short = forward(case, inputs)
+            dropped = self.dropped(case, guide, 5)
+            with hidden_from(family_of(model).layers(model), [(layer, dropped)]):
+                dense = forward(case, inputs, use_cache=False)
+            kept = inputs["attention_mask"].bool() & ~dropped
+            for got, full, stay in zip(short, dense, kept, strict=True):
+                torch.testing.assert_close(got[-int(stay.sum()) :], full[stay], **NEAR)
+
+    def test_a_batch_is_its_samples(self, case: Case, monkeypatch: Any) -> None:
+        guide = self.guided(case, self.prompts, monkeypatch)
+        scores = pore.consistency(case.model(), case.inputs(self.prompts), guide, keep=4)
+        for row, tokens in enumerate(self.prompts):
+            one = self.guided(case, [tokens], monkeypatch)
+            part = guide.select([row])
+            torch.testing.assert_close(part.importance, one.importance, rtol=1e-4, atol=1e-4)
+            assert torch.equal(part.sequences, one.sequences)
+            alone_score = pore.consistency(case.model(), case.inputs([tokens]), one, keep=4)
+            torch.testing.assert_close(scores[row], alone_score[0], rtol=1e-3, atol=0.0)
+
+    def test_consistency(self, case: Case, monkeypatch: Any) -> None:
+        inputs, model = case.inputs(self.prompts), case.model()
+        guide = self.guided(case, self.prompts, monkeypatch)
+        got = pore.consistency(model, inputs, guide, keep=4)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, STEPS - 1), value=1)
+        ids = torch.cat([inputs["input_ids"], guide.sequences[:, :-1]], 1)
+        full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
+        dropped = torch.nn.functional.pad(self.dropped(case, guide, 4), (0, STEPS - 1))
+        with hidden_from(family_of(model).layers(model), [(0, dropped)]):
+            logits = forward(case, full, use_cache=False)[:, -STEPS:]
+        expected = logits.softmax(-1).gather(-1, guide.sequences[..., None])[..., 0].prod(1)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=0.0)
 
 
 class TestConsistency:

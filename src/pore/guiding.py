@@ -14,7 +14,7 @@ from pore.attention import AttentionTap, row_logits
 from pore.bias import Provenance
 from pore.errors import InputError, ScoreError
 from pore.families import family_of, identity
-from pore.layout import Image, Layout, sources
+from pore.layout import Image, Layout
 from pore.pruner import marked_images, unpruned
 
 # Query rows whose attention over all heads is held at a time.
@@ -83,14 +83,14 @@ class Guide:
             provenance=self.provenance,
         )
 
-    def match(self, images: Sequence[Image]) -> list[int]:
+    def match(self, layout: Layout) -> list[int]:
         """Which of the guide's images every image of another model's batch is.
 
         The batches must hold the same prompts in the same order; samples repeated for beams or for
         several answers are understood.
 
         Args:
-            images: The images of the batch, as they entered the model.
+            layout: The layout of the batch.
 
         Returns:
             The number of each image among the guide's.
@@ -98,23 +98,22 @@ class Guide:
         Raises:
             InputError: The batches have other images, or images have other numbers of tokens.
         """
-        if not images:
-            return []
-        count = len(self.images)
-        which = sources(images, count)
-        copies = len(images) // max(count, 1)
-        if which is None or not all(
-            number < count
-            and (image.row // copies, image.index)
-            == (self.images[number].row, self.images[number].index)
-            for image, number in zip(images, which, strict=True)
+        samples = len(layout.tokens)
+        copies = max(samples // len(self), 1)
+        numbers = {(image.row, image.index): i for i, image in enumerate(self.images)}
+        found = [numbers.get((image.row // copies, image.index)) for image in layout.images]
+        which = [number for number in found if number is not None]
+        if (
+            samples != copies * len(self)
+            or len(which) != len(found)
+            or len(found) != copies * len(numbers)
         ):
             raise InputError(
-                f"The guide has seen {_places(self.images)}, but the prompts here have "
-                f"{_places(images)}; make the guide from the same batch of prompts, or take the "
-                "samples that are asked here with guide.select(samples)."
+                f"The guide has seen {_places(self.images, len(self))}, but here are "
+                f"{_places(layout.images, samples)}; make the guide from the same batch of "
+                "prompts, or take the samples that are asked here with guide.select(samples)."
             )
-        for image, number in zip(images, which, strict=True):
+        for image, number in zip(layout.images, which, strict=True):
             seen, here = len(self.images[number].columns), len(image.columns)
             if seen != here:
                 raise InputError(
@@ -125,10 +124,9 @@ class Guide:
         return which
 
 
-def _places(images: Sequence[Image]) -> str:
+def _places(images: Sequence[Image], samples: int) -> str:
     rows = [image.row for image in images]
-    each = ", ".join(f"{rows.count(row)} of sample {row}" for row in sorted(set(rows)))
-    return f"{len(rows)} image(s) ({each})" if rows else "no image"
+    return f"{samples} sample(s) with {[rows.count(row) for row in range(samples)]} images"
 
 
 @torch.no_grad()
@@ -201,6 +199,54 @@ def guide(
         confidence=chosen.log().masked_fill(~answered, 0.0).sum(1).div(lengths).exp(),
         provenance=Provenance(**identity(model), normalize="guide", host="SGL"),
     )
+
+
+@torch.no_grad()
+def answer_probabilities(model: nn.Module, inputs: Mapping[str, Any], sequences: Tensor) -> Tensor:
+    """The probability of every token of given answers, in one pass over prompts and one over them.
+
+    Args:
+        model: A vision-language model, pruned or not.
+        inputs: What its processor makes of the prompts, padded on the left.
+        sequences: (B, n) the answers' token ids.
+
+    Returns:
+        (B, n) probabilities, at least float32.
+    """
+    positions: list[Tensor | None] = []
+
+    def note(_: nn.Module, __: object, kwargs: dict[str, Any]) -> None:
+        positions.append(kwargs.get("position_ids"))
+
+    hook = family_of(model).decoder(model).register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        out = model(**inputs, use_cache=True, logits_to_keep=1)
+    finally:
+        hook.remove()
+    logits: Tensor = out.logits
+    if more := sequences.shape[1] - 1:
+        embeds = inputs.get("inputs_embeds")
+        prompt = inputs["input_ids"] if embeds is None else embeds[..., 0]
+        mask = inputs.get("attention_mask")
+        mask = torch.ones_like(prompt, dtype=torch.long) if mask is None else mask
+        out = model(
+            input_ids=sequences[:, :-1],
+            attention_mask=nn.functional.pad(mask, (0, more), value=1),
+            position_ids=_following(positions[0], more),
+            past_key_values=out.past_key_values,
+        )
+        logits = torch.cat([logits, out.logits], 1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.softmax(-1).gather(-1, sequences[..., None])[..., 0]
+
+
+def _following(positions: Tensor | None, count: int) -> Tensor | None:
+    """The positions, on every axis, of text behind a prompt; None where the model counts itself."""
+    if positions is None:
+        return None
+    last = positions.amax(-1) if positions.dim() == 2 else positions.amax((0, -1))
+    found = last[:, None] + torch.arange(1, count + 1, device=last.device)
+    return found if positions.dim() == 2 else found.expand(len(positions), -1, -1)
 
 
 def _layout(model: nn.Module, inputs: Mapping[str, Any], visual: Tensor | None) -> Layout:

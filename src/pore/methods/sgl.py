@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pore.families import Family
-from pore.guiding import Guide
+from pore.guiding import Guide, answer_probabilities
 from pore.pruner import Pruner, Selection, Stage, View, check_layer
 from pore.selection import budget, check_keep, top_k
 from pore.shapes import ModelShape
@@ -77,7 +77,7 @@ class SGL(Pruner):
 
     def _select(self, view: View) -> Selection:
         layout = view.layout
-        which = self.guide.match(layout.images)
+        which = self.guide.match(layout)
         importance = self.guide.importance[which].to(layout.raster.device)
         # Where another method came before, tokens are fewer; one that shows no patch ranks last.
         scores = importance.gather(1, layout.raster.clamp(min=0)).masked_fill(layout.raster < 0, 0)
@@ -90,7 +90,6 @@ class SGL(Pruner):
         return Selection(top_k(scores, counts, layout.valid))
 
 
-@torch.no_grad()
 def consistency(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -121,27 +120,10 @@ def consistency(
         PoreError: The inputs are not those of the guide, or `keep` cannot be met.
     """
     pruner = SGL(keep, layer=0, guide=guide, reweight=reweight, faithful=faithful)
-    answers = guide.sequences
     with pruner(model) as run:
-        embeds = inputs.get("inputs_embeds")
-        if embeds is not None:
+        if (embeds := inputs.get("inputs_embeds")) is not None:
             run.mark_visual(_marks(guide, embeds.shape[:2]))
-        call: Any = run.model
-        out = call(**inputs, use_cache=True, logits_to_keep=1)
-        logits: Tensor = out.logits
-        if answers.shape[1] > 1:
-            prompt = embeds[..., 0] if embeds is not None else inputs["input_ids"]
-            mask = inputs.get("attention_mask")
-            mask = torch.ones_like(prompt, dtype=torch.long) if mask is None else mask
-            more = answers.shape[1] - 1
-            out = call(
-                input_ids=answers[:, :-1],
-                attention_mask=nn.functional.pad(mask, (0, more), value=1),
-                past_key_values=out.past_key_values,
-            )
-            logits = torch.cat([logits, out.logits], 1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = logits.softmax(-1).gather(-1, answers[..., None])[..., 0]
+        chosen = answer_probabilities(run.model, inputs, guide.sequences)
     return chosen.masked_fill(~guide.answered, 1.0).prod(1)
 
 
