@@ -60,6 +60,8 @@ class View:
         input_ids: (B, L) token ids of the prompt, of the tokens that are left; None for a prompt
             that was given as embeddings.
         tower: What the vision tower made of every image, where asked for.
+        rotary: Makes the decoder's rotary tables for states (B, m, D) at positions (B, m).
+        dense: Whether positions are numbered anew behind the stage.
     """
 
     layout: Layout
@@ -71,6 +73,8 @@ class View:
     memory: Any = None
     input_ids: Tensor | None = None
     tower: tuple[Encoded, ...] | None = None
+    rotary: Callable[[Tensor, Tensor], Any] | None = None
+    dense: bool = False
 
     def reweighted(self, scores: Tensor, bias: PositionBias, index: Index = "original") -> Tensor:
         """Scores divided by the position bias: PoRe Eq. 2.
@@ -690,7 +694,13 @@ class Run:
             memory=forward.memory.get(stage.prepare),
             input_ids=forward.ids,
             tower=tower,
+            rotary=partial(self.family.rotary, self.model),
+            dense=self._renumbers(stage),
         )
+
+    def _renumbers(self, stage: Stage) -> bool:
+        """Whether positions are numbered anew behind a stage in the decoder."""
+        return stage.dense and not self.family.mrope
 
     def _prepare(self, forward: _Forward, embeds: Tensor) -> None:
         for stage in self._stages:
@@ -800,7 +810,7 @@ class Run:
         # A single new token is never padding, and asking would cost a synchronisation.
         full = length == 1 or bool(forward.tokens.all())
         tracks[number] = track = track.extended(index + forward.start, forward.tokens, full)
-        dense = self._stages[number].dense and not self.family.mrope
+        dense = self._renumbers(self._stages[number])
         rotary = partial(self.family.rotary, self.model) if dense else None
         forward.short = Shortened(forward.index, track, length, self._decoder_config, rotary)
         return hidden
