@@ -329,6 +329,19 @@ def test_a_budget_larger_than_the_image_names_it(model: Any) -> None:
         model(**batch([prompt(3, 1, 5)]))
 
 
+@pytest.mark.parametrize("before", [pore.FasterVLM(9), pore.FastV(9, layer=1)], ids=repr)
+def test_behind_a_method_that_left_fewer(before: Pruner) -> None:
+    """Nothing is deleted until the scheme comes to what is left; the budget is the last one's."""
+    model, scheme = tiny_llava(layers=LAYERS), (0, 0, 4, 1, 3)
+    with torch.no_grad(), pore.Chain(before, pore.FitPrune(6, scheme))(model) as run:
+        model(**batch([prompt(3, 1, 5), prompt(3, 2, 5)]))
+    for sample in run.report:
+        images = len(sample.images)
+        text = sample.unpruned[0] - N * images
+        assert [(n - text) / images for n in sample.tokens[2:]] == [9, 9, 9]
+        assert all(len(image.kept) == 6 for image in sample.images)
+
+
 def test_the_report_counts_the_rows_that_were_read(model: Any) -> None:
     with torch.no_grad(), pore.FitPrune(6, SCHEME)(model) as run:
         model(**batch([prompt(3, 1, 5)]))

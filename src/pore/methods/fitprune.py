@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pore.attention import LayerAttention
 from pore.errors import BudgetError, CalibrationError
 from pore.families import Family, family_of
+from pore.layout import Layout
 from pore.methods._stages import bias_of_each, check_stages, freeze
 from pore.pruner import Pruner, Run, Selection, Stage, View, unpruned
 from pore.selection import budget, check_keep, top_k
@@ -178,9 +179,13 @@ class FitPrune(Pruner):
         if bias is not None:
             text = view.reweighted(text, bias)
         layer = self._layers[number]
-        counts = view.budget(lambda n: left_behind(self.scheme, self.keep, n)[layer])
+        left = view.budget(lambda n: left_behind(self.scheme, self.keep, n)[layer])
         valid = view.layout.valid
-        return Selection(top_k(visual * text, torch.tensor(counts, device=valid.device), valid))
+        counts = torch.tensor(left, device=valid.device)
+        if number < len(self._layers) - 1:
+            # A method before this one in a chain may have left fewer than are left on the way.
+            counts = torch.minimum(counts, valid.sum(-1))
+        return Selection(top_k(visual * text, counts, valid))
 
 
 def left_behind(scheme: Sequence[int], keep: int | float, visual: int) -> list[int]:
@@ -218,39 +223,57 @@ class HeadMax:
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, 2, t) what every token gets from visual tokens and from text, at least float32."""
         layout = attention.layout
-        text = layout.text_behind
-        order = (~text).long().argsort(dim=-1, stable=True)[:, : int(text.sum(-1).max())]
         return torch.stack(
             [
-                received(attention, layout.columns, layout.valid),
-                received(attention, order, text.gather(1, order)),
+                received(attention, layout.columns, layout.valid, "max"),
+                received(attention, *text_rows(layout), "max"),
             ],
             1,
         )
 
 
-def received(attention: LayerAttention, index: Tensor, valid: Tensor) -> Tensor:
-    """Attention on every visual token, the largest of the heads, averaged over some query tokens.
+def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
+    """The text tokens behind every image.
+
+    Args:
+        layout: Where things lie.
+
+    Returns:
+        index (I, R), their positions in the sequence, ascending; and valid (I, R) bool, False where
+        an image has fewer.
+    """
+    text = layout.text_behind
+    order = (~text).long().argsort(dim=-1, stable=True)[:, : int(text.sum(-1).max())]
+    return order, text.gather(1, order)
+
+
+def received(
+    attention: LayerAttention, index: Tensor, valid: Tensor, heads: Literal["max", "mean"]
+) -> Tensor:
+    """Attention on every visual token, over the heads and then averaged over some query tokens.
 
     Args:
         attention: The layer's.
         index: (I, R) positions of the query tokens.
         valid: (I, R) bool, False where an image has fewer.
+        heads: Whether the largest weight over the heads counts, for each pair of tokens, or the
+            mean.
 
     Returns:
         (I, t) attention, at least float32; 0 at what is no token of the image.
     """
     layout, columns = attention.layout, attention.columns
-    images, heads = len(index), attention.query.shape[1]
+    images, count = len(index), attention.query.shape[1]
     slots = attention.past.shape[1] + attention.query.shape[2]
-    rows = max(1, _CHUNK // (images * heads * slots))
+    rows = max(1, _CHUNK // (images * count * slots))
     total: Tensor | None = None
     for first in range(0, index.shape[1], rows):
         some, there = index[:, first : first + rows], valid[:, first : first + rows]
         weights = attention.logits(some).softmax(-1)
-        every = columns[:, None, None].expand(-1, heads, some.shape[1], -1)
-        largest = weights.gather(-1, every).amax(1)
-        part = largest.masked_fill(~there[..., None], 0.0).sum(1)
+        every = columns[:, None, None].expand(-1, count, some.shape[1], -1)
+        picked = weights.gather(-1, every)
+        picked = picked.amax(1) if heads == "max" else picked.mean(1)
+        part = picked.masked_fill(~there[..., None], 0.0).sum(1)
         total = part if total is None else total + part
     assert total is not None
     return (total / valid.sum(-1, keepdim=True)).masked_fill(~layout.valid, 0.0)

@@ -1,0 +1,162 @@
+"""After ST3: visual tokens fewer and fewer every so many layers, from the paper's description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pore.attention import LastToken, LayerAttention
+from pore.errors import BudgetError, ScoreError
+from pore.families import Family
+from pore.methods._stages import bias_of_each, check_layers, check_stages, freeze
+from pore.methods.fitprune import received, text_rows
+from pore.methods.pyramiddrop import pyramid
+from pore.pruner import Pruner, Selection, Stage, View
+from pore.selection import budget, check_keep, top_k
+
+if TYPE_CHECKING:
+    from pore.bias import PositionBias
+    from pore.shapes import ModelShape
+
+Query = Literal["last", "text"]
+
+
+@dataclass(frozen=True)
+class ST3Style(Pruner):
+    """Drop visual tokens every so many layers by the attention they get (after arXiv 2412.20105).
+
+    EXPERIMENTAL. There is no code of ST3, and of the paper only what its abstract says was at hand:
+    it drops a fixed share of the tokens every so many layers, by the attention that they receive
+    (progressive visual token pruning). All else here is a setting: where it begins, how often, how
+    much, whose attention. The defaults are ours and no result of the paper is claimed.
+
+    Before layers `start`, `start + stride` and so on, `prunings` times, tokens are ranked by the
+    attention that they get in the layer before, averaged over heads, and the lowest are dropped.
+    Those that stay keep their positions. Without a `ratio` they come down to `keep` in equal
+    ratios, 1 - (keep / n) ** (1 / prunings) being the share dropped each time. With one, each
+    pruning drops that share of what is left, never below `keep`, and the last one whatever is
+    still above it.
+
+    The paper's other half is NOT built: the annealing that takes visual tokens out of the cache
+    while the answer is generated. Here the tokens that the prompt has left stay to the end.
+
+    Attributes:
+        keep: Tokens per image behind the last pruning (int), or the fraction (float).
+        start: The 0-based index of the first pruned layer; scores come from the layer before.
+        stride: Layers between two prunings.
+        prunings: How often tokens are dropped.
+        ratio: Share of what is left that each pruning drops; None for equal ratios down to `keep`.
+        query: Whose attention counts: that of the "last" token, or the mean over all "text" tokens
+            behind the image.
+        reweight: The position bias P that the attention is divided by, or one for every pruning,
+            or None.
+    """
+
+    keep: int | float
+    start: int = 2
+    stride: int = 4
+    prunings: int = 6
+    ratio: float | None = None
+    query: Query = "last"
+    reweight: PositionBias | tuple[PositionBias, ...] | None = None
+
+    name: ClassVar[str] = "ST3-style"
+    source: ClassVar[str] = "after arXiv 2412.20105; no code to compare with"
+    reweightable: ClassVar[bool] = True
+    experimental: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        freeze(self, "reweight")
+        for name in ("start", "stride", "prunings"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BudgetError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise BudgetError(f"ratio is a share between 0 and 1, not {self.ratio!r}.")
+        if self.query not in get_args(Query):
+            raise ScoreError(f"query must be 'last' or 'text', not {self.query!r}.")
+        check_layers(self._layers)
+        bias_of_each(self.reweight, self.prunings)
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> ST3Style:
+        """Every eighth of the decoder from layer 2 on, up to six times; ours."""
+        depth = shape.decoder.layers
+        start, stride = max(1, min(2, depth - 1)), max(1, depth // 8)
+        return cls(keep, start, stride, min(6, 1 + max(0, depth - 1 - start) // stride))
+
+    @property
+    def _layers(self) -> tuple[int, ...]:
+        return tuple(self.start + self.stride * i for i in range(self.prunings))
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage for every pruning, by the attention of the layer before."""
+        reader = LastToken() if self.query == "last" else TextMean()
+        return [
+            Stage(layer, partial(self._select, number), reader)
+            for number, layer in enumerate(self._layers)
+        ]
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse layers that the decoder lacks, and biases measured under other conditions."""
+        check_stages(self.stages(), bias_of_each(self.reweight, self.prunings), family, model)
+
+    def counts(self, visual: int, layers: int) -> list[int]:
+        """Visual tokens of one image that enter every decoder layer."""
+        found = [visual] * layers
+        left = left_after(self.keep, self.prunings, self.ratio, visual)
+        for layer, count in zip(self._layers, left, strict=True):
+            found[layer:] = [count] * (layers - layer)
+        return found
+
+    def _select(self, number: int, view: View) -> Selection:
+        scores, valid = view.attention, view.layout.valid
+        left = view.budget(lambda n: left_after(self.keep, self.prunings, self.ratio, n)[number])
+        counts = torch.tensor(left, device=valid.device)
+        if number < self.prunings - 1:
+            # A method before this one in a chain may have left fewer than are left on the way.
+            counts = torch.minimum(counts, valid.sum(-1))
+        bias = bias_of_each(self.reweight, self.prunings)[number]
+        if bias is not None:
+            scores = view.reweighted(scores, bias)
+        return Selection(top_k(scores, counts, valid))
+
+
+def left_after(keep: int | float, prunings: int, ratio: float | None, visual: int) -> list[int]:
+    """Tokens of one image that are left after every pruning.
+
+    Args:
+        keep: Tokens left after the last one, or the fraction.
+        prunings: How many there are.
+        ratio: Share of what is left that each drops; None for equal ratios.
+        visual: Tokens that the image came with.
+
+    Returns:
+        One number for each, none larger than the one before.
+
+    Raises:
+        BudgetError: The image has fewer tokens than are to be kept.
+    """
+    last = budget(keep, visual)
+    if ratio is None:
+        return pyramid(last, prunings, visual)
+    between = [round(visual * (1 - ratio) ** i) for i in range(1, prunings)]
+    return [*(max(last, count) for count in between), last]
+
+
+@dataclass(frozen=True)
+class TextMean:
+    """Reads what every visual token gets from the text behind the image: the mean over tokens and
+    heads."""
+
+    normalize: ClassVar[str] = "text"
+
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """(I, t) attention, at least float32."""
+        return received(attention, *text_rows(attention.layout), "mean")
