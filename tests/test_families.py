@@ -48,6 +48,8 @@ def refusal(case: Case, name: str) -> str | None:
         return reason
     if name == "Downsample" and case.name == "LLaVA-NeXT":
         return "fill no grid"
+    if name == "ToMe" and case.name == "LLaVA-NeXT":
+        return "cannot meet a budget"
     return None
 
 

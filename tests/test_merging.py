@@ -10,6 +10,7 @@ from torch import Tensor
 from pore.merging import (
     add_group_means,
     add_neighbours,
+    bipartite_matching,
     compact,
     cosine,
     nearest,
@@ -128,3 +129,45 @@ def test_weighted_sum() -> None:
     tokens = torch.tensor([[True, True, False]])
     got = weighted_sum(features, torch.tensor([[2.0, 0.5, 9.0]]), tokens)
     assert got.tolist() == [[[3.5, 6.0]]]
+
+
+@given(st.integers(1, 3), st.integers(2, 24), st.integers(0, 2), st.integers(0, 999), st.data())
+def test_matching(images: int, n: int, protected: int, seed: int, data: st.DataObject) -> None:
+    """Against the same, token by token; two protected ones are CLS and a distillation token."""
+    cls, distill = protected > 0, protected > 1
+    count = data.draw(st.integers(0, max(n - protected, 0) // 2))
+    generator = torch.Generator().manual_seed(seed)
+    metric = torch.randn(images, n, 3, generator=generator, dtype=torch.float64)
+    states = torch.randn(images, n, 2, generator=generator, dtype=torch.float64)
+    sizes = torch.randint(1, 5, (images, n), generator=generator)
+    matching = bipartite_matching(metric, count, cls, distill)
+    means, sums = matching.means(states, sizes), matching.sums(sizes[..., None])
+    assert means.shape == (images, n - count, 2)
+    for i in range(images):
+        even, odd = list(range(2 * cls, n, 2)), list(range(1 + 2 * distill, n, 2))
+        similar = torch.cosine_similarity(metric[i, :, None], metric[i, None], -1)
+        near = {a: odd[int(similar[a, odd].argmax())] for a in even if odd}
+        ranked = sorted(near, key=lambda a: -similar[a, near[a]].item())
+        merged, stay = ranked[:count], ranked[count:]
+        assert matching.source[i].tolist() == merged
+        groups = {x: [x] for x in range(n) if x not in merged}
+        for a in merged:
+            groups[near[a]].append(a)
+        places = matching.places[i].tolist()
+        if odd:
+            first = list(range(protected)) + (sorted(stay) if cls else stay)
+            assert places == first + odd
+        for slot, place in enumerate(places):
+            weights = sizes[i, groups[place]].double()
+            mean = weights @ states[i, groups[place]] / weights.sum()
+            torch.testing.assert_close(means[i, slot], mean)
+            assert sums[i, slot, 0] == int(weights.sum())
+
+
+@given(st.integers(2, 24), st.floats(1e-3, 1e3), st.integers(0, 999))
+def test_matching_does_not_mind_the_scale(n: int, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    metric = torch.randn(1, n, 3, generator=generator, dtype=torch.float64)
+    one, other = (bipartite_matching(metric * s, n // 4, True) for s in (1.0, scale))
+    assert torch.equal(one.places, other.places)
+    assert torch.equal(one.target, other.target)

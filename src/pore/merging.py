@@ -6,6 +6,8 @@ the same bits every time on every device.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
@@ -152,3 +154,71 @@ def weighted_sum(features: Tensor, weights: Tensor, tokens: Tensor) -> Tensor:
     wide = working(features)
     weights = (weights * tokens).to(wide.dtype)
     return (weights[:, None] @ wide).to(features.dtype)
+
+
+# -- pairs of two halves (ToMe) --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which tokens one round of merging merges into which.
+
+    Attributes:
+        places: (I, m) the token that each of the m left is or was merged into.
+        source: (I, r) the tokens that are merged away.
+        target: (I, r) which of the m tokens left each of them goes into.
+    """
+
+    places: Tensor
+    source: Tensor
+    target: Tensor
+
+    def sums(self, states: Tensor) -> Tensor:
+        """(I, m, C) the states (I, n, C) of the tokens left, with those merged into them added."""
+        wide = working(states)
+        went = one_hot(self.target, self.places.shape[1]).to(wide.dtype)
+        return gather(wide, self.places) + went.mT @ gather(wide, self.source)
+
+    def means(self, states: Tensor, weights: Tensor) -> Tensor:
+        """(I, m, C) means of the states (I, n, C) that come together, by weights (I, n)."""
+        weights = working(weights)[..., None]
+        return (self.sums(working(states) * weights) / self.sums(weights)).to(states.dtype)
+
+
+def bipartite_matching(
+    metric: Tensor, count: int, cls: bool = False, distill: bool = False
+) -> Matching:
+    """Match the tokens at even places with the most similar at odd places, and merge the best.
+
+    ToMe's bipartite soft matching. Of the tokens at even places the `count` with the most similar
+    partner, by cosine, are merged into it; several may go into one. What stays of the even places
+    comes first: in order with a CLS token, else by descending similarity, as in the authors' code;
+    then all of the odd ones.
+
+    Args:
+        metric: (I, n, d) what similarity is measured on.
+        count: How many tokens to merge, at most half of those that may be.
+        cls: Whether token 0 is a CLS token, which stays and takes no other.
+        distill: Whether the token behind it is a distillation token, likewise; it stays there.
+
+    Returns:
+        The matching, of m = n - count tokens.
+    """
+    similarity = cosine(metric[:, ::2], metric[:, 1::2])
+    if cls:
+        similarity[:, 0] = -torch.inf
+    if distill:
+        similarity[..., 0] = -torch.inf
+    best, partner = similarity.max(-1)
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    source, stay = order[:, :count], order[:, count:]
+    if cls:
+        stay = stay.sort(-1).values
+    odd = torch.arange(similarity.shape[2], device=metric.device).expand(len(metric), -1)
+    first, second = 2 * stay, 2 * odd + 1
+    target = stay.shape[1] + partner.gather(1, source)
+    if distill:  # CLS, the distillation token, then the others
+        places = torch.cat([first[:, :1], second[:, :1], first[:, 1:], second[:, 1:]], 1)
+    else:
+        places = torch.cat([first, second], 1)
+    return Matching(places, 2 * source, target)

@@ -165,6 +165,8 @@ class Block:
     Attributes:
         number: Index of the block, from 0.
         count: Blocks up to the one whose output the projector reads.
+        layers: All blocks of the tower.
+        patches: Patches of an image, before any merging.
         states: (I, n, C) the tokens, CLS first in a tower that has one.
         keys: (I, H, n, d) keys of this block's attention.
         sizes: (I, n) how many tokens of the tower's input each stands for.
@@ -174,6 +176,8 @@ class Block:
 
     number: int
     count: int
+    layers: int
+    patches: int
     states: Tensor
     keys: Tensor
     sizes: Tensor
@@ -280,7 +284,7 @@ class TowerWatch:
             self._undo.append(AttentionTap(attention, partial(self._observe, i), bias).remove)
         for i in merging:
             self._undo.append(
-                override(layers[i], partial(self._forward, layers[i], i, read + 1), "forward")
+                override(layers[i], partial(self._forward, layers, i, read + 1), "forward")
             )
 
     def _hook(self, handle: Any) -> None:
@@ -374,9 +378,10 @@ class TowerWatch:
         return None if self._block is None else self._block.sizes.log()
 
     def _forward(
-        self, layer: Any, i: int, count: int, hidden_states: Tensor, *args: Any, **kw: Any
+        self, layers: Any, i: int, count: int, hidden_states: Tensor, *args: Any, **kw: Any
     ) -> Tensor:
         """The block as transformers has it, with a merge between attention and MLP."""
+        layer = layers[i]
         assert self._stage is not None
         assert self._stage.merge is not None
         mask = args[0] if args else kw.pop("attention_mask", None)
@@ -390,8 +395,17 @@ class TowerWatch:
             raster = places.expand(images, -1)
         else:
             sizes, raster = self._block.sizes, self._block.raster
-        keys = self._keys[i]
-        block = Block(i, count, states, keys, sizes, raster, self.has_cls)
+        block = Block(
+            number=i,
+            count=count,
+            layers=len(layers),
+            patches=self._patches,
+            states=states,
+            keys=self._keys[i],
+            sizes=sizes,
+            raster=raster,
+            has_cls=self.has_cls,
+        )
         merged = self._stage.merge(block)
         self.tokens.append(merged.states.shape[1])
         self._block = None if merged is block and self._block is None else merged
