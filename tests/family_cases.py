@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import IMAGE, PAD, SIDE, N, in_float64, tiny_llava
 
@@ -26,6 +26,8 @@ class Case(ABC):
 
     name: str
     layers: int = LAYERS
+    tiled = False
+    """Whether images come in several grids."""
 
     @abstractmethod
     def build(self) -> Any:
@@ -135,6 +137,7 @@ class Llava(Case):
 
 class LlavaNext(Case):
     name = "LLaVA-NeXT"
+    tiled = True
     sizes = ((60, 50), (20, 60))
 
     def build(self) -> Any:
@@ -216,4 +219,49 @@ class Qwen2VL(Case):
         return {"mm_token_type_ids": (ids == 100).int()}
 
 
-CASES: list[Case] = [Llava(), LlavaNext(), Qwen2VL()]
+class SmolVLM(Case):
+    """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
+
+    name = "SmolVLM"
+    tiled = True
+
+    def build(self) -> Any:
+        tower = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 4,
+            "initializer_range": 0.3,
+        }
+        config = transformers.SmolVLMConfig(
+            text_config=text_config("LlamaConfig").to_dict(),
+            vision_config=tower,
+            scale_factor=2,
+            image_token_id=IMAGE,
+        )
+        kind = transformers.SmolVLMForConditionalGeneration
+        return in_float64(kind._from_config(config, dtype=torch.float64))
+
+    def image_ids(self, image: int) -> list[int]:
+        fake, whole, newline = 91, 92, 93
+        tile = [IMAGE] * 16
+        single = [fake, whole, *tile, fake]
+        return single if image % 2 else [fake, 94, *tile, fake, 95, *tile, newline, *single]
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        tiles = [noise(10 * i + k, 3, 32, 32) for i in images for k in range(1 if i % 2 else 3)]
+        return {"pixel_values": torch.stack(tiles)}
+
+    def inputs(self, prompts: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:
+        """Tiles are given by sample, filled up with zeros."""
+        found = super().inputs(prompts, side)
+        if "pixel_values" in found:
+            tiles = found["input_ids"].eq(IMAGE).sum(1) // 16
+            of_sample = found["pixel_values"].split(tiles.tolist())
+            found["pixel_values"] = nn.utils.rnn.pad_sequence(of_sample, batch_first=True)
+        return found
+
+
+CASES: list[Case] = [Llava(), LlavaNext(), Qwen2VL(), SmolVLM()]

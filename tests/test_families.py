@@ -46,7 +46,7 @@ def refusal(case: Case, name: str) -> str | None:
     reason = family_of(case.model()).tower_refusal
     if reason is not None and usual(name, KEEP, case).reads_tower:
         return reason
-    if name == "Downsample" and case.name == "LLaVA-NeXT":
+    if name == "Downsample" and case.tiled:
         return "fill no grid"
     if name == "ToMe" and case.name == "LLaVA-NeXT":
         return "cannot meet a budget"

@@ -1,0 +1,92 @@
+"""Idefics3 and SmolVLM: tiles with their own tags, and squares of patches shuffled into a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pore.errors import InputError
+from pore.families.base import Family, placeholder_runs
+from pore.layout import Image
+
+
+class Idefics3(Family):
+    """`Idefics3ForConditionalGeneration` and `SmolVLMForConditionalGeneration`.
+
+    An image is its tiles, row by row, and behind them the whole image at low resolution. Before
+    each stand two tokens, `<fake_token_around_image>` and the tag of its row and column or
+    `<global-img>`; what stands between the tiles of an image is structure.
+    """
+
+    name = "SmolVLM"
+    model_types = ("idefics3", "smolvlm")
+    tower_refusal = (
+        "every visual token is a square of patches, and the tower has no CLS token. Use a method "
+        "that acts on the embeddings or in the decoder."
+    )
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The language model without its head."""
+        return self.base(model).text_model  # type: ignore[return-value]
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        """The vision tower."""
+        return self.base(model).vision_model  # type: ignore[return-value]
+
+    def projector(self, model: nn.Module) -> nn.Module:
+        """The pixel shuffle and the projection."""
+        return self.base(model).connector  # type: ignore[return-value]
+
+    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+        """Images of a prompt: runs of the image token up to one that shows the whole image."""
+        if inputs.get("pixel_values") is None and not inputs.get("mm_encoder_outputs"):
+            return []  # a placeholder that a model generated is no image
+        config: Any = model.config
+        ids = inputs["input_ids"]
+        grid = self.grid(model)
+        images = []
+        for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
+            tiles = _tiles(row, columns, grid[0] * grid[1])
+            text = ids[row].tolist() if tiles else []
+            for index, image in enumerate(_grouped(tiles, text)):
+                found = [column for tile in image for column in tile]
+                structure = sorted(set(range(found[0], found[-1] + 1)) - set(found))
+                one = grid if len(image) == 1 else None
+                images.append(Image(row, index, found, one, structure=structure))
+        return images
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        """The grid of a tile: its patches, `scale_factor` by `scale_factor` in a token."""
+        config: Any = model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        side //= config.scale_factor
+        return side, side
+
+
+def _tiles(row: int, columns: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut the placeholder columns of a sample into tiles of one size."""
+    tiles = [columns[start : start + size] for start in range(0, len(columns), size)]
+    if any(tile[-1] - tile[0] != size - 1 for tile in tiles) or len(columns) % size:
+        raise InputError(
+            f"Sample {row} has {len(columns)} visual tokens, which are no whole tiles of {size}; "
+            "build the inputs with the model's own processor."
+        )
+    return tiles
+
+
+def _grouped(tiles: Sequence[Sequence[int]], ids: Sequence[int]) -> list[list[Sequence[int]]]:
+    """Put the tiles of each image together: its whole view is the last of them.
+
+    The config does not name the tags, but the last tile of a prompt is a whole view, so its tag is
+    theirs. Tiles without the marks of the processor are images of their own.
+    """
+    images: list[list[Sequence[int]]] = [[]]
+    for tile in tiles:
+        images[-1].append(tile)
+        first, last = tile[0], tiles[-1]
+        marked = first > 1 and last[-1] + 1 < len(ids) and ids[first - 2] == ids[last[-1] + 1]
+        if not marked or ids[first - 1] == ids[last[0] - 1]:
+            images.append([])
+    return [image for image in images if image]
