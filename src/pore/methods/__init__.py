@@ -15,6 +15,7 @@ from pore.methods.fastervlm import FasterVLM as FasterVLM
 from pore.methods.fastv import FastV as FastV
 from pore.methods.fitprune import FitPrune as FitPrune
 from pore.methods.gprune import GPrune as GPrune
+from pore.methods.hiprune import HiPrune as HiPrune
 from pore.methods.prumerge import PruMerge as PruMerge
 from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
 from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop

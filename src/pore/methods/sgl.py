@@ -83,11 +83,7 @@ class SGL(Pruner):
         scores = importance.gather(1, layout.raster.clamp(min=0)).masked_fill(layout.raster < 0, 0)
         if self.reweight is not None:
             scores = view.reweighted(scores, self.reweight)
-        if self.faithful:
-            counts = [self._count(len(image.columns)) for image in layout.images]
-        else:
-            counts = view.budget(self.keep)
-        return Selection(top_k(scores, counts, layout.valid))
+        return Selection(top_k(scores, view.budget(self._count), layout.valid))
 
 
 def consistency(

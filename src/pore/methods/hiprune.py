@@ -1,0 +1,125 @@
+"""HiPrune: object patches of a middle tower layer with their neighbours, the rest by a deep one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pore.attention import received_attention
+from pore.errors import BudgetError, InputError
+from pore.pruner import Pruner
+from pore.selection import budget, check_keep, top_k
+from pore.shapes import ModelShape
+from pore.tower import TowerSelection, TowerStage, TowerView
+
+
+@dataclass(frozen=True)
+class HiPrune(Pruner):
+    """Keep anchors, the buffers around them, and registers (arXiv 2508.00553).
+
+    All rank by the attention that a patch receives in the vision tower, averaged over heads and
+    queries. Anchors are the round(keep * alpha / 5) highest of `object_layer`, buffers their
+    neighbours above, below, left and right; registers, the highest of the others at the layer whose
+    output the projector reads, fill up to `keep`. Kept patches stay in raster order. Tiles of an
+    image are pruned each by itself, with even shares of `keep`.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        alpha: Share of them for anchors and buffers.
+        object_layer: 0-based index of the tower layer that finds objects; the authors' 9 of 24,
+            counted from 1.
+        faithful: Neighbours as in the authors' code: one place before and behind in raster order,
+            across the ends of rows, and beyond the first and last patch those themselves. Where
+            anchors and buffers are more than `keep` it stops with an error, and so does this. Of
+            tiled images every tile gets keep // tiles, patches of padding included, which the
+            decoder never gets. Default: neighbours on the grid, and at most keep // 5 anchors.
+    """
+
+    keep: int | float
+    alpha: float = 0.1
+    object_layer: int = 8
+    faithful: bool = False
+
+    name: ClassVar[str] = "HiPrune"
+    source: ClassVar[str] = "arXiv 2508.00553"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if not 0.0 <= self.alpha <= 1.0:
+            raise BudgetError(
+                f"alpha={self.alpha!r} is no share of the kept tokens; choose 0 to 1."
+            )
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> HiPrune:
+        """The object layer at 9/24 of the tower's depth."""
+        return cls(keep, object_layer=max(round(shape.tower.layers * 9 / 24) - 1, 0))
+
+    def stages(self) -> Sequence[TowerStage]:
+        """One stage, in the tower."""
+        return [TowerStage(self._select, layers=lambda read, _: [self.object_layer, read])]
+
+    def _select(self, view: TowerView) -> TowerSelection:
+        n = view.features.shape[1]
+        side = math.isqrt(n)
+        if side * side != n:
+            raise InputError(f"{n} patches lie on no square grid, so no patch has neighbours.")
+        objects, deep = (
+            received_attention(query, key, query.shape[-1] ** -0.5).mean(1)[:, -n:]  # without CLS
+            for query, key in zip(view.queries, view.keys, strict=True)
+        )
+        shown, counts = view.shown, view.budgets(self.keep)
+        if self.faithful:
+            shown, counts = torch.ones_like(shown), _whole_shares(view, self.keep)
+        anchors = [round(count * self.alpha / 5) for count in counts]
+        if not self.faithful:
+            anchors = [min(some, count // 5) for some, count in zip(anchors, counts, strict=True)]
+        mask = top_k(objects, anchors, shown)
+        mask = (mask | neighbours(mask, side, wrap=self.faithful)) & shown
+        left = torch.tensor(counts, device=mask.device) - mask.sum(1)
+        if self.faithful and bool((left < 0).any()):
+            raise BudgetError(
+                f"alpha={self.alpha} gives more anchors and buffers than the {counts} tokens to be "
+                "kept, where the authors' code stops; lower alpha, or leave faithful=True away."
+            )
+        return view.select(mask | top_k(deep, left, shown & ~mask), counts)
+
+
+def neighbours(mask: Tensor, side: int, wrap: bool = False) -> Tensor:
+    """The patches above, below, left and right of marked ones.
+
+    Args:
+        mask: (I, side * side) bool, in raster order.
+        side: Height and width of the grid.
+        wrap: Whether left and right run on across the ends of rows, and the first and last patch
+            stand for what lies before and behind all.
+
+    Returns:
+        (I, side * side) bool.
+    """
+    near = torch.zeros_like(mask)
+    if wrap:
+        images, places = mask.nonzero(as_tuple=True)
+        for step in (-1, 1, -side, side):
+            near[images, (places + step).clamp(0, side * side - 1)] = True
+        return near
+    grid, found = mask.view(-1, side, side), near.view(-1, side, side)
+    found[:, 1:] |= grid[:, :-1]
+    found[:, :-1] |= grid[:, 1:]
+    found[:, :, 1:] |= grid[:, :, :-1]
+    found[:, :, :-1] |= grid[:, :, 1:]
+    return near
+
+
+def _whole_shares(view: TowerView, keep: int | float) -> list[int]:
+    """The authors' share of every tile, what is left over being lost."""
+    tiles = [1] * len(view.features)
+    if view.tilings is not None:
+        tiles = [tiling.tiles for tiling in view.tilings]
+    n = view.features.shape[1]
+    return [budget(keep, count * n) // count for count in tiles for _ in range(count)]
