@@ -1,4 +1,7 @@
-"""Models that others have wrapped: LoRA of peft, int8 of torchao, offloading of accelerate."""
+"""Models that others have wrapped: LoRA of peft, int8 of torchao, offloading of accelerate.
+
+peft and torchao are of the extra `interop`, which CI installs for this file alone.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-import peft
 import pytest
 import torch
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import pore
 from models import IMAGE, N, batch, prompt, tiny_llava
@@ -46,6 +47,7 @@ def answers(model: Any, pruner: Any) -> tuple[torch.Tensor, torch.Tensor, list[A
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda p: p.name)
 def test_lora(pruner: Any) -> None:
     """Adapters that change nothing yet: a wrapped model answers as the bare one, and so pruned."""
+    peft = pytest.importorskip("peft")
     expected = answers(model_of(), pruner)
     config = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj"], r=2)
     wrapped = peft.get_peft_model(model_of(), config)
@@ -59,6 +61,7 @@ def test_lora(pruner: Any) -> None:
 
 
 def test_lora_that_was_trained_changes_the_scores() -> None:
+    peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj", "k_proj"], r=2, init_lora_weights=False)
     torch.manual_seed(3)
     wrapped = peft.get_peft_model(model_of(), config)
@@ -71,9 +74,11 @@ def test_lora_that_was_trained_changes_the_scores() -> None:
 
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda p: p.name)
 def test_int8_weights(pruner: Any) -> None:
-    """Quantised, pruned: as quantised with the dropped tokens never there, to the last bit."""
+    """A batch equals its samples, and all kept is unpruned to the last bit."""
+    quantization = pytest.importorskip("torchao.quantization")
     model = model_of()
-    quantize_(model.model.language_model, Int8WeightOnlyConfig())
+    config = quantization.Int8WeightOnlyConfig()
+    quantization.quantize_(model.model.language_model, config)
     logits, _, images = answers(model, pruner)
     assert all(len(image.kept) < N for sample in images for image in sample)
     alone = inputs_of()
