@@ -26,7 +26,7 @@ def test_text_behind_every_image() -> None:
     assert behind == [[3, 9], [9], [4, 5, 6, 7, 8]]
 
     keep = torch.tensor([[True, False, False], [False, False, True], [True, False, False]])
-    index, left = pack(layout.kept_tokens(keep), tokens)
+    index, left = pack(layout.kept_tokens(keep), right=False)
     short = layout.shorten(keep, index, left)
     assert index[0].tolist() == [0, 1, 3, 6, 7, 8, 9]
     assert short.text[0].nonzero().flatten().tolist() == [0, 2, 6]

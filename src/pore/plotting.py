@@ -295,12 +295,14 @@ class Panel:
         caption: The method, and what came of it.
         right: Whether the answer is right; None where that is not known.
         kept: Raster indices of the visual tokens that stay.
+        extra: Tokens beside them that stand for no single patch.
         cells: For a method that averages instead, (height, width) of its coarse grid.
     """
 
     caption: str
     right: bool | None = None
     kept: Sequence[int] = ()
+    extra: int = 0
     cells: tuple[int, int] | None = None
 
 
@@ -347,6 +349,8 @@ def kept_tokens(
                 mask = _mask(panel.kept, grid)
                 shown = _dimmed(pixels, mask)
                 note = f"{mask.sum()} of {mask.size} tokens"
+                if panel.extra:
+                    note += f", {panel.extra} of no one patch"
                 _outline(axis, mask)
             axis.imshow(shown, extent=(0, grid[1], grid[0], 0))
             axis.set_xlabel(note, fontsize=7.5, color=_GREY)

@@ -525,6 +525,7 @@ class Run:
         forward.past, forward.tokens = tokens[:, : state.seen], tokens[:, state.seen :]
         if images:
             forward.layout = Layout.of(images, forward.tokens)
+            forward.right = not bool(forward.tokens[:, -1].all())
             if any(stage.attention for stage in self._stages):
                 check_query(forward.layout)
             if self._watch is not None:
@@ -728,7 +729,7 @@ class Run:
                 kept[image.row, list(image.structure)] = False
         index = None
         if not torch.equal(kept, layout.tokens):
-            index, tokens = pack(kept, layout.tokens)
+            index, tokens = pack(kept, forward.right)
             hidden = take(hidden, index, 1)
             if forward.ids is not None:
                 forward.ids = take(forward.ids, index, 1)
@@ -985,6 +986,7 @@ class _Forward:
         ids: (B, m) their ids; None where they came as embeddings.
         past: (B, n) bool, the same of the slots in the cache of the layers reached.
         cached: (B, n) bool, the same of the slots in the cache of the first layer.
+        right: Whether the batch is padded on the right, which it then stays.
         start: Slots in the cache of the first layer before this forward.
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
@@ -1004,6 +1006,7 @@ class _Forward:
         self.tokens: Tensor
         self.past: Tensor
         self.cached: Tensor
+        self.right = False
         self.start = 0
         self.index: Tensor | None = None
         self.short: Shortened | None = None

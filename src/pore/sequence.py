@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from pore.errors import ModelStateError
 
 
-def pack(kept: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def pack(kept: Tensor, right: bool) -> tuple[Tensor, Tensor]:
     """Choose the positions that a shortened batch keeps, filled up to a common length.
-
-    Shorter rows are filled on the left, so that the last token of every sample stays last, unless
-    the batch is padded on the right.
 
     Args:
         kept: (B, L) bool, True at the tokens that stay.
-        tokens: (B, L) bool, False at padding.
+        right: Whether shorter rows are filled on the right, as a batch that is padded there; on the
+            left the last token of every sample stays last.
 
     Returns:
         index (B, M), the old position of every new one, ascending among the kept; and
@@ -32,7 +30,6 @@ def pack(kept: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """
     counts = kept.sum(-1)
     length = int(counts.max())
-    right = not bool(tokens[:, -1].all())
     order = (~kept if right else kept).long().argsort(dim=-1, stable=True)
     index = order[:, :length] if right else order[:, order.shape[1] - length :]
     slots = torch.arange(length, device=kept.device)

@@ -408,7 +408,7 @@ def _panel(outcome: Outcome, answer: Answer, grid: tuple[int, int]) -> plotting.
         f"{outcome.label}: “{answer.given}”",
         answer.right,
         kept,
-        coarse_grid(grid, len(kept)) if averages else None,
+        cells=coarse_grid(grid, len(kept)) if averages else None,
     )
 
 
