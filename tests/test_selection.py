@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pore.errors import BudgetError, ScoreError
-from pore.selection import budget, indices, top_k
+from pore.selection import budget, indices, proportional_shares, top_k
 
 rows = st.integers(1, 4)
 widths = st.integers(1, 24)
@@ -92,3 +92,27 @@ def test_more_than_there_are() -> None:
     valid = torch.tensor([[True, False, True]])
     with pytest.raises(BudgetError, match=r"keep \[3\] tokens where only \[2\]"):
         top_k(torch.rand(1, 3), [3], valid)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), min_size=1, max_size=5), st.data()
+)
+def test_shares_are_in_proportion_as_far_as_there_is_room(
+    cases: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    weights, room = map(list, zip(*cases, strict=True))
+    total = data.draw(st.integers(0, sum(room)))
+    shares = proportional_shares(total, weights, room)
+    assert sum(shares) == total
+    assert all(0 <= share <= most for share, most in zip(shares, room, strict=True))
+    exact = [total * weight / max(sum(weights), 1) for weight in weights]
+    if sum(weights) and all(e + 1 <= most for e, most in zip(exact, room, strict=True)):
+        assert all(abs(share - e) < 1 for share, e in zip(shares, exact, strict=True))
+
+
+def test_shares_that_find_no_room_go_to_the_others() -> None:
+    assert proportional_shares(10, [2, 1, 1], [9, 9, 9]) == [5, 3, 2]
+    assert proportional_shares(10, [8, 1, 1], [2, 9, 9]) == [2, 4, 4]
+    assert proportional_shares(10, [1, 0, 0], [4, 8, 4]) == [4, 4, 2]
+    with pytest.raises(BudgetError, match="only 5 remain"):
+        proportional_shares(6, [1, 1], [2, 3])

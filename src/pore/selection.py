@@ -90,6 +90,38 @@ def check_scores(scores: Tensor, counts: Tensor, valid: Tensor) -> None:
     )
 
 
+def proportional_shares(total: int, weights: Sequence[int], room: Sequence[int]) -> list[int]:
+    """Share a number out in proportion to weights, as far as there is room.
+
+    What is left over goes to the largest remainders, of equal ones to the first; what finds no room
+    is shared out anew among those that have some, by room once all that have weight are full.
+
+    Args:
+        total: What to share out.
+        weights: The weight of each.
+        room: The most that each can take.
+
+    Returns:
+        The shares; they sum to `total`.
+
+    Raises:
+        BudgetError: There is not enough room for all of it.
+    """
+    if total > sum(room):
+        raise BudgetError(f"Asked to keep {total} visual tokens where only {sum(room)} remain.")
+    shares = [0] * len(room)
+    while left := total - sum(shares):
+        free = [most - share for most, share in zip(room, shares, strict=True)]
+        parts = [weight if more else 0 for weight, more in zip(weights, free, strict=True)]
+        parts = parts if any(parts) else free
+        each = [left * part // sum(parts) for part in parts]
+        rest = [left * part % sum(parts) for part in parts]
+        for i in sorted(range(len(parts)), key=lambda i: -rest[i])[: left - sum(each)]:
+            each[i] += 1
+        shares = [s + min(e, f) for s, e, f in zip(shares, each, free, strict=True)]
+    return shares
+
+
 def top_k(scores: Tensor, counts: Sequence[int] | Tensor, valid: Tensor | None = None) -> Tensor:
     """Mark the highest scores of every row; of equal scores the earlier one wins.
 

@@ -16,6 +16,7 @@ from pore.methods.fastv import FastV as FastV
 from pore.methods.fitprune import FitPrune as FitPrune
 from pore.methods.gprune import GPrune as GPrune
 from pore.methods.hiprune import HiPrune as HiPrune
+from pore.methods.hired import HiRED as HiRED
 from pore.methods.prumerge import PruMerge as PruMerge
 from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
 from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop

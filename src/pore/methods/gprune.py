@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from pore.errors import BudgetError, ScoreError
 from pore.pruner import Pruner, Selection, Stage, View
-from pore.selection import check_keep, top_k
+from pore.selection import check_keep, proportional_shares, top_k
 
 _CLOSED = -5000.0
 """Logit of a link that is not there: its weight underflows to 0, unless a row has none at all."""
@@ -94,7 +94,7 @@ class GPrune(Pruner):
         """Tokens to keep in the two graphs of every image."""
         if not self.faithful or isinstance(self.keep, int):
             pairs = zip(view.budget(self.keep), rooms, strict=True)
-            return [proportional_shares(total, room) for total, room in pairs]
+            return [proportional_shares(total, room, room) for total, room in pairs]
         shares = [[int(self.keep * room) for room in pair] for pair in rooms]
         if not all(map(sum, shares)):
             raise BudgetError(
@@ -102,29 +102,6 @@ class GPrune(Pruner):
                 "faithful=False."
             )
         return shares
-
-
-def proportional_shares(total: int, room: Sequence[int]) -> list[int]:
-    """Share a number out in proportion to room; what is left over goes to the largest remainders.
-
-    Args:
-        total: What to share out.
-        room: The most that each can take.
-
-    Returns:
-        The shares; they sum to `total`.
-
-    Raises:
-        BudgetError: There is not enough room.
-    """
-    every = sum(room)
-    if total > every:
-        raise BudgetError(f"Asked to keep {total} tokens of an image of which {every} are left.")
-    shares = [total * most // every for most in room]
-    rest = [total * most % every for most in room]
-    for i in sorted(range(len(room)), key=lambda i: -rest[i])[: total - sum(shares)]:
-        shares[i] += 1
-    return shares
 
 
 def transition(features: Tensor, valid: Tensor, similarity: float, temperature: float) -> Tensor:

@@ -1,0 +1,156 @@
+"""HiRED: a fixed budget shared out among the tiles of an image by early CLS attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pore.errors import BudgetError
+from pore.layout import Tiling
+from pore.pruner import Pruner
+from pore.selection import budget, check_keep, proportional_shares, top_k
+from pore.tower import TowerSelection, TowerStage, TowerView
+
+
+@dataclass(frozen=True)
+class HiRED(Pruner):
+    """Keep the patches with the largest CLS attention, budgets by tile (arXiv 2408.10945).
+
+    Of an image in tiles, a share `alpha` of the tokens goes to the whole image at low resolution.
+    The others go to the tiles, in proportion to how many of the whole image's int(N (1 - alpha))
+    patches with the largest CLS attention in the tower's first layer lie where the tile does. In
+    each, those with the largest CLS attention at the layer whose output the projector reads stay,
+    in raster order; attention is added up over heads. An image in one piece is pruned as by
+    FasterVLM.
+
+    Attributes:
+        keep: Tokens kept per image (int), or the fraction kept (float).
+        alpha: Share of the whole image among the tokens of an image in tiles.
+        faithful: Share out as the authors' code does. A fraction counts patches of padding too and
+            is rounded down, budgets of tiles are rounded down, and padding is chosen among, so that
+            fewer than `keep` reach the decoder. The map of the whole image is cut into one
+            horizontal band for every tile, where otherwise each patch counts for the tile that
+            shows it. Newline tokens go, where otherwise they stay, as with every method here. Not
+            reproduced is that their code lays out a grid of tiles that is not square as if
+            transposed, and cuts off most of it as padding.
+    """
+
+    keep: int | float
+    alpha: float = 0.5
+    faithful: bool = False
+
+    name: ClassVar[str] = "HiRED"
+    source: ClassVar[str] = "arXiv 2408.10945"
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if not 0.0 <= self.alpha <= 1.0:
+            raise BudgetError(
+                f"alpha={self.alpha!r} is no share of the kept tokens; choose 0 to 1."
+            )
+
+    def stages(self) -> Sequence[TowerStage]:
+        """One stage, in the tower."""
+        return [TowerStage(self._select, layers=lambda read, _: [0, read])]
+
+    def _select(self, view: TowerView) -> TowerSelection:
+        early, late = view.cls_attention.sum(2).unbind(0)
+        shown = torch.ones_like(view.shown) if self.faithful else view.shown
+        if view.tilings is None:
+            n = late.shape[1]
+            counts = [self._total(n)] * len(late)
+        else:
+            rooms: list[int] = shown.sum(1).tolist()
+            counts = []
+            for tiling in view.tilings:
+                start = len(counts)
+                counts += self._of_tiles(tiling, early[start], rooms[start : start + tiling.tiles])
+        return view.select(top_k(late, counts, shown), counts, structure=not self.faithful)
+
+    def _total(self, patches: int) -> int:
+        """Tokens kept of an image of so many patches."""
+        if not self.faithful or isinstance(self.keep, int):
+            return budget(self.keep, patches)
+        if (total := int(patches * self.keep)) == 0:
+            raise BudgetError(
+                f"keep={self.keep} of {patches} patches rounds down to none; ask for more."
+            )
+        return total
+
+    def _of_tiles(self, tiling: Tiling, early: Tensor, room: list[int]) -> list[int]:
+        """Tokens kept of every tile.
+
+        Args:
+            tiling: The image's tiles, the whole image first.
+            early: (N,) attention in the first layer to the patches of the whole image.
+            room: The most that every tile can keep.
+        """
+        n, tiles = tiling.patches, tiling.tiles - 1
+        total = self._total(sum(room))
+        whole = min(int(total * self.alpha), room[0])
+        if not self.faithful:
+            whole = max(whole, total - sum(room[1:]))
+        if whole == total:
+            return [whole, *[0] * tiles]
+        mark = top_k(early[None], [int(n * (1 - self.alpha))])[0]
+        where = bands(n, tiles) if self.faithful else regions(tiling)
+        hits = where.to(mark.device)[mark].bincount(minlength=tiles).tolist()
+        if not self.faithful:
+            return [whole, *proportional_shares(total - whole, hits, room[1:])]
+        if not any(hits):
+            raise BudgetError(
+                f"The authors' code divides by zero with alpha={self.alpha}, which leaves no patch "
+                "of the whole image to share out by; use faithful=False."
+            )
+        left = min(total - whole, sum(room[1:]))
+        counts = [whole, *(min(int(hit / sum(hits) * left), n) for hit in hits)]
+        if not any(counts):
+            raise BudgetError(
+                f"keep={self.keep} rounds down to no token in every tile; ask for more, or "
+                "faithful=False."
+            )
+        return counts
+
+
+def regions(tiling: Tiling) -> Tensor:
+    """Which tile shows the middle of every patch of the whole image.
+
+    The whole image is the tiles' canvas without its padding, whatever its shape.
+
+    Args:
+        tiling: An image's tiles, of which the first is the whole image.
+
+    Returns:
+        (N,) tiles from 0, row by row, the whole image left out.
+    """
+    side = round(tiling.patches**0.5)
+    assert tiling.grid is not None
+    columns = tiling.grid[1]
+    slots = torch.tensor(tiling.shown)
+    tile, patch = slots // tiling.patches - 1, slots % tiling.patches
+    tile, patch = tile[tile >= 0], patch[tile >= 0]
+    middles = (torch.arange(side) + 0.5) / side
+    places = []
+    for line in (tile // columns * side + patch // side, tile % columns * side + patch % side):
+        first, last = line.min(), line.max() + 1
+        places.append((first + middles * (last - first)).long() // side)
+    numbers: Tensor = places[0][:, None] * columns + places[1]
+    return numbers.flatten()
+
+
+def bands(patches: int, tiles: int) -> Tensor:
+    """The authors' map: patches in raster order, cut into one run for every tile.
+
+    Raises:
+        BudgetError: The runs would not be equal, where the authors' code stops with an error.
+    """
+    if patches % tiles:
+        raise BudgetError(
+            f"The authors' code stops with an error where {patches} patches cannot be cut into "
+            f"{tiles} equal runs, one for every tile; use faithful=False."
+        )
+    return torch.arange(patches) // (patches // tiles)
