@@ -19,13 +19,14 @@ def tiny_llava(
     *,
     layers: int = 5,
     tower_layers: int = 2,
+    side: int = SIDE,
     kv_heads: int = 2,
     dtype: torch.dtype = torch.float64,
     attention: str = "sdpa",
     seed: int = 0,
     **text: Any,
 ) -> LlavaForConditionalGeneration:
-    """A LLaVA of random weights: 4 x 4 visual tokens, 4 heads in groups of 2, sharp attention."""
+    """A LLaVA of random weights: `side` squared visual tokens, 4 heads in groups of 2, sharp."""
     torch.manual_seed(seed)
     config = LlavaConfig(
         text_config=LlamaConfig(
@@ -35,7 +36,7 @@ def tiny_llava(
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=kv_heads,
-            max_position_embeddings=512,
+            max_position_embeddings=1024,
             initializer_range=0.3,
             pad_token_id=PAD,
             **text,
@@ -45,13 +46,13 @@ def tiny_llava(
             intermediate_size=32,
             num_hidden_layers=tower_layers,
             num_attention_heads=2,
-            image_size=8 * SIDE,
+            image_size=8 * side,
             patch_size=8,
             projection_dim=16,
             initializer_range=0.3,
         ),
         image_token_index=IMAGE,
-        image_seq_length=N,
+        image_seq_length=side * side,
     )
     config._attn_implementation = attention
     model = LlavaForConditionalGeneration._from_config(config, dtype=dtype)

@@ -261,3 +261,30 @@ def test_half_precision(name: str) -> None:
     assert logits.dtype == torch.bfloat16
     assert bool(torch.isfinite(logits).all())
     assert all(len(i.kept) + i.extra == KEEP for s in run.report for i in s.images)
+
+
+@cache
+def of_576() -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
+    """A model with the grid of LLaVA-1.5, and a prompt for it."""
+    model = tiny_llava(layers=LAYERS, tower_layers=6, side=24, dtype=torch.float32)
+    pixels = torch.randn(1, 3, 192, 192, generator=torch.Generator().manual_seed(4))
+    ids = torch.tensor([[3, 4, *[IMAGE] * 576, 5, 6, 7]])
+    return model, {"input_ids": ids, "pixel_values": pixels}
+
+
+@pytest.mark.parametrize("keep", [192, 128, 64])
+@pytest.mark.parametrize("name", EVERY)
+def test_the_budgets_of_the_literature_are_met_exactly(name: str, keep: int) -> None:
+    """Tokens behind the last pruning, and those averaged over the layers, are what was said."""
+    model, inputs = of_576()
+    pruner = pore.methods()[name].usual(keep, ModelShape.from_config(model.config))
+    assert pruner is not None
+    with torch.no_grad(), pruner(model) as run:
+        model(**inputs)
+    (sample,) = run.report
+    (image,) = sample.images
+    assert len(image.kept) + image.extra == keep
+    assert len(set(image.kept)) == len(image.kept)
+    counts = pruner.counts(576, LAYERS)
+    assert list(sample.tokens) == [5 + count for count in counts]
+    assert sample.mean_visual_tokens == pytest.approx(sum(counts) / LAYERS)
