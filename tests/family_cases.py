@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from models import IMAGE, PAD, SIDE, N, in_float64, tiny_llava
+from models import IMAGE, PAD, SIDE, N, in_float64, tiny_llava, tiny_siglip_llava
 
 TEXT = range(3, 60)
 """Token ids of text."""
@@ -133,6 +133,15 @@ class Llava(Case):
 
     def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
         return {"pixel_values": torch.stack([noise(i, 3, 8 * SIDE, 8 * SIDE) for i in images])}
+
+
+class LlavaSiglip(Llava):
+    """A tower without a CLS token."""
+
+    name = "LLaVA-1.5 with SigLIP"
+
+    def build(self) -> Any:
+        return tiny_siglip_llava(layers=LAYERS)
 
 
 class LlavaNext(Case):
@@ -264,4 +273,4 @@ class SmolVLM(Case):
         return found
 
 
-CASES: list[Case] = [Llava(), LlavaNext(), Qwen2VL(), SmolVLM()]
+CASES: list[Case] = [Llava(), LlavaSiglip(), LlavaNext(), Qwen2VL(), SmolVLM()]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import pore
 from golden_models import llava_of, tower_view, visual_embeddings
+from pore.merging import weighted_sum
+from pore.methods import prumerge
 from pore.methods.prumerge import outliers, single_head_attention
 from pore.tower import TowerSelection, TowerView
 
@@ -83,7 +86,11 @@ def view_of(tensors: dict[str, Tensor]) -> TowerView:
 
 
 def _check_selection(tensors: dict[str, Tensor], pruner: Any, close: dict[str, float]) -> float:
-    selection: TowerSelection = pruner._select(view_of(tensors))
+    with patch.object(prumerge, "weighted_sum", wraps=weighted_sum) as rest:
+        selection: TowerSelection = pruner._select(view_of(tensors))
+    _, _, others = rest.call_args.args
+    complement = tensors["complement"]
+    assert torch.equal(others.nonzero()[:, 1].view_as(complement), complement)
     assert selection.valid is None
     assert torch.equal(selection.raster, nn.functional.pad(tensors["idx"], (0, 1), value=-1))
     torch.testing.assert_close(selection.features, tensors["visual_features"], **close)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 IMAGE = 90  # the placeholder token
@@ -61,6 +68,39 @@ def tiny_llava(
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def tiny_siglip_llava(
+    *, layers: int = 5, read: int = -2, head: bool = True, dtype: torch.dtype = torch.float64
+) -> LlavaForConditionalGeneration:
+    """The same with a SigLIP tower of 4 layers, which has no CLS token.
+
+    Args:
+        layers: Decoder layers.
+        read: Which of the tower's hidden states the projector reads.
+        head: Whether the tower has a pooling head.
+        dtype: Type of the weights.
+    """
+    model = tiny_llava(layers=layers, dtype=dtype)
+    config = copy.deepcopy(model.config)
+    config.vision_config = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=8 * SIDE,
+        patch_size=8,
+        vision_use_head=head,
+    )
+    config.vision_feature_layer = read
+    config.vision_feature_select_strategy = "full"
+    torch.manual_seed(0)
+    made = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
+    for name, weight in made.model.vision_tower.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            torch.nn.init.normal_(weight, std=0.6)  # sharp attention
+    made.generation_config = model.generation_config
+    return (in_float64(made) if dtype == torch.float64 else made).eval()
 
 
 def in_float64(model: Any) -> Any:

@@ -272,6 +272,8 @@ def model_flops(
         left = tower_tokens[i] if i < len(tower_tokens) else n
         layers += 2 * n * d * 4 * d + 2 * n * n * d * 2 + 2 * left * d * tower.intermediate * 2
         n = left
+    if tower.pooling:
+        layers += 4 * d * d + 4 * n * d * d + 4 * n * d + 4 * d * tower.intermediate
     out = shape.decoder.hidden
     if projected is None:
         projected = images * shape.visual_tokens

@@ -470,6 +470,7 @@ class Run:
         if self.pruner.reads_tower:
             remember = any(stage.tower for stage in [*self._entry, *self._stages])
             self._watch = TowerWatch(model, family, tower, remember)
+            self.report.notes = tuple(self._watch.notes)
             self._undo.append(self._watch.remove)
         if hasattr(decoder, "_deepstack_process"):
             process: Any = decoder._deepstack_process

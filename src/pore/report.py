@@ -108,7 +108,11 @@ class _Prefill:
 
 
 class Report:
-    """What a run kept, of every prefill: print it, iterate over samples, or write it as JSON."""
+    """What a run kept, of every prefill: print it, iterate over samples, or write it as JSON.
+
+    Attributes:
+        notes: What the method did otherwise in this model than its authors describe.
+    """
 
     def __init__(
         self, pruner: Pruner, model: nn.Module, family: Family, history: int | None
@@ -117,6 +121,7 @@ class Report:
         self._layers = len(family.layers(model))
         self._config: Any = model.config
         self._prefills: deque[_Prefill] = deque(maxlen=history)
+        self.notes: tuple[str, ...] = ()
 
     # -- notes of a running model -----------------------------------------------------------------
 
@@ -221,6 +226,7 @@ class Report:
             "version": 1,
             "method": self._pruner.name,
             "flops_count": "true",
+            "notes": list(self.notes),
             "samples": [sample.to_dict() for sample in self],
         }
 
@@ -254,7 +260,7 @@ class Report:
                 )
         if not any(sample.images for sample in samples):
             lines.append("No prompt had visual tokens, so nothing was dropped.")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def _tera(flops: int | None) -> str:

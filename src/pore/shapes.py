@@ -122,6 +122,8 @@ class TowerShape:
         patch_size: Side of a patch, in pixels.
         channels: Colour channels.
         prefix_tokens: Tokens before the patches: 1 for CLIP's CLS token.
+        pooling: Whether a query is attended to all patches behind the last layer, and its result
+            goes through an MLP, as in SigLIP. transformers runs this although nothing reads it.
     """
 
     hidden: int
@@ -132,6 +134,7 @@ class TowerShape:
     patch_size: int
     channels: int = 3
     prefix_tokens: int = 1
+    pooling: bool = False
 
     @property
     def patches(self) -> int:
@@ -148,7 +151,7 @@ class TowerShape:
         """Read the sizes from the tower's config (`vision_config` of a vision-language model).
 
         Args:
-            config: A transformers `CLIPVisionConfig`.
+            config: A transformers `CLIPVisionConfig` or `SiglipVisionConfig`.
 
         Raises:
             UnsupportedModelError: The config is of another type, or a size is missing from it.
@@ -163,6 +166,7 @@ class TowerShape:
             patch_size=_size(config, "patch_size"),
             channels=_size(config, "num_channels"),
             prefix_tokens=_TOWERS[model_type],
+            pooling=bool(getattr(config, "vision_use_head", False)),
         )
 
 

@@ -91,6 +91,9 @@ class TowerView:
         Returns:
             The selection.
         """
+        if min(counts) == mask.shape[1]:
+            # Not a copy, whose memory may be laid out otherwise, so that sums round otherwise.
+            return TowerSelection(self.features, self.raster, None, structure)
         widest = max(counts)
         order = (~mask).long().argsort(dim=1, stable=True)[:, :widest]
         features = self.features.gather(1, order[..., None].expand(-1, -1, self.features.shape[-1]))
@@ -226,6 +229,7 @@ class TowerWatch:
         tokens: Tokens behind the attention of every block, of the latest call; empty where blocks
             do not merge.
         has_cls: Whether the tower has a CLS token.
+        notes: What the report should say of how the method acts in this tower.
     """
 
     def __init__(
@@ -237,6 +241,7 @@ class TowerWatch:
         self.tilings: tuple[Tiling, ...] | None = None
         self.tokens: list[int] = []
         self.has_cls = family.tower_has_cls(model)
+        self.notes: list[str] = []
         self._family = family
         self._stage = stage
         self._remember = remember
@@ -277,6 +282,11 @@ class TowerWatch:
         self._hook(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
         self._hook(layers[read].register_forward_hook(self._after_layer))
         self._wanted = wanted
+        if wanted and not self.has_cls:
+            self.notes.append(
+                "The vision tower has no CLS token: in place of its attention, the mean attention "
+                "that patches receive was used."
+            )
         merging = range(read + 1) if stage.merge is not None else ()
         for i in sorted({*wanted, *merging}):
             attention = family.attention(layers[i])

@@ -18,7 +18,8 @@ class FasterVLM(Pruner):
     """Keep the patches with the largest CLS attention, averaged over heads (arXiv 2412.01818v1).
 
     The attention is that of the tower layer whose output the projector reads. Kept patches stay in
-    raster order.
+    raster order. In a tower without a CLS token (SigLIP), for which the authors have no rule, the
+    attention that patches receive, averaged over all queries, takes its place.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).

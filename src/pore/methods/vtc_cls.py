@@ -22,7 +22,8 @@ class VTCCLS(Pruner):
 
     The head mean of every layer from `start_layer` up to the one whose output the projector reads
     is added up. The authors give no default range; with that last layer alone the ranking is
-    FasterVLM's.
+    FasterVLM's. In a tower without a CLS token (SigLIP) the attention that patches receive,
+    averaged over all queries, takes its place, as in FasterVLM.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
