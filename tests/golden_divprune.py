@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,9 +39,10 @@ def _check_selection(file: Any, features: Tensor) -> float:
     count = budget(file.params["ratio"], features.shape[1])
     distance = cosine_distance(features)
     valid = torch.ones(features.shape[:2], dtype=torch.bool)
-    order, rank = farthest(distance, count, valid)
-    assert torch.equal(order[0], tensors["order"])
-    assert torch.equal((rank[0] < count).nonzero()[:, 0], tensors["order"].sort()[0])
+    for faithful in (False, True):
+        order, rank = farthest(distance, count, valid, faithful)
+        assert torch.equal(order[0], tensors["order"])
+        assert torch.equal((rank[0] < count).nonzero()[:, 0], tensors["order"].sort()[0])
     if "sorted" in tensors:
         assert torch.equal(tensors["order"].sort()[0], tensors["sorted"])
     if "distance" not in tensors:
@@ -56,8 +58,10 @@ def _check_end_to_end(file: Any, vision: dict[str, Tensor]) -> float:
     projector.load_state_dict({"weight": weight, "bias": bias})
     weights = {k.removeprefix("vision."): v for k, v in vision.items()}
     model = llava_of(file.params["vision_config"], weights, projector, weight.shape[0])
-    pruner = pore.DivPrune(keep=file.params["ratio"])
+    pruner = pore.DivPrune(keep=file.params["ratio"], faithful=True)
     got, run = visual_embeddings(model, pruner, tensors["pixel_values"])
+    plain, _ = visual_embeddings(model, replace(pruner, faithful=False), tensors["pixel_values"])
+    assert torch.equal(got, plain)  # nothing is duplicated
     start = int((tensors["input_ids"][0] == file.params["image_token_id"]).nonzero()[0])
     (image,) = run.report.samples[0].images
     visual = tensors["keep_indices"]

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pore.errors import BudgetError, InputError, UnsupportedModelError
+from pore.families import Family
+from pore.layout import Layout
 from pore.pruner import Pruner, Selection, Stage, View
-from pore.selection import check_keep
+from pore.selection import budget, check_keep
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,17 @@ class DivPrune(Pruner):
 
     Greedy max-min selection by cosine distance of the projected embeddings, before the decoder. The
     first pick is the token farthest from its nearest neighbour, each next one the token farthest
-    from those picked. Picked tokens are not picked again: the authors' code can repeat one when all
-    that remain are duplicates of picked ones, which is the only difference.
+    from those picked. No token is picked twice, and newline tokens of images in tiles stay.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
+        faithful: Pick as the authors' code does: a token is picked again where all that remain are
+            duplicates of picked ones, and the decoder then gets it as often; newline tokens, which
+            are all alike, are picked among like visual tokens, and count.
     """
 
     keep: int | float
+    faithful: bool = False
 
     name: ClassVar[str] = "DivPrune"
     source: ClassVar[str] = "arXiv 2503.02175"
@@ -38,11 +44,70 @@ class DivPrune(Pruner):
         """One stage, on the embeddings."""
         return [Stage(0, self._select)]
 
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse tokens that are fed twice where positions are places in the image."""
+        if self.faithful and family.mrope:
+            raise UnsupportedModelError(
+                f"faithful=True can feed a token twice, and in {family.name} a visual token's "
+                "position is its place in the image; use faithful=False."
+            )
+
     def _select(self, view: View) -> Selection:
+        if self.faithful:
+            return self._select_as_the_authors(view)
         valid = view.layout.valid
         counts = torch.tensor(view.budget(self.keep), device=valid.device)
         distance = cosine_distance(view.features)
         return Selection(farthest(distance, int(counts.max()), valid)[1] < counts[:, None])
+
+    def _select_as_the_authors(self, view: View) -> Selection:
+        layout = view.layout
+        columns, raster, valid = _with_newlines(layout)
+        features = view.hidden_states[layout.rows[:, None], columns]
+        counts = [budget(self.keep, candidates) for candidates in valid.sum(1).tolist()]
+        ends = torch.tensor(counts, device=valid.device)[:, None]
+        distance = cosine_distance(features)
+        order, rank = farthest(distance, max(counts), valid, faithful=True)
+        picked = rank < ends
+        if columns is layout.columns and picked.sum(1).tolist() == counts:
+            return Selection(picked)
+        slots = layout.valid.shape[1]
+        for image, count, room in zip(layout.images, counts, layout.counts, strict=True):
+            if count > room:
+                raise BudgetError(
+                    f"Image {image.index} of sample {image.row} has {room} visual tokens, in whose "
+                    f"place {count} cannot be put; use faithful=False."
+                )
+        steps = torch.arange(slots, device=valid.device)
+        order = order.masked_fill(steps[: order.shape[1]] >= ends, valid.shape[1]).sort(1).values
+        order = nn.functional.pad(order, (0, slots - order.shape[1])).clamp(max=valid.shape[1] - 1)
+        width = features.shape[-1]
+        return Selection(
+            keep=steps < ends,
+            features=features.gather(1, order[..., None].expand(-1, -1, width)),
+            raster=raster.gather(1, order),
+            structure=[False] * len(layout.images),
+        )
+
+
+def _with_newlines(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Visual and newline tokens of every image: columns, raster and valid, (I, n) each."""
+    if not any(image.structure for image in layout.images):
+        return layout.columns, layout.raster, layout.valid
+    rows = []
+    for image, count in zip(layout.images, layout.counts, strict=True):
+        if count != len(image.columns):
+            raise InputError(
+                "faithful=True picks among newline tokens too, but a method before it has dropped "
+                "some tokens; use faithful=False in a chain."
+            )
+        visual = [(column, i) for i, column in enumerate(image.columns)]
+        rows.append(sorted(visual + [(column, -1) for column in image.structure]))
+    widest = max(map(len, rows))
+    filled = torch.tensor([row + [(0, 0)] * (widest - len(row)) for row in rows])
+    columns, raster = filled.to(layout.columns.device).unbind(-1)
+    lengths = torch.tensor([len(row) for row in rows], device=columns.device)
+    return columns, raster, torch.arange(widest, device=columns.device) < lengths[:, None]
 
 
 def cosine_distance(features: Tensor) -> Tensor:
@@ -59,22 +124,32 @@ def cosine_distance(features: Tensor) -> Tensor:
     return 1 - torch.matmul(unit, unit.transpose(1, 2))
 
 
-def farthest(distance: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+def farthest(
+    distance: Tensor, count: int, valid: Tensor, faithful: bool = False
+) -> tuple[Tensor, Tensor]:
     """Greedy max-min selection.
 
     Args:
         distance: (I, t, t) distances.
         count: Tokens to pick from every image.
-        valid: (I, t) bool, False where a smaller image is filled up.
+        valid: (I, t) bool, the tokens to pick from; after the last one of an image picks are
+            arbitrary.
+        faithful: Let picked tokens be picked again: only their distance to themselves, about 0,
+            speaks against it.
 
     Returns:
         order (I, count), the tokens in the order they are picked, and rank (I, t), the place of
-        every token in that order, `count` where it is not picked.
+        every token in that order, of its first one if several, `count` where it is not picked.
     """
     images = torch.arange(distance.shape[0], device=distance.device)
     both = valid[:, :, None] & valid[:, None, :]
-    itself = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
-    nearest = distance.masked_fill(~both | itself, torch.inf).amin(1)
+    if faithful:  # the nearest is the token itself, or a duplicate
+        two = min(2, distance.shape[1])
+        reach = distance.masked_fill(~both, torch.inf)
+        nearest = reach.topk(two, dim=1, largest=False).values[:, -1]
+    else:
+        itself = torch.eye(distance.shape[1], dtype=torch.bool, device=distance.device)
+        nearest = distance.masked_fill(~both | itself, torch.inf).amin(1)
     if distance.shape[1] == 1:
         nearest = torch.zeros_like(nearest)
     gap = nearest.masked_fill(~valid, -torch.inf)
@@ -86,7 +161,6 @@ def farthest(distance: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tenso
         rank[images, pick] = torch.where(left[images, pick], step, rank[images, pick])
         left[images, pick] = False
         reach = distance[images, pick]
-        gap = reach if step == 0 else torch.minimum(nearest, reach)
-        nearest = gap
-        gap = gap.masked_fill(~left, -torch.inf)
+        nearest = reach if step == 0 else torch.minimum(nearest, reach)
+        gap = nearest.masked_fill(~(valid if faithful else left), -torch.inf)
     return torch.stack(order, 1), rank
