@@ -21,13 +21,17 @@ LAYERS = 6
 class Case(ABC):
     """A family: how to make a model of it and what its prompts look like.
 
-    A prompt is a list of text token ids, in which a number below 0 stands for image -1 - number.
+    A prompt is a list of text token ids, in which a number below 0 stands for image -1 - number,
+    and one of -100 or below for video -100 - number.
     """
 
     name: str
     layers: int = LAYERS
     tiled = False
     """Whether images come in several grids."""
+    deepstack: bool = False
+    """Whether the first decoder layers add features to the visual tokens."""
+    videos: bool = False
 
     @abstractmethod
     def build(self) -> Any:
@@ -45,6 +49,14 @@ class Case(ABC):
         """Which of `image_ids` stand for patches."""
         return [token == self.placeholder for token in self.image_ids(image)]
 
+    def video_ids(self, video: int) -> list[int]:
+        """Token ids that stand for a video in a prompt."""
+        raise NotImplementedError
+
+    def encode_videos(self, videos: Sequence[int]) -> dict[str, Tensor]:
+        """What the processor gives for these videos, in the order of the prompts."""
+        raise NotImplementedError
+
     def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Further inputs that the processor gives."""
         return {}
@@ -61,7 +73,10 @@ class Case(ABC):
         """The token ids of a prompt."""
         ids: list[int] = []
         for token in prompt:
-            ids += [token] if token >= 0 else self.image_ids(-1 - token)
+            if token >= 0:
+                ids.append(token)
+            else:
+                ids += self.image_ids(-1 - token) if token > -100 else self.video_ids(-100 - token)
         return ids
 
     def inputs(self, prompts: Sequence[Sequence[int]], side: str = "left") -> dict[str, Tensor]:
@@ -73,9 +88,11 @@ class Case(ABC):
         ids = torch.tensor([f + r if side == "left" else r + f for r, f in pairs])
         marks = [([1] * len(r), [0] * len(f)) for r, f in pairs]
         mask = torch.tensor([f + r if side == "left" else r + f for r, f in marks])
-        images = [-1 - token for prompt in prompts for token in prompt if token < 0]
+        images = [-1 - token for prompt in prompts for token in prompt if -100 < token < 0]
+        videos = [-100 - token for prompt in prompts for token in prompt if token <= -100]
         found = {"input_ids": ids, "attention_mask": mask, **self.extra(ids, mask)}
-        return {**found, **(self.encode(images) if images else {})}
+        found |= self.encode(images) if images else {}
+        return found | (self.encode_videos(videos) if videos else {})
 
     def visual(self, prompts: Sequence[Sequence[int]], side: str = "left") -> Tensor:
         """(B, L) bool, True at the tokens of `inputs` that stand for patches."""
@@ -83,7 +100,12 @@ class Case(ABC):
         for prompt in prompts:
             row: list[bool] = []
             for token in prompt:
-                row += [False] if token >= 0 else self.content(-1 - token)
+                if token >= 0:
+                    row.append(False)
+                elif token > -100:
+                    row += self.content(-1 - token)
+                else:
+                    row += [i == self.video_placeholder for i in self.video_ids(-100 - token)]
             rows.append(row)
         longest = max(map(len, rows))
         fill = [[False] * (longest - len(row)) for row in rows]
@@ -94,6 +116,11 @@ class Case(ABC):
     def placeholder(self) -> int:
         """The token id of visual content."""
         return int(self.model().config.image_token_id)
+
+    @property
+    def video_placeholder(self) -> int:
+        """The token id of visual content of videos."""
+        return int(self.model().config.video_token_id)
 
 
 def noise(seed: int, *shape: int) -> Tensor:
@@ -191,6 +218,8 @@ class Qwen2VL(Case):
     text = "Qwen2VLTextConfig"
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}  # noqa: RUF012
     grids = ((1, 8, 12), (1, 6, 6))
+    video_grids = ((2, 4, 6), (3, 4, 4))
+    videos = True
     vision: dict[str, Any] = {  # noqa: RUF012
         "depth": 2,
         "embed_dim": 16,
@@ -201,6 +230,7 @@ class Qwen2VL(Case):
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "in_channels": 3,
+        "initializer_range": 0.3,
     }
 
     def build(self) -> Any:
@@ -218,14 +248,77 @@ class Qwen2VL(Case):
         frames, height, width = self.grids[image % 2]
         return [102, *[100] * (frames * height * width // 4), 103]
 
+    def video_ids(self, video: int) -> list[int]:
+        frames, height, width = self.video_grids[video % 2]
+        return [102, *[101] * (frames * height * width // 4), 103]
+
     def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
         grids = [self.grids[i % 2] for i in images]
+        return {"pixel_values": self.pixels(images, grids), "image_grid_thw": torch.tensor(grids)}
+
+    def encode_videos(self, videos: Sequence[int]) -> dict[str, Tensor]:
+        grids = [self.video_grids[i % 2] for i in videos]
+        pixels = self.pixels([50 + i for i in videos], grids)
+        return {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor(grids)}
+
+    def pixels(self, seeds: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
         size = 3 * self.vision["temporal_patch_size"] * self.vision["patch_size"] ** 2
-        pixels = [noise(i, t * h * w, size) for i, (t, h, w) in zip(images, grids, strict=True)]
-        return {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)}
+        each = zip(seeds, grids, strict=True)
+        return torch.cat([noise(seed, t * h * w, size) for seed, (t, h, w) in each])
 
     def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        return {"mm_token_type_ids": (ids == 100).int()}
+        return {"mm_token_type_ids": (ids == 100).int() + 2 * (ids == 101).int()}
+
+
+class Qwen25VL(Qwen2VL):
+    """The tower attends in windows of 2 x 2 tokens, in its last block to the whole image."""
+
+    name = "Qwen2.5-VL"
+    config, kind = "Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"
+    text = "Qwen2_5_VLTextConfig"
+    vision: dict[str, Any] = {  # noqa: RUF012
+        "depth": 2,
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "initializer_range": 0.3,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+    }
+
+
+class Qwen3VL(Qwen2VL):
+    """Three decoder layers add features of lower tower blocks; methods prune before and within."""
+
+    name = "Qwen3-VL"
+    deepstack = True
+    config, kind = "Qwen3VLConfig", "Qwen3VLForConditionalGeneration"
+    text = "Qwen3VLTextConfig"
+    vision: dict[str, Any] = {  # noqa: RUF012
+        "depth": 4,
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "initializer_range": 0.3,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1, 2],
+    }
+
+    def video_ids(self, video: int) -> list[int]:
+        frames, height, width = self.video_grids[video % 2]
+        return [
+            i for t in range(frames) for i in (30 + t, 102, *[101] * (height * width // 4), 103)
+        ]
 
 
 class SmolVLM(Case):
@@ -273,4 +366,12 @@ class SmolVLM(Case):
         return found
 
 
-CASES: list[Case] = [Llava(), LlavaSiglip(), LlavaNext(), Qwen2VL(), SmolVLM()]
+CASES: list[Case] = [
+    Llava(),
+    LlavaSiglip(),
+    LlavaNext(),
+    Qwen2VL(),
+    Qwen25VL(),
+    Qwen3VL(),
+    SmolVLM(),
+]

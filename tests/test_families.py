@@ -27,6 +27,7 @@ PROMPTS = {
     "ragged": [[5, -1, 7, 8], [5, 6, 10, -2, 7, 8, 9, 11]],
     "several": [[5, -1, 6, 7, -2, 8, 9], [5, -3, 7, 8]],
     "without": [[5, -1, 7, 8], [5, 6, 10, 11, 12, 13, 7, 8, 9]],
+    "videos": [[5, -100, 6, -2, 7, 8], [5, 6, 10, -101, 7, 8, 9]],
 }
 
 
@@ -50,6 +51,8 @@ def refusal(case: Case, name: str) -> str | None:
         return "fill no grid"
     if name == "ToMe" and case.name == "LLaVA-NeXT":
         return "cannot meet a budget"
+    if name in ("Downsample", "SparseVLM") and case.deepstack:
+        return "has merged tokens before"
     return None
 
 
@@ -64,6 +67,16 @@ def pairs(wanted: Callable[[str], bool] = lambda name: True, refused: bool = Fal
         for case in CASES
         for name in EVERY
         if wanted(name) and (refusal(case, name) is not None) == refused
+    ]
+
+
+def cells(wanted: Callable[[str], bool] = lambda name: True) -> list[Any]:
+    """Families with the methods that they take and the prompts that they have."""
+    return [
+        pytest.param(*pair.values, prompts, id=f"{pair.id}-{situation}")
+        for pair in pairs(wanted)
+        for situation, prompts in PROMPTS.items()
+        if situation != "videos" or (pair.values[0].videos and pair.values[1] != "Downsample")
     ]
 
 
@@ -87,16 +100,15 @@ def together(case: Case, pruner: Pruner, inputs: dict[str, Tensor]) -> tuple[Ten
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
 class TestBatches:
-    @pytest.mark.parametrize(("case", "name"), pairs())
+    @pytest.mark.parametrize(("case", "name", "prompts"), cells())
     def test_keep_all_is_bit_equal(self, case: Case, name: str, prompts: Any, side: str) -> None:
         inputs = case.inputs(prompts, side)
         dense = forward(case, inputs)
         got, _ = together(case, usual(name, 1.0, case), inputs)
         assert torch.equal(got, dense)
 
-    @pytest.mark.parametrize(("case", "name"), pairs(lambda name: name not in DRAWING))
+    @pytest.mark.parametrize(("case", "name", "prompts"), cells(lambda name: name not in DRAWING))
     def test_batch_equals_singles(self, case: Case, name: str, prompts: Any, side: str) -> None:
         pruner, inputs = usual(name, KEEP, case), case.inputs(prompts, side)
         logits, run = together(case, pruner, inputs)
@@ -108,7 +120,7 @@ class TestBatches:
             assert alone.report.samples[0].images == samples[row].images
             torch.testing.assert_close(got[row], single[0], **CLOSE)
 
-    @pytest.mark.parametrize(("case", "name"), pairs(lambda name: name in DROPPING))
+    @pytest.mark.parametrize(("case", "name", "prompts"), cells(lambda name: name in DROPPING))
     def test_equals_masked_dense(self, case: Case, name: str, prompts: Any, side: str) -> None:
         pruner, model = usual(name, KEEP, case), case.model()
         inputs = case.inputs(prompts, side)
@@ -152,8 +164,7 @@ def hidden_from(layers: Any, stages: list[tuple[int, Tensor]]) -> Iterator[None]
             hook.remove()
 
 
-@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
-@pytest.mark.parametrize(("case", "name"), pairs())
+@pytest.mark.parametrize(("case", "name", "prompts"), cells())
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     case: Case, name: str, prompts: Any
 ) -> None:

@@ -397,7 +397,7 @@ class Run:
         self.report = Report(pruner, self.model, self.family, history)
         self._marked: Tensor | None = None
         self._watch: TowerWatch | None = None
-        self._tilings: Sequence[Tiling] | None = None
+        self._tilings: dict[str, Sequence[Tiling]] = {}
         self._undo: list[Callable[[], None]] = []
 
     # -- entering and leaving ---------------------------------------------------------------------
@@ -482,8 +482,8 @@ class Run:
                 module = family.attention(layers[stage.probed])
                 self._undo.append(AttentionTap(module, self._observer(stage)).remove)
 
-    def _note_tilings(self, tilings: Sequence[Tiling]) -> None:
-        self._tilings = tilings
+    def _note_tilings(self, tilings: Sequence[Tiling], videos: bool) -> None:
+        self._tilings["video_tilings" if videos else "tilings"] = tilings
 
     # -- telling what cannot be seen --------------------------------------------------------------
 
@@ -840,9 +840,7 @@ class Run:
 
     def _images(self, inputs: dict[str, Any], batch: int, length: int, seen: int) -> list[Image]:
         if inputs.get("input_ids") is not None:
-            if self._tilings is not None:
-                inputs = {**inputs, "tilings": self._tilings}
-            return self.family.images(self.model, inputs)
+            return self.family.images(self.model, {**inputs, **self._tilings})
         if seen > 0 or length == 1:
             return []
         if self._marked is None:

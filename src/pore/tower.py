@@ -322,8 +322,9 @@ class TowerWatch:
         found = embeds[layout.rows, layout.columns[:, 0]]
         return which if torch.equal(found, self._first[which].to(found)) else None
 
-    def _note_tiling(self, tilings: Sequence[Tiling]) -> None:
-        self.tilings = tuple(tilings)
+    def _note_tiling(self, tilings: Sequence[Tiling], videos: bool) -> None:
+        if not videos:
+            self.tilings = tuple(tilings)
 
     def tiles_of(self, image: int) -> slice:
         """Which of the I are the tiles of an encoded image."""
@@ -479,30 +480,50 @@ class TowerWatch:
 
 
 def watch_tiling(
-    model: nn.Module, family: Family, note: Callable[[Sequence[Tiling]], None]
+    model: nn.Module, family: Family, note: Callable[[Sequence[Tiling], bool], None]
 ) -> Callable[[], None]:
-    """Note how images are tiled whenever a model encodes some.
+    """Note how images and videos are tiled whenever a model encodes some.
 
     `generate` encodes them before it calls the model, and then forgets their sizes.
 
     Args:
         model: The model.
         family: Its adapter.
-        note: Called with the tilings before every encoding.
+        note: Called with the tilings, and whether they are of videos, before every encoding.
 
     Returns:
         A function that ends this.
     """
     base: Any = family.base(model)
-    encode = base.get_image_features
+    encoding = False  # some models encode videos by the function that is for images
 
-    @functools.wraps(encode)  # `generate` reads the signature
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(encode).bind_partial(*args, **kwargs)
-        note(family.tilings(model, bound.arguments))
-        return encode(*args, **kwargs)
+    def watch(name: str, tilings: Callable[..., Sequence[Tiling]], videos: bool) -> Any:
+        encode = getattr(base, name)
 
-    return override(base, watched, "get_image_features")
+        @functools.wraps(encode)  # `generate` reads the signature
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal encoding
+            if encoding:
+                return encode(*args, **kwargs)
+            bound = inspect.signature(encode).bind_partial(*args, **kwargs)
+            note(tilings(model, bound.arguments), videos)
+            encoding = True
+            try:
+                return encode(*args, **kwargs)
+            finally:
+                encoding = False
+
+        return override(base, watched, name)
+
+    undo = [watch("get_image_features", family.tilings, False)]
+    if family.encodes_videos:
+        undo.append(watch("get_video_features", family.video_tilings, True))
+
+    def end() -> None:
+        for one in undo:
+            one()
+
+    return end
 
 
 def override(module: nn.Module, function: Callable[..., Any], name: str) -> Callable[[], None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class Family(ABC):
         model_types: The `config.model_type` of the models that the adapter is for.
         encodes: Whether what `get_image_features` is called with says how images become tokens, see
             `tilings`.
+        encodes_videos: Whether the same goes for `get_video_features`, see `video_tilings`.
         mrope: Whether rotary positions have several axes. Methods that number positions anew then
             leave them as they are.
         tower_refusal: Why no method can act in the vision tower; None where they can.
@@ -33,6 +35,7 @@ class Family(ABC):
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     encodes: ClassVar[bool] = False
+    encodes_videos: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     tower_refusal: ClassVar[str | None] = None
 
@@ -114,15 +117,29 @@ class Family(ABC):
         """
         raise NotImplementedError
 
+    def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """How the videos of a call of the model's `get_video_features` become tokens.
+
+        Args:
+            model: A model of a family that `encodes_videos`.
+            inputs: The arguments of the call, by name.
+
+        Returns:
+            One entry for every video.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """The images whose visual tokens are among the token ids of this forward.
+
+        A video is one image without a grid.
 
         Args:
             model: The model.
             inputs: The arguments of its multimodal forward, by name; `input_ids` is there. In a
                 family that `encodes`, `tilings` are those of the images that were encoded for it,
-                where the images themselves are not among the arguments.
+                where the images themselves are not among the arguments; likewise `video_tilings`.
 
         Returns:
             The images, by sample and then by place; empty where the forward has none.
@@ -148,6 +165,31 @@ class Family(ABC):
 def _vision(tower: Any) -> Any:
     # Some towers hold embeddings and layers one level deeper.
     return getattr(tower, "vision_model", tower)
+
+
+def comes_with(inputs: Mapping[str, Any], kind: Literal["image", "video"]) -> bool:
+    """Whether images or videos come with a forward: as pixels, or as features made before.
+
+    A placeholder without either is one that the model itself has generated.
+
+    Args:
+        inputs: The arguments of the multimodal forward, by name.
+        kind: Which of the two.
+    """
+    pixels = "pixel_values" if kind == "image" else "pixel_values_videos"
+    features = inputs.get("mm_encoder_outputs") or {}
+    return inputs.get(pixels) is not None or features.get(kind) is not None
+
+
+def by_place(images: Sequence[Image]) -> list[Image]:
+    """Images and videos of a batch, by sample and then by place, numbered anew.
+
+    Args:
+        images: Them, in any order.
+    """
+    ordered = sorted(images, key=lambda image: (image.row, image.columns[0]))
+    rows = [image.row for image in ordered]
+    return [replace(one, index=i - rows.index(one.row)) for i, one in enumerate(ordered)]
 
 
 def encoded_images(columns: Sequence[Sequence[int]], tilings: Sequence[Tiling]) -> list[Image]:

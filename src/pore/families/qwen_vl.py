@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from pore.families.base import Family, encoded_images, placeholder_runs
+from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
 
@@ -22,6 +22,7 @@ class QwenVL(Family):
     name = "Qwen-VL"
     model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     encodes = True
+    encodes_videos = True
     mrope = True
     tower_refusal = (
         "it has no CLS token and attends in windows or over merged patches. Use a method that acts "
@@ -34,24 +35,35 @@ class QwenVL(Family):
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """One token for every square of merged patches, in raster order."""
+        return self._merged(model, inputs["image_grid_thw"])
+
+    def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """The same, frame by frame."""
+        return self._merged(model, inputs["video_grid_thw"])
+
+    def _merged(self, model: nn.Module, grids: Tensor) -> list[Tiling]:
         config: Any = model.config
         merge = config.vision_config.spatial_merge_size
         found = []
-        for frames, height, width in inputs["image_grid_thw"].tolist():
+        for frames, height, width in grids.tolist():
             grid = (height // merge, width // merge)
             count = frames * grid[0] * grid[1]
             found.append(Tiling(1, grid if frames == 1 else None, count, tuple(range(count))))
         return found
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images of a prompt: runs of the image token."""
-        if inputs.get("pixel_values") is None and not inputs.get("mm_encoder_outputs"):
-            return []  # a placeholder that a model generated is no image
-        tilings: Sequence[Tiling] | None = inputs.get("tilings")
-        if tilings is None:
-            tilings = self.tilings(model, inputs)
+        """Images and videos of a prompt: runs of their tokens; time stamps may part the frames."""
         config: Any = model.config
-        return encoded_images(placeholder_runs(inputs["input_ids"], config.image_token_id), tilings)
+        found: list[Image] = []
+        if comes_with(inputs, "image"):
+            columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
+            tilings: Sequence[Tiling] | None = inputs.get("tilings")
+            found += encoded_images(columns, tilings or self.tilings(model, inputs))
+        if comes_with(inputs, "video"):
+            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
+            tilings = inputs.get("video_tilings")
+            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
+        return by_place(found)
 
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""
