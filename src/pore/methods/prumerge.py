@@ -26,7 +26,8 @@ class PruMerge(Pruner):
     same sum over all patches that are not kept. The decoder gets them by descending attention.
 
     A tower without a CLS token (SigLIP) has its patches ranked by the attention they receive,
-    averaged over all queries. Keeping all patches leaves the image as it is.
+    averaged over all queries. Where the model cuts images into tiles, every tile has its share of
+    the budget and an extra token of its own. Keeping all patches leaves the image as it is.
 
     Attributes:
         keep: Tokens left per image (int), or the fraction of its patches (float), the extra token

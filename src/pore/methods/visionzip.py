@@ -35,7 +35,8 @@ class VisionZip(Pruner):
     Attributes:
         keep: Tokens left per image (int), or the fraction of its patches (float): CLS, dominant and
             contextual ones together.
-        contextual: How many of them are merged ones. None takes the authors' 10 in 64, rounded half
+        contextual: How many of them are merged ones, of every tile where the model cuts images into
+            tiles, among which `keep` is shared out. None takes the authors' 10 in 64, rounded half
             to even: 30 of 192, 20 of 128, 10 of 64.
     """
 
