@@ -20,6 +20,10 @@ from test_engine import fingerprint
 from test_matrix import DRAWING, EVERY, Recording, ends, in_decoder
 
 KEEP = 6
+# One method of every kind: a stage in the decoder, several that number anew, merging ones, on the
+# embeddings, in the tower. They meet every family at every run, the others one; the rest is slow.
+KINDS = {"FastV", "PyramidDrop", "SparseVLM", "DivPrune", "VisionZip"}
+EVERY_METHOD = "Qwen2.5-VL"
 # The norms and rotary tables of most families go through float32.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 PROMPTS = {
@@ -63,7 +67,12 @@ DROPPING = {name for name in EVERY if in_decoder(usual(name, KEEP, CASES[0]))}
 def pairs(wanted: Callable[[str], bool] = lambda name: True, refused: bool = False) -> list[Any]:
     """Families with the methods that they take, or with those that they refuse."""
     return [
-        pytest.param(case, name, id=f"{case.name}-{name}")
+        pytest.param(
+            case,
+            name,
+            id=f"{case.name}-{name}",
+            marks=() if name in KINDS or case.name == EVERY_METHOD else pytest.mark.slow,
+        )
         for case in CASES
         for name in EVERY
         if wanted(name) and (refusal(case, name) is not None) == refused
@@ -73,7 +82,7 @@ def pairs(wanted: Callable[[str], bool] = lambda name: True, refused: bool = Fal
 def cells(wanted: Callable[[str], bool] = lambda name: True) -> list[Any]:
     """Families with the methods that they take and the prompts that they have."""
     return [
-        pytest.param(*pair.values, prompts, id=f"{pair.id}-{situation}")
+        pytest.param(*pair.values, prompts, id=f"{pair.id}-{situation}", marks=pair.marks)
         for pair in pairs(wanted)
         for situation, prompts in PROMPTS.items()
         if situation != "videos" or (pair.values[0].videos and pair.values[1] != "Downsample")
