@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import pore
+from family_cases import LlavaNext
 from models import N, batch, prompt, tiny_llava
 from pore.errors import BudgetError
 from pore.methods.tome import even_schedule, parse_r
@@ -136,3 +137,18 @@ def test_sizes_weigh() -> None:
             found.append(model(**inputs).logits)
     assert not torch.allclose(found[0], found[1])
     assert not torch.allclose(found[0], found[2])
+
+
+def test_tiles_take_r_only() -> None:
+    """All tiles lose as many patches; what then stands for padding never gets to the decoder."""
+    case = LlavaNext()
+    model, inputs = case.model(), case.inputs([[5, -1, 7, 8], [5, 6, -2, 7, 8, 9]])
+    with pytest.raises(BudgetError, match="cannot meet a budget"), pore.ToMe(keep=9)(model):
+        pass
+    with torch.no_grad(), pore.ToMe(r=2)(model) as run:
+        model(**inputs)
+    for sample in run.report:
+        (image,) = sample.images
+        tiles = len(inputs["pixel_values"][0])
+        assert 0 < len(image.kept) <= tiles * (16 - 3 * 2)  # three blocks, 4 x 4 patches
+        assert len(set(image.kept)) == len(image.kept) < image.seen
