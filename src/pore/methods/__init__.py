@@ -29,6 +29,7 @@ from pore.methods.sparsevlm import RankBudget as RankBudget
 from pore.methods.sparsevlm import SparseVLM as SparseVLM
 from pore.methods.st3 import ST3Style as ST3Style
 from pore.methods.tome import ToMe as ToMe
+from pore.methods.topv import TopV as TopV
 from pore.methods.visionzip import VisionZip as VisionZip
 from pore.methods.vispruner import VisPruner as VisPruner
 from pore.methods.vtc_cls import VTCCLS as VTCCLS
