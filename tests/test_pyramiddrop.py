@@ -207,6 +207,46 @@ class TestEngine:
         assert torch.equal(dynamic.sequences, static.sequences)
         torch.testing.assert_close(torch.stack(dynamic.logits), torch.stack(static.logits))
 
+    @pytest.mark.parametrize("static", [False, True])
+    def test_looks_at_what_was_said_before(self, model: Any, static: bool) -> None:
+        """An image in a second turn is ranked as in one prompt of both turns."""
+        turns = [[prompt(2, 0, 9), prompt(4, 0, 5, 1)], [prompt(3, 1, 5, 2), prompt(3, 1, 5, 3)]]
+        # The first turn is padded on the left, and so is the prompt of both.
+        inputs, first = batch([a + b for a, b in zip(*turns, strict=True)]), batch(turns[0])
+        width = first["input_ids"].shape[1]
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        cache = StaticCache(config=model.config.text_config, max_cache_len=64) if static else None
+        with torch.no_grad(), pruner()(model) as run:
+            whole = model(**inputs, position_ids=positions).logits[:, -5:]
+            cache = model(
+                **first, position_ids=positions[:, :width], past_key_values=cache, use_cache=True
+            ).past_key_values
+            second = model(
+                input_ids=inputs["input_ids"][:, width:],
+                attention_mask=inputs["attention_mask"],
+                pixel_values=inputs["pixel_values"],
+                position_ids=positions[:, width:],
+                past_key_values=cache,
+            ).logits[:, -5:]
+        samples = run.report.samples
+        assert [s.images for s in samples[:2]] == [s.images for s in samples[4:]]
+        torch.testing.assert_close(second, whole, rtol=1e-9, atol=1e-9)
+
+    def test_second_image_after_a_pruned_one(self, model: Any) -> None:
+        """What the layer has cached of the first turn is shorter than what came before it."""
+        first, second = batch([prompt(3, 1, 5)]), batch([prompt(2, 1, 4, 1)], seed=1)
+        with torch.no_grad(), pruner()(model) as run:
+            cache = model(**first).past_key_values
+            alone = model(**second).logits
+            del second["attention_mask"]
+            after = model(**second, past_key_values=cache).logits
+        assert torch.isfinite(after).all()
+        assert not torch.allclose(after, alone)
+        counts = [len(i.kept) for s in run.report for i in s.images]
+        assert counts == [3, 3, 3]
+        lengths = [layer.get_seq_length() for layer in cache.layers]
+        assert lengths == [14 + 2 * n for n in pruner().counts(N, 6)]
+
     def test_keep_all_is_bit_equal(self, model: Any) -> None:
         inputs = batch(PROMPTS)
         dense = model(**inputs).logits

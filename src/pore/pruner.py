@@ -565,7 +565,7 @@ class Run:
             hidden = args[0] if args else kwargs["hidden_states"]
             for number in stages:
                 if self._stages[number].ahead and forward.layout is not None:
-                    self._look_ahead(forward, layer, hidden, args, kwargs)
+                    self._look_ahead(forward, number, layer, hidden, args, kwargs)
                 hidden = self._before_layer(forward, number, hidden)
             if forward.short is not None:
                 kwargs = forward.short.kwargs(kwargs, hidden, attention)
@@ -609,15 +609,22 @@ class Run:
     def _look_ahead(
         self,
         forward: _Forward,
+        number: int,
         layer: Any,
         hidden: Tensor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         """Run a layer up to its attention, whose tap then reads it and stops."""
+        attention = self.family.attention(layer)
+        assert forward.state is not None
+        track = forward.state.tracks.get(number)
+        past = forward.past if track is None else track.valid
+        index: int = attention.layer_idx  # type: ignore[assignment]
+        forward.earlier = _cached_keys(kwargs.get("past_key_values"), index, past)
+        kwargs = {**kwargs, "past_key_values": None}  # what it computes is not to be cached
         if forward.short is not None:
-            kwargs = forward.short.kwargs(kwargs, hidden, self.family.attention(layer))
-        kwargs = {**kwargs, "past_key_values": None}
+            kwargs = forward.short.kwargs(kwargs, hidden, attention)
         if not args:
             kwargs["hidden_states"] = hidden
         forward.looking_ahead = True
@@ -641,11 +648,16 @@ class Run:
                 return
             layout = forward.layout = forward.layout.to(query.device)
             past, length = forward.past.to(query.device), query.shape[2]
-            if stage.ahead:  # no cache was given, so keys are of the present tokens alone
-                if mask is not None:
-                    own = slice(past.shape[1], past.shape[1] + length)
-                    mask = mask[..., own] if mask.dim() == 4 else None
+            if stage.ahead:  # no cache was given, so keys and mask are put before by hand
+                mask = mask if mask is not None and mask.dim() == 4 else None
+                own = slice(past.shape[1], past.shape[1] + length)
                 past = past[:, :0]
+                if forward.earlier is not None:
+                    keys, past = (x.to(query.device) for x in forward.earlier)
+                    key = torch.cat([keys, key], 2)
+                if mask is not None:
+                    seen = mask.dtype == torch.bool
+                    mask = nn.functional.pad(mask[..., own], (past.shape[1], 0), value=seen)
             origin = forward.index
             if origin is None:
                 origin = torch.arange(length, device=query.device).expand(len(query), -1)
@@ -992,6 +1004,7 @@ class _Forward:
         gapped: Whether positions have gaps already at the first layer.
         merged: Whether states of visual tokens were replaced.
         looking_ahead: Whether a layer runs in advance, only to show its attention.
+        earlier: What that layer has cached: keys (B, G, n, d), and (B, n) bool, False at padding.
         memory: What the stages' `prepare` made of the prompt.
         attention: What the latest reader took.
         encoded: Which of the images that went through the vision tower every image is.
@@ -1012,9 +1025,21 @@ class _Forward:
         self.gapped = False
         self.merged = False
         self.looking_ahead = False
+        self.earlier: tuple[Tensor, Tensor] | None = None
         self.memory: dict[Any, Any] = {}
         self.attention: Any = None
         self.encoded: list[int] = []
+
+
+def _cached_keys(cache: Any, layer: int, past: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The keys of a layer in a cache, for the slots of `past` (B, n); None without, or not all."""
+    layers = getattr(cache, "layers", ())
+    keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None
+    count = past.shape[1]
+    # A sliding window holds the latest alone.
+    if count == 0 or keys is None or keys.shape[2] < count:
+        return None
+    return keys[:, :, :count], past
 
 
 class _Seen(Exception):
