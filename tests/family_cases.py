@@ -32,6 +32,8 @@ class Case(ABC):
     deepstack: bool = False
     """Whether the first decoder layers add features to the visual tokens."""
     videos: bool = False
+    close: float = 2e-5
+    """Tolerance: the norms and rotary tables of most families go through float32."""
 
     @abstractmethod
     def build(self) -> Any:
@@ -217,6 +219,7 @@ class Qwen2VL(Case):
     config, kind = "Qwen2VLConfig", "Qwen2VLForConditionalGeneration"
     text = "Qwen2VLTextConfig"
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}  # noqa: RUF012
+    sizes: dict[str, Any] = {}  # noqa: RUF012
     grids = ((1, 8, 12), (1, 6, 6))
     video_grids = ((2, 4, 6), (3, 4, 4))
     videos = True
@@ -235,7 +238,7 @@ class Qwen2VL(Case):
 
     def build(self) -> Any:
         config = getattr(transformers, self.config)(
-            text_config=text_config(self.text, rope_parameters=self.rope).to_dict(),
+            text_config=text_config(self.text, rope_parameters=self.rope, **self.sizes).to_dict(),
             vision_config=self.vision,
             image_token_id=100,
             video_token_id=101,
@@ -321,6 +324,27 @@ class Qwen3VL(Qwen2VL):
         ]
 
 
+class Qwen35(Qwen3VL):
+    """Every other decoder layer is recurrent, in float32."""
+
+    name = "Qwen3.5"
+    close = 1e-4
+    deepstack = False
+    config, kind = "Qwen3_5Config", "Qwen3_5ForConditionalGeneration"
+    text = "Qwen3_5TextConfig"
+    sizes: dict[str, Any] = {  # noqa: RUF012
+        "initializer_range": 0.2,
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2),
+    }
+    rope = Qwen3VL.rope | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
+    vision = {k: v for k, v in Qwen3VL.vision.items() if k[:9] != "deepstack"}  # noqa: RUF012
+
+
 class SmolVLM(Case):
     """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
 
@@ -373,5 +397,6 @@ CASES: list[Case] = [
     Qwen2VL(),
     Qwen25VL(),
     Qwen3VL(),
+    Qwen35(),
     SmolVLM(),
 ]

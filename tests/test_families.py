@@ -13,19 +13,20 @@ from torch import Tensor, nn
 import pore
 from family_cases import CASES, TEXT, Case
 from pore.families import family_of
-from pore.pruner import Pruner
+from pore.pruner import Pruner, Stage
 from pore.shapes import ModelShape, model_shape
+from pore.tower import TowerStage, override
 from reference import dropped_by_stage
 from test_engine import fingerprint
-from test_matrix import DRAWING, EVERY, Recording, ends, in_decoder
+from test_matrix import DRAWING, EVERY, Recording, ends
 
 KEEP = 6
 # One method of every kind: a stage in the decoder, several that number anew, merging ones, on the
 # embeddings, in the tower. They meet every family at every run, the others one; the rest is slow.
 KINDS = {"FastV", "PyramidDrop", "SparseVLM", "DivPrune", "VisionZip"}
 EVERY_METHOD = "Qwen2.5-VL"
-# The norms and rotary tables of most families go through float32.
-CLOSE = {"rtol": 2e-5, "atol": 2e-5}
+# What gives tokens that stay new states, on the embeddings or in the decoder.
+MERGING = {"Downsample", "SparseVLM"}
 PROMPTS = {
     "single": [[5, 6, -1, 7, 8, 9]],
     "ragged": [[5, -1, 7, 8], [5, 6, 10, -2, 7, 8, 9, 11]],
@@ -48,23 +49,37 @@ def usual(name: str, keep: int | float, case: Case) -> Pruner:
 
 def refusal(case: Case, name: str) -> str | None:
     """Why a family does not take a method, or None."""
-    reason = family_of(case.model()).tower_refusal
+    family = family_of(case.model())
+    reason = family.tower_refusal
     if reason is not None and usual(name, KEEP, case).reads_tower:
         return reason
     if name == "Downsample" and case.tiled:
         return "fill no grid"
     if name == "ToMe" and case.name == "LLaVA-NeXT":
         return "cannot meet a budget"
-    if name in ("Downsample", "SparseVLM") and case.deepstack:
+    if name in MERGING and case.deepstack:
         return "has merged tokens before"
+    recurrent = [family.recurrent(layer) for layer in family.layers(case.model())]
+    for stage in usual(name, KEEP, case).stages():
+        if isinstance(stage, Stage) and stage.probed is not None and recurrent[stage.probed]:
+            return f"reads the attention of decoder layer {stage.probed}, which is recurrent"
+        if isinstance(stage, Stage) and 0 < stage.layer <= recurrent.index(False):
+            return "drop them behind it, or on the embeddings"
     return None
 
 
-# What only drops tokens, inside the decoder, which keep their positions.
-DROPPING = {name for name in EVERY if in_decoder(usual(name, KEEP, CASES[0]))}
+def drops(case: Case, name: str) -> bool:
+    """Whether a method only drops tokens, and those that stay keep their positions."""
+    stages = usual(name, KEEP, case).stages()
+    anew = not family_of(case.model()).mrope
+    return name not in MERGING and not any(
+        isinstance(stage, TowerStage) or (anew and stage.dense) for stage in stages
+    )
 
 
-def pairs(wanted: Callable[[str], bool] = lambda name: True, refused: bool = False) -> list[Any]:
+def pairs(
+    wanted: Callable[[Case, str], bool] = lambda case, name: True, refused: bool = False
+) -> list[Any]:
     """Families with the methods that they take, or with those that they refuse."""
     return [
         pytest.param(
@@ -75,11 +90,11 @@ def pairs(wanted: Callable[[str], bool] = lambda name: True, refused: bool = Fal
         )
         for case in CASES
         for name in EVERY
-        if wanted(name) and (refusal(case, name) is not None) == refused
+        if wanted(case, name) and (refusal(case, name) is not None) == refused
     ]
 
 
-def cells(wanted: Callable[[str], bool] = lambda name: True) -> list[Any]:
+def cells(wanted: Callable[[Case, str], bool] = lambda case, name: True) -> list[Any]:
     """Families with the methods that they take and the prompts that they have."""
     return [
         pytest.param(*pair.values, prompts, id=f"{pair.id}-{situation}", marks=pair.marks)
@@ -117,7 +132,9 @@ class TestBatches:
         got, _ = together(case, usual(name, 1.0, case), inputs)
         assert torch.equal(got, dense)
 
-    @pytest.mark.parametrize(("case", "name", "prompts"), cells(lambda name: name not in DRAWING))
+    @pytest.mark.parametrize(
+        ("case", "name", "prompts"), cells(lambda _, name: name not in DRAWING)
+    )
     def test_batch_equals_singles(self, case: Case, name: str, prompts: Any, side: str) -> None:
         pruner, inputs = usual(name, KEEP, case), case.inputs(prompts, side)
         logits, run = together(case, pruner, inputs)
@@ -127,26 +144,34 @@ class TestBatches:
         for row, prompt in enumerate(prompts):
             single, alone = together(case, pruner, case.inputs([prompt]))
             assert alone.report.samples[0].images == samples[row].images
-            torch.testing.assert_close(got[row], single[0], **CLOSE)
+            torch.testing.assert_close(got[row], single[0], rtol=case.close, atol=case.close)
 
-    @pytest.mark.parametrize(("case", "name", "prompts"), cells(lambda name: name in DROPPING))
+    @pytest.mark.parametrize(("case", "name", "prompts"), cells(drops))
     def test_equals_masked_dense(self, case: Case, name: str, prompts: Any, side: str) -> None:
-        pruner, model = usual(name, KEEP, case), case.model()
-        inputs = case.inputs(prompts, side)
-        logits, run = together(case, pruner, inputs)
-        stages = dropped_by_stage(run, case.visual(prompts, side))
-        tokens = inputs["attention_mask"].bool()
-        with hidden_from(family_of(model).layers(model), stages):
-            dense = forward(case, inputs, use_cache=False)
-        kept = tokens & ~stages[-1][1]
-        found = ends(logits, tokens, kept.sum(1).tolist())
-        for row, got in enumerate(found):
-            torch.testing.assert_close(got, dense[row, kept[row]], **CLOSE)
+        check_masked_dense(case, usual(name, KEEP, case), prompts, side)
+
+
+def check_masked_dense(case: Case, pruner: Pruner, prompts: Any, side: str) -> None:
+    """A pruned forward equals a dense one that does not see the dropped tokens."""
+    inputs = case.inputs(prompts, side)
+    logits, run = together(case, pruner, inputs)
+    stages = dropped_by_stage(run, case.visual(prompts, side))
+    tokens = inputs["attention_mask"].bool()
+    with hidden_from(case, stages, tokens):
+        dense = forward(case, inputs, use_cache=False)
+    kept = tokens & ~stages[-1][1]
+    found = ends(logits, tokens, kept.sum(1).tolist())
+    for row, got in enumerate(found):
+        torch.testing.assert_close(got, dense[row, kept[row]], rtol=case.close, atol=case.close)
 
 
 @contextmanager
-def hidden_from(layers: Any, stages: list[tuple[int, Tensor]]) -> Iterator[None]:
-    """Take dropped tokens out of the masks that the model itself made for the full sequence."""
+def hidden_from(case: Case, stages: list[tuple[int, Tensor]], tokens: Tensor) -> Iterator[None]:
+    """Take dropped tokens out of the masks that the model itself made for the full sequence.
+
+    A recurrent layer has no mask for that: it is run on what is left of every sample.
+    """
+    model, family = case.model(), family_of(case.model())
 
     def hook(i: int) -> Any:
         def hide(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -163,14 +188,33 @@ def hidden_from(layers: Any, stages: list[tuple[int, Tensor]]) -> Iterator[None]
 
         return hide
 
-    hooks = [
-        layer.register_forward_pre_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
-    ]
+    def rows(i: int, mixer: nn.Module) -> Any:
+        left = tokens.clone()
+        for first, dropped in stages:
+            if i >= first:
+                left &= ~dropped
+        mix = mixer.forward
+
+        def each(hidden_states: Tensor, **_: Any) -> Tensor:
+            out = torch.zeros_like(hidden_states)
+            for row, stays in enumerate(left):
+                out[row, stays] = mix(hidden_states=hidden_states[row : row + 1, stays])[0]
+            return out
+
+        return each
+
+    undo: list[Callable[[], None]] = []
+    for i, layer in enumerate(family.layers(model)):
+        if family.recurrent(layer):
+            mixer: nn.Module = layer.linear_attn  # type: ignore[assignment]
+            undo.append(override(mixer, rows(i, mixer), "forward"))
+        else:
+            undo.append(layer.register_forward_pre_hook(hook(i), with_kwargs=True).remove)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for one in undo:
+            one()
 
 
 @pytest.mark.parametrize(("case", "name", "prompts"), cells())
@@ -195,7 +239,9 @@ def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
     with recording(model):
         logits = forward(case, full, use_cache=False)[:, -4:]
-    torch.testing.assert_close(torch.stack(out.logits, 1), logits.float(), **CLOSE)
+    torch.testing.assert_close(
+        torch.stack(out.logits, 1), logits.float(), rtol=case.close, atol=case.close
+    )
 
 
 @pytest.mark.parametrize(("case", "name"), pairs())

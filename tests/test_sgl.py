@@ -17,14 +17,12 @@ import pore
 from family_cases import CASES, TEXT, Case
 from models import IMAGE, N, batch, prompt, tiny_llava
 from pore.errors import BudgetError, InputError, ModelStateError, PoreError, ScoreError
-from pore.families import family_of
 from pore.layout import Image, Layout
 from pore.methods import methods
 from pore.selection import budget, top_k
 from pore.shapes import model_shape
 from reference import dropped_columns, masked_from
 from test_engine import _flash, _forward_text, fingerprint
-from test_families import CLOSE as NEAR
 from test_families import PROMPTS as FAMILY_PROMPTS
 from test_families import forward, hidden_from
 
@@ -480,11 +478,14 @@ class TestFamilies:
             with pore.SGL(5, layer=layer, guide=guide)(model):
                 short = forward(case, inputs)
             dropped = self.dropped(case, guide, 5)
-            with hidden_from(family_of(model).layers(model), [(layer, dropped)]):
+            tokens = inputs["attention_mask"].bool()
+            with hidden_from(case, [(layer, dropped)], tokens):
                 dense = forward(case, inputs, use_cache=False)
-            kept = inputs["attention_mask"].bool() & ~dropped
+            kept = tokens & ~dropped
             for got, full, stay in zip(short, dense, kept, strict=True):
-                torch.testing.assert_close(got[-int(stay.sum()) :], full[stay], **NEAR)
+                torch.testing.assert_close(
+                    got[-int(stay.sum()) :], full[stay], rtol=case.close, atol=case.close
+                )
 
     def test_a_batch_is_its_samples(self, case: Case, monkeypatch: Any) -> None:
         guide = self.guided(case, self.prompts, monkeypatch)
@@ -505,7 +506,7 @@ class TestFamilies:
         ids = torch.cat([inputs["input_ids"], guide.sequences[:, :-1]], 1)
         full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
         dropped = torch.nn.functional.pad(self.dropped(case, guide, 4), (0, STEPS - 1))
-        with hidden_from(family_of(model).layers(model), [(0, dropped)]):
+        with hidden_from(case, [(0, dropped)], mask.bool()):
             logits = forward(case, full, use_cache=False)[:, -STEPS:]
         expected = logits.softmax(-1).gather(-1, guide.sequences[..., None])[..., 0].prod(1)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=0.0)

@@ -171,7 +171,8 @@ def guide(
     try:
         if layout.images:
             for layer in family.layers(model):
-                taps.append(AttentionTap(family.attention(layer), rows.observer()))
+                if not family.recurrent(layer):
+                    taps.append(AttentionTap(family.attention(layer), rows.observer()))
         sequences: Tensor = generate(
             **inputs,
             max_new_tokens=max_new_tokens,

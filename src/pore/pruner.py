@@ -423,6 +423,7 @@ class Run:
         self._entry = [stage for stage in stages if stage.layer == 0]
         self._stages = [stage for stage in stages if stage.layer > 0]
         self._dense = any(stage.dense for stage in self._entry)
+        self._check_recurrent()
         self._forward: _Forward | None = None
         self._caches: weakref.WeakKeyDictionary[Any, _CacheState] = weakref.WeakKeyDictionary()
         self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
@@ -481,6 +482,26 @@ class Run:
                 assert stage.probed is not None
                 module = family.attention(layers[stage.probed])
                 self._undo.append(AttentionTap(module, self._observer(stage)).remove)
+
+    def _check_recurrent(self) -> None:
+        """Refuse stages that need attention where a decoder has layers without."""
+        layers = self.family.layers(self.model)
+        attending = [i for i, layer in enumerate(layers) if not self.family.recurrent(layer)]
+        names = ", ".join(map(str, attending))
+        for stage in self._stages:
+            if stage.probed is not None and stage.probed not in attending:
+                raise UnsupportedModelError(
+                    f"{self.pruner.name} with these settings reads the attention of decoder layer "
+                    f"{stage.probed}, which is recurrent and has none; the layers that have are "
+                    f"{names}."
+                )
+            if stage.layer <= attending[0]:
+                # The model takes the number of tokens so far from the first cache of attention.
+                raise UnsupportedModelError(
+                    f"{self.pruner.name} drops tokens before decoder layer {stage.layer}, but the "
+                    f"first layer of this decoder with attention is layer {attending[0]}; drop "
+                    "them behind it, or on the embeddings."
+                )
 
     def _note_tilings(self, tilings: Sequence[Tiling], videos: bool) -> None:
         self._tilings["video_tilings" if videos else "tilings"] = tilings
@@ -555,7 +576,7 @@ class Run:
     def _layer_hook(self, i: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         stages = [number for number, stage in enumerate(self._stages) if stage.layer == i]
         layer = self.family.layers(self.model)[i]
-        attention = self.family.attention(layer)
+        attention = None if self.family.recurrent(layer) else self.family.attention(layer)
 
         def before(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

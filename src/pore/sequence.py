@@ -139,14 +139,14 @@ class Shortened:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def kwargs(
-        self, kwargs: dict[str, Any], hidden: Tensor, attention: nn.Module
+        self, kwargs: dict[str, Any], hidden: Tensor, attention: nn.Module | None
     ) -> dict[str, Any]:
         """The keyword arguments of a decoder layer for the short sequence.
 
         Args:
             kwargs: What the model passes to the layer.
             hidden: (B, m, D) the hidden states that enter the layer.
-            attention: The layer's attention module.
+            attention: The layer's attention module; None in a recurrent layer.
 
         Returns:
             A copy with mask, positions and rotary embedding shortened; the same object where
@@ -167,6 +167,9 @@ class Shortened:
                 # Positions with gaps would be read as packed sequences, which reads the device
                 # in every layer and forgets what is in the cache. RoPE is in the tables.
                 kwargs["position_ids"] = None
+        if attention is None:
+            kwargs["attention_mask"] = self._memo(self.track, hidden, self._present)
+            return kwargs
         cache = kwargs.get("past_key_values")
         layer: int = attention.layer_idx  # type: ignore[assignment]
         slots = self.track.columns.shape[1]
@@ -196,6 +199,12 @@ class Shortened:
         if isinstance(value, (tuple, list)):
             return tuple(take(table, self.index, -2) for table in value)
         return take(value, self.index, -1)
+
+    def _present(self, track: Track, hidden: Tensor) -> Tensor | None:
+        """(B, m) which tokens of this chunk are no filling, for a layer that looks at no others."""
+        if track.full or self.length == 1:
+            return None
+        return track.valid[:, -self.length :].to(hidden.device)
 
     def _mask(self, mask: Any, hidden: Tensor, slots: int) -> Any:
         if mask is None and self.track.full:

@@ -55,6 +55,10 @@ class Family(ABC):
         """The self-attention module of a decoder layer."""
         return layer.self_attn  # type: ignore[return-value]
 
+    def recurrent(self, layer: nn.Module) -> bool:
+        """Whether a decoder layer mixes tokens by a recurrence, and so has no attention to read."""
+        return False
+
     def norm(self, model: nn.Module) -> nn.Module:
         """The decoder's final norm."""
         return self.decoder(model).norm  # type: ignore[return-value]

@@ -16,11 +16,12 @@ class QwenVL(Family):
 
     Visual tokens keep their places on the time, height and width axes, and text goes on from where
     it would without pruning. In Qwen3-VL the first decoder layers add features of lower tower
-    layers to the visual tokens (DeepStack); dropped tokens get none.
+    layers to the visual tokens (DeepStack); dropped tokens get none. Most layers of Qwen3.5 are
+    recurrent: they go on as if dropped tokens had never been, and have no attention to rank by.
     """
 
     name = "Qwen-VL"
-    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     encodes = True
     encodes_videos = True
     mrope = True
@@ -32,6 +33,10 @@ class QwenVL(Family):
     def tower(self, model: nn.Module) -> nn.Module:
         """The vision tower."""
         return self.base(model).visual  # type: ignore[return-value]
+
+    def recurrent(self, layer: nn.Module) -> bool:
+        """Three of four layers of Qwen3.5."""
+        return hasattr(layer, "linear_attn")
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """One token for every square of merged patches, in raster order."""
