@@ -267,6 +267,23 @@ def test_evaluate_with_and_without_p(
     assert (tmp_path / "results.csv").read_text().startswith("method,reweight,keep,layer")
 
 
+def test_evaluate_all(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {name: methods()[name] for name in ("FastV", "FasterVLM", "Scored")}
+    monkeypatch.setattr(pore.Pruner, "registry", some)
+    common = ("evaluate", "--all", "-m", model, "--limit", "3", "--images", "4", "-o", tmp_path)
+    found = run(*common, "--keep", "4", "--no-timing", "--max-new-tokens", "2")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "results.json", "results.csv", "differences.json", "pore.png"} < names
+    assert [r["method"] for r in read_records(tmp_path / "results.json")] == [
+        *("unpruned", "FastV", "FastV", "FasterVLM")
+    ]
+    assert "FastV + PoRe" in found.output
+    assert "Left out: Scored at 4" in found.output
+    assert "--all takes every method" in run(*common, "--layer", "3", code=1).stderr
+
+
 def test_demo(model: Path, tmp_path: Path) -> None:
     found = run(
         *("demo", "-m", model, "--images", "4", "--questions", "3", "--keep", "25%"),

@@ -107,6 +107,62 @@ def test_accuracy_over_flops() -> None:
         plotting.accuracy_over_flops(records[-1:])
 
 
+def test_many_methods_get_a_panel_for_each_place() -> None:
+    records = [record("unpruned", None, 0.9, 4e9)]
+    for i in range(9):
+        place = ("tower", "embeddings", "decoder")[i % 3]
+        more = {"acts_in": place, "looks_at": [i] if place == "decoder" else [], "keep": 4}
+        for cost in (1e9, 2e9):
+            records.append(record(f"M{i}", None, i / 10, cost * (1 + i / 20)) | more)
+    records.append(records[-1] | {"reweight": "spline", "accuracy": 0.85})
+    records.append(records[-1] | {"reweight": "rope", "accuracy": 0.1})
+    figure = plotting.accuracy_over_flops(records, taught=5)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["In the vision tower", "Before the decoder", "Inside the decoder"]
+    names = [sorted(text.get_text() for text in axis.texts) for axis in figure.axes]
+    assert names == [["M0", "M3", "M6"], ["M1", "M4", "M7"], ["M2", "M5 †", "M8 †"]]
+    heights = [[text.xyann[1] for text in axis.texts] for axis in figure.axes]
+    assert all(len(places) == 3 for places in heights)
+    ends = [line.get_xydata().tolist() for line in figure.axes[2].lines]
+    assert [[2.8, 80.0], [2.8, 85.0]] in [np.round(end, 6).tolist() for end in ends]
+    assert len(plotting.to_png(figure, dpi=40)) > 1000
+
+
+def test_labels_do_not_overlap() -> None:
+    axis = Figure().subplots()
+    plotting._labels(axis, [(5.0 + i / 10, 1.0, f"m{i}", "#000000") for i in range(8)], 2.0, 1.0)
+    heights = [text.xy[1] for text in axis.texts]
+    assert min(np.diff(heights)) > 0.95
+    assert np.mean(heights) == pytest.approx(5.35)
+
+
+def test_differences_have_a_row_for_each_host() -> None:
+    records = [
+        {
+            "keep": keep,
+            "method": method,
+            "third": third,
+            "difference": 0.1,
+            "ci": [-0.1, 0.2],
+            "p_mcnemar": 0.01 if third else 0.4,
+        }
+        for keep in (8, 4)
+        for method in ("A", "B", "C")
+        for third in (None, "top", "bottom")
+    ]
+    figure = plotting.differences(records)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["keep 8", "keep 4"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["A", "B", "C"]
+    points = [line for line in figure.axes[0].lines if line.get_marker() in "D^ov"]
+    assert len(points) == 9
+    filled = [line.get_markerfacecolor() != "white" for line in points]
+    assert filled == [False, True, True] * 3
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["all questions", "top", "bottom"]
+    with pytest.raises(InputError, match="nothing to draw"):
+        plotting.differences([])
+
+
 def test_kept_tokens_are_left_and_dropped_ones_fade() -> None:
     panels = [
         plotting.Panel("a", True, (0, 23)),

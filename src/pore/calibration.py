@@ -339,7 +339,14 @@ class HostCalibration:
             CalibrationError: No image was measured.
             PoreError: A curve cannot be fitted; see `PositionBias.fit`.
         """
-        return tuple(stage.fit(kind) for stage in self.stages)
+        biases = []
+        for stage in self.stages:
+            try:
+                biases.append(stage.fit(kind))
+            except (ProfileError, ScoreError) as error:
+                layer = cast(int, stage.provenance.layer) - 1
+                raise type(error)(f"What is read of decoder layer {layer}: {error}") from error
+        return tuple(biases)
 
     def merge(self, other: HostCalibration) -> HostCalibration:
         """The calibration over the samples of both; see `Calibration.merge`.
@@ -617,7 +624,11 @@ def attention_stages(host: Pruner) -> list[Stage]:
         s for s in host.stages() if isinstance(s, Stage) and hasattr(s.attention, "normalize")
     ]
     if not stages:
-        raise CalibrationError(f"With these settings {host.name} reads no attention at all.")
+        raise CalibrationError(
+            f"With these settings {host.name} reads no attention of the model that it prunes, so "
+            "there is nothing to measure here; fit its P to the mean of what it ranks by, with "
+            "PositionBias.fit."
+        )
     return stages
 
 

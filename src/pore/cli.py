@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
     from pore.bias import PositionBias
     from pore.calibration import HostCalibration
+    from pore.evaluation import survey
     from pore.pruner import Pruner
     from pore.samples import Sample
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _PAPER_KEEPS = ["50%", "25%", "128", "10%"]
 _DEMO_KEEPS = ["50%", "25%", "22.2%", "10%"]
+_SURVEYED = 700
 # What the widest table needs where the width of the output is unknown, as in a pipe.
 _WIDTH = 118
 
@@ -390,8 +392,24 @@ def evaluate(
     questions: Questions = None,
     split: Split = "test",
     limit: Limit = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Ask every method, and PoRe on every host that takes it."),
+    ] = False,
+    calibration: Annotated[
+        str, typer.Option(help="With --all: samples that P is measured on.")
+    ] = "embedded:calibration",
+    images: Annotated[
+        int, typer.Option(min=1, help="With --all: calibration samples, at most.")
+    ] = 700,
     method: Method = "FastV",
-    keep: Keeps = ["25%"],  # noqa: B006 - typer copies it
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Visual tokens kept: 128, 0.25 or 25%. Repeatable. "
+            "[default: 25%; with --all 1/3, 2/9 and 1/9, which is 192, 128 and 64 of 576]"
+        ),
+    ] = None,
     average: Average = False,
     layer: Layer = None,
     reweight: Reweight = None,
@@ -401,9 +419,13 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16,
     timing: Annotated[bool, typer.Option(help="Measure the prefill, methods in turns.")] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for results.json and results.csv.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for results. [default: none; runs/all with --all]"
+        ),
     ] = None,
     batch_size: Batch = 16,
+    seed: Annotated[int, typer.Option(help="Seed of methods that draw and of the bootstrap.")] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attn: Attn = None,
@@ -412,23 +434,51 @@ def evaluate(
     """Ask a model questions with known answers: unpruned, pruned, and pruned with P.
 
     With --reweight every budget is run without P and with it, and the two are compared question
-    by question.
+    by question. With --all every method is asked the same 700 questions (--limit), as its authors
+    set it up, those that rank by attention with P as well, and a report is written; interrupted,
+    it goes on where it was when called again.
 
     Examples:
 
         pore evaluate --keep 25% --keep 10% --reweight profile.json
 
+        pore evaluate --all --limit 2100 --out runs/all
+
         pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
     """
-    from pore.evaluation import Batches, compare, time_prefill, write_records
+    from pore.evaluation import Batches, compare, survey, time_prefill, write_records
     from pore.evaluation import evaluate as ask
     from pore.evaluation.reweighting import reweighted
 
     loaded, processor = _load(model, device, dtype, attn, revision)
+    limit = _SURVEYED if every and limit is None else limit
     asked = list(_samples(samples, limit=limit, questions=questions, split=split))
+    if every:
+        if layer is not None or reweight or normalize or settings:
+            raise InputError(
+                "--all takes every method as its authors set it up; leave --layer, --reweight, "
+                "--normalize and --set away."
+            )
+        _survey(
+            loaded,
+            processor,
+            asked,
+            _samples(calibration, limit=images),
+            out or Path("runs/all"),
+            survey.Settings(
+                keeps=tuple(map(_keep, keep)) if keep else survey.Settings.keeps,
+                average=average,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                timing=timing,
+                seed=seed,
+            ),
+            (model, calibration, samples),
+        )
+        return
     biases = _biases(reweight, allow, loaded, processor, asked[:64])
     pruners: list[Pruner | None] = [None]
-    for one in map(_keep, keep):
+    for one in map(_keep, keep or ["25%"]):
         plain = _pruner(*(method, settings, loaded, one, average), layer=layer, normalize=normalize)
         pruners += [plain] if biases is None else [plain, reweighted(plain, biases)]
     batches = Batches(loaded, processor, asked, batch_size=batch_size)
@@ -460,7 +510,7 @@ def evaluate(
     _print_results(records)
     if biases is not None:
         for plain_outcome, other in zip(outcomes[1::2], outcomes[2::2], strict=True):
-            console.print(str(compare(plain_outcome, other)), highlight=False)
+            console.print(str(compare(plain_outcome, other, seed=seed)), highlight=False)
     if out is not None:
         paths = write_records(out, records)
         console.print(f"Wrote {' and '.join(map(str, paths))}.", highlight=False)
@@ -685,6 +735,53 @@ def models() -> None:
 def _stdout() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _survey(
+    loaded: Any,
+    processor: Any,
+    test: Sequence[Sample],
+    calibration: Sequence[Sample],
+    out: Path,
+    settings: survey.Settings,
+    names: tuple[str, str, str],
+) -> None:
+    """Ask every method, and print what came of it."""
+    from pore import speed
+    from pore.evaluation import survey
+    from pore.evaluation.page import About, findings, notes
+    from pore.evaluation.records import table
+
+    model, calibration_source, test_source = names
+    began = time.monotonic()
+    with _progress() as told:
+        result = survey.run(
+            loaded,
+            processor,
+            calibration=calibration,
+            test=test,
+            out=out,
+            settings=settings,
+            about=About(
+                model="the embedded model" if model == "embedded" else model,
+                command=_command(),
+                calibration=calibration_source,
+                test=test_source,
+                setup=_setup(
+                    loaded, speed.hardware(loaded.device), speed.versions(), settings.seed
+                ),
+            ),
+            progress=told,
+        )
+    console = _stdout()
+    title = "Right answers in % with 95 % interval, by third of the image"
+    parts = ("cost", "mean", "accuracy", "thirds")
+    console.print(table(result.records, title=title, parts=parts, taught=result.taught))
+    for line in (*notes(result), "", *findings(result)):
+        console.print(line, highlight=False)
+    for line in result.reasons:
+        console.print(f"Left out: {line}", highlight=False, markup=False)
+    console.print(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.", highlight=False)
 
 
 def _print_results(records: Sequence[dict[str, Any]]) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 
 from pore._files import write_atomic
 from pore.errors import InputError, PoreError
-from pore.evaluation.outcome import UNPRUNED, label
+from pore.evaluation.outcome import UNPRUNED, budget_label, label
+from pore.evaluation.records import marks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -214,14 +215,16 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
     return figure
 
 
-def accuracy_over_flops(records: Sequence[Mapping[str, Any]]) -> Figure:
+def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None = None) -> Figure:
     """Accuracy of every method over the FLOPs it needs, with 95 % confidence intervals.
 
     Methods are shifted sideways by less than a marker, so that those of equal cost can be told
-    apart.
+    apart. More methods than there are colours get a panel for each place where they act, a label
+    each at their end, and no intervals; a line leads from a host to the same with PoRe.
 
     Args:
         records: Records of a `results.json`.
+        taught: Marks methods where there are many, see `pore.evaluation.records.marks`.
 
     Returns:
         The figure.
@@ -238,15 +241,15 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]]) -> Figure:
     for record in known:
         if record["method"] != UNPRUNED:
             methods.setdefault(label(record["method"], record["reweight"]), []).append(record)
+    if len(methods) > len(_CYCLE) and all(r.get("acts_in") for r in known if r not in unpruned):
+        return _by_place(unpruned, methods, taught)
     with _style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axis = figure.subplots()
         for record in unpruned:
-            low, high = (100 * end for end in record["ci"])
-            axis.axhspan(low, high, color=_GREY, alpha=0.18, lw=0)
-            axis.axhline(100 * record["accuracy"], color=_GREY, lw=1.4, ls=(0, (4, 3)))
+            _level(axis, record)
             _point(axis, [record], "unpruned", _BLACK, "*")
         costs = [record["flops"] / 1e9 for record in known]
         step = 0.007 * (max(costs) - min(costs))
@@ -260,6 +263,190 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]]) -> Figure:
         axis.grid(axis="y", color="#DDDDDD", lw=0.7)
         axis.set_axisbelow(True)
         axis.legend(loc="lower right")
+    return figure
+
+
+def _level(axis: Axes, record: Mapping[str, Any]) -> None:
+    """A line across, with its confidence band."""
+    low, high = (100 * end for end in record["ci"])
+    axis.axhspan(low, high, color=_GREY, alpha=0.18, lw=0)
+    axis.axhline(100 * record["accuracy"], color=_GREY, lw=1.4, ls=(0, (4, 3)))
+
+
+_PLACES = {
+    "tower": "In the vision tower",
+    "embeddings": "Before the decoder",
+    "decoder": "Inside the decoder",
+}
+
+
+def _by_place(
+    unpruned: Sequence[Mapping[str, Any]],
+    methods: Mapping[str, Sequence[Mapping[str, Any]]],
+    taught: int | None,
+) -> Figure:
+    """Many methods: a panel for each place where they act, the others pale in the background."""
+    from matplotlib.figure import Figure
+
+    own = {
+        name: sorted(points, key=lambda record: float(record["flops"]))
+        for name, points in methods.items()
+        if points[0]["reweight"] is None
+    }
+    # Of P only what was measured is drawn, beside its host.
+    pore = {
+        (record["method"], record["keep"]): record
+        for points in methods.values()
+        for record in points
+        if record["reweight"] not in (None, "rope")
+    }
+    places = [p for p in _PLACES if any(points[0]["acts_in"] == p for points in own.values())]
+    every = [r for points in methods.values() for r in points]
+    left, right = (f(r["flops"] / 1e9 for r in every) for f in (min, max))
+    low, high = (f(100 * r["accuracy"] for r in [*every, *unpruned]) for f in (min, max))
+    with _style():
+        figure = Figure(figsize=(1.0 + 4.1 * len(places), 5.6), layout="constrained")
+        axes = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
+        for axis, place in zip(axes, places, strict=True):
+            for record in unpruned:
+                _level(axis, record)
+            shown = [name for name, points in own.items() if points[0]["acts_in"] == place]
+            for name in own.keys() - set(shown):
+                axis.plot(*_path(own[name]), color="#E3E3E3", lw=1.0, zorder=1)
+            ends = []
+            for i, name in enumerate(shown):
+                # A second round of colours has other markers, and dashes.
+                again, of = divmod(i, len(_CYCLE))
+                color, marker = _CYCLE[of], _MARKERS[(of + again) % len(_MARKERS)]
+                x, y = _path(own[name])
+                dash = "--" if again else "-"
+                axis.plot(x, y, color=color, marker=marker, ms=4.5, lw=1.4, ls=dash, zorder=3)
+                for record, start in zip(own[name], y, strict=True):
+                    if (record["method"], record["keep"]) in pore:
+                        _to_pore(axis, record, pore[record["method"], record["keep"]], start, color)
+                ends.append((y[-1], x[-1], name + marks(own[name][0], taught), color))
+            edge = max(x for _, x, _, _ in ends) + 0.06 * (right - left)
+            _labels(axis, ends, edge, 0.036 * (high - low))
+            axis.set_title(_PLACES[place])
+            axis.set_xlim(left - 0.05 * (right - left), right + 0.5 * (right - left))
+            axis.set_xlabel("GFLOPs of the prefill, tower included")
+            axis.grid(axis="y", color="#EEEEEE", lw=0.7)
+            axis.set_axisbelow(True)
+        axes[0].set_ylabel("accuracy (%)")
+        spread = [50 * (r["ci"][1] - r["ci"][0]) for r in every]
+        costs = [f" ({record['flops'] / 1e9:.3g} GFLOPs)" for record in unpruned]
+        figure.suptitle(
+            f"Accuracy over cost. Open markers: with PoRe. Dashed: unpruned{''.join(costs)}. "
+            f"95 % intervals: ±{min(spread):.1f} to ±{max(spread):.1f} points.",
+            fontsize=9,
+            x=0.01,
+            ha="left",
+        )
+    return figure
+
+
+def _path(records: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [r["flops"] / 1e9 for r in records], [100 * r["accuracy"] for r in records]
+
+
+def _to_pore(
+    axis: Axes, host: Mapping[str, Any], other: Mapping[str, Any], start: float, color: str
+) -> None:
+    """From a host to the same with PoRe, which costs the same."""
+    x, end = host["flops"] / 1e9, 100 * other["accuracy"]
+    axis.plot([x, x], [start, end], color=color, lw=1.0, zorder=2)
+    axis.plot([x], [end], color=color, marker="o", mfc="white", ms=5.5, mew=1.3, zorder=4)
+
+
+def _labels(
+    axis: Axes, ends: Sequence[tuple[float, float, str, str]], x: float, gap: float
+) -> None:
+    """Names to the right of where lines end, pushed apart, each with a thin line to its own."""
+    from matplotlib.patheffects import withStroke
+
+    ends = sorted(ends)
+    places = [y for y, *_ in ends]
+    for _ in range(200):
+        for i in range(len(places) - 1):
+            close = gap - (places[i + 1] - places[i])
+            if close > 0:
+                places[i] -= close / 2
+                places[i + 1] += close / 2
+    for place, (y, end, name, color) in zip(places, ends, strict=True):
+        axis.plot([end, x], [y, place], color=color, lw=0.6, alpha=0.7, zorder=2)
+        axis.annotate(
+            name,
+            (x, place),
+            (2, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=8,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
+
+
+def differences(records: Sequence[Mapping[str, Any]], taught: int | None = None) -> Figure:
+    """What PoRe gives every host, in points with 95 % intervals, over all and by third.
+
+    Args:
+        records: Records of a `differences.json`, of hosts with P against themselves.
+        taught: Marks methods, see `pore.evaluation.records.marks`.
+
+    Returns:
+        The figure: a panel for every budget, a row for every host.
+
+    Raises:
+        InputError: There is no record.
+        PoreError: matplotlib is not installed.
+    """
+    if not records:
+        raise InputError("No method was compared with itself, so there is nothing to draw.")
+    keeps = list(dict.fromkeys(record["keep"] for record in records))
+    hosts = list(dict.fromkeys(record["method"] for record in records))
+    groups = list(dict.fromkeys(record["third"] for record in records))
+    looks = dict(
+        zip(groups, ((_BLACK, "D"), (_SKY, "^"), (_ORANGE, "o"), (_PURPLE, "v")), strict=False)
+    )
+    with _style():
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+
+        figure = Figure(
+            figsize=(1.6 + 2.9 * len(keeps), 1.3 + 0.72 * len(hosts)), layout="constrained"
+        )
+        axes = figure.subplots(1, len(keeps), sharey=True, sharex=True, squeeze=False)[0]
+        for axis, keep in zip(axes, keeps, strict=True):
+            axis.axvline(0, color=_GREY, lw=1.0)
+            for record in records:
+                if record["keep"] == keep and record["third"] in looks:
+                    color, marker = looks[record["third"]]
+                    y = hosts.index(record["method"]) + 0.19 * groups.index(record["third"]) - 0.25
+                    ends = [100 * end for end in record["ci"]]
+                    axis.plot(ends, [y, y], color=color, lw=1.6 if record["third"] is None else 1.0)
+                    clear = record["p_mcnemar"] < 0.05
+                    axis.plot(
+                        [100 * record["difference"]],
+                        [y],
+                        color=color,
+                        marker=marker,
+                        mfc=color if clear else "white",
+                        ms=5.0,
+                        ls="",
+                    )
+            axis.set_title(budget_label(keep))
+            axis.grid(axis="x", color="#EEEEEE", lw=0.7)
+            axis.set_axisbelow(True)
+            axis.tick_params(axis="y", length=0)
+        names = {record["method"]: record["method"] + marks(record, taught) for record in records}
+        axes[0].set_yticks(range(len(hosts)), [names[host] for host in hosts])
+        axes[0].set_ylim(len(hosts) - 0.4, -0.6)
+        figure.supxlabel("accuracy with PoRe less without, in points", fontsize=9)
+        handles = [
+            Line2D([], [], color=color, marker=marker, ls="", ms=5, label=group or "all questions")
+            for group, (color, marker) in looks.items()
+        ]
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
     return figure
 
 

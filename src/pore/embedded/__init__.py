@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["embedded_model"]
+__all__ = ["TAUGHT_LAYER", "embedded_model"]
+
+TAUGHT_LAYER = 4
+"""The decoder layer whose attention was supervised in training, as no real model's is. Methods that
+look at it or at layers above see better attention than they would elsewhere."""
 
 
 def embedded_model() -> str:

@@ -6,8 +6,7 @@ the layer, the budgets and the form of P are given beforehand, and what comes ou
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ import numpy as np
 from PIL import Image
 
 from pore import plotting
-from pore._files import write_atomic
 from pore.bias import Kind, PositionBias
 from pore.calibration import Calibration, calibrate
 from pore.errors import BudgetError, InputError
 from pore.evaluation import page
 from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
-from pore.evaluation.records import write_records
+from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import rope_bias
-from pore.evaluation.running import Batches, evaluate, time_prefill
+from pore.evaluation.running import Batches, Told, Work, cost, evaluate, time_prefill
 from pore.families import family_of
 from pore.methods import Downsample, FastV, Random
 from pore.methods.downsample import coarse_grid
@@ -104,10 +102,6 @@ class Result:
         return [outcome.record() for outcome in self.outcomes]
 
 
-Progress = Callable[[str, float], None]
-"""Told what is being done and what share of all is done."""
-
-
 def run(
     model: Any,
     processor: Any,
@@ -117,7 +111,7 @@ def run(
     out: Path,
     settings: Settings,
     about: page.About,
-    progress: Progress | None = None,
+    progress: Told | None = None,
 ) -> Result:
     """Calibrate, fit, prune and ask, and write everything into a folder.
 
@@ -143,7 +137,10 @@ def run(
     grid = family_of(model).grid(model)
     if grid is None:
         raise InputError("The demo needs a model whose images all have one grid.")
-    work = _Work(model, len(calibration), len(test), settings, progress)
+    visual, layers = grid[0] * grid[1], len(family_of(model).layers(model))
+    even = PositionBias.exponential(0.0, visual)
+    planned = [pruner for _, pruner in lineup(settings, even, even, grid)]
+    work = Work(_all_work(planned, len(calibration), len(test), visual, layers), progress)
 
     work.start("measuring the position bias")
     measured = calibrate(
@@ -173,7 +170,7 @@ def run(
             batches,
             pruner,
             max_new_tokens=_LONGEST_ANSWER,
-            progress=work.done(work.cost(pruner)),
+            progress=work.done(cost(pruner, visual, layers)),
         )
         outcomes.append(replace(answered, budget=keep))
     work.start("timing the prefill, methods in turns")
@@ -190,7 +187,7 @@ def run(
     differences = tuple(_differences(outcomes, settings))
     records = [outcome.record() for outcome in outcomes]
     write_records(out, records)
-    write_atomic(out / "differences.json", _differences_json(differences))
+    write_differences(out, differences)
     plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
 
     work.start("drawing examples and the report")
@@ -271,72 +268,12 @@ _CALIBRATION_COST = 0.4
 _TIMED_COST = 0.8
 
 
-class _Work:
-    """How far the demo is, as a share of all its work."""
-
-    def __init__(
-        self,
-        model: Any,
-        calibration: int,
-        test: int,
-        settings: Settings,
-        progress: Progress | None,
-    ) -> None:
-        family = family_of(model)
-        self._below = settings.layer / len(family.layers(model))
-        grid = family.grid(model)
-        self._tokens = 1 if grid is None else grid[0] * grid[1]
-        methods = 1 + 5 * len(settings.keeps)
-        asked = 1.0 + sum(
-            4 * self._cost(budget(keep, self._tokens), self._below)
-            + self._cost(budget(keep, self._tokens), 0.0)
-            for keep in settings.keeps
-        )
-        timed = min(test, _TIMED_BATCH) * (_TIMED_ROUNDS + 1) * methods
-        self._all = calibration * _CALIBRATION_COST + test * asked + timed * _TIMED_COST
-        self._so_far = 0.0
-        self._what = ""
-        self._progress = progress
-
-    def _cost(self, kept: int, below: float) -> float:
-        return 0.25 + 0.75 * (below + (1 - below) * kept / self._tokens)
-
-    def cost(self, pruner: Pruner | None) -> float:
-        """Cost of a sample under a method."""
-        if pruner is None:
-            return 1.0
-        kept = budget(getattr(pruner, "keep", 1.0), self._tokens)
-        return self._cost(kept, self._below if hasattr(pruner, "layer") else 0.0)
-
-    def start(self, what: str) -> None:
-        """Say what comes now."""
-        self._what = what
-        self._tell()
-
-    def done(self, cost: float) -> Callable[[int], None]:
-        """A function to be told how many more samples of a cost are done."""
-
-        def advance(samples: int) -> None:
-            self._so_far += samples * cost
-            self._tell()
-
-        return advance
-
-    def through(self, samples: Sequence[Sample], cost: float) -> Iterator[Sample]:
-        """The samples, counted as they are taken."""
-        advance = self.done(cost)
-        for sample in samples:
-            yield sample
-            advance(1)
-
-    def finish(self) -> None:
-        """Say that all is done."""
-        self._so_far, self._what = self._all, "done"
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._progress is not None:
-            self._progress(self._what, min(1.0, self._so_far / self._all))
+def _all_work(
+    pruners: Sequence[Pruner | None], calibration: int, test: int, visual: int, layers: int
+) -> float:
+    asked = test * sum(cost(pruner, visual, layers) for pruner in pruners)
+    timed = min(test, _TIMED_BATCH) * (_TIMED_ROUNDS + 1) * len(pruners)
+    return calibration * _CALIBRATION_COST + asked + timed * _TIMED_COST
 
 
 def _differences(outcomes: Sequence[Outcome], settings: Settings) -> Iterator[Difference]:
@@ -410,22 +347,3 @@ def _panel(outcome: Outcome, answer: Answer, grid: tuple[int, int]) -> plotting.
         kept,
         cells=coarse_grid(grid, len(kept)) if averages else None,
     )
-
-
-def _differences_json(differences: Sequence[Difference]) -> str:
-    found = [
-        {
-            "keep": d.second.keep,
-            "method": d.second.method,
-            "reweight": d.second.reweight,
-            "against": d.first.method,
-            "difference": d.paired.difference,
-            "ci": list(d.paired.ci),
-            "won": d.paired.gained,
-            "lost": d.paired.lost,
-            "p_mcnemar": d.paired.p,
-            "n": d.paired.n,
-        }
-        for d in differences
-    ]
-    return json.dumps(found, indent=2) + "\n"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from pore.errors import InputError
 from pore.evaluation.statistics import Paired, paired, wilson
-from pore.pruner import Pruner
+from pore.pruner import Pruner, Stage
+from pore.tower import TowerStage
 
 UNPRUNED = "unpruned"
 """The method's name in the record of the unpruned model."""
@@ -28,6 +30,8 @@ class Answer:
         third: Third of the image asked about, where the sample says.
         kept: For each image, raster indices of the visual tokens that reached the last layer.
         flops: FLOPs of the prefill (true count), or None where the model's sizes are not known.
+        extra: Visual tokens that reached the last layer and stand for no single patch.
+        mean_tokens: Visual tokens of the prompt, averaged over the decoder layers.
     """
 
     id: str
@@ -39,6 +43,8 @@ class Answer:
     third: str | None
     kept: tuple[tuple[int, ...], ...]
     flops: int | None
+    extra: int = 0
+    mean_tokens: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,26 @@ class Outcome:
     def reweight(self) -> str | None:
         """Kind of the position bias that attention is divided by, such as "exponential"."""
         bias = getattr(self.pruner, "reweight", None)
-        return None if bias is None else str(bias.kind)
+        first = bias[0] if isinstance(bias, tuple) else bias
+        return None if first is None else str(first.kind)
+
+    @property
+    def acts_in(self) -> str | None:
+        """Where the method first drops tokens: "tower", "embeddings" or "decoder"."""
+        if self.pruner is None:
+            return None
+        first = self.pruner.stages()[0]
+        if isinstance(first, TowerStage):
+            return "tower"
+        return "decoder" if first.layer else "embeddings"
+
+    @property
+    def looks_at(self) -> list[int]:
+        """The decoder layers whose attention, or else whose output, the method ranks by."""
+        if self.pruner is None:
+            return []
+        stages = [s for s in self.pruner.stages() if isinstance(s, Stage) and s.layer]
+        return [s.layer - 1 if s.probed is None else s.probed for s in stages]
 
     @property
     def label(self) -> str:
@@ -98,7 +123,14 @@ class Outcome:
     @property
     def tokens_after(self) -> float:
         """Visual tokens of a prompt that reach the last layer, on average."""
-        return sum(len(i) for a in self.answers for i in a.kept) / len(self.answers)
+        kept = sum(len(image) for answer in self.answers for image in answer.kept)
+        return (kept + sum(answer.extra for answer in self.answers)) / len(self.answers)
+
+    @property
+    def mean_tokens(self) -> float | None:
+        """Visual tokens of a prompt averaged over the decoder layers, on average; None: unknown."""
+        known = [a.mean_tokens for a in self.answers if a.mean_tokens is not None]
+        return sum(known) / len(known) if len(known) == len(self.answers) else None
 
     @property
     def flops(self) -> float | None:
@@ -135,6 +167,9 @@ class Outcome:
             "accuracy_by_third": self.accuracy_by(lambda answer: answer.third),
             "n": len(self.answers),
             "tokens_after": self.tokens_after,
+            "mean_tokens": self.mean_tokens,
+            "acts_in": self.acts_in,
+            "looks_at": self.looks_at,
             "flops": self.flops,
             "prefill_ms": self.prefill_ms,
         }
@@ -163,11 +198,13 @@ class Difference:
         first: The one that is the measure.
         second: The one that is measured by it.
         paired: The second less the first.
+        third: The third of the image asked about, where only these questions count.
     """
 
     first: Outcome
     second: Outcome
     paired: Paired
+    third: str | None = None
 
     def __str__(self) -> str:
         found = self.paired
@@ -181,24 +218,47 @@ class Difference:
         """The 95 % interval in percentage points."""
         return f"[{points(self.paired.ci[0])}, {points(self.paired.ci[1])}]"
 
+    def record(self) -> dict[str, Any]:
+        """The difference as one record of `differences.json`."""
+        found = self.paired
+        return {
+            "keep": self.second.keep,
+            "method": self.second.method,
+            "reweight": self.second.reweight,
+            "against": self.first.label,
+            "third": self.third,
+            "looks_at": self.second.looks_at,
+            "difference": found.difference,
+            "ci": list(found.ci),
+            "won": found.gained,
+            "lost": found.lost,
+            "p_mcnemar": found.p,
+            "n": found.n,
+        }
 
-def compare(first: Outcome, second: Outcome, *, seed: int = 0) -> Difference:
+
+def compare(
+    first: Outcome, second: Outcome, *, seed: int = 0, third: str | None = None
+) -> Difference:
     """Compare two settings question by question.
 
     Args:
         first: One outcome.
         second: Another, of the same samples.
         seed: Seed of the bootstrap.
+        third: Compare only the questions about this third of the image.
 
     Returns:
         The difference, second less first, with its interval and test.
 
     Raises:
-        InputError: They did not answer the same questions.
+        InputError: They did not answer the same questions, or none about this third.
     """
     if _asked(first.answers) != _asked(second.answers):
         raise InputError("Two outcomes can be compared only if they answer the same questions.")
-    return Difference(first, second, paired(first.right, second.right, seed=seed))
+    chosen = [third in (None, answer.third) for answer in first.answers]
+    rights = (list(compress(outcome.right, chosen)) for outcome in (first, second))
+    return Difference(first, second, paired(*rights, seed=seed), third)
 
 
 def budget_label(keep: int | float | None) -> str:

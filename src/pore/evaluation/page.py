@@ -16,13 +16,19 @@ from pore.evaluation import records as tables
 from pore.evaluation.outcome import budget_label, label, points
 
 if TYPE_CHECKING:
+    from pore.bias import PositionBias
     from pore.evaluation.demo import Result
     from pore.evaluation.outcome import Difference
+    from pore.evaluation.survey import Result as Survey
+
+
+BETTER, WORSE = "clearly better than", "clearly worse than"
+UNCLEAR = "not clearly different from the one"
 
 
 @dataclass(frozen=True)
 class About:
-    """The circumstances of a demo.
+    """The circumstances of a demo or a survey.
 
     Attributes:
         model: Name of the model.
@@ -38,7 +44,7 @@ class About:
     calibration: str
     test: str
     setup: Mapping[str, str]
-    choice: str
+    choice: str = ""
 
 
 def write(result: Result, about: About, folder: Path) -> Path:
@@ -55,11 +61,9 @@ def write(result: Result, about: About, folder: Path) -> Path:
     Raises:
         OSError: A picture cannot be read, or the report not be written.
     """
-    template = Template(
-        resources.files("pore").joinpath("templates/report.html").read_text(encoding="utf-8")
-    )
     n = result.records[0]["n"]
-    text = template.substitute(
+    text = Template(_resource("report.html")).substitute(
+        style=_resource("style.css"),
         model=escape(about.model),
         summary="\n".join(f"<li>{escape(line)}</li>" for line in facts(result) + verdicts(result)),
         table=_table(result.records),
@@ -84,12 +88,122 @@ def write(result: Result, about: About, folder: Path) -> Path:
         command=escape(about.command),
         seed=result.settings.seed,
         rope_tokens=round(result.rope.parameters["text_tokens"]),
-        setup="\n".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-            for name, value in about.setup.items()
-        ),
+        setup=_setup(about),
     )
     return write_atomic(folder / "report.html", text)
+
+
+def write_survey(result: Survey, about: About, folder: Path) -> Path:
+    """Write `report.html` of a survey of all methods, whole or not at all.
+
+    Args:
+        result: What was found.
+        about: The circumstances.
+        folder: Where the survey's files are, and the report goes.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OSError: A picture cannot be read, or the report not be written.
+    """
+    records, tests = result.records, [d for d in result.differences if d.third is None]
+    counted = "their mean over the decoder layers" if result.settings.average else "left at the end"
+    text = Template(_resource("survey.html")).substitute(
+        style=_resource("style.css"),
+        model=escape(about.model),
+        methods=len({record["method"] for record in records[1:]}),
+        n=records[0]["n"],
+        layers=result.layers,
+        summary="\n".join(f"<li>{escape(line)}</li>" for line in findings(result)),
+        chance=f"Were PoRe without any effect, about {len(tests) / 20:.1f} of its {len(tests)} "
+        "comparisons would be clear all the same; p is not corrected for that.",
+        accuracy=_picture(folder / "accuracy.png"),
+        test=escape(about.test),
+        budgets=f"Budgets are visual tokens of {result.visual}, {counted}.",
+        table=_table(records, mean=True, taught=result.taught),
+        notes="\n".join(f"<p><small>{escape(line)}</small></p>" for line in notes(result)),
+        seed=result.settings.seed,
+        pore=_picture(folder / "pore.png"),
+        differences=_differences(result.differences, thirds=True, taught=result.taught),
+        images=max(b.provenance.samples or 0 for found in result.biases.values() for b in found),
+        calibration=escape(about.calibration),
+        kind=escape(result.settings.kind),
+        biases=_biases(result.biases),
+        left_out=_left_out(result),
+        command=escape(about.command),
+        setup=_setup(about),
+    )
+    return write_atomic(folder / "report.html", text)
+
+
+def findings(result: Survey) -> list[str]:
+    """What a survey found, in sentences that the numbers alone decide.
+
+    Args:
+        result: What was found.
+
+    Returns:
+        The sentences.
+    """
+    unpruned, *pruned = result.records
+    lines = [
+        f"Unpruned, the model answers {tables.percent(unpruned['accuracy'])} % of "
+        f"{unpruned['n']} questions right."
+    ]
+    for budget, block in tables.groups(pruned):
+        best = sorted(block, key=lambda record: -float(record["accuracy"]))[:3]
+        named = ", ".join(
+            f"{label(r['method'], r['reweight'])}{tables.marks(r, result.taught)} "
+            f"{tables.percent(r['accuracy'])} ±{tables.interval(r)}"
+            for r in best
+        )
+        lines.append(f"{budget[0].upper()}{budget[1:]}: most right answers (%) have {named}.")
+    whole = [d for d in result.differences if d.third is None]
+    for verdict, chosen in _judged(whole):
+        hosts: dict[str, list[str]] = {}
+        for d in chosen:
+            name = d.second.method + tables.marks(d.record(), result.taught)
+            by = "" if verdict == UNCLEAR else f" {points(d.paired.difference)} points {d.interval}"
+            hosts.setdefault(name, []).append(f"{budget_label(d.second.keep)}{by}")
+        found = "; ".join(f"{name}: {', '.join(budgets)}" for name, budgets in hosts.items())
+        lines.append(f"With PoRe a host is {verdict} without, on the same questions: {found}.")
+    return lines
+
+
+def notes(result: Survey) -> list[str]:
+    """Footnotes to the marks in the table.
+
+    Args:
+        result: What was found.
+
+    Returns:
+        A sentence for every mark that occurs.
+    """
+    marked = "".join(tables.marks(record, result.taught) for record in result.records)
+    lines = []
+    if tables.TAUGHT in marked:
+        lines.append(
+            f"{tables.TAUGHT} Looks at decoder layer {result.taught} or above. Attention of layer "
+            f"{result.taught} was supervised while this model was trained, so the method sees "
+            "attention that is better than a real model's (docs/embedded-model.md)."
+        )
+    if tables.EXPERIMENTAL in marked:
+        lines.append(
+            f"{tables.EXPERIMENTAL} Built from the paper's description, with no code to compare "
+            "with."
+        )
+    return lines
+
+
+def _judged(differences: Sequence[Difference]) -> list[tuple[str, list[Difference]]]:
+    """Differences by what the test says of them, without the kinds that do not occur."""
+    kinds = (
+        (BETTER, [d for d in differences if d.paired.clear and d.paired.difference > 0]),
+        (WORSE, [d for d in differences if d.paired.clear and d.paired.difference < 0]),
+        (UNCLEAR, [d for d in differences if not d.paired.clear]),
+    )
+    return [(verdict, chosen) for verdict, chosen in kinds if chosen]
 
 
 def facts(result: Result) -> list[str]:
@@ -118,19 +232,18 @@ def verdicts(result: Result) -> list[str]:
     Returns:
         The sentences.
     """
-    own = [d for d in result.differences if _is_pore(d)]
+    words = {
+        BETTER: "better than plain FastV",
+        WORSE: "worse than plain FastV",
+        UNCLEAR: "not clearly different from plain FastV",
+    }
     lines = []
-    for verdict, chosen in (
-        ("better than plain FastV", [d for d in own if d.paired.clear and d.paired.difference > 0]),
-        ("worse than plain FastV", [d for d in own if d.paired.clear and d.paired.difference < 0]),
-        ("not clearly different from plain FastV", [d for d in own if not d.paired.clear]),
-    ):
-        if chosen:
-            found = "; ".join(
-                f"{budget_label(d.second.keep)}: {points(d.paired.difference)} points {d.interval}"
-                for d in chosen
-            )
-            lines.append(f"FastV + PoRe is {verdict} on the same questions at {found}.")
+    for verdict, chosen in _judged([d for d in result.differences if _is_pore(d)]):
+        found = "; ".join(
+            f"{budget_label(d.second.keep)}: {points(d.paired.difference)} points {d.interval}"
+            for d in chosen
+        )
+        lines.append(f"FastV + PoRe is {words[verdict]} on the same questions at {found}.")
     return lines
 
 
@@ -150,6 +263,17 @@ def _bias(result: Result) -> str:
     return f"P, fitted to the mean attention, favours {favoured}{of} ({fitted})."
 
 
+def _resource(name: str) -> str:
+    return resources.files("pore").joinpath(f"templates/{name}").read_text(encoding="utf-8")
+
+
+def _setup(about: About) -> str:
+    return "\n".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in about.setup.items()
+    )
+
+
 def _picture(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
@@ -158,15 +282,18 @@ def _row(cells: Iterable[str], tag: str = "td", kind: str = "") -> str:
     return f"<tr{kind}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
 
-def _table(found: Sequence[Mapping[str, Any]]) -> str:
+def _table(
+    found: Sequence[Mapping[str, Any]], *, mean: bool = False, taught: int | None = None
+) -> str:
     kinds = tables.columns(found, "accuracy_by_kind")
     thirds = tables.columns(found, "accuracy_by_third")
-    spans = "<tr class='spans'><th colspan='5'></th>"
+    spans = f"<tr class='spans'><th colspan='{5 + mean}'></th>"
     if kinds:
         spans += f"<th colspan='{len(kinds)}' class='span'>by kind of question</th>"
     if thirds:
         spans += f"<th colspan='{len(thirds)}' class='span'>by third of the image</th>"
-    headings = ("method", "tokens", "GFLOPs", "prefill ms", "accuracy %", *kinds, *thirds)
+    costs = ("tokens", *(["mean"] if mean else []), "GFLOPs", "prefill ms")
+    headings = ("method", *costs, "accuracy %", *kinds, *thirds)
     lines = [f"<thead>{spans}</tr>{_row(map(escape, headings), 'th')}</thead>"]
     for budget, block in tables.groups(found):
         width = len(headings)
@@ -177,8 +304,10 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
             lines.append(
                 _row(
                     (
-                        escape(label(record["method"], record["reweight"])),
+                        escape(label(record["method"], record["reweight"]))
+                        + tables.marks(record, taught),
                         tables.tokens(record["tokens_after"]),
+                        *([tables.number(record["mean_tokens"])] if mean else []),
                         tables.number(record["flops"], 1e9),
                         tables.number(record["prefill_ms"]),
                         f"<b>{tables.percent(record['accuracy'])}</b> "
@@ -193,19 +322,49 @@ def _table(found: Sequence[Mapping[str, Any]]) -> str:
     return "<table class='results'>" + "\n".join(lines) + "</table>"
 
 
-def _differences(differences: Sequence[Difference]) -> str:
-    headings = ("budget", "method", "difference", "95 % interval", "won", "lost", "McNemar p")
+def _differences(
+    differences: Sequence[Difference], *, thirds: bool = False, taught: int | None = None
+) -> str:
+    which = ("questions",) if thirds else ()
+    headings = ("budget", "method", *which, "difference", "95 % interval", "won", "lost", "p")
     lines = [f"<thead>{_row(headings, 'th')}</thead><tbody>"]
     for d in differences:
         paired = d.paired
         cells = (
             budget_label(d.second.keep),
-            escape(d.second.label),
+            escape(d.second.label) + tables.marks(d.record(), taught),
+            *([escape(d.third or "all")] if thirds else ()),
             f"<b>{points(paired.difference)}</b>" if paired.clear else points(paired.difference),
             d.interval,
             str(paired.gained),
             str(paired.lost),
             f"{paired.p:.2g}",
         )
-        lines.append(_row(cells, kind=" class='own'" if _is_pore(d) else ""))
+        own = d.third is None if thirds else _is_pore(d)
+        lines.append(_row(cells, kind=" class='own'" if own else ""))
     return "<table class='differences'>" + "\n".join(lines) + "</tbody></table>"
+
+
+def _biases(biases: Mapping[str, Sequence[PositionBias]]) -> str:
+    headings = ("host", "layer looked at", "what is averaged", "form", "growth", "R²")
+    lines = [f"<thead>{_row(headings, 'th')}</thead><tbody>"]
+    for found in biases.values():
+        for bias in found:
+            origin = bias.provenance
+            assert origin.layer is not None
+            cells = (
+                origin.host or "?",
+                str(origin.layer - 1),
+                origin.normalize or "?",
+                bias.kind,
+                f"{bias.growth:.3g}",
+                "-" if bias.r2 is None else f"{bias.r2:.2f}",
+            )
+            lines.append(_row(map(escape, cells)))
+    return "<table>" + "\n".join(lines) + "</tbody></table>"
+
+
+def _left_out(result: Survey) -> str:
+    if not result.left_out:
+        return "<p>Nothing: every method that is installed was asked at every budget.</p>"
+    return "<ul>" + "\n".join(f"<li>{escape(line)}</li>" for line in result.reasons) + "</ul>"

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pore._files import write_atomic
 from pore.errors import InputError
 from pore.evaluation.outcome import UNPRUNED, budget_label, label
+from pore.methods import methods
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from pore.evaluation.outcome import Difference
 
 Record = Mapping[str, Any]
 
@@ -30,10 +33,16 @@ FIELDS = (
     "accuracy_by_third",
     "n",
     "tokens_after",
+    "mean_tokens",
+    "acts_in",
+    "looks_at",
     "flops",
     "prefill_ms",
 )
 """The fields of a record, in order."""
+
+# Results written before these fields came are read all the same.
+_LATER: dict[str, Any] = {"mean_tokens": None, "acts_in": None, "looks_at": []}
 
 
 def write_records(folder: str | os.PathLike[str], records: Sequence[Record]) -> tuple[Path, Path]:
@@ -56,6 +65,23 @@ def write_records(folder: str | os.PathLike[str], records: Sequence[Record]) -> 
     )
 
 
+def write_differences(folder: str | os.PathLike[str], differences: Iterable[Difference]) -> Path:
+    """Write `differences.json`, a list of what `Difference.record` gives.
+
+    Args:
+        folder: Where; made if missing.
+        differences: The differences.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    text = json.dumps([each.record() for each in differences], indent=2, allow_nan=False) + "\n"
+    return write_atomic(Path(folder) / "differences.json", text)
+
+
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
     """Read a `results.json`.
 
@@ -76,9 +102,9 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     if not isinstance(found, list) or not found:
         raise InputError(f"{os.fspath(path)} holds no list of results.")
     for record in found:
-        if not isinstance(record, dict) or not set(FIELDS) <= record.keys():
+        if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
             raise InputError(f"{os.fspath(path)} has a result without all of {', '.join(FIELDS)}.")
-    return found
+    return [record | {k: v for k, v in _LATER.items() if k not in record} for record in found]
 
 
 def to_csv(records: Iterable[Record]) -> str:
@@ -90,6 +116,8 @@ def to_csv(records: Iterable[Record]) -> str:
         for name in FIELDS:
             if name == "ci":
                 row["ci_low"], row["ci_high"] = record[name]
+            elif name == "looks_at":
+                row[name] = " ".join(map(str, record[name]))
             elif name.startswith("accuracy_by_"):
                 prefix = name.removeprefix("accuracy_by_")
                 row |= {f"{prefix}.{group}": share for group, share in record[name].items()}
@@ -143,9 +171,33 @@ def columns(records: Sequence[Record], field: str) -> list[str]:
 PARTS = ("cost", "accuracy", "kinds", "thirds")
 """The groups of columns of the table."""
 
+TAUGHT, EXPERIMENTAL = "†", "‡"
+"""Marks: of methods that look at attention better than a real model's, and of those that were built
+from a paper's description."""
+
+
+def marks(record: Record, taught: int | None = None) -> str:
+    """The marks of a method in a table, with a space before them.
+
+    Args:
+        record: A record of the method.
+        taught: The decoder layer from which on attention is better than a real model's, if any.
+
+    Returns:
+        The marks, or nothing.
+    """
+    kind = methods().get(record["method"])
+    found = TAUGHT if taught is not None and max(record["looks_at"], default=-1) >= taught else ""
+    found += EXPERIMENTAL if kind is not None and kind.experimental else ""
+    return found and f" {found}"
+
 
 def table(
-    records: Sequence[Record], *, title: str | None = None, parts: Collection[str] = PARTS
+    records: Sequence[Record],
+    *,
+    title: str | None = None,
+    parts: Collection[str] = PARTS,
+    taught: int | None = None,
 ) -> Table:
     """Results in the manner of the paper's Table 1: a block of methods for each budget.
 
@@ -153,7 +205,8 @@ def table(
         records: What `Outcome.record` gives.
         title: Title of the table.
         parts: Which of `PARTS` to show: tokens, FLOPs and time; accuracy; accuracy by kind of
-            question; accuracy by third of the image.
+            question; accuracy by third of the image. Also "mean": tokens averaged over layers.
+        taught: As in `marks`.
 
     Returns:
         A table to print with rich.
@@ -167,6 +220,8 @@ def table(
     made.add_column("method", no_wrap=True)
     for heading in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
         made.add_column(heading, justify="right", no_wrap=True)
+    if "mean" in parts:
+        made.add_column("mean", justify="right", no_wrap=True)
     if "accuracy" in parts:
         made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
     for heading in (*kinds, *thirds):
@@ -176,11 +231,13 @@ def table(
         made.add_section()
         made.add_row(f"[bold]{budget}[/bold]")
         for record in block:
-            cells = [f"  {label(record['method'], record['reweight'])}"]
+            cells = [f"  {label(record['method'], record['reweight'])}{marks(record, taught)}"]
             if "cost" in parts:
                 cells.append(tokens(record["tokens_after"]))
                 cells.append(number(record["flops"], 1e9))
                 cells.append(number(record["prefill_ms"]))
+            if "mean" in parts:
+                cells.append(number(record["mean_tokens"]))
             if "accuracy" in parts:
                 cells.append(f"{percent(record['accuracy'])} ±{interval(record)}")
             cells += (share(record["accuracy_by_kind"], kind) for kind in kinds)

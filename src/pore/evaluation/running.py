@@ -24,6 +24,9 @@ from pore.shapes import ModelShape
 Progress = Callable[[int], None]
 """Told after every batch how many more samples are done."""
 
+Told = Callable[[str, float], None]
+"""Told what is being done and what share of all is done."""
+
 # What a forward needs beside image features; with anything else, features are not all there is.
 _PLAIN = {"input_ids", "attention_mask", "pixel_values"}
 
@@ -153,20 +156,27 @@ def evaluate(
         batches = Batches(model, processor, batches, batch_size=batch_size)
     pixels = pruner is not None and pruner.reads_tower
     given: list[str] = []
-    unpruned: list[tuple[tuple[tuple[int, ...], ...], int | None]] = []
+    effort: list[dict[str, Any]] = []
     with torch.inference_mode(), nullcontext() if pruner is None else pruner(model) as run:
         for i in range(len(batches)):
             inputs = batches.inputs(i) if pixels else batches.encoded(i)
             if run is None:
-                unpruned += _unpruned(model, inputs)
+                effort += _unpruned(model, inputs)
             tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             new = tokens[:, inputs["input_ids"].shape[1] :]
             given += processor.batch_decode(new, skip_special_tokens=True)
             if progress is not None:
                 progress(len(new))
-    effort = unpruned
     if run is not None:
-        effort = [(tuple(i.kept for i in s.images), s.flops) for s in run.report]
+        effort = [
+            {
+                "kept": tuple(image.kept for image in sample.images),
+                "flops": sample.flops,
+                "extra": sum(image.extra for image in sample.images),
+                "mean_tokens": sample.mean_visual_tokens,
+            }
+            for sample in run.report
+        ]
     return Outcome(
         pruner,
         tuple(
@@ -178,17 +188,14 @@ def evaluate(
                 right=is_right(text, str(sample.answer)),
                 kind=sample.kind,
                 third=sample.third,
-                kept=kept,
-                flops=flops,
+                **spent,
             )
-            for sample, text, (kept, flops) in zip(batches.samples, given, effort, strict=True)
+            for sample, text, spent in zip(batches.samples, given, effort, strict=True)
         ),
     )
 
 
-def _unpruned(
-    model: Any, inputs: Mapping[str, Any]
-) -> Iterator[tuple[tuple[tuple[int, ...], ...], int | None]]:
+def _unpruned(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The visual tokens of every sample, all kept, and the FLOPs of its prefill."""
     family = family_of(model)
     layers = len(family.layers(model))
@@ -197,7 +204,11 @@ def _unpruned(
     shape = ModelShape.from_config(model.config)
     for row, length in enumerate(lengths):
         kept = tuple(tuple(range(len(i.columns))) for i in images if i.row == row)
-        yield kept, model_flops(shape, [length] * layers, images=len(kept)).total
+        yield {
+            "kept": kept,
+            "flops": model_flops(shape, [length] * layers, images=len(kept)).total,
+            "mean_tokens": float(sum(map(len, kept))),
+        }
 
 
 def time_prefill(
@@ -241,6 +252,67 @@ def time_prefill(
             if progress is not None:
                 progress(samples)
     return [1e3 * statistics.median(times) / samples for times in seconds]
+
+
+def cost(pruner: Pruner | None, visual: int, layers: int) -> float:
+    """About what a question costs, in units of the unpruned model's: for progress bars only.
+
+    Args:
+        pruner: The method, or None for the unpruned model.
+        visual: Visual tokens of an image.
+        layers: Decoder layers.
+
+    Returns:
+        The cost.
+    """
+    if pruner is None:
+        return 1.0
+    return 0.25 + 0.75 * sum(pruner.counts(visual, layers)) / (visual * layers)
+
+
+class Work:
+    """How far a job of many parts is, as a share of all its work.
+
+    Args:
+        total: All work, in any unit.
+        told: Told what is being done and what share is done.
+    """
+
+    def __init__(self, total: float, told: Told | None) -> None:
+        self._total = total
+        self._told = told
+        self._so_far = 0.0
+        self._what = ""
+
+    def start(self, what: str) -> None:
+        """Say what comes now."""
+        self._what = what
+        self._tell()
+
+    def done(self, each: float) -> Progress:
+        """A function to be told how many more things of a cost are done."""
+
+        def advance(count: int) -> None:
+            self._so_far += count * each
+            self._tell()
+
+        return advance
+
+    def through(self, samples: Sequence[Sample], each: float) -> Iterator[Sample]:
+        """The samples, counted as they are taken."""
+        advance = self.done(each)
+        for sample in samples:
+            yield sample
+            advance(1)
+
+    def finish(self) -> None:
+        """Say that all is done."""
+        self._so_far, self._what = self._total, "done"
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._told is not None:
+            self._told(self._what, min(1.0, self._so_far / self._total))
 
 
 def _synchronise(model: Any) -> None:

@@ -1,0 +1,449 @@
+"""Every method on the same questions, at the same budgets, and PoRe on every host that takes it.
+
+Calibration sees the calibration samples only, and nothing is chosen by looking at the test samples:
+methods are as their authors set them up, scaled to the model. Every setting is written to the
+folder as soon as it is asked; the same call goes on where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pore import plotting
+from pore._files import write_atomic
+from pore.bias import Kind, PositionBias, save_biases
+from pore.budgets import schedule
+from pore.calibration import Calibration, HostCalibration, attention_stages, calibrate
+from pore.errors import PoreError, ProfileError
+from pore.evaluation import page
+from pore.evaluation.demo import fair_cells
+from pore.evaluation.outcome import Answer, Difference, Outcome, compare
+from pore.evaluation.records import write_differences, write_records
+from pore.evaluation.reweighting import reweighted
+from pore.evaluation.running import Batches, Told, Work, cost, evaluate, time_prefill
+from pore.families import family_of, identity
+from pore.loading import EMBEDDED
+from pore.methods import Downsample, methods
+from pore.prompts import processor_settings, prompt_template
+from pore.pruner import Pruner
+from pore.samples import Sample
+from pore.selection import budget
+from pore.shapes import ModelShape
+
+_TIMED_BATCH = 8
+_TIMED_ROUNDS = 5
+_OTHERWISE: tuple[Kind, ...] = ("spline", "empirical")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be asked.
+
+    Attributes:
+        keeps: The budgets: visual tokens left at the end, or the fraction of those there are.
+        average: Whether budgets are the mean over the decoder layers instead.
+        kind: Form of P; where none of it fits, a spline is taken, or else the mean attention.
+        batch_size: Questions of a batch.
+        max_new_tokens: Longest answer.
+        timing: Whether to measure the prefill.
+        seed: Seed of methods that draw, and of the bootstrap.
+    """
+
+    keeps: tuple[int | float, ...] = (1 / 3, 2 / 9, 1 / 9)
+    average: bool = False
+    kind: Kind = "exponential"
+    batch_size: int = 32
+    max_new_tokens: int = 8
+    timing: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A method that was not asked.
+
+    Attributes:
+        method: Its name.
+        keep: The budget, in tokens.
+        reason: Why not.
+    """
+
+    method: str
+    keep: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it.
+
+    Attributes:
+        settings: What was asked.
+        visual: Visual tokens of an image.
+        layers: Decoder layers.
+        outcomes: The unpruned model first, then budget by budget.
+        differences: Every host with P against itself without, over all questions and by third.
+        left_out: Methods that could not be asked.
+        biases: By host and the layers that it looks at, the P of every stage.
+        taught: The decoder layer from which on attention is better than a real model's, if any.
+        report: The report.
+    """
+
+    settings: Settings
+    visual: int
+    layers: int
+    outcomes: tuple[Outcome, ...]
+    differences: tuple[Difference, ...]
+    left_out: tuple[LeftOut, ...]
+    biases: Mapping[str, tuple[PositionBias, ...]]
+    taught: int | None
+    report: Path
+
+    @property
+    def reasons(self) -> list[str]:
+        """What was left out and why, a line for every method and reason."""
+        keeps: dict[tuple[str, str], list[str]] = {}
+        for one in self.left_out:
+            keeps.setdefault((one.method, one.reason), []).append(str(one.keep))
+        return [
+            f"{method} at {', '.join(budgets)}: {reason}"
+            for (method, reason), budgets in keeps.items()
+        ]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of `results.json`."""
+        return [outcome.record() for outcome in self.outcomes]
+
+
+def run(
+    model: Any,
+    processor: Any,
+    *,
+    calibration: Sequence[Sample],
+    test: Sequence[Sample],
+    out: Path,
+    settings: Settings,
+    about: page.About,
+    progress: Told | None = None,
+) -> Result:
+    """Ask all methods, with P and without, and write everything into a folder.
+
+    Files are written whole or not at all. What a former call with the same conditions has left in
+    the folder is taken from there.
+
+    Args:
+        model: A supported model, every image of which has the same visual tokens.
+        processor: Its processor.
+        calibration: Samples that P is measured on.
+        test: Samples with answers, none of them among `calibration`.
+        out: The folder; made if missing.
+        settings: What to ask.
+        about: What the report tells of the circumstances.
+        progress: Told what is being done.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        PoreError: The model or the samples do not fit.
+        OSError: A file cannot be written.
+        KeyboardInterrupt: Passed on, with a message that says how to go on.
+    """
+    shape = ModelShape.from_config(model.config)
+    visual, layers = shape.visual_tokens, shape.decoder.layers
+    planned, left_out = lineup(model, settings)
+    hosts = [pruner for _, pruner in planned if pruner.reweightable]
+    costs = [1.0, *(cost(p, visual, layers) for _, p in planned)]
+    costs += [cost(host, visual, layers) for host in hosts]
+    looks = {_signature(host): _depth(host, layers) for host in hosts}
+    timed = min(len(test), _TIMED_BATCH) * (_TIMED_ROUNDS + 1) * len(costs) * settings.timing
+    work = Work(len(calibration) * sum(looks.values()) + len(test) * sum(costs) + timed, progress)
+    batches = Batches(model, processor, test, batch_size=settings.batch_size)
+    store = _Store(out / "answers", _conditions(model, processor, batches, settings))
+
+    outcomes: list[Outcome] = []
+    biases: dict[str, tuple[PositionBias, ...]] = {}
+
+    def ask(keep: int | None, pruner: Pruner | None) -> None:
+        outcome = Outcome(pruner, (), budget=keep)
+        work.start(f"asking: {outcome.label}" + ("" if keep is None else f", keep {keep}"))
+        advance = work.done(cost(pruner, visual, layers))
+        answers = store.load(pruner, batches.samples)
+        if answers is not None:
+            advance(len(test))
+        else:
+            answers = evaluate(
+                model,
+                processor,
+                batches,
+                pruner,
+                max_new_tokens=settings.max_new_tokens,
+                progress=advance,
+            ).answers
+            store.save(pruner, answers)
+        outcomes.append(replace(outcome, answers=answers))
+        write_records(out, [each.record() for each in outcomes])
+
+    def measure(host: Pruner) -> HostCalibration:
+        work.start(f"measuring the position bias for {host.name}")
+        return calibrate(
+            model,
+            processor,
+            work.through(calibration, looks[_signature(host)]),
+            host=host,
+            batch_size=settings.batch_size,
+            checkpoint=out / "calibrations" / f"{_signature(host)}.json",
+            progress=False,
+            source=about.calibration,
+        )
+
+    try:
+        ask(None, None)
+        for host in {_signature(host): host for host in hosts}.values():
+            name = _signature(host)
+            biases[name] = tuple(_fitted(one, settings.kind) for one in measure(host).stages)
+            save_biases(out / "profiles" / f"{name}.json", biases[name])
+        for keep, pruner in planned:
+            try:
+                ask(keep, pruner)
+                if pruner.reweightable:
+                    ask(keep, reweighted(pruner, biases[_signature(pruner)]))
+            except PoreError as error:  # only now seen not to run, as at a budget without a grid
+                left_out.append(LeftOut(pruner.name, keep, str(error)))
+        if settings.timing:
+            work.start("timing the prefill, methods in turns")
+            outcomes = _timed(model, processor, test, outcomes, out / "timing.json", work)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"{len(outcomes)} of {len(costs)} settings are done and kept in {out}: the same "
+            f"command goes on from there. {error}".strip()
+        ) from None
+
+    work.start("drawing and writing the report")
+    taught = taught_layer(model)
+    records = [outcome.record() for outcome in outcomes]
+    differences = tuple(_differences(outcomes, settings.seed))
+    write_records(out, records)
+    write_differences(out, differences)
+    write_atomic(out / "left_out.json", json.dumps([asdict(e) for e in left_out], indent=2) + "\n")
+    plotting.save(plotting.accuracy_over_flops(records, taught), out / "accuracy.png")
+    if differences:
+        compared = [difference.record() for difference in differences]
+        plotting.save(plotting.differences(compared, taught), out / "pore.png")
+    result = Result(
+        settings,
+        visual,
+        layers,
+        tuple(outcomes),
+        differences,
+        tuple(left_out),
+        biases,
+        taught,
+        out / "report.html",
+    )
+    page.write_survey(result, about, out)
+    work.finish()
+    return result
+
+
+def lineup(model: Any, settings: Settings) -> tuple[list[tuple[int, Pruner]], list[LeftOut]]:
+    """Every method at every budget, without P, and those that cannot be.
+
+    Args:
+        model: The model.
+        settings: Budgets and seed.
+
+    Returns:
+        Budgets in tokens with methods, budget by budget; and what is left out.
+    """
+    shape, family = ModelShape.from_config(model.config), family_of(model)
+    grid = family.grid(model)
+    planned: list[tuple[int, Pruner]] = []
+    left_out: list[LeftOut] = []
+    for keep in (budget(keep, shape.visual_tokens) for keep in settings.keeps):
+        for name, kind in methods().items():
+            try:
+                if settings.average:
+                    pruner: Pruner | None = schedule(kind, shape, keep)
+                else:
+                    fair = fair_cells(grid, keep) if kind is Downsample and grid else keep
+                    pruner = kind.usual(fair, shape)
+                if pruner is None:
+                    left_out.append(LeftOut(name, keep, "it needs more than a model to be set up"))
+                    continue
+                if hasattr(pruner, "seed"):
+                    pruner = replace(pruner, seed=settings.seed)  # type: ignore[type-var]
+                pruner.check(model, family)
+                pruner.counts(shape.visual_tokens, shape.decoder.layers)
+            except PoreError as error:
+                left_out.append(LeftOut(name, keep, str(error)))
+            else:
+                planned.append((keep, pruner))
+    return planned, left_out
+
+
+def taught_layer(model: Any) -> int | None:
+    """The decoder layer from which on attention was taught where to look, or None.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The layer, for the embedded model.
+    """
+    from pore.embedded import TAUGHT_LAYER
+
+    return TAUGHT_LAYER if identity(model)["model"] == EMBEDDED else None
+
+
+def _signature(host: Pruner) -> str:
+    """A host and the layers that it looks at, as the name of a file."""
+    layers = (str(stage.probed) for stage in attention_stages(host))
+    return f"{_slug(host.name)}-{'-'.join(layers)}"
+
+
+def _fitted(measured: Calibration, kind: Kind) -> PositionBias:
+    """P in the form that was asked for, or the next where none of it fits."""
+    for form in (kind, *_OTHERWISE):
+        try:
+            return measured.fit(form)
+        except ProfileError as error:
+            refused = error
+    raise refused
+
+
+def _depth(host: Pruner, layers: int) -> float:
+    """Cost of a calibration sample: the decoder runs up to the last layer looked at."""
+    last = max(stage.probed or 0 for stage in attention_stages(host))
+    return 0.25 + 0.75 * last / layers
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _timed(
+    model: Any,
+    processor: Any,
+    test: Sequence[Sample],
+    outcomes: Sequence[Outcome],
+    path: Path,
+    work: Work,
+) -> list[Outcome]:
+    """Outcomes with the time of their prefill, measured in turns, or taken from the file."""
+    settings = [_digest(_described(outcome.pruner)) for outcome in outcomes]
+    found = _json(path)
+    times = found.get("prefill_ms") if isinstance(found, dict) else None
+    if not isinstance(times, list) or found.get("settings") != settings:
+        batches = Batches(model, processor, test[:_TIMED_BATCH], batch_size=_TIMED_BATCH)
+        pruners = [outcome.pruner for outcome in outcomes]
+        advance = work.done(1.0)
+        times = time_prefill(
+            model, batches, pruners, count=1, rounds=_TIMED_ROUNDS, progress=advance
+        )
+        write_atomic(path, json.dumps({"settings": settings, "prefill_ms": times}) + "\n")
+    return [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
+
+
+def _differences(outcomes: Sequence[Outcome], seed: int) -> Iterator[Difference]:
+    """Every host with P against itself, over all questions and by third of the image."""
+    hosts = {(o.keep, o.method): o for o in outcomes if o.reweight is None}
+    for outcome in outcomes:
+        if outcome.reweight is not None:
+            host = hosts[outcome.keep, outcome.method]
+            thirds = dict.fromkeys(answer.third for answer in outcome.answers)
+            for third in (None, *(third for third in thirds if third is not None)):
+                yield compare(host, outcome, seed=seed, third=third)
+
+
+# -- what is kept of an interrupted run -----------------------------------------------------------
+
+
+class _Store:
+    """Answers by setting, one file each, valid under the same conditions only."""
+
+    def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._conditions = dict(conditions)
+
+    def _place(self, pruner: Pruner | None) -> tuple[Path, dict[str, Any]]:
+        setting = self._conditions | {"method": _described(pruner)}
+        name = _slug(Outcome(pruner, ()).label)
+        return self._folder / f"{name}-{_digest(setting)[:12]}.json", setting
+
+    def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
+        """The answers to these samples; None where there are none, or the file is damaged."""
+        path, setting = self._place(pruner)
+        found = _json(path)
+        if not isinstance(found, dict) or found.get("setting") != setting:
+            return None
+        try:
+            answers = tuple(_answer(entry) for entry in found["answers"])
+        except (KeyError, TypeError):
+            return None
+        same = [(a.id, a.question) for a in answers] == [(s.id, s.question) for s in samples]
+        return answers if same else None
+
+    def save(self, pruner: Pruner | None, answers: Sequence[Answer]) -> None:
+        """Write the answers, whole or not at all."""
+        path, setting = self._place(pruner)
+        lines = ",\n".join(json.dumps(asdict(answer)) for answer in answers)
+        head = json.dumps(setting)
+        write_atomic(path, f'{{"setting": {head},\n"answers": [\n{lines}\n]}}\n')
+
+
+def _answer(entry: Mapping[str, Any]) -> Answer:
+    return Answer(**{**entry, "kept": tuple(tuple(image) for image in entry["kept"])})
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds; None where there is no whole one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _conditions(model: Any, processor: Any, batches: Batches, settings: Settings) -> dict[str, Any]:
+    """What answers depend on beside the method, as JSON gives it back."""
+    from pore import __version__
+
+    asked = [(s.id, s.question, s.answer, s.kind, s.third) for s in batches.samples]
+    found = {
+        "pore": __version__,
+        **identity(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "processor": processor_settings(processor),
+        "template": prompt_template(processor),
+        "samples": _digest(asked),
+        "batch_size": settings.batch_size,
+        "max_new_tokens": settings.max_new_tokens,
+    }
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+def _described(pruner: Pruner | None) -> Any:
+    """A method's name and settings as JSON, a bias by the digest of its values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, PositionBias):
+            return f"{value.kind} {_digest(value.values.tolist())[:16]}"
+        if isinstance(value, (tuple, list)):
+            return [plain(each) for each in value]
+        return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+
+    if pruner is None:
+        return None
+    settings = {f.name: plain(getattr(pruner, f.name)) for f in fields(pruner)}  # type: ignore[arg-type]
+    return {"name": pruner.name, **settings}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

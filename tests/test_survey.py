@@ -1,0 +1,366 @@
+"""All methods at once: what is asked, what is kept of an interrupted run, what the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import pore
+from checkpoint import save_checkpoint
+from models import tiny_llava
+from pore.embedded import TAUGHT_LAYER, embedded_model
+from pore.errors import BudgetError, InputError, ProfileError
+from pore.evaluation import page, survey
+from pore.evaluation.outcome import Outcome
+from pore.evaluation.records import FIELDS, marks, read_records
+from pore.loading import load_model
+from pore.pruner import Pruner
+from pore.samples import load_samples
+
+SETTINGS = survey.Settings(keeps=(0.5, 0.25), batch_size=4, max_new_tokens=3)
+ABOUT = page.About("tiny <model>", "pore evaluate --all", "cal", "test", {"machine": "a & b"})
+SOME = ("Downsample", "FastV", "FasterVLM", "PyramidDrop", "Random", "Scored")
+
+
+@dataclass(frozen=True)
+class Fussy(pore.Random):
+    """Refuses at last what its settings do not tell."""
+
+    name: ClassVar[str] = "Fussy"
+    experimental: ClassVar[bool] = True
+
+    def _select(self, view: Any) -> Any:
+        if self.keep == 4:
+            raise BudgetError("not four")
+        return super()._select(view)
+
+
+del Pruner.registry["Fussy"]  # other tests know nothing of it
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: pore.methods()[name] for name in SOME} | {"Fussy": Fussy}
+    monkeypatch.setattr(Pruner, "registry", some)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def run(checkpoint: Path, out: Path, **changes: Any) -> survey.Result:
+    model, processor = load_model(str(checkpoint))
+    given: dict[str, Any] = {
+        "calibration": list(load_samples("embedded:calibration", limit=6)),
+        "test": list(load_samples("embedded:test", limit=9)),
+        "out": out,
+        "settings": SETTINGS,
+        "about": ABOUT,
+    }
+    return survey.run(model, processor, **(given | changes))
+
+
+@pytest.fixture(scope="module")
+def found(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[survey.Result, list[tuple[str, float]]]]:
+    some = {name: pore.methods()[name] for name in SOME} | {"Fussy": Fussy}
+    told: list[tuple[str, float]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pruner, "registry", some)
+        out = tmp_path_factory.mktemp("survey")
+        yield run(checkpoint, out, progress=lambda *now: told.append(now)), told
+
+
+def labels(records: Any) -> list[tuple[str, str | None, Any]]:
+    return [(r["method"], r["reweight"], r["keep"]) for r in records]
+
+
+# -- what is asked --------------------------------------------------------------------------------
+
+
+def test_every_method_that_is_there_is_asked_or_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()  # all of them
+    model = tiny_llava(layers=8, tower_layers=4)
+    planned, left_out = survey.lineup(model, survey.Settings(seed=7))
+    assert sorted({keep for keep, _ in planned}) == [2, 4, 5]
+    asked = {pruner.name for _, pruner in planned} | {one.method for one in left_out}
+    assert {n for n, kind in pore.methods().items() if kind.__module__.startswith("pore.")} <= asked
+    assert all(one.reason for one in left_out)
+    for keep, pruner in planned:
+        counts = pruner.counts(16, 8)
+        assert counts[-1] == keep or isinstance(pruner, pore.Downsample)
+        assert getattr(pruner, "seed", 7) == 7
+
+
+def test_budgets_by_the_mean_over_layers() -> None:
+    model = tiny_llava(layers=8)
+    settings = survey.Settings(keeps=(8, 3), average=True)
+    planned, left_out = survey.lineup(model, settings)
+    for keep, pruner in planned:
+        assert sum(pruner.counts(16, 8)) / 8 == pytest.approx(keep, abs=0.5)
+    reasons = {(one.method, one.keep): one.reason for one in left_out}
+    assert "cannot average 3 of 16" in reasons["FastV", 3]
+    assert "needs more than a model" in reasons["Scored", 8]
+
+
+def test_hosts_are_asked_with_and_without(found: Any) -> None:
+    result, _ = found
+    hosts = [("FastV", None), ("FastV", "exponential"), ("PyramidDrop", None)]
+    hosts = [*hosts, ("PyramidDrop", "exponential"), ("Random", None)]
+    plain = [("Downsample", None), *hosts[:2], ("FasterVLM", None), *hosts[2:], ("Fussy", None)]
+    expected = [("unpruned", None, 1.0), *((*each, 8) for each in plain)]
+    expected += [(*each, 4) for each in plain[:-1]]
+    records = read_records(result.report.parent / "results.json")
+    assert sorted(map(str, labels(records))) == sorted(map(str, expected))
+    assert records == json.loads(json.dumps(result.records))
+    assert all(tuple(record) == FIELDS and record["prefill_ms"] > 0 for record in records)
+    by_name = dict(zip(labels(records), records, strict=True))
+    assert by_name["Downsample", None, 8]["tokens_after"] == 9
+    assert by_name["FastV", None, 4]["mean_tokens"] == pytest.approx((2 * 16 + 3 * 4) / 5)
+    assert by_name["PyramidDrop", None, 4]["looks_at"] == [1, 2, 3]
+    assert [by_name[name, None, 8]["acts_in"] for name in ("FasterVLM", "FastV", "Downsample")] == [
+        "tower",
+        "decoder",
+        "embeddings",
+    ]
+
+
+def test_what_fails_on_the_way_is_left_out(found: Any) -> None:
+    reasons = {(one.method, one.keep): one.reason for one in found[0].left_out}
+    assert reasons["Fussy", 4] == "not four"
+    assert reasons["Scored", 8] == "it needs more than a model to be set up"
+    assert len(reasons) == 3
+
+
+def test_differences_are_of_hosts_with_themselves(found: Any) -> None:
+    result, _ = found
+    records = json.loads((result.report.parent / "differences.json").read_text())
+    thirds = list(dict.fromkeys(record["third"] for record in records))
+    assert thirds[0] is None
+    assert {"top", "middle", "bottom"} >= set(thirds[1:])
+    assert len(records) == 2 * 2 * len(thirds)
+    asked = {third: sum(d["n"] for d in records if d["third"] == third) for third in thirds}
+    assert asked[None] == 4 * 9
+    for difference in result.differences:
+        assert difference.first.method == difference.second.method
+        assert (difference.first.reweight, difference.second.reweight) == (None, "exponential")
+        assert difference.first.keep == difference.second.keep
+
+
+def test_biases_are_measured_once_for_all_budgets(found: Any) -> None:
+    result, _ = found
+    folder = result.report.parent
+    assert sorted(result.biases) == ["fastv-1", "pyramiddrop-1-2-3"]
+    for kind in ("calibrations", "profiles"):
+        names = {path.name for path in (folder / kind).iterdir()}
+        assert names == {"fastv-1.json", "pyramiddrop-1-2-3.json"}
+    pyramid = pore.HostCalibration.load(folder / "calibrations" / "pyramiddrop-1-2-3.json")
+    assert [stage.count for stage in pyramid.stages] == [6, 6, 6]
+    assert result.biases["pyramiddrop-1-2-3"] == pyramid.fit()
+
+
+def test_a_form_that_does_not_fit_gives_way(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = found
+    path = result.report.parent / "calibrations" / "fastv-1.json"
+    measured = pore.Calibration.load(path)
+    fit, refused = pore.Calibration.fit, {"exponential"}
+
+    def picky(self: pore.Calibration, kind: Any = "exponential") -> pore.PositionBias:
+        if kind in refused:
+            raise ProfileError(f"no {kind}")
+        return fit(self, kind)
+
+    monkeypatch.setattr(pore.Calibration, "fit", picky)
+    assert survey._fitted(measured, "exponential").kind == "spline"
+    with pytest.raises(ProfileError, match="What is read of decoder layer 1: no exponential"):
+        pore.HostCalibration((measured,)).fit()
+    refused.add("spline")
+    assert survey._fitted(measured, "exponential").kind == "empirical"
+    refused.add("empirical")
+    with pytest.raises(ProfileError, match="no empirical"):
+        survey._fitted(measured, "exponential")
+
+
+def test_progress_comes_to_its_end(found: Any) -> None:
+    shares = [share for _, share in found[1]]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert shares[-2] > 0.9
+
+
+# -- interrupted and called again -----------------------------------------------------------------
+
+
+def test_goes_on_where_it_stopped(
+    checkpoint: Path, found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Any]] = []
+    evaluate, time_prefill = survey.evaluate, survey.time_prefill
+
+    def counted(*args: Any, **given: Any) -> Outcome:
+        outcome = evaluate(*args, **given)
+        asked.append((outcome.label, outcome.keep))
+        return outcome
+
+    def stop(what: str, _: float) -> None:
+        if what == stop_at[0]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(survey, "evaluate", counted)
+    stop_at = ["asking: FastV + PoRe, keep 8"]
+    with pytest.raises(KeyboardInterrupt, match=r"3 of 17 settings are done.*same command"):
+        run(checkpoint, tmp_path, progress=stop)
+    assert [label for label, _ in asked] == ["unpruned", "Downsample", "FastV"]
+    assert len(read_records(tmp_path / "results.json")) == 3
+    stop_at[0] = "timing the prefill, methods in turns"
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint, tmp_path, progress=stop)
+    assert len(asked) == len(set(asked)) == 16
+    again = run(checkpoint, tmp_path)
+    assert asked.count(("FastV", 8)) == 1
+    result, _ = found
+    for one, other in zip(again.outcomes, result.outcomes, strict=True):
+        assert replace(one, prefill_ms=None) == replace(other, prefill_ms=None)
+    assert [d.record() for d in again.differences] == [d.record() for d in result.differences]
+    # Whole, it asks nothing and times nothing any more.
+    monkeypatch.setattr(survey, "time_prefill", None)
+    assert run(checkpoint, tmp_path).outcomes == again.outcomes
+    assert len(asked) == 16
+    monkeypatch.setattr(survey, "time_prefill", time_prefill)
+    # Under other conditions all is asked anew.
+    run(checkpoint, tmp_path, settings=replace(SETTINGS, max_new_tokens=2, timing=False))
+    assert len(asked) == 32
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"setting": 1}', None])
+def test_damaged_answers_are_asked_again(
+    checkpoint: Path, found: Any, tmp_path: Path, content: bytes | None
+) -> None:
+    result, _ = found
+    samples = list(load_samples("embedded:test", limit=9))
+    outcome = result.outcomes[2]
+    conditions = {"pore": "1"}
+    store = survey._Store(tmp_path, conditions)
+    assert store.load(outcome.pruner, samples) is None
+    store.save(outcome.pruner, outcome.answers)
+    assert store.load(outcome.pruner, samples) == outcome.answers
+    assert store.load(outcome.pruner, samples[::-1]) is None
+    assert survey._Store(tmp_path, {"pore": "2"}).load(outcome.pruner, samples) is None
+    (path,) = tmp_path.iterdir()
+    if content is None:
+        document = json.loads(path.read_text())
+        document["answers"][0]["secret"] = 1
+        content = json.dumps(document).encode()
+    path.write_bytes(content)
+    assert store.load(outcome.pruner, samples) is None
+
+
+def test_settings_are_told_apart() -> None:
+    one, other = (pore.PositionBias.exponential(rate, 16) for rate in (0.1, 0.2))
+    methods = [
+        None,
+        pore.FastV(keep=4),
+        pore.FastV(keep=5),
+        pore.FastV(keep=4, reweight=one),
+        pore.FastV(keep=4, reweight=other),
+        pore.PyramidDrop(4, (1, 2), reweight=(one, other)),
+        pore.PyramidDrop(4, (1, 2), reweight=(other, one)),
+        pore.FastV(keep=4, suppress_padding=0.5),
+    ]
+    assert len({json.dumps(survey._described(method)) for method in methods}) == len(methods)
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+def test_page_opens_offline(found: Any) -> None:
+    text = found[0].report.read_text()
+    assert "$" not in text
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    sources = re.findall(r"""src=['"](.{22})""", text)
+    assert sources == ["data:image/png;base64,"] * 2
+    assert "tiny &lt;model&gt;" in text
+    assert "a &amp; b" in text
+    assert "Fussy at 4: not four" in text
+    assert "Fussy ‡" in text
+    assert "†" not in text  # of the embedded model only
+
+
+def test_methods_that_look_at_the_taught_layer_are_marked(found: Any) -> None:
+    result, _ = found
+    taught = replace(result, taught=3)
+    notes = page.notes(taught)
+    assert [note[0] for note in notes] == ["†", "‡"]
+    assert "decoder layer 3 or above" in notes[0]
+    records = {record["method"]: record for record in result.records}
+    assert [marks(records[name], 3) for name in ("PyramidDrop", "FastV", "Fussy", "unpruned")] == [
+        " †",
+        "",
+        " ‡",
+        "",
+    ]
+    assert marks(records["PyramidDrop"]) == ""
+    text = page.write_survey(taught, ABOUT, result.report.parent).read_text()
+    assert "PyramidDrop + PoRe †" in text
+    page.write_survey(result, ABOUT, result.report.parent)
+
+
+def test_only_the_embedded_model_has_a_taught_layer(checkpoint: Path) -> None:
+    model, _ = load_model(str(checkpoint))
+    assert survey.taught_layer(model) is None
+    model.config.name_or_path = embedded_model()
+    assert survey.taught_layer(model) == TAUGHT_LAYER == 4
+
+
+def test_page_says_what_the_numbers_say(found: Any) -> None:
+    result, _ = found
+    (difference, *_) = result.differences
+    answers = result.outcomes[0].answers * 20
+    wrong, right = (
+        replace(
+            difference.first,
+            answers=tuple(replace(a, id=str(i), right=r) for i, a in enumerate(answers)),
+        )
+        for r in (False, True)
+    )
+
+    def line(first: Outcome, second: Outcome) -> str:
+        compared = (survey.compare(first, second),)
+        return page.findings(replace(result, differences=compared))[-1]
+
+    assert "is clearly better than without" in line(wrong, right)
+    assert "FastV: keep 8 +100.0 points" in line(wrong, right)
+    assert "is clearly worse than without" in line(right, wrong)
+    assert "is not clearly different" in line(right, right)
+    best = page.findings(result)[1]
+    assert best.startswith("Keep 8: most right answers")
+
+
+def test_a_third_that_was_not_asked_about_is_refused(found: Any) -> None:
+    one = found[0].outcomes[0]
+    with pytest.raises(InputError, match="Cannot pair 0"):
+        survey.compare(one, one, third="edge")
+
+
+def test_numbers_of_tokens_count_what_stands_for_no_patch() -> None:
+    from test_calibration import make_processor, make_samples
+
+    model = tiny_llava(dtype=torch.float32, tower_layers=4)
+    processor = make_processor(do_center_crop=False)
+    pruner = pore.VisionZip(keep=6)
+    outcome = survey.evaluate(model, processor, make_samples(3), pruner, max_new_tokens=1)
+    assert outcome.tokens_after == outcome.mean_tokens == 6
+    assert sum(answer.extra for answer in outcome.answers) > 0
+    assert np.isfinite(outcome.flops)
