@@ -11,7 +11,7 @@ from torch import Tensor
 import pore
 from golden_models import tower_view
 from models import N, batch, prompt, tiny_llava
-from pore.errors import BudgetError
+from pore.errors import BudgetError, ScoreError
 from pore.layout import Tiling
 from pore.methods.vispruner import _kept_by_the_authors, dissimilar
 
@@ -192,6 +192,14 @@ class TestTiles:
         selection = pore.VisPruner(24, 1.0, faithful=True)._select(view)
         assert selection.raster.shape == (3, 8)
         assert (selection.raster[2] >= 10).sum() >= 4
+
+
+@pytest.mark.parametrize("where", ["attention", "features"])
+def test_overflow_is_an_error(where: str) -> None:
+    features, attention = problem(2, 12, 0)
+    (attention if where == "attention" else features)[..., 3] = float("nan")
+    with pytest.raises(ScoreError, match="NaN"):
+        pore.VisPruner(keep=5)._select(tower_view(features, attention))
 
 
 def test_several_images_and_rows_without_in_a_model() -> None:

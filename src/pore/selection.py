@@ -10,6 +10,24 @@ from torch import Tensor
 
 from pore.errors import BudgetError, ScoreError
 
+_NOT_FINITE = (
+    "Scores hold NaN or infinity, so no tokens can be chosen; look for overflow in the model (fp16 "
+    "where it needs bf16?) or for damaged weights or inputs."
+)
+
+
+def check_finite(*scores: Tensor) -> None:
+    """Refuse scores that nothing can be chosen by, for methods that do not end in `top_k`.
+
+    Args:
+        scores: Any shapes.
+
+    Raises:
+        ScoreError: One is NaN or infinite.
+    """
+    if not bool(torch.stack([torch.isfinite(one).all() for one in scores]).all()):
+        raise ScoreError(_NOT_FINITE)
+
 
 def check_keep(keep: int | float) -> None:
     """Refuse a `keep` that cannot be meant, before any model runs.

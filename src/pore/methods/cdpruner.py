@@ -14,7 +14,7 @@ from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
 from pore.layout import Layout
 from pore.pruner import Pruner, Selection, Stage, View
-from pore.selection import budget, check_keep
+from pore.selection import budget, check_finite, check_keep
 from pore.tower import even_shares
 
 Questions = str | Sequence[str] | Callable[[list[int]], str]
@@ -198,13 +198,14 @@ class CDPruner(Pruner):
         if self.relevance is None:
             scores = mean_cosine(tiles.features, prompt_embedding(view)[tiles.images])
         else:
-            question = self.relevance.of(view)
-            patches = self.relevance.images(tiles.of_tower(view))
+            device = tiles.features.device  # CLIP may be on another
+            question = self.relevance.of(view).to(device)
+            patches = self.relevance.images(tiles.of_tower(view)).to(device)
             scores = -mean_cosine(patches, question[tiles.images])
-            scores = scores.to(tiles.features.device)
         relevance = rescaled(scores, tiles.valid, tiles.images)
         counts = self._counts(view, tiles)
         kernel = conditional_kernel(cosine(tiles.features), relevance)
+        check_finite(kernel.diagonal(dim1=1, dim2=2))
         order = greedy_map(kernel, int(counts.max()), tiles.valid, self.faithful)
         steps = torch.arange(order.shape[1], device=order.device)
         picked = torch.zeros_like(tiles.slots)
@@ -362,7 +363,7 @@ def mean_cosine(features: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (J, m), at least float32.
     """
-    return torch.matmul(_unit(features), targets.to(features.device)[..., None])[..., 0]
+    return torch.matmul(_unit(features), targets[..., None])[..., 0]
 
 
 def rescaled(scores: Tensor, valid: Tensor, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from pore.errors import BudgetError
 from pore.pruner import Pruner
-from pore.selection import budget, check_keep
+from pore.selection import budget, check_finite, check_keep
 from pore.tower import TowerSelection, TowerStage, TowerView, even_shares
 
 _ROUND = 8
@@ -67,8 +67,11 @@ class VisPruner(Pruner):
             shown, counts = torch.ones_like(view.shown), _shares_with_padding(view, self.keep)
         else:
             shown, counts = view.shown, view.budgets(self.keep)
-        attention = view.cls_attention[0].mean(1).masked_fill(~shown, -torch.inf)
-        order = attention.argsort(dim=-1, descending=True, stable=True)
+        attention = view.cls_attention[0].mean(1)
+        check_finite(attention, view.features)
+        order = attention.masked_fill(~shown, -torch.inf).argsort(
+            dim=-1, descending=True, stable=True
+        )
         alike: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(zip(shown.sum(1).tolist(), counts, strict=True)):
             alike.setdefault(size, []).append(i)
