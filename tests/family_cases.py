@@ -31,7 +31,8 @@ class Case(ABC):
     """Whether images come in several grids."""
     deepstack: bool = False
     """Whether the first decoder layers add features to the visual tokens."""
-    videos: bool = False
+    videos: str | None = None
+    """Whether there are "videos", also "mixed" with images in one prompt."""
     close: float = 2e-5
     """Tolerance: the norms and rotary tables of most families go through float32."""
 
@@ -222,7 +223,7 @@ class Qwen2VL(Case):
     sizes: dict[str, Any] = {}  # noqa: RUF012
     grids = ((1, 8, 12), (1, 6, 6))
     video_grids = ((2, 4, 6), (3, 4, 4))
-    videos = True
+    videos = "mixed"
     vision: dict[str, Any] = {  # noqa: RUF012
         "depth": 2,
         "embed_dim": 16,
@@ -245,7 +246,9 @@ class Qwen2VL(Case):
             vision_start_token_id=102,
             vision_end_token_id=103,
         )
-        return getattr(transformers, self.kind)._from_config(config, dtype=torch.float64)
+        kind = getattr(transformers, self.kind)
+        # Grouped matrix products know no float64.
+        return kind._from_config(config, dtype=torch.float64, experts_implementation="eager")
 
     def image_ids(self, image: int) -> list[int]:
         frames, height, width = self.grids[image % 2]
@@ -345,6 +348,86 @@ class Qwen35(Qwen3VL):
     vision = {k: v for k, v in Qwen3VL.vision.items() if k[:9] != "deepstack"}  # noqa: RUF012
 
 
+class Glm4V(Qwen3VL):
+    """Videos have the placeholder of images, and come without any."""
+
+    name = "GLM-4V"
+    deepstack = False
+    videos = "videos"
+    config, kind = "Glm4vConfig", "Glm4vForConditionalGeneration"
+    text = "Glm4vTextConfig"
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}  # noqa: RUF012
+    vision: dict[str, Any] = {  # noqa: RUF012
+        "depth": 2,
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "image_size": 32,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "initializer_range": 0.3,
+    }
+    start, end = 104, 105  # of a video
+
+    def video_ids(self, video: int) -> list[int]:
+        frames = super().video_ids(video)
+        return [self.start, *(100 if i == 101 else i for i in frames), self.end]
+
+    def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        in_video = (ids == self.start).cumsum(1) > (ids == self.end).cumsum(1)
+        return {"mm_token_type_ids": (ids == 100) * (1 + in_video.int())}
+
+    @property
+    def video_placeholder(self) -> int:
+        return self.placeholder
+
+
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+
+
+class Qwen3VLMoE(Qwen3VL):
+    name = "Qwen3-VL-MoE"
+    config, kind = "Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration"
+    text, sizes = "Qwen3VLMoeTextConfig", EXPERTS
+
+
+class Qwen35MoE(Qwen35):
+    name = "Qwen3.5-MoE"
+    config, kind = "Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration"
+    text = "Qwen3_5MoeTextConfig"
+    sizes = Qwen35.sizes | EXPERTS | {"shared_expert_intermediate_size": 16}
+
+
+class Glm45V(Glm4V):
+    name = "GLM-4.5V"
+    config, kind = "Glm4vMoeConfig", "Glm4vMoeForConditionalGeneration"
+    text = "Glm4vMoeTextConfig"
+    rope = Glm4V.rope | {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
+    sizes: dict[str, Any] = {  # noqa: RUF012
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    }
+
+
+class Glm46V(Glm4V):
+    name = "GLM-4.6V"
+    config, kind = "Glm46VConfig", "Glm46VForConditionalGeneration"
+
+
+class GlmOcr(Glm4V):
+    name = "GLM-OCR"
+    config, kind = "GlmOcrConfig", "GlmOcrForConditionalGeneration"
+    text = "GlmOcrTextConfig"
+
+
 class SmolVLM(Case):
     """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
 
@@ -398,5 +481,15 @@ CASES: list[Case] = [
     Qwen25VL(),
     Qwen3VL(),
     Qwen35(),
+    Glm4V(),
     SmolVLM(),
+]
+
+# Models whose adapter is that of a case above, and whose own code differs little.
+COUSINS: list[Case] = [
+    Qwen3VLMoE(),
+    Qwen35MoE(),
+    Glm45V(),
+    Glm46V(),
+    GlmOcr(),
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pore
-from family_cases import CASES, TEXT, Case
+from family_cases import CASES, COUSINS, TEXT, Case
 from pore.families import family_of
 from pore.pruner import Pruner, Stage
 from pore.shapes import ModelShape, model_shape
@@ -32,7 +32,8 @@ PROMPTS = {
     "ragged": [[5, -1, 7, 8], [5, 6, 10, -2, 7, 8, 9, 11]],
     "several": [[5, -1, 6, 7, -2, 8, 9], [5, -3, 7, 8]],
     "without": [[5, -1, 7, 8], [5, 6, 10, 11, 12, 13, 7, 8, 9]],
-    "videos": [[5, -100, 6, -2, 7, 8], [5, 6, 10, -101, 7, 8, 9]],
+    "videos": [[5, -100, 7, 8], [5, 6, 10, -101, 7, 8, 9]],
+    "mixed": [[5, -100, 6, -2, 7, 8], [5, 6, 10, -101, 7, 8, 9]],
 }
 
 
@@ -100,7 +101,8 @@ def cells(wanted: Callable[[Case, str], bool] = lambda case, name: True) -> list
         pytest.param(*pair.values, prompts, id=f"{pair.id}-{situation}", marks=pair.marks)
         for pair in pairs(wanted)
         for situation, prompts in PROMPTS.items()
-        if situation != "videos" or (pair.values[0].videos and pair.values[1] != "Downsample")
+        if situation not in ("videos", "mixed")
+        or (situation == pair.values[0].videos and pair.values[1] != "Downsample")
     ]
 
 
@@ -221,8 +223,13 @@ def hidden_from(case: Case, stages: list[tuple[int, Tensor]], tokens: Tensor) ->
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     case: Case, name: str, prompts: Any
 ) -> None:
+    check_cached_decode(case, usual(name, KEEP, case), prompts)
+
+
+def check_cached_decode(case: Case, pruner: Pruner, prompts: Any) -> None:
+    """Prefill and cached decode equal a full forward with the same selection."""
     model, inputs = case.model(), case.inputs(prompts)
-    recording = Recording(usual(name, KEEP, case))
+    recording = Recording(pruner)
     words = range(model.config.get_text_config().vocab_size)
     with torch.no_grad(), recording(model):
         out = model.generate(
@@ -267,3 +274,11 @@ def test_an_unsupported_pair_is_refused_with_the_reason(case: Case, name: str) -
     with pytest.raises(pore.PoreError) as error, usual(name, KEEP, case)(case.model()):
         case.model()(**case.inputs(PROMPTS["single"]))
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("pruner", [pore.FastV(KEEP), pore.DivPrune(KEEP)], ids=repr)
+@pytest.mark.parametrize("case", COUSINS, ids=lambda case: case.name)
+def test_cousins(case: Case, pruner: Pruner) -> None:
+    for situation in ("ragged", case.videos or "several"):
+        check_masked_dense(case, pruner, PROMPTS[situation], "left")
+        check_cached_decode(case, pruner, PROMPTS[situation])

@@ -14,7 +14,7 @@ from test_families import KEEP, PROMPTS, check_masked_dense
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("prompts", ["ragged", "several", "videos"])
+@pytest.mark.parametrize("prompts", ["ragged", "several", "mixed"])
 @pytest.mark.parametrize("layer", [1, 2, 3, 4])
 def test_pruned_between_layers_that_add_features(layer: int, prompts: str, side: str) -> None:
     """Layers 0 to 2 add features to the visual tokens; of the dropped ones they go unused."""

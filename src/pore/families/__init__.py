@@ -12,12 +12,19 @@ from torch import nn
 from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family as Family
+from pore.families.glm4v import Glm4V
 from pore.families.idefics3 import Idefics3
 from pore.families.llava import Llava
 from pore.families.llava_next import LlavaNext
 from pore.families.qwen_vl import QwenVL
 
-_BUILT_IN: tuple[type[Family], ...] = (Llava, LlavaNext, QwenVL, Idefics3)
+_BUILT_IN: tuple[type[Family], ...] = (
+    Llava,
+    LlavaNext,
+    QwenVL,
+    Glm4V,
+    Idefics3,
+)
 
 
 @cache

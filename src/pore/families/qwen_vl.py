@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,7 +21,14 @@ class QwenVL(Family):
     """
 
     name = "Qwen-VL"
-    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+    model_types: ClassVar[tuple[str, ...]] = (
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "qwen3_5",
+        "qwen3_5_moe",
+    )
     encodes = True
     encodes_videos = True
     mrope = True
@@ -37,6 +44,11 @@ class QwenVL(Family):
     def recurrent(self, layer: nn.Module) -> bool:
         """Three of four layers of Qwen3.5."""
         return hasattr(layer, "linear_attn")
+
+    def video_token(self, model: nn.Module) -> int:
+        """The placeholder of videos."""
+        config: Any = model.config
+        return int(config.video_token_id)
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """One token for every square of merged patches, in raster order."""
@@ -65,7 +77,7 @@ class QwenVL(Family):
             tilings: Sequence[Tiling] | None = inputs.get("tilings")
             found += encoded_images(columns, tilings or self.tilings(model, inputs))
         if comes_with(inputs, "video"):
-            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
+            columns = placeholder_runs(inputs["input_ids"], self.video_token(model))
             tilings = inputs.get("video_tilings")
             found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
         return by_place(found)

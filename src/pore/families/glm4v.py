@@ -1,0 +1,24 @@
+"""GLM-4V: as Qwen-VL, but videos have the placeholder of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pore.families.qwen_vl import QwenVL
+
+
+class Glm4V(QwenVL):
+    """`Glm4vForConditionalGeneration` (GLM-4.1V), GLM-4.5V, GLM-4.6V and GLM-OCR.
+
+    Images and videos have one placeholder between them, and the models take no prompts with both.
+    """
+
+    name = "GLM-4V"
+    model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
+
+    def video_token(self, model: nn.Module) -> int:
+        """The placeholder of images, which is not the video token of the config."""
+        config: Any = model.config
+        return int(config.image_token_id)
