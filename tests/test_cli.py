@@ -18,6 +18,7 @@ import pore
 from checkpoint import save_checkpoint
 from pore.bias import PositionBias, load_biases
 from pore.cli import app
+from pore.errors import UnsupportedModelError
 from pore.evaluation.records import FIELDS, read_records
 from pore.families import families
 from pore.methods import methods
@@ -195,6 +196,22 @@ def test_generate_unpruned_equals_keeping_all(model: Path, data: Path) -> None:
     plain = json.loads(run(*common, "--unpruned").stdout)
     assert plain["report"] is None
     assert json.loads(run(*common, "--keep", "1.0").stdout)["answer"] == plain["answer"]
+
+
+def test_models_of_unknown_sizes_are_pruned_all_the_same(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: object) -> None:
+        raise UnsupportedModelError("sizes unknown")
+
+    monkeypatch.setattr("pore.shapes.ModelShape.from_config", unknown)
+    samples = data / "samples.jsonl"
+    run("evaluate", "-m", model, "-s", samples, "--keep", "4", "--no-timing", "-o", tmp_path)
+    records = read_records(tmp_path / "results.json")
+    assert [(record["tokens_after"], record["flops"]) for record in records] == [
+        (16, None),
+        (4, None),
+    ]
 
 
 def test_generate_with_a_bias_by_name(model: Path, data: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from pore.errors import InputError, PoreError
+from pore.errors import InputError, PoreError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -912,7 +912,9 @@ def _pruner(
             )
     if average:
         return schedule(kind, model, keep, **values)
-    usual = kind.usual(keep, ModelShape.from_config(model.config))
+    usual = None
+    with suppress(UnsupportedModelError):  # without its sizes, there is no set-up for the model
+        usual = kind.usual(keep, ModelShape.from_config(model.config))
     if usual is not None:
         return replace(usual, **values)  # type: ignore[type-var]
     needed = {name for name, field in known.items() if _required(field)} - {"keep"}

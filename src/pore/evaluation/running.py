@@ -6,12 +6,12 @@ import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 
-from pore.errors import InputError
+from pore.errors import InputError, UnsupportedModelError
 from pore.evaluation.answers import is_right
 from pore.evaluation.outcome import Answer, Outcome
 from pore.families import family_of
@@ -201,13 +201,18 @@ def _unpruned(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     layers = len(family.layers(model))
     images = family.images(model, inputs)
     lengths = inputs["attention_mask"].sum(-1).tolist()
-    shape = ModelShape.from_config(model.config)
+    shape = None
+    with suppress(UnsupportedModelError):
+        shape = ModelShape.from_config(model.config)
     for row, length in enumerate(lengths):
-        kept = tuple(tuple(range(len(i.columns))) for i in images if i.row == row)
+        own = [image for image in images if image.row == row]
+        towers, flops = sum(image.tiles for image in own), None
+        if shape is not None:
+            flops = model_flops(shape, [length] * layers, images=towers).total
         yield {
-            "kept": kept,
-            "flops": model_flops(shape, [length] * layers, images=len(kept)).total,
-            "mean_tokens": float(sum(map(len, kept))),
+            "kept": tuple(tuple(range(len(image.columns))) for image in own),
+            "flops": flops,
+            "mean_tokens": float(sum(len(image.columns) for image in own)),
         }
 
 
