@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import pore
 from models import N, batch, prompt, tiny_llava
 from pore.families import families
 from pore.methods import methods
+from pore.shapes import ModelShape
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -75,11 +77,22 @@ def test_trained_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(image.kept) for sample in run.report for image in sample.images] == [5, 5, 5]
 
 
+def test_every_method_is_described_with_its_figure() -> None:
+    page = (DOCS / "methods.md").read_text()
+    shape = ModelShape.from_config(tiny_llava().config)
+    for name, kind in methods().items():
+        if not kind.__module__.startswith("pore."):
+            continue
+        assert f"\n### {name}\n" in page, name
+        if kind.usual(6, shape) is not None:
+            assert f"![What {name} keeps](" in page, name
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
     root = DOCS.parent
     for page in [*DOCS.glob("*.md"), *root.glob("*.md"), *root.glob("benchmarks/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert (page.parent / unquote(target)).exists(), f"{page.name}: {target}"
 
 
 def test_import_is_light() -> None:
