@@ -148,7 +148,7 @@ def _read(attn: Tensor, image: Image, index: Tensor) -> Tensor:
     return RaterAttention()(given).attention
 
 
-class _Spy(pore.SparseVLM):
+class _Watch:
     """SparseVLM that remembers what its stages saw, how they scored and what they chose."""
 
     def _select(self, stage: int, view: View) -> Selection:
@@ -159,6 +159,14 @@ class _Spy(pore.SparseVLM):
     def _rate(self, view: View) -> Raters:
         raters.append(super()._rate(view))
         return raters[-1]
+
+
+class _Spy(_Watch, pore.SparseVLM):
+    pass
+
+
+class _SpyPlus(_Watch, pore.SparseVLMPlus):
+    pass
 
 
 seen: list[tuple[View, Tensor, Selection]] = []
@@ -179,10 +187,10 @@ def _check_end_to_end(file: Any) -> float:
     # Large files leave the states out.
     features = {f"stage{s}.features_after" for s in stages} & expected.keys()
     assert expected.keys() == names | features | _RUN, expected.keys() ^ (names | features | _RUN)
-    pruner = _Spy(
+    kind = _Spy if version == 1 else _SpyPlus
+    pruner = kind(
         tuple(params["keep_per_stage"]),
         tuple(layer + 1 for layer in params["pruning_loc"]),
-        version=version,
         faithful=True,
     )
     worst.compare(model(**inputs).logits, expected["vanilla.logits"])

@@ -60,6 +60,8 @@ def refusal(case: Case, name: str) -> str | None:
         return "cannot meet a budget"
     if name in MERGING and case.deepstack:
         return "has merged tokens before"
+    if name == "SparseVLM+" and family_of(case.model()).mrope:
+        return "positions on one axis"
     recurrent = [family.recurrent(layer) for layer in family.layers(case.model())]
     for stage in usual(name, KEEP, case).stages():
         if isinstance(stage, Stage) and stage.probed is not None and recurrent[stage.probed]:

@@ -43,8 +43,11 @@ def model() -> Any:
     return tiny_llava(layers=6)
 
 
-def pruner(**settings: Any) -> pore.SparseVLM:
-    return pore.SparseVLM(**{"keep": 4, "layers": LAYERS, **settings})
+KINDS = {1: pore.SparseVLM, 2: pore.SparseVLMPlus}
+
+
+def pruner(version: int = 1, **settings: Any) -> pore.SparseVLM:
+    return KINDS[version](**{"keep": 4, "layers": LAYERS, **settings})
 
 
 def features(seed: int, *shape: int) -> Tensor:
@@ -64,7 +67,7 @@ class TestBudgets:
             2: {192: 206.8, 128: 144.1, 96: 113.9, 64: 81.8},
         }.items():
             for tokens, average in rows.items():
-                counts = pore.SparseVLM.published(tokens, version).counts(576, 32)  # type: ignore[arg-type]
+                counts = KINDS[version].published(tokens).counts(576, 32)
                 assert sum(counts) / 32 == pytest.approx(average, abs=0.06)
         behind = [(309, 204, 113), (312, 117, 39), (249, 55, 27), (82, 32, 18)]
         for tokens, expected in zip((192, 128, 96, 64), behind, strict=True):
@@ -73,8 +76,8 @@ class TestBudgets:
             assert counts[2] == 576
 
     def test_published_rows_take_other_settings(self) -> None:
-        made = pore.SparseVLM.published(192, version=2, layers=(2, 5, 11), heads=8)
-        assert made == pore.SparseVLM((300, 200, 118), (2, 5, 11), version=2, heads=8)
+        made = pore.SparseVLMPlus.published(192, layers=(2, 5, 11), heads=8)
+        assert made == pore.SparseVLMPlus((300, 200, 118), (2, 5, 11), heads=8)
         with pytest.raises(BudgetError, match="192, 128, 96, 64"):
             pore.SparseVLM.published(576)
 
@@ -95,23 +98,23 @@ class TestBudgets:
         self, available: int, stages: int, second: bool, data: Any
     ) -> None:
         keep = data.draw(st.integers(1, available))
-        made = pore.SparseVLM(keep, tuple(range(1, stages + 1)), version=2 if second else 1)
+        made = KINDS[1 + second](keep, tuple(range(1, stages + 1)))
         counts = made.counts(available, stages + 1)
         assert counts[-1] == keep
         assert counts == sorted(counts, reverse=True)
         assert pore.SparseVLM(1.0, (1, 2)).counts(available, 4) == [available] * 4
 
     def test_tuples(self) -> None:
-        made = pore.SparseVLM((0.5, 4), (1, 3), version=2)
+        made = pore.SparseVLMPlus((0.5, 4), (1, 3))
         assert made.counts(16, 5) == [16, 8, 8, 4, 4]
-        full = pore.SparseVLM((16, 16), (1, 3), version=2)
+        full = pore.SparseVLMPlus((16, 16), (1, 3))
         assert full.counts(16, 5) == [16] * 5
-        one_less = pore.SparseVLM((16, 16), (1, 3), version=2, faithful=True)
+        one_less = pore.SparseVLMPlus((16, 16), (1, 3), faithful=True)
         assert one_less.counts(16, 5) == [16, 15, 15, 14, 14]
         # The one that the authors' first version drops is merged with itself.
         assert pore.SparseVLM((16, 20), (1, 3), faithful=True).counts(16, 5) == [16] * 5
         with pytest.raises(BudgetError, match="Stage 2 is to keep 9 visual tokens, but 8 are"):
-            pore.SparseVLM((8, 9), (1, 3), version=2).counts(16, 5)
+            pore.SparseVLMPlus((8, 9), (1, 3)).counts(16, 5)
 
     @pytest.mark.parametrize(
         ("settings", "error", "words"),
@@ -120,8 +123,7 @@ class TestBudgets:
             ({"keep": (4, 3)}, BudgetError, "2 numbers for 3 stages"),
             ({"keep": (4, 3, 2.0)}, BudgetError, "no fraction"),
             ({"layers": (2, 2, 3)}, BudgetError, "no stages"),
-            ({"version": 3}, ScoreError, "version must be 1 or 2"),
-            ({"heads": 0}, ScoreError, "at least 1"),
+            ({"version": 2, "heads": 0}, ScoreError, "at least 1"),
             ({"index": "raster"}, ScoreError, "'original' or 'dense'"),
             ({"reweight": (P, P)}, ProfileMismatchError, "2 position biases for 3 stages"),
         ],
@@ -314,7 +316,7 @@ def test_ranks_of_matrices_of_several_sizes() -> None:
     assert matrix_ranks(matrix, [9, 6]) == [4, 2]
 
 
-class _Spy(pore.SparseVLM):
+class _Watch:
     """SparseVLM that remembers what its stages saw and chose."""
 
     def _select(self, stage: int, view: View) -> Selection:
@@ -327,15 +329,26 @@ class _Spy(pore.SparseVLM):
         return raters[-1]
 
 
+class _Spy(_Watch, pore.SparseVLM):
+    pass
+
+
+class _SpyPlus(_Watch, pore.SparseVLMPlus):
+    pass
+
+
 seen: list[tuple[View, Tensor, Selection]] = []
 raters: list[Raters] = []
 
 
-def stages_of(model: Any, inputs: dict[str, Tensor], **settings: Any) -> list[Any]:
+def stages_of(
+    model: Any, inputs: dict[str, Tensor], version: int = 1, **settings: Any
+) -> list[Any]:
     """What every stage saw, how it scored and what it chose."""
     seen.clear()
     raters.clear()
-    with torch.no_grad(), _Spy(**{"keep": 4, "layers": LAYERS, **settings})(model):
+    kind = _Spy if version == 1 else _SpyPlus
+    with torch.no_grad(), kind(**{"keep": 4, "layers": LAYERS, **settings})(model):
         model(**inputs)
     return list(seen)
 
@@ -551,7 +564,7 @@ class TestEngine:
         """No one-axis prior there, and merged tokens take the place of their most central one."""
         (case,) = [case for case in CASES if case.name == "Qwen2-VL"]
         inputs = case.inputs([[5, -1, 6, 7, 8]])
-        with pytest.raises(UnsupportedModelError, match="version=1"):
+        with pytest.raises(UnsupportedModelError, match="Use SparseVLM, or"):
             pruner(version=2)(case.model()).__enter__()
         seen.clear()
         with torch.no_grad(), _Spy(4, (1, 2))(case.model()) as run:

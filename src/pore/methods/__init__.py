@@ -27,6 +27,7 @@ from pore.methods.sgl import consistency as consistency
 from pore.methods.sgl import early_exit as early_exit
 from pore.methods.sparsevlm import RankBudget as RankBudget
 from pore.methods.sparsevlm import SparseVLM as SparseVLM
+from pore.methods.sparsevlm import SparseVLMPlus as SparseVLMPlus
 from pore.methods.st3 import ST3Style as ST3Style
 from pore.methods.tome import ToMe as ToMe
 from pore.methods.topv import TopV as TopV

@@ -60,17 +60,13 @@ class SparseVLM(Pruner):
 
     The words behind an image that are most alike to it, by their embeddings, are its raters. Before
     each of `layers` visual tokens are ranked by the attention that the raters pay them in the layer
-    before, averaged over heads and raters. Version 1 merges the best 30 % of what it drops into
-    about a tenth as many tokens, by density-peak clustering; they follow the kept ones, compete
-    with them at later stages, and positions are numbered anew. Version 2 (SparseVLM+) divides the
-    attention by what RoPE alone makes of the distance, averages only the `heads` that look at the
-    image most, merges nothing and keeps positions. With `reweight=P`, P divides the attention, in
-    version 2 in place of the prior of RoPE.
+    before, averaged over heads and raters. The best 30 % of what is dropped are merged into about
+    a tenth as many tokens, by density-peak clustering; they follow the kept ones, compete with them
+    at later stages, and positions are numbered anew. With `reweight=P`, P divides the attention.
 
     Several images in a prompt are pruned each by itself, with the words behind it. Where no word
-    stands out from the others, all are raters. In models whose positions have several axes version
-    1 leaves positions as they are, and a merged token takes the place of the most central one
-    merged into it.
+    stands out from the others, all are raters. In models whose positions have several axes these
+    stay as they are, and a merged token takes the place of the most central one merged into it.
 
     Attributes:
         keep: Tokens per image behind the last stage (int), merged ones included, or the fraction
@@ -79,22 +75,15 @@ class SparseVLM(Pruner):
             tables do, see `published`. A `RankBudget` lets the attention decide.
         layers: First layers that see fewer tokens. The authors count the layer before, whose
             output they prune: their 2, 6, 15 are 3, 7, 16.
-        version: 1, or 2 for SparseVLM+.
-        heads: Heads that version 2 averages, 14 in the authors' code; all where there are fewer.
         reweight: The position bias P, or one for every stage, or None.
         index: Where P is read: at a token's place in the image ("original", merged tokens at the
-            end of it), or "dense" at its distance to the text in the numbering of version 1.
-        faithful: Follow the authors' code in two things. A stage that is to keep as many tokens as
-            there are, or more, drops one all the same; without, it drops none, or refuses. And
-            the prior of version 2 counts even where it is zero or negative, which turns the ranking
-            round (for heads of 128, at distances from 1707 on); without, it goes no lower than a
-            tenth of its value at distance 0.
+            end of it), or "dense" at its distance to the text in the new numbering.
+        faithful: A stage that is to keep as many tokens as there are, or more, drops one all the
+            same, as in the authors' code; without, it drops none, or refuses.
     """
 
     keep: int | float | tuple[int | float, ...] | RankBudget
     layers: tuple[int, ...] = (3, 7, 16)
-    version: Literal[1, 2] = 1
-    heads: int = 14
     reweight: PositionBias | tuple[PositionBias, ...] | None = None
     index: Index = "original"
     faithful: bool = False
@@ -102,6 +91,7 @@ class SparseVLM(Pruner):
     name: ClassVar[str] = "SparseVLM"
     source: ClassVar[str] = "arXiv 2410.04417"
     reweightable: ClassVar[bool] = True
+    version: ClassVar[Literal[1, 2]] = 1
 
     def __post_init__(self) -> None:
         freeze(self, "keep", "layers", "reweight")
@@ -114,10 +104,6 @@ class SparseVLM(Pruner):
         if not isinstance(self.keep, RankBudget):
             for one in self.keep if isinstance(self.keep, tuple) else (self.keep,):
                 check_keep(one)
-        if self.version not in (1, 2):
-            raise ScoreError(f"version must be 1 or 2, not {self.version!r}.")
-        if self.heads < 1:
-            raise ScoreError(f"heads={self.heads} leaves no head to average; ask for at least 1.")
         bias_of_each(self.reweight, len(self.layers))
         if self.index not in ("original", "dense"):
             raise ScoreError(f"index must be 'original' or 'dense', not {self.index!r}.")
@@ -129,27 +115,26 @@ class SparseVLM(Pruner):
         return cls(keep, tuple(sorted(layers)))
 
     @classmethod
-    def published(cls, tokens: int, version: Literal[1, 2] = 1, **settings: Any) -> SparseVLM:
+    def published(cls, tokens: int, **settings: Any) -> SparseVLM:
         """A row of the authors' tables, for images of 576 tokens.
 
         Args:
             tokens: The average over the layers that they name it after: 192, 128, 96 or 64. It
                 counts a layer that prunes by what it leaves; what enters the layers of LLaVA-1.5
-                averages 206.5, 145.4, 114.1 and 82.3 in version 1, 206.8, 144.1, 113.9 and 81.8 in
-                version 2.
-            version: 1, or 2 for SparseVLM+.
-            settings: Others of `SparseVLM`.
+                averages 206.5, 145.4, 114.1 and 82.3 in SparseVLM, 206.8, 144.1, 113.9 and 81.8 in
+                SparseVLM+.
+            settings: Other settings.
 
         Raises:
             BudgetError: There is no such row.
         """
-        found = _PUBLISHED.get(version, {}).get(tokens)
+        found = _PUBLISHED[cls.version].get(tokens)
         if found is None:
             raise BudgetError(
-                f"The authors have no budget of {tokens} tokens for version {version}; choose from "
-                f"{', '.join(map(str, _PUBLISHED[1]))} and version 1 or 2, or give keep a number."
+                f"The authors have no budget of {tokens} tokens for {cls.name}; choose from "
+                f"{', '.join(map(str, _PUBLISHED[cls.version]))}, or give keep a number."
             )
-        return cls(found, version=version, **settings)
+        return cls(found, **settings)
 
     def stages(self) -> Sequence[Stage]:
         """One stage before each of `layers`, ranked by the layer before."""
@@ -169,11 +154,6 @@ class SparseVLM(Pruner):
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse what does not fit the decoder, and biases measured under other conditions."""
-        if self.version == 2 and self.reweight is None and family.mrope:
-            raise UnsupportedModelError(
-                f"The prior of SparseVLM+ is of positions on one axis, and {family.name} has "
-                "several. Use version=1, or calibrate and give reweight."
-            )
         biases = bias_of_each(self.reweight, len(self.layers))
         check_stages(self.stages(), biases, family, model)
 
@@ -263,10 +243,54 @@ class SparseVLM(Pruner):
         if bias is not None:
             ones = torch.ones_like(heads[:, 0])
             heads = heads * view.reweighted(ones, bias, self.index)[:, None]
-        if self.version == 2:
-            strongest = strongest_heads(heads, self.heads)
-            heads = heads.gather(1, strongest[..., None].expand(-1, -1, heads.shape[-1]))
-        return heads.mean(1)
+        return self._chosen(heads).mean(1)
+
+    def _chosen(self, heads: Tensor) -> Tensor:
+        """The heads that count, of (I, H, t)."""
+        return heads
+
+
+@dataclass(frozen=True)
+class SparseVLMPlus(SparseVLM):
+    """SparseVLM+, the second version of the released code of SparseVLM (arXiv 2410.04417).
+
+    As `SparseVLM`, but the raters' attention is divided by what RoPE alone makes of the distance,
+    only the `heads` that then look at the image most are averaged, nothing is merged and positions
+    are kept. With `reweight=P`, P stands in for the prior of RoPE.
+
+    Attributes:
+        keep: As in `SparseVLM`.
+        layers: As in `SparseVLM`.
+        reweight: The position bias P, or one for every stage, in place of the prior of RoPE.
+        index: As in `SparseVLM`; positions being kept, "original" is the place for P.
+        faithful: As in `SparseVLM`, and the prior counts even where it is zero or negative, which
+            turns the ranking round (for heads of 128, at distances from 1707 on); without, it goes
+            no lower than a tenth of its value at distance 0.
+        heads: Heads that are averaged, 14 in the authors' code; all where there are fewer.
+    """
+
+    heads: int = 14
+
+    name: ClassVar[str] = "SparseVLM+"
+    version: ClassVar[Literal[1, 2]] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads < 1:
+            raise ScoreError(f"heads={self.heads} leaves no head to average; ask for at least 1.")
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse what `SparseVLM` does, and positions on several axes without `reweight`."""
+        if self.reweight is None and family.mrope:
+            raise UnsupportedModelError(
+                f"The prior of SparseVLM+ is of positions on one axis, and {family.name} has "
+                "several. Use SparseVLM, or calibrate and give reweight."
+            )
+        super().check(model, family)
+
+    def _chosen(self, heads: Tensor) -> Tensor:
+        strongest = strongest_heads(heads, self.heads)
+        return heads.gather(1, strongest[..., None].expand(-1, -1, heads.shape[-1]))
 
 
 @dataclass(frozen=True)
