@@ -2,8 +2,8 @@
 
     python benchmarks/sgl.py --questions 2100 --out benchmarks/results/embedded-2100-sgl.json
 
-`pore evaluate --all` leaves SGL out, because a guide belongs to one batch. There is no smaller model
-of the embedded one's family, so the model is its own guide: this shows what P does to the ranking,
+`pore evaluate --all` leaves SGL out, because a guide belongs to one batch. There is no smaller one
+of the embedded model's family, so it is its own guide: this shows what P does to the ranking,
 not what SGL saves. P is fitted to the mean of `guide.importance` over calibration questions.
 """
 
