@@ -1,6 +1,6 @@
 """Draw what every method keeps of one image, for methods.md.
 
-    python docs/method_figures.py
+    python docs/method_figures.py [METHOD ...]
 
 Writes `docs/images/methods/<method>.png`: the first test scene with ten objects, a quarter of the
 tokens kept, by the embedded model; hosts of PoRe without and with P, fitted on 200 calibration
@@ -9,6 +9,7 @@ questions (an exponential, or a spline where that is refused at some stage).
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,8 @@ KEEP = 36
 FOLDER = Path(__file__).parent / "images" / "methods"
 
 
-def main() -> None:
-    """Draw them all."""
+def main(names: list[str]) -> None:
+    """Draw these methods, or all."""
     folder = embedded_model()
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
@@ -43,7 +44,7 @@ def main() -> None:
     seen = seen_image(processor, sample.load_image())
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, kind in pore.methods().items():
-        pruner = kind.usual(KEEP, shape)
+        pruner = kind.usual(KEEP, shape) if name in names or not names else None
         if pruner is None:
             continue
         settings = {name: pruner}
@@ -67,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
