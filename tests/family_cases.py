@@ -428,6 +428,39 @@ class GlmOcr(Glm4V):
     text = "GlmOcrTextConfig"
 
 
+class InternVL(Case):
+    """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
+
+    name = "InternVL"
+    tiled = True
+
+    def build(self) -> Any:
+        tower = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 4,
+            "initializer_range": 0.3,
+        }
+        config = transformers.InternVLConfig(
+            text_config=text_config("Qwen2Config").to_dict(),
+            vision_config=tower,
+            image_token_id=IMAGE,
+            image_seq_length=16,
+        )
+        kind = transformers.InternVLForConditionalGeneration
+        return kind._from_config(config, dtype=torch.float64)
+
+    def image_ids(self, image: int) -> list[int]:
+        return [91, *[IMAGE] * (16 if image % 2 else 48), 92]
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        tiles = [noise(10 * i + k, 3, 32, 32) for i in images for k in range(1 if i % 2 else 3)]
+        return {"pixel_values": torch.stack(tiles)}
+
+
 class SmolVLM(Case):
     """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
 
@@ -482,6 +515,7 @@ CASES: list[Case] = [
     Qwen3VL(),
     Qwen35(),
     Glm4V(),
+    InternVL(),
     SmolVLM(),
 ]
 

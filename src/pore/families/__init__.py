@@ -14,6 +14,7 @@ from pore.errors import UnsupportedModelError
 from pore.families.base import Family as Family
 from pore.families.glm4v import Glm4V
 from pore.families.idefics3 import Idefics3
+from pore.families.internvl import InternVL
 from pore.families.llava import Llava
 from pore.families.llava_next import LlavaNext
 from pore.families.qwen_vl import QwenVL
@@ -23,6 +24,7 @@ _BUILT_IN: tuple[type[Family], ...] = (
     LlavaNext,
     QwenVL,
     Glm4V,
+    InternVL,
     Idefics3,
 )
 
