@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 import pore
+from family_cases import CASES
 from golden_models import tower_view
 from golden_prompts import model_around
 from pore.errors import BudgetError
 from pore.families import family_of
 from pore.layout import Tiling
-from pore.methods.hired import bands, regions
+from pore.methods.hired import bands, ranks_of, regions
 from pore.tower import TowerSelection, TowerView
 
 SIDE = 6
@@ -173,3 +174,36 @@ def test_ends_of_rows_stay_unless_faithful() -> None:
         count = len(sample.images[0].kept)
         assert count == 40 or (faithful and count < 40)
         assert sample.tokens[0] == 2 + count + (0 if faithful else newlines)
+
+
+def test_faithful_lays_out_a_grid_that_is_not_square_as_if_transposed() -> None:
+    """Two tiles side by side come one over the other, and the sides of that are cut off."""
+    side, shown = 4, tuple(range(16)) + tuple(range(16, 48))
+    tiling = Tiling(3, (1, 2), side * side, shown, size=(32, 64))
+    ranks = ranks_of(tiling)
+    assert ranks[0].tolist() == list(range(16))
+    # An image twice as wide as high, on a canvas twice as high as wide: 2 of 8 rows are left.
+    canvas = torch.arange(16, 48).view(8, 4)[3:5].flatten()
+    left = (ranks.flatten() >= 0).nonzero().flatten()
+    assert sorted(left.tolist()) == [*range(16), *canvas.tolist()]
+    assert ranks.flatten()[canvas].tolist() == list(range(16, 24))
+    square = Tiling(5, (2, 2), 4, tuple(range(20)), size=(10, 10))
+    assert ranks_of(square).flatten().tolist() == list(range(20))
+
+
+def test_faithful_in_the_engine_where_the_grid_is_not_square() -> None:
+    """What the transposed layout cuts off never reaches the decoder; by default all does."""
+    case = next(case for case in CASES if case.name == "LLaVA-NeXT")
+    inputs = case.inputs([[5, -2, 7, 8]])  # 20 x 60 pixels: one row of two tiles
+    with torch.no_grad():
+        with pore.HiRED(keep=20)(case.model()) as run:
+            case.model()(**inputs)
+        (image,) = run.report.samples[0].images
+        assert len(image.kept) + image.extra == 20
+        with pore.HiRED(keep=20, faithful=True)(case.model()) as run:
+            case.model()(**inputs)
+        (image,) = run.report.samples[0].images
+        assert len(image.kept) + image.extra < 20
+        (tiling,) = family_of(case.model()).tilings(case.model(), inputs)
+        ranks = ranks_of(tiling).flatten()
+        assert all(ranks[tiling.shown[place]] >= 0 for place in image.kept)

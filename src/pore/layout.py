@@ -45,12 +45,14 @@ class Tiling:
         patches: Patches of a tile.
         slots: For every token in the prompt, the patch that it shows, as tile * patches + patch;
             -1 for tokens that show none. Patches that show nothing but padding may be missing.
+        size: (height, width) of the image in pixels, where the family is told.
     """
 
     tiles: int
     grid: tuple[int, int] | None
     patches: int
     slots: tuple[int, ...]
+    size: tuple[int, int] | None = None
 
     @property
     def shown(self) -> tuple[int, ...]:

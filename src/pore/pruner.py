@@ -916,8 +916,8 @@ class Run:
         features, structure = view.features.clone(), []
         for i, (image, number) in enumerate(zip(layout.images, encoded, strict=True)):
             found, places = watch.tokens_of(number)
-            rows = len(image.structure) > 0 and watch.selection.structure
-            in_place = rows and bool((places >= 0).all())
+            own_order = watch.selection.order is not None or not watch.selection.structure
+            in_place = not own_order and len(image.structure) > 0 and bool((places >= 0).all())
             slots = places if in_place else torch.arange(len(places), device=places.device)
             slots, places = slots.to(keep.device), places.to(keep.device)
             keep[i, slots], raster[i, slots] = True, places

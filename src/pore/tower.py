@@ -116,12 +116,16 @@ class TowerSelection:
         valid: (I, k) bool, False where an image keeps fewer; None where all keep as many.
         structure: Whether tokens that show no patch (the end of a row of tiles) stay. They go also
             where features stand for no single patch, as rows then have no end.
+        order: (I, k) for methods that lay tiles out in a way of their own: the rank of each feature
+            among those of its image, -1 for what is left out; structure then goes. None is the
+            prompt's order.
     """
 
     features: Tensor
     raster: Tensor
     valid: Tensor | None = None
     structure: bool = True
+    order: Tensor | None = None
 
 
 def even_shares(total: int, room: Sequence[int]) -> list[int]:
@@ -359,10 +363,21 @@ class TowerWatch:
         shown = torch.tensor(tiling.shown)
         place.view(-1)[shown] = torch.arange(len(shown))
         place = place.to(raster.device).gather(1, raster.clamp(min=0))
-        seen = (place >= 0) | (raster < 0)  # what shows padding alone is not in the prompt
-        place = place.masked_fill(raster < 0, -1)[stays]
-        features, place = features[seen[stays]], place[seen[stays]]
-        order = torch.where(place < 0, len(shown), place).argsort(stable=True)
+        place = place.masked_fill(raster < 0, -1)
+        if self.selection.order is None:
+            seen = (place >= 0) | (raster < 0)  # what shows padding alone is not in the prompt
+            rank = torch.where(place < 0, len(shown), place)
+        else:
+            rank = self.selection.order[tiles]
+            seen = rank >= 0
+        seen = seen[stays]
+        features, place, rank = features[seen], place[stays][seen], rank[stays][seen]
+        if len(rank) > len(shown):
+            raise BudgetError(
+                f"{len(rank)} tokens are left of an image that the prompt has {len(shown)} for; "
+                "keep fewer."
+            )
+        order = rank.argsort(stable=True)
         return features[order], place[order]
 
     def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

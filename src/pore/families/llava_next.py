@@ -46,7 +46,8 @@ class LlavaNext(Family):
                 image_newline=torch.tensor([-1.0], dtype=torch.float64),
             )
             slots = tuple(packed[0][:, 0].long().tolist())
-            found.append(Tiling(tiles, (height, width), patches, slots))
+            pixels = (int(size[0]), int(size[1]))
+            found.append(Tiling(tiles, (height, width), patches, slots, pixels))
         return found
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -34,9 +34,9 @@ class HiRED(Pruner):
             is rounded down, budgets of tiles are rounded down, and padding is chosen among, so that
             fewer than `keep` reach the decoder. The map of the whole image is cut into one
             horizontal band for every tile, where otherwise each patch counts for the tile that
-            shows it. Newline tokens go, where otherwise they stay, as with every method here. Not
-            reproduced is that their code lays out a grid of tiles that is not square as if
-            transposed, and cuts off most of it as padding.
+            shows it. A grid of tiles that is not square is laid out as if transposed, and what then
+            looks like padding is cut off, most of it image. Newline tokens go, where otherwise they
+            stay, as with every method here.
     """
 
     keep: int | float
@@ -69,7 +69,11 @@ class HiRED(Pruner):
             for tiling in view.tilings:
                 start = len(counts)
                 counts += self._of_tiles(tiling, early[start], rooms[start : start + tiling.tiles])
-        return view.select(top_k(late, counts, shown), counts, structure=not self.faithful)
+        selection = view.select(top_k(late, counts, shown), counts, structure=not self.faithful)
+        if not self.faithful or view.tilings is None:
+            return selection
+        ranks = torch.cat([ranks_of(tiling) for tiling in view.tilings]).to(late.device)
+        return replace(selection, order=ranks.gather(1, selection.raster))
 
     def _total(self, patches: int) -> int:
         """Tokens kept of an image of so many patches."""
@@ -114,6 +118,37 @@ class HiRED(Pruner):
                 "faithful=False."
             )
         return counts
+
+
+def ranks_of(tiling: Tiling) -> Tensor:
+    """The authors' order of the patches of an image in tiles.
+
+    Their packing takes the columns of the grid of tiles for its rows, as transformers did at the
+    time, and then cuts off as padding what lies outside the image's own shape.
+
+    Args:
+        tiling: The image's tiles, the whole image first.
+
+    Returns:
+        (tiles, N) rank of every patch among those that are not cut off, -1 for the others.
+    """
+    if tiling.size is None or tiling.grid is None or tiling.grid[0] == tiling.grid[1]:
+        order = torch.tensor(tiling.shown)
+    else:
+        side, (rows, columns) = round(tiling.patches**0.5), tiling.grid
+        numbers = torch.arange(tiling.patches, tiling.tiles * tiling.patches)
+        canvas = numbers.view(columns, rows, side, side).transpose(1, 2).flatten(2).flatten(0, 1)
+        (height, width), (high, wide) = tiling.size, canvas.shape
+        if width / height > wide / high:
+            cut = (high - int(height * (wide / width))) // 2
+            canvas = canvas[cut : high - cut]
+        else:
+            cut = (wide - int(width * (high / height))) // 2
+            canvas = canvas[:, cut : wide - cut]
+        order = torch.cat([torch.arange(tiling.patches), canvas.flatten()])
+    ranks = torch.full((tiling.tiles * tiling.patches,), -1)
+    ranks[order] = torch.arange(len(order))
+    return ranks.view(tiling.tiles, tiling.patches)
 
 
 def regions(tiling: Tiling) -> Tensor:
