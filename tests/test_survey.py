@@ -115,6 +115,18 @@ def test_budgets_by_the_mean_over_layers() -> None:
     assert "needs more than a model" in reasons["Scored", 8]
 
 
+def test_a_mean_is_named_as_one(checkpoint: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, keeps=(12,), average=True, timing=False)
+    result = run(checkpoint, tmp_path, settings=settings)
+    assert {record["keep"] for record in result.records} == {1.0, "mean 12"}
+    by_name = {
+        label[:2]: r for label, r in zip(labels(result.records), result.records, strict=True)
+    }
+    assert by_name["FastV", "exponential"]["mean_tokens"] == pytest.approx(12, abs=0.5)
+    assert "Budgets are visual tokens of 16, their mean" in result.report.read_text()
+    assert "mean 12" in result.report.read_text()
+
+
 def test_hosts_are_asked_with_and_without(found: Any) -> None:
     result, _ = found
     hosts = [("FastV", None), ("FastV", "exponential"), ("PyramidDrop", None)]

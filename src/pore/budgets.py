@@ -116,7 +116,9 @@ def _out_of_reach(
     if least is None:
         return BudgetError(f"{wish}: with these settings no budget is possible.")
     counts = least.counts(visual, layers)
+    full = counts.count(visual)
     return BudgetError(
-        f"{wish}: it averages {sum(counts) / layers:.4g} at least, for {counts.count(visual)} "
-        "layers see all of them. Let it act in earlier layers, or ask for a higher average."
+        f"{wish}: it averages {sum(counts) / layers:.4g} at least, for {full} "
+        f"layer{' sees' if full == 1 else 's see'} all of them. Let it act in earlier layers, or "
+        "ask for a higher average."
     )

@@ -55,13 +55,14 @@ class Outcome:
         pruner: The method and its settings; None for the unpruned model.
         answers: One per question, in the order of the samples.
         prefill_ms: Median time of the prefill per question, where it was measured.
-        budget: The budget it is listed under, where that is not the `keep` of the method itself.
+        budget: The budget it is listed under, where that is not the `keep` of the method itself;
+            in words where it is no number of tokens left at the end.
     """
 
     pruner: Pruner | None
     answers: tuple[Answer, ...]
     prefill_ms: float | None = None
-    budget: int | float | None = None
+    budget: int | float | str | None = None
 
     @property
     def method(self) -> str:
@@ -69,7 +70,7 @@ class Outcome:
         return UNPRUNED if self.pruner is None else self.pruner.name
 
     @property
-    def keep(self) -> int | float | None:
+    def keep(self) -> int | float | str | None:
         """The budget: tokens per image, or the fraction kept; 1.0 for the unpruned model."""
         if self.budget is not None:
             return self.budget
@@ -261,10 +262,12 @@ def compare(
     return Difference(first, second, paired(*rights, seed=seed), third)
 
 
-def budget_label(keep: int | float | None) -> str:
+def budget_label(keep: int | float | str | None) -> str:
     """A budget in words: "keep 25 %", "keep 128" for a count."""
     if keep is None:
         return "method's own budget"
+    if isinstance(keep, str):
+        return keep
     return f"keep {keep}" if isinstance(keep, int) else f"keep {100 * keep:.3g} %"
 
 

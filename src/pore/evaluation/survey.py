@@ -23,7 +23,7 @@ from pore.calibration import Calibration, HostCalibration, attention_stages, cal
 from pore.errors import PoreError, ProfileError
 from pore.evaluation import page
 from pore.evaluation.demo import fair_cells
-from pore.evaluation.outcome import Answer, Difference, Outcome, compare
+from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import Batches, Told, Work, cost, evaluate, time_prefill
@@ -172,8 +172,10 @@ def run(
     biases: dict[str, tuple[PositionBias, ...]] = {}
 
     def ask(keep: int | None, pruner: Pruner | None) -> None:
-        outcome = Outcome(pruner, (), budget=keep)
-        work.start(f"asking: {outcome.label}" + ("" if keep is None else f", keep {keep}"))
+        named = f"mean {keep}" if settings.average and keep is not None else keep
+        outcome = Outcome(pruner, (), budget=named)
+        where = "" if keep is None else f", {budget_label(named)}"
+        work.start(f"asking: {outcome.label}{where}")
         advance = work.done(cost(pruner, visual, layers))
         answers = store.load(pruner, batches.samples)
         if answers is not None:
