@@ -71,7 +71,8 @@ class Support:
         lines = [
             HEAD,
             f"{len(passed)} pairs of {len(families)} families and {len(methods)} methods pass",
-            f"{sum(passed.values()):,} tests, {len(refused)} pairs are refused, {failed} tests fail.",
+            f"{sum(passed.values()):,} tests, {len(refused)} pairs are refused, {failed} tests",
+            "fail.",
             f"The run took {minutes:.0f} minutes on one of two cores with other work beside it.",
             "",
             "| | " + " | ".join(families) + " |",
