@@ -328,7 +328,8 @@ def _depth(host: Pruner, layers: int) -> float:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    # SparseVLM+ is not SparseVLM.
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "-plus ")).strip("-")
 
 
 def _timed(
