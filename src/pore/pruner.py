@@ -138,12 +138,14 @@ class Selection:
             where they stand for what they did.
         structure: Of every image, whether its structure tokens (the end of a row) stay; None keeps
             them all.
+        others: (B, L) bool, True at further tokens that go; None drops none.
     """
 
     keep: Tensor
     features: Tensor | None = None
     raster: Tensor | None = None
     structure: Sequence[bool] | None = None
+    others: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -761,6 +763,8 @@ class Run:
         for image, stays in zip(layout.images, selection.structure or (), strict=False):
             if not stays:
                 kept[image.row, list(image.structure)] = False
+        if selection.others is not None:
+            kept = kept & ~selection.others
         index = None
         if not torch.equal(kept, layout.tokens):
             index, tokens = pack(kept, forward.right)

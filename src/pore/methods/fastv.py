@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pore.attention import LastToken, Normalize, check_normalize
+from pore.attention import (
+    LastToken,
+    LayerAttention,
+    Normalize,
+    check_normalize,
+    text_visual_attention,
+)
+from pore.errors import BudgetError, InputError
 from pore.families import Family, identity
 from pore.padding import cap, visible_patches
 from pore.pruner import Pruner, Selection, Stage, View, check_layer
@@ -34,6 +41,9 @@ class FastV(Pruner):
         normalize: "prompt" as in the released code, "visual" as PoRe's Eq. 1 is printed.
         suppress_padding: Share of letterbox padding above which a patch scores 0, and the budget is
             capped at the number of other patches (version 2 of PoRe uses 0.5); None to leave it.
+        faithful: Look one token too far, as the authors' scripts do (a `sys_length` of 36 where
+            the image starts at 35): the first patch always stays, and the token behind the image
+            competes with the patches and may be dropped. `keep` then counts that window.
     """
 
     keep: int | float
@@ -41,6 +51,7 @@ class FastV(Pruner):
     reweight: PositionBias | None = None
     normalize: Normalize = "prompt"
     suppress_padding: float | None = None
+    faithful: bool = False
 
     name: ClassVar[str] = "FastV"
     source: ClassVar[str] = "arXiv 2403.06764; reweighted: arXiv 2508.17807"
@@ -49,9 +60,13 @@ class FastV(Pruner):
     def __post_init__(self) -> None:
         check_keep(self.keep)
         check_normalize(self.normalize)
+        if self.faithful and self.suppress_padding is not None:
+            raise BudgetError("The authors' code suppresses no padding; set one of the two.")
 
     def stages(self) -> Sequence[Stage]:
         """One stage, before layer K."""
+        if self.faithful:
+            return [Stage(self.layer, self._select_one_late, OneLate(self.normalize))]
         padding = self.suppress_padding is not None
         return [Stage(self.layer, self._select, LastToken(self.normalize), padding=padding)]
 
@@ -72,3 +87,32 @@ class FastV(Pruner):
         if self.reweight is not None:
             scores = view.reweighted(scores, self.reweight)
         return Selection(top_k(scores, counts, valid))
+
+    def _select_one_late(self, view: View) -> Selection:
+        layout, scores = view.layout, view.attention
+        lengths = layout.valid.sum(-1)
+        last = layout.columns.gather(1, lengths[:, None] - 1)[:, 0]
+        if not torch.equal(last - layout.columns[:, 0] + 1, lengths):
+            raise InputError(
+                "The authors' window is of an image in one run of tokens, which this one is not; "
+                "use faithful=False."
+            )
+        if self.reweight is not None:
+            scores = view.reweighted(scores, self.reweight)
+        chosen = top_k(scores, view.budget(self.keep), layout.valid)
+        keep = torch.cat([torch.ones_like(chosen[:, :1]), chosen[:, :-1]], 1) & layout.valid
+        behind = chosen.gather(1, lengths[:, None] - 1)[:, 0]
+        others = torch.zeros_like(layout.tokens)
+        others[layout.rows[~behind], last[~behind] + 1] = True
+        return Selection(keep, others=others)
+
+
+@dataclass(frozen=True)
+class OneLate(LastToken):
+    """Reads the attention of the last token to the tokens behind every visual token."""
+
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """(I, t) attention to the second patch up to the token behind the image."""
+        logits = attention.logits(attention.last)[:, :, 0]
+        valid = attention.layout.valid
+        return text_visual_attention(logits, attention.columns + 1, valid, self.normalize)
