@@ -152,6 +152,18 @@ def text_config(kind: str, **more: Any) -> Any:
     )
 
 
+TOWER: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 4,
+    "initializer_range": 0.3,
+}
+"""A tower of 8 x 8 patches."""
+
+
 class Llava(Case):
     name = "LLaVA-1.5"
 
@@ -468,18 +480,9 @@ class SmolVLM(Case):
     tiled = True
 
     def build(self) -> Any:
-        tower = {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 4,
-            "initializer_range": 0.3,
-        }
         config = transformers.SmolVLMConfig(
             text_config=text_config("LlamaConfig").to_dict(),
-            vision_config=tower,
+            vision_config=TOWER,
             scale_factor=2,
             image_token_id=IMAGE,
         )
@@ -506,6 +509,42 @@ class SmolVLM(Case):
         return found
 
 
+class Gemma3(Case):
+    """With prompts longer than the sliding window, which still shows some of every image."""
+
+    name = "Gemma 3"
+
+    def build(self) -> Any:
+        kinds = ["sliding_attention", "sliding_attention", "full_attention"] * (LAYERS // 3)
+        config = transformers.Gemma3Config(
+            text_config=text_config(
+                "Gemma3TextConfig",
+                head_dim=8,
+                query_pre_attn_scalar=8,
+                sliding_window=32,
+                layer_types=kinds,
+            ).to_dict(),
+            vision_config={"model_type": "siglip_vision_model", **TOWER},
+            mm_tokens_per_image=16,
+            image_token_index=100,
+            boi_token_index=101,
+            eoi_token_index=102,
+        )
+        kind = transformers.Gemma3ForConditionalGeneration
+        model = kind._from_config(config, dtype=torch.float64)
+        nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)
+        return model
+
+    def image_ids(self, image: int) -> list[int]:
+        return [101, *[100] * 16, 102]
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.stack([noise(i, 3, 32, 32) for i in images])}
+
+    def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"token_type_ids": (ids == 100).int()}
+
+
 CASES: list[Case] = [
     Llava(),
     LlavaSiglip(),
@@ -517,6 +556,7 @@ CASES: list[Case] = [
     Glm4V(),
     InternVL(),
     SmolVLM(),
+    Gemma3(),
 ]
 
 # Models whose adapter is that of a case above, and whose own code differs little.

@@ -148,6 +148,7 @@ class LayerAttention:
         past: (B, p) bool, False at padding, of the slots in the cache.
         origin: (B, L) where the tokens were when they entered the decoder.
         memory: What the stage's `prepare` made of the prompt.
+        window: Tokens that a sliding window shows, where the prompt is longer; None without.
         read: Rows computed so far, one entry for every reading.
     """
 
@@ -160,6 +161,7 @@ class LayerAttention:
     past: Tensor
     origin: Tensor
     memory: Any = None
+    window: int | None = None
     read: list[int] = field(default_factory=list)
 
     def logits(self, index: Tensor) -> Tensor:
@@ -171,11 +173,14 @@ class LayerAttention:
         Returns:
             (I, H, R, n) logits to the cached and present tokens, at least float32; -inf where the
             query must not look.
+
+        Raises:
+            ScoreError: An image is out of the layer's sliding window.
         """
         self.read.append(index.shape[1])
         rows = self.layout.rows
         every = [image.row for image in self.layout.images] == list(range(len(self.query)))
-        return row_logits(
+        logits = row_logits(
             self.query,
             self.key,
             rows=None if every else rows,
@@ -184,7 +189,19 @@ class LayerAttention:
             mask=self.mask,
             scaling=self.scaling,
             softcap=self.softcap,
+            window=self.window,
         )
+        if self.window is not None:
+            columns, valid = (x.to(logits.device) for x in (self.columns, self.layout.valid))
+            seen = (logits[:, 0] > -torch.inf).any(1).gather(1, columns) & valid
+            if not bool(seen.any(1).all()):
+                image = self.layout.images[int((~seen.any(1)).nonzero()[0])]
+                raise ScoreError(
+                    f"Image {image.index} of sample {image.row} lies farther back than the "
+                    f"{self.window} tokens that the layer whose attention is read looks at; "
+                    "choose a pruned layer behind one of full attention, or a shorter prompt."
+                )
+        return logits
 
     @property
     def last(self) -> Tensor:
@@ -234,6 +251,7 @@ def row_logits(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Attention logits of some queries to all keys, at least in float32.
 
@@ -243,9 +261,11 @@ def row_logits(
         rows: (I,) the samples to take, in any order and number; None takes each once.
         index: (I, R) which of the q queries to take of each.
         valid: (B, n) bool, False at padding, n <= m.
-        mask: The kernel's mask: None, (B or 1, 1 or H, q, m') bool or additive, or (B, n).
+        mask: The kernel's mask: (B or 1, 1 or H, q, m') bool or additive, which then says all; or
+            None or (B, n), and the kernel is causal.
         scaling: Factor on the logits.
         softcap: Cap of the logits (Gemma 2), or None.
+        window: Tokens that a causal kernel's sliding window shows; None for all.
 
     Returns:
         (I, H, R, n) logits, -inf where the query must not look.
@@ -265,13 +285,15 @@ def row_logits(
     logits = logits.view(count, heads, taken, n)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    # Queries are the last of the n slots; what comes after the one taken is its future.
-    slot = n - length + index
-    allowed = valid.to(device)[sample, None] & (torch.arange(n, device=device) <= slot[..., None])
-    allowed = allowed[:, None]
+    allowed = valid.to(device)[sample, None, None]
     if isinstance(mask, Tensor) and mask.dim() == 4:
         seen = mask.expand(batch, *mask.shape[1:])[sample[:, None], :, index, :n].transpose(1, 2)
         allowed = allowed & (seen if seen.dtype == torch.bool else seen > -1e4)
+    else:
+        # Queries are the last of the n slots; what comes after the one taken is its future.
+        back = (n - length + index)[..., None] - torch.arange(n, device=device)
+        near = back >= 0 if window is None else (back >= 0) & (back < window)
+        allowed = allowed & near[:, None]
     return logits.masked_fill(~allowed, -torch.inf)
 
 

@@ -16,6 +16,7 @@ from pore.errors import InputError, ScoreError
 from pore.families import family_of, identity
 from pore.layout import Image, Layout
 from pore.pruner import marked_images, unpruned
+from pore.sequence import window_of
 
 # Query rows whose attention over all heads is held at a time.
 _ROWS = 128
@@ -170,9 +171,11 @@ def guide(
     taps: list[AttentionTap] = []
     try:
         if layout.images:
-            for layer in family.layers(model):
+            config = family.decoder(model).config
+            for i, layer in enumerate(family.layers(model)):
                 if not family.recurrent(layer):
-                    taps.append(AttentionTap(family.attention(layer), rows.observer()))
+                    observer = rows.observer(window_of(config, i))
+                    taps.append(AttentionTap(family.attention(layer), observer))
         sequences: Tensor = generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -305,8 +308,8 @@ class _Rows:
             last[image.row] = max([*image.columns, *image.structure, last.get(image.row, 0)])
         self._last = torch.tensor([last[image.row] for image in layout.images])
 
-    def observer(self) -> Callable[..., None]:
-        """What a tap on one layer calls; every layer needs its own."""
+    def observer(self, window: int | None) -> Callable[..., None]:
+        """What a tap on a layer calls; every layer, of a sliding window or none, needs its own."""
         forwards = itertools.count()
 
         def observe(
@@ -315,6 +318,8 @@ class _Rows:
             step = next(forwards)
             layout, length = self._layout.to(query.device), query.shape[2]
             tokens = nn.functional.pad(layout.tokens, (0, step), value=True)
+            # A cache lets go of what is out of a sliding window.
+            gone = max(tokens.shape[1] - key.shape[2], 0)
             # The prompt's rows from the last visual token on; later, of the newest token.
             first = self._last if step == 0 else torch.full_like(self._last, length - 1)
             index = torch.arange(int(first.min()), length).expand(len(first), -1)
@@ -326,14 +331,15 @@ class _Rows:
                     key,
                     rows=layout.rows,
                     index=part,
-                    valid=tokens,
+                    valid=tokens[:, gone:],
                     mask=mask,
                     scaling=scaling,
                     softcap=softcap,
+                    window=window,
                 )
                 counts = (part >= first[:, None]).to(logits.device)[:, None, :, None]
                 total = total + torch.where(counts, logits.softmax(-1), 0.0).sum((1, 2))
-            got = total.gather(1, layout.columns)
+            got = nn.functional.pad(total, (gone, 0)).gather(1, layout.columns)
             if step == len(self._sums):
                 self._sums.append(got)
             else:

@@ -30,7 +30,16 @@ from pore.layout import Image, Layout, Tiling
 from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
-from pore.sequence import Shortened, Track, pack, take, token_mask
+from pore.sequence import (
+    Shortened,
+    Track,
+    own_parts,
+    own_slots,
+    pack,
+    take,
+    token_mask,
+    window_of,
+)
 from pore.tower import Encoded, TowerStage, TowerWatch, override, watch_tiling
 
 if TYPE_CHECKING:
@@ -453,6 +462,8 @@ class Run:
         base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
         config: Any = decoder.config
         self._decoder_config, self._flash = config, "flash" in config._attn_implementation
+        windows = [window_of(config, i) for i in range(len(layers))]
+        self._window = min((w for w in windows if w is not None), default=None)
         first = min([stage.layer for stage in self._stages], default=len(layers))
         if self._entry and not self._dense:
             first = 0
@@ -538,14 +549,17 @@ class Run:
                 "The language model of a pruned model was called by itself; call the whole model, "
                 "or leave the `with` block first."
             )
-        embeds = kwargs["inputs_embeds"]
+        embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
         batch, length = embeds.shape[:2]
-        forward.state = state = self._state(kwargs.get("past_key_values"), length)
+        forward.state = state = self._state(cache, length)
         images = self._images(forward.inputs, batch, length, state.seen)
-        mask = kwargs.get("attention_mask")
+        mask = forward.inputs.get("attention_mask")  # of which the model may have made others
         # Reading the mask of a single new token would cost a synchronisation and tells nothing.
         mask = mask if images or length > 1 else None
-        tokens = token_mask(mask, batch, state.seen, length, embeds.device)
+        if state.seen and length > 1:
+            forward.starts = own_slots(cache, sliding=False), own_slots(cache, sliding=True)
+        start = forward.starts[0]
+        tokens = token_mask(mask, batch, state.seen, length, embeds.device, start)
         forward.past, forward.tokens = tokens[:, : state.seen], tokens[:, state.seen :]
         if images:
             forward.layout = Layout.of(images, forward.tokens)
@@ -554,6 +568,9 @@ class Run:
                 check_query(forward.layout)
             if self._watch is not None:
                 forward.encoded = self._which(self._watch, forward.layout, embeds)
+            types = self._types(forward, length)
+            if types is not None and state.seen:
+                forward.own = self.family.masks(self.model, embeds, forward.tokens, None, types)
             self.report.start(forward.layout)
             if self._watch is not None:
                 self.report.tower(self._watch.tokens)
@@ -565,7 +582,9 @@ class Run:
         if forward.layout is not None:
             self._prepare(forward, kwargs["inputs_embeds"])
         forward.start, forward.cached = state.cached, forward.past
-        state.cached += kwargs["inputs_embeds"].shape[1]
+        forward.length = kwargs["inputs_embeds"].shape[1]
+        state.cached += forward.length
+        forward.span = state.cached if forward.columns is None else state.seen
         return args, kwargs
 
     def _after_decoder(self, _: nn.Module, __: object, output: Any) -> None:
@@ -640,14 +659,16 @@ class Run:
     ) -> None:
         """Run a layer up to its attention, whose tap then reads it and stops."""
         attention = self.family.attention(layer)
-        assert forward.state is not None
-        track = forward.state.tracks.get(number)
-        past = forward.past if track is None else track.valid
+        cache, given = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         index: int = attention.layer_idx  # type: ignore[assignment]
-        forward.earlier = _cached_keys(kwargs.get("past_key_values"), index, past)
-        kwargs = {**kwargs, "past_key_values": None}  # what it computes is not to be cached
+        past = self._track(forward, number)
+        forward.earlier = _cached_keys(cache, index, past.valid, hidden.shape[1])
         if forward.short is not None:
             kwargs = forward.short.kwargs(kwargs, hidden, attention)
+        short = self._shortened(forward, self._extended(forward, past, hidden), hidden.shape[1])
+        mask = short.mask(given, hidden, cache, index)
+        # What it computes is not to be cached.
+        kwargs = {**kwargs, "past_key_values": None, "attention_mask": mask}
         if not args:
             kwargs["hidden_states"] = hidden
         forward.looking_ahead = True
@@ -661,7 +682,9 @@ class Run:
 
     def _observer(self, stage: Stage) -> Callable[..., None]:
         assert stage.attention is not None
+        assert stage.probed is not None
         read: Reader = stage.attention
+        window = window_of(self._decoder_config, stage.probed)
 
         def observe(
             query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
@@ -671,16 +694,12 @@ class Run:
                 return
             layout = forward.layout = forward.layout.to(query.device)
             past, length = forward.past.to(query.device), query.shape[2]
-            if stage.ahead:  # no cache was given, so keys and mask are put before by hand
-                mask = mask if mask is not None and mask.dim() == 4 else None
-                own = slice(past.shape[1], past.shape[1] + length)
-                past = past[:, :0]
-                if forward.earlier is not None:
-                    keys, past = (x.to(query.device) for x in forward.earlier)
-                    key = torch.cat([keys, key], 2)
-                if mask is not None:
-                    seen = mask.dtype == torch.bool
-                    mask = nn.functional.pad(mask[..., own], (past.shape[1], 0), value=seen)
+            if stage.ahead:  # no cache was given, so what it has is put before by hand
+                assert forward.earlier is not None
+                keys, past = (x.to(query.device) for x in forward.earlier)
+                key = torch.cat([keys.to(key), key], 2) if past.shape[1] else key
+            else:  # a cache lets go of what is out of a sliding window
+                past = past[:, max(past.shape[1] + length - key.shape[2], 0) :]
             origin = forward.index
             if origin is None:
                 origin = torch.arange(length, device=query.device).expand(len(query), -1)
@@ -694,6 +713,7 @@ class Run:
                 past=past,
                 origin=origin.to(query.device),
                 memory=forward.memory.get(stage.prepare),
+                window=window if window is not None and window < forward.span else None,
             )
             forward.attention = read(attention)
             assert stage.probed is not None
@@ -731,7 +751,7 @@ class Run:
             memory=forward.memory.get(stage.prepare),
             input_ids=forward.ids,
             tower=tower,
-            rotary=partial(self.family.rotary, self.model),
+            rotary=partial(self.family.rotary, self.model, layer=max(stage.layer - 1, 0)),
             dense=self._renumbers(stage),
         )
 
@@ -796,6 +816,7 @@ class Run:
         past = forward.past if state.prompt is None else state.prompt
         state.prompt = prompt = torch.cat([past.to(every.device), forward.tokens], 1)
         forward.past = prompt[:, : -shorter.shape[1]]
+        mask = self._entry_mask(forward, kwargs, shorter, index)
         given = kwargs.get("position_ids")
         if isinstance(given, Tensor) and given.dim() == 3:
             # Several axes. A plane of text positions in front only serves masks, which are given.
@@ -823,9 +844,57 @@ class Run:
         return {
             **kwargs,
             "inputs_embeds": shorter,
-            "attention_mask": prompt.long(),
+            "attention_mask": mask,
             "position_ids": positions,
         }
+
+    def _entry_mask(
+        self, forward: _Forward, kwargs: dict[str, Any], shorter: Tensor, index: Tensor | None
+    ) -> Any:
+        """What tells the decoder which tokens of a shortened prompt see each other.
+
+        That is the mask of padding, unless some see those behind them; or where there is a sliding
+        window, which reaches as far as in the full sequence where positions are kept.
+        """
+        state, cache = forward.state, kwargs.get("past_key_values")
+        assert state is not None
+        assert state.prompt is not None
+        length = kwargs["inputs_embeds"].shape[1]
+        if not self._dense and self._window is not None:
+            columns = torch.arange(length, device=shorter.device).expand(len(shorter), -1)
+            columns = (columns if index is None else index) + (state.seen - length)
+            track = state.entry or Track.unpruned(forward.past)
+            forward.before, forward.columns = track, columns
+            full = length == 1 or bool(forward.tokens.all())
+            state.entry = track = track.extended(columns, forward.tokens, full)
+            if state.seen > self._window:
+                short = Shortened(
+                    index,
+                    track,
+                    length=shorter.shape[1],
+                    chunk=length,
+                    span=state.seen,
+                    config=self._decoder_config,
+                    starts=forward.fitting(state.seen - length),
+                    own=forward.own,
+                )
+                masks = short.masks(kwargs.get("attention_mask"), shorter, cache)
+                forward.own = own_parts(masks, shorter.shape[1], state.cached)
+                return masks
+        types = None if forward.layout is None else self._types(forward, length)
+        if types is None:
+            return state.prompt.long()
+        types = types.to(shorter.device) if index is None else take(types, index, -1)
+        make = partial(self.family.masks, self.model, shorter)
+        forward.own = make(forward.tokens, None, types) if state.cached else None
+        # What is in the cache lies behind, like text.
+        return make(state.prompt, cache, nn.functional.pad(types, (state.cached, 0)))
+
+    def _types(self, forward: _Forward, length: int) -> Tensor | None:
+        """(B, length) types of a forward's tokens, in a family where they make masks."""
+        name = self.family.token_types
+        types = None if name is None else forward.inputs.get(name)
+        return None if types is None else types[:, -length:]
 
     def _before_layer(self, forward: _Forward, number: int, hidden: Tensor) -> Tensor:
         """A stage before a decoder layer: from here on the sequence and the cache are shorter."""
@@ -836,23 +905,54 @@ class Run:
             if index is not None:
                 old = forward.index
                 forward.index = index if old is None else old.to(index.device).gather(1, index)
-        track = tracks.get(number)
-        if track is None and forward.index is None:
+        if number not in tracks and forward.index is None:
             return hidden
-        length = hidden.shape[1]
-        if track is None:
-            track = Track.unpruned(forward.cached)
-        index = forward.index
-        if index is None:
-            index = torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
-        forward.past = track.valid
-        # A single new token is never padding, and asking would cost a synchronisation.
-        full = length == 1 or bool(forward.tokens.all())
-        tracks[number] = track = track.extended(index + forward.start, forward.tokens, full)
+        past = self._track(forward, number)
+        forward.past = past.valid
+        tracks[number] = track = self._extended(forward, past, hidden)
         dense = self._renumbers(self._stages[number])
         rotary = partial(self.family.rotary, self.model) if dense else None
-        forward.short = Shortened(forward.index, track, length, self._decoder_config, rotary)
+        forward.short = self._shortened(forward, track, hidden.shape[1], rotary)
         return hidden
+
+    def _track(self, forward: _Forward, number: int) -> Track:
+        """What the layers from a stage on hold in the cache before this forward."""
+        assert forward.state is not None
+        track = forward.state.tracks.get(number)
+        return track or forward.before or Track.unpruned(forward.cached)
+
+    def _extended(self, forward: _Forward, track: Track, hidden: Tensor) -> Track:
+        """A track with the tokens of this forward that are left."""
+        index = forward.index
+        if index is None:
+            index = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+        if forward.columns is None:
+            columns = index + forward.start
+        else:
+            columns = forward.columns.to(index.device).gather(1, index)
+        # A single new token is never padding, and asking would cost a synchronisation.
+        full = hidden.shape[1] == 1 or bool(forward.tokens.all())
+        return track.extended(columns, forward.tokens, full)
+
+    def _shortened(
+        self,
+        forward: _Forward,
+        track: Track,
+        length: int,
+        rotary: Callable[..., Any] | None = None,
+    ) -> Shortened:
+        """This forward as layers get it that hold a track in the cache."""
+        return Shortened(
+            forward.index,
+            track,
+            length=length,
+            chunk=forward.length,
+            span=forward.span,
+            config=self._decoder_config,
+            starts=forward.fitting(forward.start),
+            own=forward.own,
+            rotary=rotary,
+        )
 
     # -- what the hooks need to know --------------------------------------------------------------
 
@@ -991,6 +1091,8 @@ class _CacheState:
         prompt: (B, cached) bool, False at filling, where a stage on the embeddings shortened.
         total: (B, 1) tokens so far, dropped ones included, padding not; likewise.
         tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
+        entry: What the first layer holds, where a stage on the embeddings has dropped tokens, the
+            others keep their positions and a layer has a sliding window.
     """
 
     def __init__(self, seen: int = 0, cached: int = 0) -> None:
@@ -999,6 +1101,7 @@ class _CacheState:
         self.prompt: Tensor | None = None
         self.total: Tensor | None = None
         self.tracks: dict[int, Track] = {}
+        self.entry: Track | None = None
 
     def crop(self, count: int) -> None:
         """Forget the last `count` tokens, as assisted decoding does with rejected ones."""
@@ -1008,7 +1111,8 @@ class _CacheState:
             self.prompt = self.prompt[:, : self.cached]
         if self.total is not None:
             self.total = self.total - count
-        self.tracks = {number: t.cropped(self.cached) for number, t in self.tracks.items()}
+        self.tracks = {number: t.cropped(count) for number, t in self.tracks.items()}
+        self.entry = None if self.entry is None else self.entry.cropped(count)
 
 
 class _Forward:
@@ -1024,6 +1128,14 @@ class _Forward:
         cached: (B, n) bool, the same of the slots in the cache of the first layer.
         right: Whether the batch is padded on the right, which it then stays.
         start: Slots in the cache of the first layer before this forward.
+        length: Tokens of this forward that enter the first layer.
+        span: Tokens so far, of the sequence over which a sliding window is counted.
+        columns: (B, m) where in it the tokens that enter the first layer are; None where they are
+            all there.
+        before: Which of it the cache of the first layer holds; None likewise.
+        starts: Where they start in the model's masks, of layers without and with a sliding window.
+        own: Masks of this forward's tokens alone, where they see more than those before them and
+            the model's masks may not fit; else None.
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
         gapped: Whether positions have gaps already at the first layer.
@@ -1045,6 +1157,12 @@ class _Forward:
         self.cached: Tensor
         self.right = False
         self.start = 0
+        self.length = 0
+        self.span = 0
+        self.columns: Tensor | None = None
+        self.before: Track | None = None
+        self.starts = (0, 0)
+        self.own: Any = None
         self.index: Tensor | None = None
         self.short: Shortened | None = None
         self.gapped = False
@@ -1055,16 +1173,32 @@ class _Forward:
         self.attention: Any = None
         self.encoded: list[int] = []
 
+    def fitting(self, start: int) -> tuple[int | None, int | None]:
+        """`starts`, but None where the model made masks for a cache of other than `start` slots."""
+        first, second = self.starts
+        return (first if first == start else None), (second if second == start else None)
 
-def _cached_keys(cache: Any, layer: int, past: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The keys of a layer in a cache, for the slots of `past` (B, n); None without, or not all."""
+
+def _cached_keys(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """What `length` new tokens see in the cache of a layer.
+
+    Args:
+        cache: The cache, or None.
+        layer: The layer, from 0.
+        past: (B, n) bool, False at padding, of the slots that it was given.
+        length: New tokens.
+
+    Returns:
+        keys (B, G, m, d) and (B, m) bool, of the m latest slots that a sliding window leaves.
+    """
     layers = getattr(cache, "layers", ())
     keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None
     count = past.shape[1]
-    # A sliding window holds the latest alone.
-    if count == 0 or keys is None or keys.shape[2] < count:
-        return None
-    return keys[:, :, :count], past
+    if count == 0 or keys is None:
+        return past.new_empty(len(past), 1, 0, 1), past[:, :0]
+    left = min(count, cache.get_mask_sizes(length, layer)[0] - length)
+    keys = keys[:, :, :count]
+    return keys[:, :, keys.shape[2] - left :], past[:, count - left :]
 
 
 class _Seen(Exception):

@@ -8,12 +8,13 @@ bidirectional image blocks stay what the model means by them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pore.errors import ModelStateError
+from pore.errors import ModelStateError, UnsupportedModelError
 
 
 def pack(kept: Tensor, right: bool) -> tuple[Tensor, Tensor]:
@@ -61,6 +62,78 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
     return states.gather(dim, index.view(shape).expand(sizes))
 
 
+def window_of(config: Any, layer: int) -> int | None:
+    """The sliding window of a decoder layer.
+
+    Args:
+        config: The decoder's config.
+        layer: The layer, from 0.
+
+    Returns:
+        How many tokens a token looks at, itself and those before it; None where it looks at all.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[layer] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
+
+
+def of_layer(masks: Any, config: Any, layer: int) -> Any:
+    """The mask of a layer.
+
+    Args:
+        masks: What a decoder takes: a mask, or one by kind of layer.
+        config: The decoder's config.
+        layer: The layer, from 0.
+    """
+    return masks[config.layer_types[layer]] if isinstance(masks, Mapping) else masks
+
+
+def own_slots(cache: Any, sliding: bool) -> int:
+    """Where the tokens of a forward start among the slots that the model makes masks for.
+
+    Masks of a kind are made for the first layer of that kind in the cache.
+
+    Args:
+        cache: The cache before the forward, or None.
+        sliding: Whether the mask is that of layers with a sliding window.
+
+    Returns:
+        The number of slots before, unless the cache has let go of some since.
+    """
+    if cache is None:
+        return 0
+    kinds = list(getattr(cache, "is_sliding", ()))
+    return int(cache.get_seq_length(kinds.index(sliding) if sliding in kinds else 0))
+
+
+def own_part(mask: Tensor, length: int, start: int) -> Tensor:
+    """The columns of a mask for the tokens of the forward that it was made for.
+
+    Args:
+        mask: (B, H, length, n) mask.
+        length: Tokens of the forward.
+        start: Slots before them, of which the cache may have let go of some.
+
+    Returns:
+        (B, H, length, length) part of the mask.
+    """
+    start = min(start, mask.shape[-1] - length)
+    return mask[..., start : start + length]
+
+
+def own_parts(masks: Any, length: int, start: int) -> Any:
+    """`own_part` of what a decoder takes: of a mask, or of one by kind of layer.
+
+    Only 4-D masks say more than which tokens are padding; None stands for the others.
+    """
+    if isinstance(masks, Mapping):
+        return {kind: own_parts(mask, length, start) for kind, mask in masks.items()}
+    is_full = isinstance(masks, Tensor) and masks.dim() == 4
+    return own_part(masks, length, start) if is_full else None
+
+
 class Track:
     """What the layers from one stage on hold in the cache, in positions of the full sequence.
 
@@ -100,14 +173,12 @@ class Track:
             self.full and full,
         )
 
-    def cropped(self, seen: int) -> Track:
-        """This track without the slots of tokens at or behind position `seen`.
+    def cropped(self, count: int) -> Track:
+        """This track without its last `count` slots.
 
         Assisted decoding takes rejected tokens back from the end of the cache.
         """
-        if self.columns.shape[1] == 0 or int(self.columns[0, -1]) < seen:
-            return self
-        length = int((self.columns[0] < seen).sum())
+        length = max(self.columns.shape[1] - count, 0)
         return Track(self.columns[:, :length], self.valid[:, :length], self.full)
 
 
@@ -118,23 +189,38 @@ class Shortened:
         index: (B, m) positions kept, in the chunk that entered the decoder; None keeps all.
         track: What these layers' cache holds, this chunk included.
         length: Tokens of this chunk that the layers see (m).
-        config: The decoder's config, which names the attention implementation.
-        rotary: Makes rotary tables for states (B, m, D) at positions (B, m), where the tokens are
-            numbered anew; None where they keep their positions.
+        chunk: Tokens of this chunk that entered the decoder.
+        span: Tokens of the full sequence so far, this chunk included.
+        config: The decoder's config.
+        starts: Where the chunk starts in the masks that the model makes, of layers without and
+            with a sliding window; None where they do not fit a cache that lacks tokens.
+        own: Masks of the chunk alone, as a decoder takes them, to be used in place of those; None
+            for nothing more than that a token sees those before it.
+        rotary: Makes rotary tables for states (B, m, D) at positions (B, m) for a layer, where the
+            tokens are numbered anew; None where they keep their positions.
     """
 
     def __init__(
         self,
         index: Tensor | None,
         track: Track,
+        *,
         length: int,
+        chunk: int,
+        span: int,
         config: Any,
-        rotary: Callable[[Tensor, Tensor], Any] | None = None,
+        starts: tuple[int | None, int | None] = (0, 0),
+        own: Any = None,
+        rotary: Callable[..., Any] | None = None,
     ) -> None:
         self.index = index
         self.track = track
         self.length = length
+        self.chunk = chunk
+        self.span = span
         self._config = config
+        self._starts = starts
+        self._own = own
         self._rotary = rotary
         self._made: dict[tuple[Any, ...], Any] = {}
 
@@ -152,12 +238,16 @@ class Shortened:
             A copy with mask, positions and rotary embedding shortened; the same object where
             nothing is to be changed, as for most decoded tokens.
         """
-        unmasked = self.track.full and kwargs.get("attention_mask") is None
+        layer: int = 0 if attention is None else attention.layer_idx  # type: ignore[assignment]
+        unmasked = self.track.full and self._window(layer) is None
+        unmasked = unmasked and kwargs.get("attention_mask") is None
         if self.index is None and self._rotary is None and unmasked:
             return kwargs
         kwargs = dict(kwargs)
         if self._rotary is not None:
-            tables, positions = self._memo(self._rotary, hidden, self._numbered_anew)
+            # Layers with and without a window may have rotary tables of their own.
+            make, kind = partial(self._numbered_anew, layer), window_of(self._config, layer)
+            tables, positions = self._memo(self._rotary, hidden, make, kind)
             kwargs.update(position_embeddings=tables, position_ids=positions)
         elif self.index is not None:
             for name in ("position_embeddings", "position_ids"):
@@ -171,15 +261,50 @@ class Shortened:
             kwargs["attention_mask"] = self._memo(self.track, hidden, self._present)
             return kwargs
         cache = kwargs.get("past_key_values")
-        layer: int = attention.layer_idx  # type: ignore[assignment]
+        kwargs["attention_mask"] = self.mask(kwargs.get("attention_mask"), hidden, cache, layer)
+        return kwargs
+
+    def masks(self, given: Any, hidden: Tensor, cache: Any) -> Any:
+        """The masks of all layers for the short sequence, as a decoder takes them.
+
+        Args:
+            given: What the model made for the full sequence: a mask, or one by kind of layer.
+            hidden: (B, m, D) the states of the short one.
+            cache: The cache, or None.
+        """
+        kinds = getattr(self._config, "layer_types", None)
+        if kinds is None:
+            return self.mask(given, hidden, cache, 0)
+        first = {kind: kinds.index(kind) for kind in kinds}
+        return {
+            kind: self.mask(of_layer(given, self._config, layer), hidden, cache, layer)
+            for kind, layer in first.items()
+        }
+
+    def mask(self, given: Any, hidden: Tensor, cache: Any, layer: int) -> Any:
+        """The mask of a layer for the short sequence.
+
+        Args:
+            given: The mask that the model made for the full sequence, or None.
+            hidden: (B, m, D) the states that enter the layer.
+            cache: The cache, or None.
+            layer: The layer, from 0.
+        """
         slots = self.track.columns.shape[1]
         if cache is not None:
             slots = cache.get_mask_sizes(self.length, layer)[0]
-        mask = kwargs.get("attention_mask")
-        kwargs["attention_mask"] = self._memo(
-            mask, hidden, lambda m, h: self._mask(m, h, slots), slots
-        )
-        return kwargs
+        window, sliding = self._window(layer), window_of(self._config, layer) is not None
+        start, lost = self._starts[sliding], False
+        if self._own is not None or (start is None and self.chunk > 1):
+            given = of_layer(self._own, self._config, layer)
+            start, lost = 0, given is None and self.track.columns.shape[1] > self.length > 1
+        make = partial(self._mask, slots=slots, window=window, start=start or 0, lost=lost)
+        return self._memo(given, hidden, make, slots, window, lost)
+
+    def _window(self, layer: int) -> int | None:
+        """A layer's sliding window, unless it reaches everything."""
+        window = window_of(self._config, layer)
+        return None if window is None or self.span <= window else window
 
     def _memo(self, value: Any, hidden: Tensor, make: Any, *key: Any) -> Any:
         # Layers are given the same few objects: each is shortened once per device.
@@ -189,10 +314,10 @@ class Shortened:
             self._made[name] = (value, make(value, hidden))
         return self._made[name][1]
 
-    def _numbered_anew(self, rotary: Any, hidden: Tensor) -> tuple[Any, Tensor]:
+    def _numbered_anew(self, layer: int, rotary: Any, hidden: Tensor) -> tuple[Any, Tensor]:
         positions = (self.track.valid.cumsum(-1) - 1).clamp(min=0)[:, -self.length :]
         positions = positions.to(hidden.device)
-        return rotary(hidden, positions), positions
+        return rotary(hidden, positions, layer), positions
 
     def _positions(self, value: Any, hidden: Tensor) -> Any:
         assert self.index is not None
@@ -206,44 +331,84 @@ class Shortened:
             return None
         return track.valid[:, -self.length :].to(hidden.device)
 
-    def _mask(self, mask: Any, hidden: Tensor, slots: int) -> Any:
-        if mask is None and self.track.full:
+    def _mask(
+        self, mask: Any, hidden: Tensor, *, slots: int, window: int | None, start: int, lost: bool
+    ) -> Any:
+        """The mask of a layer whose kernel gets `slots` keys.
+
+        What the tokens of this forward see of each other is what the model says. What is in the
+        cache they see, as far as a window reaches in the full sequence. Where the mask is `lost`,
+        None does not say that kernels need none.
+        """
+        if mask is None and self.track.full and window is None and not lost:
             return None  # purely causal, and an ascending choice of positions still is
         columns, valid = (x.to(hidden.device) for x in (self.track.columns, self.track.valid))
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            return mask.expand(columns.shape[0], -1).gather(1, columns) * valid.to(mask.dtype)
-        if not isinstance(mask, Tensor) or mask.dim() != 4:
-            return self._causal(hidden, valid, slots)
-        mask = mask.expand(columns.shape[0], -1, -1, -1)
+        if self.chunk == 1 or not isinstance(mask, Tensor) or mask.dim() != 4:
+            return self._causal(hidden, columns, valid, slots, window)
+        mask = own_part(mask, self.chunk, start).expand(columns.shape[0], -1, -1, -1)
         if self.index is not None:
             mask = take(mask.transpose(0, 1), self.index, -2).transpose(0, 1)
-        heads, queries = mask.shape[1:3]
-        mask = mask.gather(-1, columns[:, None, None].expand(-1, heads, queries, -1))
+            index = self.index.to(mask.device)[:, None, None]
+            mask = mask.gather(-1, index.expand(-1, *mask.shape[1:3], -1))
         closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        opened = True if mask.dtype == torch.bool else 0.0
+        own, past = self.length, columns.shape[1] - self.length
+        mask = nn.functional.pad(mask, (past, 0), value=opened)
         if not self.track.full:
             mask = mask.masked_fill(~valid[:, None, None], closed)
+        if window is not None:
+            far = columns[:, -own:, None] - columns[:, None, :past] >= window
+            far = nn.functional.pad(far, (0, own))
+            mask = mask.masked_fill(far[:, None], closed)
+        mask = mask[..., -slots:]  # a cache lets go of what no later token can see
         return nn.functional.pad(mask, (0, slots - mask.shape[-1]), value=closed)
 
-    def _causal(self, hidden: Tensor, valid: Tensor, slots: int) -> Any:
+    def _causal(
+        self, hidden: Tensor, columns: Tensor, valid: Tensor, slots: int, window: int | None
+    ) -> Any:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
         implementation = self._config._attn_implementation
+        columns, valid = columns[:, -slots:], valid[:, -slots:]
+        used = valid.shape[1]
+        valid = nn.functional.pad(valid, (0, slots - used))
+        see = causal_mask_function
+        if window is not None:
+            columns = nn.functional.pad(columns, (0, slots - used))
+            if "flash" in implementation:
+                valid = valid & self._near(columns, used, window)
+            else:
+
+                def see(b: Any, h: Any, q: Any, k: Any) -> Any:
+                    return (k <= q) & (columns[b, q] - columns[b, k] < window)
+
         return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
             batch_size=hidden.shape[0],
             q_length=self.length,
             kv_length=slots,
-            q_offset=valid.shape[1] - self.length,
+            q_offset=used - self.length,
             kv_offset=0,
-            mask_function=causal_mask_function,
-            attention_mask=nn.functional.pad(valid, (0, slots - valid.shape[1])),
+            mask_function=see,
+            attention_mask=valid,
             allow_is_causal_skip=False,
             dtype=hidden.dtype,
             config=self._config,
             device=hidden.device,
         )
 
+    def _near(self, columns: Tensor, used: int, window: int) -> Tensor:
+        """(B, slots) bool, what one new token sees: FlashAttention counts a window in slots."""
+        if self.length > 1:
+            raise UnsupportedModelError(
+                f"FlashAttention counts a sliding window of {window} tokens over the tokens kept, "
+                f"but {self.span} tokens came; load the model with attn_implementation='sdpa'."
+            )
+        return columns[:, used - 1 : used] - columns < window
 
-def token_mask(attention_mask: Any, batch: int, seen: int, length: int, device: Any) -> Tensor:
+
+def token_mask(
+    attention_mask: Any, batch: int, seen: int, length: int, device: Any, start: int = 0
+) -> Tensor:
     """Which tokens of the sequence so far are no padding, read off whatever mask the model got.
 
     Args:
@@ -253,6 +418,7 @@ def token_mask(attention_mask: Any, batch: int, seen: int, length: int, device: 
         seen: Tokens in the cache.
         length: Tokens of this forward.
         device: Where to put the result.
+        start: Slots before them that a prepared mask was made for.
 
     Returns:
         (B, seen + length) bool.
@@ -271,9 +437,14 @@ def token_mask(attention_mask: Any, batch: int, seen: int, length: int, device: 
             "tokens; pass the tokenizer's 2-D attention_mask."
         )
     tokens = attention_mask.to(device)
-    if tokens.dim() == 4:  # the last query looks at every token that is no padding
-        tokens = tokens[:, 0, -1]
-        tokens = tokens if tokens.dtype == torch.bool else tokens > -1e4
+    if tokens.dim() == 4:  # some query, itself at least, looks at every token that is no padding
+        if start != seen:
+            raise ModelStateError(
+                f"The attention mask was prepared for {start} cached tokens, but {seen} came and "
+                "some were dropped; pass the tokenizer's 2-D attention_mask and a dynamic cache."
+            )
+        tokens = tokens[:, 0] if tokens.dtype == torch.bool else tokens[:, 0] > -1e4
+        tokens = tokens.any(-2)
     tokens = tokens[:, :total].bool().expand(batch, -1)
     if tokens.shape[1] < total:
         raise ModelStateError(

@@ -12,6 +12,7 @@ from torch import nn
 from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family as Family
+from pore.families.gemma3 import Gemma3
 from pore.families.glm4v import Glm4V
 from pore.families.idefics3 import Idefics3
 from pore.families.internvl import InternVL
@@ -26,6 +27,7 @@ _BUILT_IN: tuple[type[Family], ...] = (
     Glm4V,
     InternVL,
     Idefics3,
+    Gemma3,
 )
 
 

@@ -29,6 +29,8 @@ class Family(ABC):
         encodes_videos: Whether the same goes for `get_video_features`, see `video_tilings`.
         mrope: Whether rotary positions have several axes. Methods that number positions anew then
             leave them as they are.
+        token_types: The argument that says, by token, which see those behind them, as those of one
+            image do in Gemma; None in a causal decoder. Such a family has `masks`.
         tower_refusal: Why no method can act in the vision tower; None where they can.
     """
 
@@ -37,6 +39,7 @@ class Family(ABC):
     encodes: ClassVar[bool] = False
     encodes_videos: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
+    token_types: ClassVar[str | None] = None
     tower_refusal: ClassVar[str | None] = None
 
     def base(self, model: nn.Module) -> nn.Module:
@@ -63,12 +66,32 @@ class Family(ABC):
         """The decoder's final norm."""
         return self.decoder(model).norm  # type: ignore[return-value]
 
-    def rotary(self, model: nn.Module, hidden: Tensor, positions: Tensor) -> Any:
-        """Rotary tables for states (B, m, D) at positions (B, m), as the decoder layers take them.
+    def rotary(self, model: nn.Module, hidden: Tensor, positions: Tensor, layer: int) -> Any:
+        """Rotary tables for states (B, m, D) at positions (B, m), as a decoder layer takes them.
 
-        Called only for methods that number the kept tokens anew inside the decoder.
+        Called for methods that number the kept tokens anew inside the decoder, or ask for them.
         """
         return self.decoder(model).rotary_emb(hidden, positions)  # type: ignore[operator]
+
+    def masks(
+        self, model: nn.Module, embeds: Tensor, tokens: Tensor, cache: Any, types: Tensor
+    ) -> Any:
+        """The masks that the decoder takes for a prompt, as the model itself makes them.
+
+        Called only in families with `token_types`, for prompts that were shortened before the
+        decoder.
+
+        Args:
+            model: The model.
+            embeds: (B, L, D) embeddings of the prompt.
+            tokens: (B, n + L) bool, False at padding, behind n tokens in the cache.
+            cache: The cache before the prompt, or None.
+            types: (B, n + L) types of the tokens.
+
+        Returns:
+            What the decoder takes as `attention_mask`.
+        """
+        raise NotImplementedError
 
     def tower(self, model: nn.Module) -> nn.Module:
         """The vision tower."""

@@ -1,0 +1,61 @@
+"""Gemma 3: tokens of an image see each other, and most layers have a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pore.families.base import Family, equal_images, placeholder_runs
+from pore.layout import Image
+
+
+class Gemma3(Family):
+    """`Gemma3ForConditionalGeneration`: SigLIP tower, patches averaged to `mm_tokens_per_image`.
+
+    Layers with a sliding window have rotary tables of their own.
+    """
+
+    name = "Gemma 3"
+    model_types = ("gemma3",)
+    token_types = "token_type_ids"
+    tower_refusal = (
+        "every visual token is the mean of a square of patches, and the tower has no CLS token. "
+        "Use a method that acts on the embeddings or in the decoder."
+    )
+
+    def rotary(self, model: nn.Module, hidden: Tensor, positions: Tensor, layer: int) -> Any:
+        """Rotary tables of the layer's kind."""
+        decoder: Any = self.decoder(model)
+        return decoder.rotary_emb(hidden, positions, decoder.config.layer_types[layer])
+
+    def masks(
+        self, model: nn.Module, embeds: Tensor, tokens: Tensor, cache: Any, types: Tensor
+    ) -> Any:
+        """The model's own masks, by kind of layer."""
+        from transformers import Gemma3ForConditionalGeneration
+
+        return Gemma3ForConditionalGeneration.create_masks_for_generate(
+            config=model.config,
+            inputs_embeds=embeds,
+            attention_mask=tokens,
+            past_key_values=cache,
+            position_ids=None,
+            token_type_ids=types,
+        )
+
+    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+        """Images of a prompt: runs of the image token."""
+        if inputs.get("pixel_values") is None and not inputs.get("mm_encoder_outputs"):
+            return []  # a placeholder that a model generated is no image
+        config: Any = model.config
+        columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
+        grid = self.grid(model)
+        return equal_images(columns, grid[0] * grid[1], grid)
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        """The grid of averages, as of 256 tokens: (16, 16)."""
+        config: Any = model.config
+        side = int(config.mm_tokens_per_image**0.5)
+        return side, side
