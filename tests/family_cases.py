@@ -343,7 +343,7 @@ class Qwen35(Qwen3VL):
     """Every other decoder layer is recurrent, in float32."""
 
     name = "Qwen3.5"
-    close = 1e-4
+    close = 5e-4
     deepstack = False
     config, kind = "Qwen3_5Config", "Qwen3_5ForConditionalGeneration"
     text = "Qwen3_5TextConfig"

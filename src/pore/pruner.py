@@ -552,6 +552,7 @@ class Run:
         embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
         batch, length = embeds.shape[:2]
         forward.state = state = self._state(cache, length)
+        self._check_goes_on(state, kwargs.get("position_ids"), length)
         images = self._images(forward.inputs, batch, length, state.seen)
         mask = forward.inputs.get("attention_mask")  # of which the model may have made others
         # Reading the mask of a single new token would cost a synchronisation and tells nothing.
@@ -574,7 +575,7 @@ class Run:
             self.report.start(forward.layout)
             if self._watch is not None:
                 self.report.tower(self._watch.tokens)
-        elif length > 1:
+        elif length > 1 and state.seen == 0:  # or it is a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
         state.seen += length
         if self._entry:
@@ -818,6 +819,8 @@ class Run:
         forward.past = prompt[:, : -shorter.shape[1]]
         mask = self._entry_mask(forward, kwargs, shorter, index)
         given = kwargs.get("position_ids")
+        if isinstance(given, Tensor):
+            state.last = given[..., -1:]
         if isinstance(given, Tensor) and given.dim() == 3:
             # Several axes. A plane of text positions in front only serves masks, which are given.
             given = given[-3:]
@@ -847,6 +850,26 @@ class Run:
             "attention_mask": mask,
             "position_ids": positions,
         }
+
+    def _check_goes_on(self, state: _CacheState, given: Any, length: int) -> None:
+        """Refuse tokens that do not follow those in the cache.
+
+        `generate` cuts a whole conversation by the length of the cache, which lacks what was
+        dropped before the first layer.
+        """
+        if state.last is None or length == 1 or not isinstance(given, Tensor):
+            return
+        first, last = given[..., :1], state.last.to(given.device)
+        if first.dim() == 3 and first.shape != last.shape:
+            # With and without a plane of text positions in front.
+            first, last = first[-1], last[-1]
+        if bool((first != last + 1).any()):
+            raise ModelStateError(
+                f"The tokens given do not follow those in the cache. {self.pruner.name} drops "
+                "tokens before the first layer, so the cache is shorter than the conversation: "
+                "give only the tokens that are not in it yet, with an attention_mask over all, and "
+                "no mm_token_type_ids of earlier turns."
+            )
 
     def _entry_mask(
         self, forward: _Forward, kwargs: dict[str, Any], shorter: Tensor, index: Tensor | None
@@ -1090,6 +1113,7 @@ class _CacheState:
         cached: Slots in the cache of the first layer.
         prompt: (B, cached) bool, False at filling, where a stage on the embeddings shortened.
         total: (B, 1) tokens so far, dropped ones included, padding not; likewise.
+        last: (..., B, 1) position of the last token, where the model was given positions; likewise.
         tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
         entry: What the first layer holds, where a stage on the embeddings has dropped tokens, the
             others keep their positions and a layer has a sliding window.
@@ -1100,6 +1124,7 @@ class _CacheState:
         self.cached = cached
         self.prompt: Tensor | None = None
         self.total: Tensor | None = None
+        self.last: Tensor | None = None
         self.tracks: dict[int, Track] = {}
         self.entry: Track | None = None
 
@@ -1111,6 +1136,8 @@ class _CacheState:
             self.prompt = self.prompt[:, : self.cached]
         if self.total is not None:
             self.total = self.total - count
+        if self.last is not None:
+            self.last = self.last - count
         self.tracks = {number: t.cropped(count) for number, t in self.tracks.items()}
         self.entry = None if self.entry is None else self.entry.cropped(count)
 

@@ -1,0 +1,141 @@
+"""Turns over one cache, and candidates of an assistant: what was dropped stays dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+import pore
+from family_cases import CASES, TEXT, Case
+from pore.errors import ModelStateError
+from pore.families import family_of
+from pore.pruner import Pruner
+from test_families import KEEP, PROMPTS, forward, hidden_from
+from test_matrix import Recording
+
+BY_NAME = {case.name: case for case in CASES}
+ON_EMBEDDINGS = pore.DivPrune(keep=KEEP)
+IN_DECODER = pore.FastV(keep=KEEP)
+ANSWER = 4
+FIRST, SECOND = PROMPTS["ragged"], [[9, 10, 11], [12, 13, 14]]
+
+
+def families(*names: str) -> Any:
+    return pytest.mark.parametrize("case", [BY_NAME[n] for n in names], ids=lambda c: c.name)
+
+
+def settings(case: Case) -> dict[str, Any]:
+    words = range(case.model().config.get_text_config().vocab_size)
+    return {
+        "max_new_tokens": ANSWER,
+        "do_sample": False,
+        "suppress_tokens": sorted(set(words) - set(TEXT)),
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
+
+
+@families("LLaVA-NeXT", "Qwen2.5-VL", "Qwen3-VL", "Qwen3.5", "GLM-4V", "InternVL", "SmolVLM")
+class TestTurns:
+    """A question is asked once the first is answered, by `generate` over the same cache."""
+
+    def talk(self, case: Case, pruner: Pruner, whole: bool) -> tuple[pore.Run, Any]:
+        """Two answers; the second turn is given the whole conversation, or what is new in it."""
+        model, inputs = case.model(), case.inputs(FIRST)
+        cache = DynamicCache(config=model.config.get_text_config())
+        with torch.no_grad(), pruner(model) as run:
+            said = model.generate(**inputs, **settings(case), past_key_values=cache).sequences
+            ids = torch.cat([said, torch.tensor(SECOND)], 1)
+            mask = inputs["attention_mask"]
+            mask = nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+            if whole:
+                more = {"input_ids": ids, **case.extra(ids, mask)}
+            else:  # of the answer, the last token is not in the cache
+                more = {"input_ids": ids[:, said.shape[1] - 1 :]}
+            more["attention_mask"] = mask
+            out = model.generate(**more, **settings(case), past_key_values=cache)
+        out.sequences = torch.cat([ids, out.sequences[:, -ANSWER:]], 1)
+        return run, out
+
+    @pytest.mark.parametrize(
+        ("pruner", "whole"),
+        [(IN_DECODER, True), (IN_DECODER, False), (ON_EMBEDDINGS, False)],
+        ids=["in the decoder, whole", "in the decoder, new", "on the embeddings, new"],
+    )
+    def test_what_was_dropped_stays_dropped(self, case: Case, pruner: Pruner, whole: bool) -> None:
+        recording = Recording(pruner)
+        run, out = self.talk(case, recording, whole)
+        assert len(run.report) == len(FIRST)  # the second turn brings no image
+        recording.replays = True
+        inputs, ids = case.inputs(FIRST), out.sequences[:, :-1]
+        mask = inputs["attention_mask"]
+        mask = nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+        full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
+        with recording(case.model()):
+            logits = forward(case, full, use_cache=False)[:, -ANSWER:]
+        got = torch.stack(out.logits, 1)
+        torch.testing.assert_close(got, logits.float(), rtol=case.close, atol=case.close)
+
+    def test_generate_cuts_by_a_cache_that_is_too_short(self, case: Case) -> None:
+        with pytest.raises(ModelStateError, match="give only the tokens that are not in it yet"):
+            self.talk(case, ON_EMBEDDINGS, whole=True)
+
+
+def positions(case: Case, inputs: dict[str, Tensor]) -> Tensor:
+    """(..., B, L) positions of a whole conversation."""
+    model = case.model()
+    if family_of(model).mrope:
+        found: Tensor = model.model.get_rope_index(**inputs)[0]
+        return found
+    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+
+
+@families("LLaVA-NeXT", "Qwen2.5-VL", "Qwen3-VL", "InternVL")
+@pytest.mark.parametrize("layer", [1, 2, 4])
+def test_a_second_image_is_pruned_for_itself(case: Case, layer: int) -> None:
+    model, turns = case.model(), [[5, -1, 6, 7], [8, -2, 9, 10], [11, 12]]
+    whole = [[token for turn in turns for token in turn]]
+    both = case.inputs(whole)
+    everywhere = positions(case, {k: v for k, v in both.items() if k != "pixel_values"})
+    cache = DynamicCache(config=model.config.get_text_config())
+    logits, start = [], 0
+    with torch.no_grad(), pore.FastV(KEEP, layer=layer)(model) as run:
+        for turn in turns:
+            inputs = case.inputs([turn])
+            del inputs["attention_mask"]
+            end = start + inputs["input_ids"].shape[1]
+            inputs["position_ids"] = everywhere[..., start:end]
+            logits.append(model(**inputs, past_key_values=cache).logits[0])
+            start = end
+    assert [len(image.kept) for sample in run.report for image in sample.images] == [KEEP, KEEP]
+    # The report has a sample for each turn with an image; here both are of one.
+    visual, first = case.visual(whole), len(case.row(turns[0]))
+    parts = (visual.clone(), visual.clone())
+    parts[0][:, first:], parts[1][:, :first] = False, False
+    hidden = torch.zeros_like(visual)
+    for sample, part in zip(run.report, parts, strict=True):
+        kept = set(sample.images[0].kept)
+        columns = part[0].nonzero().flatten().tolist()
+        hidden[0, [c for i, c in enumerate(columns) if i not in kept]] = True
+    tokens = torch.ones_like(visual)
+    with hidden_from(case, [(layer, hidden)], tokens):
+        dense = forward(case, both, use_cache=False)
+    expected = dense[0, ~hidden[0]]
+    torch.testing.assert_close(torch.cat(logits), expected, rtol=case.close, atol=case.close)
+
+
+@pytest.mark.parametrize("pruner", [IN_DECODER, ON_EMBEDDINGS], ids=["decoder", "embeddings"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.name != "Qwen3.5"], ids=lambda c: c.name)
+def test_an_assistant_takes_rejected_tokens_back(case: Case, pruner: Pruner) -> None:
+    model, inputs = case.model(), case.inputs([[5, -1, 7, 8]])
+    options = {"max_new_tokens": 12, "do_sample": False}
+    with torch.no_grad(), pruner(model) as run:
+        expected = model.generate(**inputs, **options)
+        got = model.generate(**inputs, **options, prompt_lookup_num_tokens=3)
+    assert torch.equal(got, expected)
+    plain, assisted = run.report.samples  # drafts are no prompts
+    assert plain.tokens == assisted.tokens
