@@ -33,6 +33,8 @@ class Case(ABC):
     """Whether the first decoder layers add features to the visual tokens."""
     videos: str | None = None
     """Whether there are "videos", also "mixed" with images in one prompt."""
+    beams: bool = True
+    """Whether transformers itself can search with beams; Llama 4 cannot in 5.23."""
     close: float = 2e-5
     """Tolerance: the norms and rotary tables of most families go through float32."""
 
@@ -473,6 +475,55 @@ class InternVL(Case):
         return {"pixel_values": torch.stack(tiles)}
 
 
+class Llama4(Case):
+    """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
+
+    name = "Llama 4"
+    tiled = True
+    beams = False
+    sizes: dict[str, Any] = {}  # noqa: RUF012
+
+    def build(self) -> Any:
+        tower = {
+            "hidden_size": 16,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 4,
+            "vision_output_dim": 16,
+            "projector_input_dim": 16,
+            "projector_output_dim": 16,
+            "initializer_range": 0.3,
+        }
+        text = text_config(
+            "Llama4TextConfig",
+            head_dim=8,
+            intermediate_size_mlp=48,
+            num_local_experts=4,
+            interleave_moe_layer_step=2,
+            **self.sizes,
+        )
+        config = transformers.Llama4Config(
+            text_config=text.to_dict(),
+            vision_config=tower,
+            boi_token_index=101,
+            eoi_token_index=102,
+            image_token_index=100,
+        )
+        kind = transformers.Llama4ForConditionalGeneration
+        return kind._from_config(config, dtype=torch.float64)
+
+    def image_ids(self, image: int) -> list[int]:
+        tile = [100] * 16
+        tiles = [] if image % 2 else [*tile, 103, *tile, 104]
+        return [101, *tiles, 105, *tile, 102]
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        tiles = [noise(10 * i + k, 3, 32, 32) for i in images for k in range(1 if i % 2 else 3)]
+        return {"pixel_values": torch.stack(tiles)}
+
+
 class SmolVLM(Case):
     """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
 
@@ -555,6 +606,7 @@ CASES: list[Case] = [
     Qwen35(),
     Glm4V(),
     InternVL(),
+    Llama4(),
     SmolVLM(),
     Gemma3(),
 ]

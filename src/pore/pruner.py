@@ -562,6 +562,8 @@ class Run:
         start = forward.starts[0]
         tokens = token_mask(mask, batch, state.seen, length, embeds.device, start)
         forward.past, forward.tokens = tokens[:, : state.seen], tokens[:, state.seen :]
+        if state.padding is None:
+            state.padding = _padding_before(tokens)
         if images:
             forward.layout = Layout.of(images, forward.tokens)
             forward.right = not bool(forward.tokens[:, -1].all())
@@ -817,6 +819,8 @@ class Run:
         past = forward.past if state.prompt is None else state.prompt
         state.prompt = prompt = torch.cat([past.to(every.device), forward.tokens], 1)
         forward.past = prompt[:, : -shorter.shape[1]]
+        if self._dense and index is not None:
+            state.padding = _padding_before(prompt)
         mask = self._entry_mask(forward, kwargs, shorter, index)
         given = kwargs.get("position_ids")
         if isinstance(given, Tensor):
@@ -899,6 +903,7 @@ class Run:
                     span=state.seen,
                     config=self._decoder_config,
                     starts=forward.fitting(state.seen - length),
+                    padding=state.padding,
                     own=forward.own,
                 )
                 masks = short.masks(kwargs.get("attention_mask"), shorter, cache)
@@ -965,6 +970,7 @@ class Run:
         rotary: Callable[..., Any] | None = None,
     ) -> Shortened:
         """This forward as layers get it that hold a track in the cache."""
+        assert forward.state is not None
         return Shortened(
             forward.index,
             track,
@@ -973,6 +979,7 @@ class Run:
             span=forward.span,
             config=self._decoder_config,
             starts=forward.fitting(forward.start),
+            padding=forward.state.padding,
             own=forward.own,
             rotary=rotary,
         )
@@ -1112,6 +1119,7 @@ class _CacheState:
         seen: Tokens of the prompt and the answer so far, dropped ones included.
         cached: Slots in the cache of the first layer.
         prompt: (B, cached) bool, False at filling, where a stage on the embeddings shortened.
+        padding: (B,) padding at the front of the sequence that windows are counted over.
         total: (B, 1) tokens so far, dropped ones included, padding not; likewise.
         last: (..., B, 1) position of the last token, where the model was given positions; likewise.
         tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
@@ -1123,6 +1131,7 @@ class _CacheState:
         self.seen = seen
         self.cached = cached
         self.prompt: Tensor | None = None
+        self.padding: Tensor | None = None
         self.total: Tensor | None = None
         self.last: Tensor | None = None
         self.tracks: dict[int, Track] = {}
@@ -1204,6 +1213,11 @@ class _Forward:
         """`starts`, but None where the model made masks for a cache of other than `start` slots."""
         first, second = self.starts
         return (first if first == start else None), (second if second == start else None)
+
+
+def _padding_before(tokens: Tensor) -> Tensor:
+    """(B,) how many of (B, n) tokens come before the first that is no padding."""
+    return (tokens.cumsum(1) == 0).sum(1)
 
 
 def _cached_keys(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -63,20 +63,45 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 def window_of(config: Any, layer: int) -> int | None:
-    """The sliding window of a decoder layer.
+    """The sliding window of a decoder layer, or the size of its chunks.
 
     Args:
         config: The decoder's config.
         layer: The layer, from 0.
 
     Returns:
-        How many tokens a token looks at, itself and those before it; None where it looks at all.
+        How many tokens a token looks at at most, itself and those before it; None where it looks
+        at all.
     """
     kinds = getattr(config, "layer_types", None)
+    if _chunked(config, layer):
+        chunk: int | None = config.attention_chunk_size
+        return chunk
     if kinds is not None and kinds[layer] != "sliding_attention":
         return None
     window: int | None = getattr(config, "sliding_window", None)
     return window
+
+
+def _chunked(config: Any, layer: int) -> bool:
+    """Whether tokens look as far as where their chunk of the sequence starts (Llama 4)."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds is not None and kinds[layer] == "chunked_attention"
+
+
+def _far(query: Tensor, key: Tensor, window: int, first: Tensor | None) -> Tensor:
+    """Which keys are out of a window.
+
+    Args:
+        query: Positions in the full sequence, and `key`, those of the keys.
+        key: See `query`.
+        window: Its size.
+        first: Where the sequence starts behind its padding, for chunks of that size; None where
+            the window slides.
+    """
+    if first is None:
+        return query - key >= window
+    return (query - first) // window != (key - first) // window
 
 
 def of_layer(masks: Any, config: Any, layer: int) -> Any:
@@ -194,6 +219,7 @@ class Shortened:
         config: The decoder's config.
         starts: Where the chunk starts in the masks that the model makes, of layers without and
             with a sliding window; None where they do not fit a cache that lacks tokens.
+        padding: (B,) padding at the front of the full sequence.
         own: Masks of the chunk alone, as a decoder takes them, to be used in place of those; None
             for nothing more than that a token sees those before it.
         rotary: Makes rotary tables for states (B, m, D) at positions (B, m) for a layer, where the
@@ -210,6 +236,7 @@ class Shortened:
         span: int,
         config: Any,
         starts: tuple[int | None, int | None] = (0, 0),
+        padding: Tensor | None = None,
         own: Any = None,
         rotary: Callable[..., Any] | None = None,
     ) -> None:
@@ -220,6 +247,7 @@ class Shortened:
         self.span = span
         self._config = config
         self._starts = starts
+        self._padding = padding
         self._own = own
         self._rotary = rotary
         self._made: dict[tuple[Any, ...], Any] = {}
@@ -298,7 +326,12 @@ class Shortened:
         if self._own is not None or (start is None and self.chunk > 1):
             given = of_layer(self._own, self._config, layer)
             start, lost = 0, given is None and self.track.columns.shape[1] > self.length > 1
-        make = partial(self._mask, slots=slots, window=window, start=start or 0, lost=lost)
+        first = None
+        if _chunked(self._config, layer) and self._padding is not None:
+            first = self._padding.to(hidden.device)
+        make = partial(
+            self._mask, slots=slots, window=window, first=first, start=start or 0, lost=lost
+        )
         return self._memo(given, hidden, make, slots, window, lost)
 
     def _window(self, layer: int) -> int | None:
@@ -323,7 +356,8 @@ class Shortened:
         assert self.index is not None
         if isinstance(value, (tuple, list)):
             return tuple(take(table, self.index, -2) for table in value)
-        return take(value, self.index, -1)
+        # Rotary tables of complex numbers come alone.
+        return take(value, self.index, -2 if value.is_complex() else -1)
 
     def _present(self, track: Track, hidden: Tensor) -> Tensor | None:
         """(B, m) which tokens of this chunk are no filling, for a layer that looks at no others."""
@@ -332,7 +366,15 @@ class Shortened:
         return track.valid[:, -self.length :].to(hidden.device)
 
     def _mask(
-        self, mask: Any, hidden: Tensor, *, slots: int, window: int | None, start: int, lost: bool
+        self,
+        mask: Any,
+        hidden: Tensor,
+        *,
+        slots: int,
+        window: int | None,
+        first: Tensor | None,
+        start: int,
+        lost: bool,
     ) -> Any:
         """The mask of a layer whose kernel gets `slots` keys.
 
@@ -344,7 +386,7 @@ class Shortened:
             return None  # purely causal, and an ascending choice of positions still is
         columns, valid = (x.to(hidden.device) for x in (self.track.columns, self.track.valid))
         if self.chunk == 1 or not isinstance(mask, Tensor) or mask.dim() != 4:
-            return self._causal(hidden, columns, valid, slots, window)
+            return self._causal(hidden, columns, valid, slots, window, first)
         mask = own_part(mask, self.chunk, start).expand(columns.shape[0], -1, -1, -1)
         if self.index is not None:
             mask = take(mask.transpose(0, 1), self.index, -2).transpose(0, 1)
@@ -357,14 +399,21 @@ class Shortened:
         if not self.track.full:
             mask = mask.masked_fill(~valid[:, None, None], closed)
         if window is not None:
-            far = columns[:, -own:, None] - columns[:, None, :past] >= window
+            where = None if first is None else first[:, None, None]
+            far = _far(columns[:, -own:, None], columns[:, None, :past], window, where)
             far = nn.functional.pad(far, (0, own))
             mask = mask.masked_fill(far[:, None], closed)
         mask = mask[..., -slots:]  # a cache lets go of what no later token can see
         return nn.functional.pad(mask, (0, slots - mask.shape[-1]), value=closed)
 
     def _causal(
-        self, hidden: Tensor, columns: Tensor, valid: Tensor, slots: int, window: int | None
+        self,
+        hidden: Tensor,
+        columns: Tensor,
+        valid: Tensor,
+        slots: int,
+        window: int | None,
+        first: Tensor | None,
     ) -> Any:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
@@ -376,11 +425,12 @@ class Shortened:
         if window is not None:
             columns = nn.functional.pad(columns, (0, slots - used))
             if "flash" in implementation:
-                valid = valid & self._near(columns, used, window)
+                valid = valid & self._near(columns, used, window, first)
             else:
 
                 def see(b: Any, h: Any, q: Any, k: Any) -> Any:
-                    return (k <= q) & (columns[b, q] - columns[b, k] < window)
+                    where = None if first is None else first[b]
+                    return (k <= q) & ~_far(columns[b, q], columns[b, k], window, where)
 
         return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
             batch_size=hidden.shape[0],
@@ -396,14 +446,15 @@ class Shortened:
             device=hidden.device,
         )
 
-    def _near(self, columns: Tensor, used: int, window: int) -> Tensor:
+    def _near(self, columns: Tensor, used: int, window: int, first: Tensor | None) -> Tensor:
         """(B, slots) bool, what one new token sees: FlashAttention counts a window in slots."""
         if self.length > 1:
             raise UnsupportedModelError(
                 f"FlashAttention counts a sliding window of {window} tokens over the tokens kept, "
                 f"but {self.span} tokens came; load the model with attn_implementation='sdpa'."
             )
-        return columns[:, used - 1 : used] - columns < window
+        where = None if first is None else first[:, None]
+        return ~_far(columns[:, used - 1 : used], columns, window, where)
 
 
 def token_mask(

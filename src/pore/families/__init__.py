@@ -16,6 +16,7 @@ from pore.families.gemma3 import Gemma3
 from pore.families.glm4v import Glm4V
 from pore.families.idefics3 import Idefics3
 from pore.families.internvl import InternVL
+from pore.families.llama4 import Llama4
 from pore.families.llava import Llava
 from pore.families.llava_next import LlavaNext
 from pore.families.qwen_vl import QwenVL
@@ -26,6 +27,7 @@ _BUILT_IN: tuple[type[Family], ...] = (
     QwenVL,
     Glm4V,
     InternVL,
+    Llama4,
     Idefics3,
     Gemma3,
 )

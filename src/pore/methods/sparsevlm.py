@@ -412,7 +412,9 @@ def rotary_prior(rotary: Any, states: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(states.dtype, torch.float32)
     distance = torch.arange(states.shape[1], device=states.device)[None]
-    cosines: Tensor = rotary(states[:1, :, :1].to(dtype), distance)[0]
+    tables = rotary(states[:1, :, :1].to(dtype), distance)
+    alone = isinstance(tables, Tensor)  # a complex number for every two dimensions (Llama 4)
+    cosines: Tensor = tables.real.repeat_interleave(2, -1) if alone else tables[0]
     width = cosines.shape[-1]
     return cosines[0].sum(-1) / math.sqrt(width)
 
