@@ -972,12 +972,12 @@ def _settings(pruner: Pruner) -> dict[str, str]:
 def _label(pruner: Pruner) -> str:
     """The method's name with its numbers, and with what else is not its default."""
     words = _settings(pruner)
-    parts = [
-        f"{item.name}={words[item.name]}"
-        for item in fields(pruner)  # type: ignore[arg-type]
-        if isinstance(getattr(pruner, item.name), (int, float))
-        or words[item.name] != str(item.default)
-    ]
+    parts = []
+    for item in fields(pruner):  # type: ignore[arg-type]
+        value = getattr(pruner, item.name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number or words[item.name] != str(item.default):
+            parts.append(f"{item.name}={words[item.name]}")
     return f"{pruner.name}({', '.join(parts)})"
 
 
