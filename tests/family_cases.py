@@ -58,6 +58,10 @@ class Case(ABC):
         """Token ids that stand for a video in a prompt."""
         raise NotImplementedError
 
+    def video_content(self, video: int) -> list[bool]:
+        """Which of `video_ids` stand for patches."""
+        return [token == self.video_placeholder for token in self.video_ids(video)]
+
     def encode_videos(self, videos: Sequence[int]) -> dict[str, Tensor]:
         """What the processor gives for these videos, in the order of the prompts."""
         raise NotImplementedError
@@ -110,7 +114,7 @@ class Case(ABC):
                 elif token > -100:
                     row += self.content(-1 - token)
                 else:
-                    row += [i == self.video_placeholder for i in self.video_ids(-100 - token)]
+                    row += self.video_content(-100 - token)
             rows.append(row)
         longest = max(map(len, rows))
         fill = [[False] * (longest - len(row)) for row in rows]
@@ -190,27 +194,32 @@ class LlavaSiglip(Llava):
 
 class LlavaNext(Case):
     name = "LLaVA-NeXT"
+    config, kind = "LlavaNextConfig", "LlavaNextForConditionalGeneration"
+    text, tower = "LlamaConfig", "clip_vision_model"
     tiled = True
     sizes = ((60, 50), (20, 60))
 
     def build(self) -> Any:
-        tower = transformers.CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-            projection_dim=16,
-            initializer_range=0.3,
-        )
-        config = transformers.LlavaNextConfig(
-            text_config=text_config("LlamaConfig"),
+        tower = {
+            "model_type": self.tower,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "projection_dim": 16,
+            "vision_use_head": False,
+            "initializer_range": 0.3,
+        }
+        config = getattr(transformers, self.config)(
+            text_config=text_config(self.text).to_dict(),
             vision_config=tower,
             image_token_index=IMAGE,
+            video_token_index=101,
             image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
         )
-        kind = transformers.LlavaNextForConditionalGeneration
+        kind = getattr(transformers, self.kind)
         return in_float64(kind._from_config(config, dtype=torch.float64))
 
     def image_ids(self, image: int) -> list[int]:
@@ -227,6 +236,34 @@ class LlavaNext(Case):
         pixels = torch.stack([noise(i, 5, 3, 32, 32) for i in images])
         sizes = torch.tensor([self.sizes[i % 2] for i in images])
         return {"pixel_values": pixels, "image_sizes": sizes}
+
+
+class LlavaOnevision(LlavaNext):
+    name = "LLaVA-OneVision"
+    config, kind = "LlavaOnevisionConfig", "LlavaOnevisionForConditionalGeneration"
+    text, tower = "Qwen2Config", "siglip_vision_model"
+    videos = "mixed"
+
+    def video_ids(self, video: int) -> list[int]:
+        return [101] * 9
+
+    def video_content(self, video: int) -> list[bool]:
+        return [True] * (len(self.video_ids(video)) - 1) + [False]
+
+    def encode_videos(self, videos: Sequence[int]) -> dict[str, Tensor]:
+        return {"pixel_values_videos": torch.stack([noise(50 + i, 2, 3, 32, 32) for i in videos])}
+
+
+class LlavaNextVideo(LlavaOnevision):
+    name = "LLaVA-NeXT-Video"
+    config, kind = "LlavaNextVideoConfig", "LlavaNextVideoForConditionalGeneration"
+    text, tower = "LlamaConfig", "clip_vision_model"
+
+    def video_ids(self, video: int) -> list[int]:
+        return [101] * 8
+
+    def video_content(self, video: int) -> list[bool]:
+        return [True] * 8
 
 
 class Qwen2VL(Case):
@@ -600,6 +637,7 @@ CASES: list[Case] = [
     Llava(),
     LlavaSiglip(),
     LlavaNext(),
+    LlavaOnevision(),
     Qwen2VL(),
     Qwen25VL(),
     Qwen3VL(),
@@ -613,6 +651,7 @@ CASES: list[Case] = [
 
 # Models whose adapter is that of a case above, and whose own code differs little.
 COUSINS: list[Case] = [
+    LlavaNextVideo(),
     Qwen3VLMoE(),
     Qwen35MoE(),
     Glm45V(),

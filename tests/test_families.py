@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 import pore
 from family_cases import CASES, COUSINS, TEXT, Case
+from pore.errors import UnsupportedModelError
 from pore.families import family_of
 from pore.pruner import Pruner, Stage
-from pore.shapes import ModelShape, model_shape
+from pore.shapes import TowerShape, model_shape
 from pore.tower import TowerStage, override
 from reference import dropped_by_stage
 from test_engine import fingerprint
@@ -39,10 +41,10 @@ PROMPTS = {
 
 def usual(name: str, keep: int | float, case: Case) -> Pruner:
     """A method's usual settings for the depth of a case's model."""
-    shape: Any = model_shape(f"llava-64x{case.layers}")
-    config = case.model().config
-    if config.model_type in ("llava", "llava_next"):
-        shape = ModelShape.from_config(config)
+    shape = model_shape(f"llava-64x{case.layers}")
+    model = case.model()
+    if family_of(model).tower_refusal is None:
+        shape = replace(shape, tower=TowerShape.from_config(model.config.vision_config))
     made = pore.methods()[name].usual(keep, shape)
     assert made is not None
     return made
@@ -56,7 +58,7 @@ def refusal(case: Case, name: str) -> str | None:
         return reason
     if name == "Downsample" and case.tiled:
         return "fill no grid"
-    if name == "ToMe" and case.name == "LLaVA-NeXT":
+    if name == "ToMe" and case.tiled:
         return "cannot meet a budget"
     if name in MERGING and case.deepstack:
         return "has merged tokens before"
@@ -69,6 +71,11 @@ def refusal(case: Case, name: str) -> str | None:
         if isinstance(stage, Stage) and 0 < stage.layer <= recurrent.index(False):
             return "drop them behind it, or on the embeddings"
     return None
+
+
+def takes_videos(case: Case, name: str) -> bool:
+    """Whether a method prunes the videos of a family."""
+    return name != "Downsample" and not usual(name, KEEP, case).reads_tower
 
 
 def drops(case: Case, name: str) -> bool:
@@ -104,7 +111,7 @@ def cells(wanted: Callable[[Case, str], bool] = lambda case, name: True) -> list
         for pair in pairs(wanted)
         for situation, prompts in PROMPTS.items()
         if situation not in ("videos", "mixed")
-        or (situation == pair.values[0].videos and pair.values[1] != "Downsample")
+        or (situation == pair.values[0].videos and takes_videos(*pair.values))
     ]
 
 
@@ -280,9 +287,19 @@ def test_an_unsupported_pair_is_refused_with_the_reason(case: Case, name: str) -
     assert reason in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in [*CASES, *COUSINS] if case.videos], ids=lambda case: case.name
+)
+def test_a_video_is_not_pruned_in_the_tower(case: Case) -> None:
+    refused = pytest.raises(UnsupportedModelError, match="on the embeddings or in the decoder")
+    with refused, pore.FasterVLM(KEEP)(case.model()):
+        case.model()(**case.inputs(PROMPTS[case.videos or "videos"]))
+
+
 @pytest.mark.parametrize("pruner", [pore.FastV(KEEP), pore.DivPrune(KEEP)], ids=repr)
 @pytest.mark.parametrize("case", COUSINS, ids=lambda case: case.name)
 def test_cousins(case: Case, pruner: Pruner) -> None:
     for situation in ("ragged", case.videos or "several"):
-        check_masked_dense(case, pruner, PROMPTS[situation], "left")
+        if drops(case, pruner.name):
+            check_masked_dense(case, pruner, PROMPTS[situation], "left")
         check_cached_decode(case, pruner, PROMPTS[situation])

@@ -13,8 +13,9 @@ from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 
 import family_cases
+import pore
 from models import IMAGE
-from pore.errors import InputError
+from pore.errors import InputError, UnsupportedModelError
 from pore.families import family_of
 from pore.layout import Image
 
@@ -28,9 +29,9 @@ def tokens(text: str) -> Tensor:
     return torch.tensor([[ids.get(word, IMAGE) for word in found]])
 
 
-def images(case: family_cases.Case, ids: Tensor, **inputs: Any) -> list[Image]:
+def images(case: family_cases.Case, input_ids: Tensor, **inputs: Any) -> list[Image]:
     model = case.model()
-    return family_of(model).images(model, {"input_ids": ids, **PIXELS, **inputs})
+    return family_of(model).images(model, {"input_ids": input_ids, **PIXELS, **inputs})
 
 
 class TestSmolVLM:
@@ -66,3 +67,53 @@ class TestSmolVLM:
     def test_broken_tiles_are_refused(self, row: list[int]) -> None:
         with pytest.raises(InputError, match="no whole tiles of 16"):
             images(self.case, torch.tensor([[5, *row, 7]]))
+
+
+class TestLlavaOnevision:
+    case = family_cases.LlavaOnevision()
+
+    def inputs(self, size: tuple[int, int], tokens: int) -> dict[str, Tensor]:
+        pixels = torch.randn(1, 5, 3, 32, 32, dtype=torch.float64)
+        ids = torch.tensor([[5, *[IMAGE] * tokens, 7, 8]])
+        return {"input_ids": ids, "pixel_values": pixels, "image_sizes": torch.tensor([size])}
+
+    def test_a_large_image_is_blended(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """64 patches at most for 2 tiles of 16: 5 by 5 tokens, each near a patch of its own."""
+        model = self.case.model()
+        monkeypatch.setattr(model.config, "vision_aspect_ratio", "anyres_max_2")
+        inputs = self.inputs((64, 64), 16 + 5 * 6)
+        (image,) = images(self.case, **inputs)
+        assert image.tiling is not None
+        assert image.tiling.blended
+        assert len(image.columns) == 16 + 25
+        assert len(image.structure) == 5
+        shown = image.tiling.shown
+        assert shown[:16] == tuple(range(16))
+        assert len(set(shown)) == 41
+        corners = [shown[16 + i] for i in (0, 4, 20, 24)]  # one in every tile
+        assert corners == [1 * 16 + 0, 2 * 16 + 3, 3 * 16 + 12, 4 * 16 + 15]
+        with pore.FastV(keep=6)(model) as run, torch.no_grad():
+            assert model(**inputs).logits.shape[1] == 3 + 5 + 6
+        assert len(run.report.samples[0].images[0].kept) == 6
+        with pytest.raises(UnsupportedModelError), pore.FasterVLM(keep=6)(model):
+            model(**inputs)
+
+    @pytest.mark.parametrize("pruner", [pore.FastV(6), pore.DivPrune(6), pore.FasterVLM(6)])
+    def test_several_images_in_a_sample_have_no_tiles(self, pruner: pore.Pruner) -> None:
+        model = self.case.model()
+        inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([[5, *[IMAGE] * 17, 7, *[IMAGE] * 17, 8]]),
+            "pixel_values": torch.randn(2, 5, 3, 32, 32, dtype=torch.float64),
+            "image_sizes": torch.tensor([(60, 50), (20, 60)]),
+            "batch_num_images": torch.tensor([2]),
+        }
+        found = images(self.case, **inputs)
+        assert [image.grid for image in found] == [(4, 4), (4, 4)]
+        assert [list(image.structure) for image in found] == [[17], [35]]
+        with torch.no_grad():
+            dense = model(**inputs).logits
+            with pruner(model) as run:
+                assert model(**inputs).logits.shape[1] == 3 + 2 * 7
+            with type(pruner)(keep=1.0)(model):
+                assert torch.equal(model(**inputs).logits, dense)
+        assert [len(image.kept) for image in run.report.samples[0].images] == [6, 6]

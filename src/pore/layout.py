@@ -40,12 +40,14 @@ class Tiling:
     """How an image that goes through the vision tower in tiles becomes tokens.
 
     Attributes:
-        tiles: Tiles; where there are several, the whole image at low resolution is the first.
-        grid: (rows, columns) of the other tiles; of one tile alone, of its tokens, or None.
+        tiles: Tiles; where there are several, the whole image at low resolution is the first. The
+            frames of a video.
+        grid: (rows, columns) of the other tiles; of one tile alone, of its tokens; or None.
         patches: Patches of a tile.
         slots: For every token in the prompt, the patch that it shows, as tile * patches + patch;
             -1 for tokens that show none. Patches that show nothing but padding may be missing.
         size: (height, width) of the image in pixels, where the family is told.
+        blended: Whether tokens are blended from several patches, and `slots` name the nearest one.
     """
 
     tiles: int
@@ -53,6 +55,7 @@ class Tiling:
     patches: int
     slots: tuple[int, ...]
     size: tuple[int, int] | None = None
+    blended: bool = False
 
     @property
     def shown(self) -> tuple[int, ...]:

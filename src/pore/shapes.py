@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DECODERS: Mapping[str, bool] = MappingProxyType({"llama": True, "mistral": True, "qwen2": True})
 # Towers by `model_type`: tokens that are put before the patches (a CLS token).
 _TOWERS: Mapping[str, int] = MappingProxyType({"clip_vision_model": 1, "siglip_vision_model": 0})
-_FAMILIES = ("llava", "llava_next")
+_FAMILIES = ("llava", "llava_next", "llava_onevision")
 
 
 def _model_type(config: object, part: str, known: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pore.attention import AttentionTap, cls_attention, received_attention
-from pore.errors import BudgetError, InputError
+from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
 from pore.layout import Layout, Tiling, sources
 from pore.selection import budget
@@ -327,8 +327,14 @@ class TowerWatch:
         return which if torch.equal(found, self._first[which].to(found)) else None
 
     def _note_tiling(self, tilings: Sequence[Tiling], videos: bool) -> None:
-        if not videos:
-            self.tilings = tuple(tilings)
+        if videos or any(tiling.blended for tiling in tilings):
+            which = "a video" if videos else "an image as large as one of these"
+            raise UnsupportedModelError(
+                f"The tokens of {which} are not patches that went through {self._family.name}'s "
+                "vision tower for images one by one; use a method that acts on the embeddings or "
+                "in the decoder."
+            )
+        self.tilings = tuple(tilings)
 
     def tiles_of(self, image: int) -> slice:
         """Which of the I are the tiles of an encoded image."""

@@ -18,12 +18,14 @@ from pore.families.idefics3 import Idefics3
 from pore.families.internvl import InternVL
 from pore.families.llama4 import Llama4
 from pore.families.llava import Llava
-from pore.families.llava_next import LlavaNext
+from pore.families.llava_next import LlavaNext, LlavaNextVideo, LlavaOnevision
 from pore.families.qwen_vl import QwenVL
 
 _BUILT_IN: tuple[type[Family], ...] = (
     Llava,
     LlavaNext,
+    LlavaNextVideo,
+    LlavaOnevision,
     QwenVL,
     Glm4V,
     InternVL,

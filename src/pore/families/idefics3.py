@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pore.errors import InputError
-from pore.families.base import Family, placeholder_runs
+from pore.families.base import Family, comes_with, placeholder_runs
 from pore.layout import Image
 
 
@@ -41,8 +41,8 @@ class Idefics3(Family):
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: runs of the image token up to one that shows the whole image."""
-        if inputs.get("pixel_values") is None and not inputs.get("mm_encoder_outputs"):
-            return []  # a placeholder that a model generated is no image
+        if not comes_with(inputs, "image"):
+            return []
         config: Any = model.config
         ids = inputs["input_ids"]
         grid = self.grid(model)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pore.families.base import Family, encoded_images, placeholder_runs
+from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
 
@@ -16,7 +16,7 @@ class LlavaNext(Family):
     """`LlavaNextForConditionalGeneration`: CLIP tower over tiles, MLP projector, decoder."""
 
     name = "LLaVA-NeXT"
-    model_types = ("llava_next",)
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
     encodes = True
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
@@ -24,8 +24,6 @@ class LlavaNext(Family):
 
         The model's own packing is run on the numbers of the patches in place of their features.
         """
-        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
         base: Any = self.base(model)
         config = base.config
         n = config.vision_config.image_size // config.vision_config.patch_size
@@ -34,9 +32,7 @@ class LlavaNext(Family):
         patches = n * n + int(strategy == "full" and self.tower_has_cls(model))
         found = []
         for size in inputs["image_sizes"]:
-            height, width = get_anyres_image_grid_shape(
-                size, config.image_grid_pinpoints, config.vision_config.image_size
-            )
+            height, width = self._tiles(model, size)
             tiles = height * width + 1
             numbers = torch.arange(tiles * patches, dtype=torch.float64).view(tiles, patches, 1)
             packed, _ = base.pack_image_features(
@@ -50,16 +46,113 @@ class LlavaNext(Family):
             found.append(Tiling(tiles, (height, width), patches, slots, pixels))
         return found
 
+    def _tiles(self, model: nn.Module, size: Tensor) -> tuple[int, int]:
+        """(rows, columns) of the tiles of an image of (height, width) pixels."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+        config: Any = self.base(model).config
+        rows, columns = get_anyres_image_grid_shape(
+            size, config.image_grid_pinpoints, config.vision_config.image_size
+        )
+        return rows, columns
+
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images of a prompt: runs of the image token, cut by what each image's tiles come to."""
-        if inputs.get("pixel_values") is None and not inputs.get("mm_encoder_outputs"):
-            return []  # a placeholder that a model generated is no image
-        tilings: Sequence[Tiling] | None = inputs.get("tilings")
-        if tilings is None:
-            tilings = self.tilings(model, inputs)
+        """Images and videos of a prompt: runs of their tokens, cut by what each comes to."""
         config: Any = model.config
-        columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
-        return encoded_images(columns, tilings)
+        found: list[Image] = []
+        if comes_with(inputs, "image"):
+            columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
+            tilings: Sequence[Tiling] | None = inputs.get("tilings")
+            found += encoded_images(columns, tilings or self.tilings(model, inputs))
+        if self.encodes_videos and comes_with(inputs, "video"):
+            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
+            tilings = inputs.get("video_tilings")
+            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
+        return by_place(found)
 
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""
+
+
+class LlavaNextVideo(LlavaNext):
+    """`LlavaNextVideoForConditionalGeneration`: the same, and videos of frames without tiles.
+
+    Squares of a frame's patches are averaged before the projector.
+    """
+
+    name = "LLaVA-NeXT-Video"
+    model_types = ("llava_next_video",)
+    encodes_videos = True
+
+    def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """Frame by frame, row by row."""
+        config: Any = model.config
+        vision = config.vision_config
+        side = vision.image_size // vision.patch_size // config.spatial_pool_stride
+        return _frames(inputs["pixel_values_videos"], side * side)
+
+
+class LlavaOnevision(LlavaNext):
+    """`LlavaOnevisionForConditionalGeneration`: SigLIP tower over tiles, MLP projector, Qwen2.
+
+    Images that come several in a sample have no tiles. The patches of a large image are blended
+    into fewer tokens (`anyres_max_9`), so that no method can choose among them in the tower; those
+    of a video's frames likewise.
+    """
+
+    name = "LLaVA-OneVision"
+    model_types = ("llava_onevision",)
+    encodes_videos = True
+
+    def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """How the images of a call of `get_image_features` become tokens.
+
+        The model's own packing is run on the coordinates of the patches in place of their features.
+        """
+        base: Any = self.base(model)
+        config = base.config
+        n = config.vision_config.image_size // config.vision_config.patch_size
+        aspect = inputs.get("vision_aspect_ratio") or config.vision_aspect_ratio
+        sizes, several = inputs["image_sizes"], inputs.get("batch_num_images")
+        if several is None:
+            tiled = [True] * len(sizes)
+        else:
+            tiled = [count == 1 for count in several for _ in range(count)]
+        found = []
+        for size, cut in zip(sizes, tiled, strict=True):
+            pixels = (int(size[0]), int(size[1]))
+            if not cut:
+                found.append(Tiling(1, (n, n), n * n, (*range(n * n), -1), pixels))
+                continue
+            rows, columns = self._tiles(model, size)
+            sides = (torch.arange(k * n, dtype=torch.float64) for k in (rows, columns))
+            plane = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1)
+            places = plane.view(rows, n, columns, n, 2).transpose(1, 2).reshape(-1, n * n, 2)
+            packed, _ = base.pack_image_features(
+                [torch.cat([places[:1], places])],
+                [size],
+                image_newline=torch.full((2,), -1.0, dtype=torch.float64),
+                vision_aspect_ratio=aspect,
+            )
+            y, x = packed[0][n * n :].round().long().unbind(-1)
+            tile = y // n * columns + x // n + 1
+            slots = torch.where(y < 0, -1, tile * n * n + y % n * n + x % n)
+            blended = bool((packed[0].round() != packed[0]).any())
+            numbers = (*range(n * n), *slots.tolist())
+            grid = (rows, columns)
+            found.append(Tiling(rows * columns + 1, grid, n * n, numbers, pixels, blended))
+        return found
+
+    def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """Frame by frame, row by row, and a newline token at the end."""
+        config: Any = model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        side = (side + 1) // 2
+        return _frames(inputs["pixel_values_videos"], side * side, end=True)
+
+
+def _frames(pixels: Tensor, tokens: int, end: bool = False) -> list[Tiling]:
+    """Videos (V, frames, 3, H, W) that become so many tokens for each frame, and a newline."""
+    frames = pixels.shape[1]
+    slots = (*range(frames * tokens), *((-1,) if end else ()))
+    return [Tiling(frames, None, tokens, slots, blended=True)] * len(pixels)
