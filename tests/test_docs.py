@@ -16,6 +16,7 @@ import torch
 import pore
 from models import N, batch, prompt, tiny_llava
 from pore.families import families
+from pore.families.base import equal_images
 from pore.methods import methods
 from pore.shapes import ModelShape
 
@@ -43,22 +44,19 @@ def test_adding_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_adding_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = example("adding-a-family.md", monkeypatch).MyFamily
+    page = example("adding-a-family.md", monkeypatch)
 
-    class Small(family):  # type: ignore[misc, valid-type]
-        """The example with the size of the test's model."""
+    def of_the_model(columns: Any, size: int, grid: tuple[int, int]) -> Any:
+        assert (size, grid) == (256, (16, 16))
+        return equal_images(columns, N, (4, 4))
 
-        def images(self, model: Any, inputs: Any) -> Any:
-            from pore.families.base import equal_images, placeholder_runs
-
-            columns = placeholder_runs(inputs["input_ids"], model.config.image_token_id)
-            return equal_images(columns, N, (4, 4))
-
-    model = tiny_llava()
-    monkeypatch.setattr("pore.families.families", lambda: {"llava": Small()})
+    monkeypatch.setattr(page, "equal_images", of_the_model)
+    monkeypatch.setattr("pore.families.families", lambda: {"llava": page.MyFamily()})
+    model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])
     with pore.FastV(keep=5)(model) as run:
-        model(**batch([prompt(3, 1, 5)]))
-    assert run.report.samples[0].images[0].seen == N
+        model(**inputs)
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert [sample.images[0].seen for sample in run.report] == [N, N]
     assert "llava" in families()
 
 
