@@ -8,9 +8,7 @@ SDPA, FlashAttention and eager stay as they are, and only one query row is compu
 
 from __future__ import annotations
 
-import copy
 import itertools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -18,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from pore._private import attention_kernel, attention_name, register_attention, with_attention
 from pore.errors import ScoreError, UnsupportedModelError
 from pore.layout import Layout
 
@@ -64,7 +63,7 @@ class AttentionTap:
         key_bias: Callable[[], Tensor | None] | None = None,
     ) -> None:
         config: Any = getattr(module, "config", None)
-        implementation = getattr(config, "_attn_implementation", None)
+        implementation = attention_name(config)
         if implementation is None:
             raise UnsupportedModelError(
                 f"{type(module).__name__} has no attention implementation in its config, so its "
@@ -73,8 +72,13 @@ class AttentionTap:
         self._module = module
         self._config = config
         # The suffix keeps checks such as `"flash" in name` of modules true for the copy.
-        self._name = f"{implementation}_pore{next(_names)}"
-        kernel, sdpa = _kernel(module, implementation), _registry()["sdpa"]
+        name = f"{implementation}_pore{next(_names)}"
+        kernel = attention_kernel(module, implementation)
+        if kernel is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has no eager attention that pore can find; load the "
+                "model with attn_implementation='sdpa'."
+            )
 
         def tapped(
             module: nn.Module,
@@ -97,41 +101,17 @@ class AttentionTap:
             if bias is None:
                 return kernel(module, query, key, value, attention_mask, *args, **kwargs)
             # FlashAttention takes no such mask; SDPA is what every torch has.
+            sdpa = attention_kernel(module, "sdpa")
+            assert sdpa is not None
             return sdpa(module, query, key, value, bias[:, None, None].to(query), *args, **kwargs)
 
-        self._registry = _registry()
-        self._registry.register(self._name, tapped)
-        own = copy.copy(config)
-        # Past the property of the same name, which validates and spreads to sub-configs.
-        own._attn_implementation_internal = self._name
-        module.config = own
+        self._forget = register_attention(name, tapped)
+        module.config = with_attention(config, name)
 
     def remove(self) -> None:
         """Give the module its config back and forget the function."""
         self._module.config = self._config
-        self._registry._global_mapping.pop(self._name, None)
-
-
-def _registry() -> Any:
-    # Imported late: it takes transformers seconds, which `import pore` should not.
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    return ALL_ATTENTION_FUNCTIONS
-
-
-def _kernel(module: nn.Module, implementation: str) -> Callable[..., Any]:
-    if implementation != "eager":
-        kernel: Callable[..., Any] = _registry()[implementation]
-        return kernel
-    # Eager attention lives beside each model's own modules.
-    for base in type(module).__mro__:
-        found = getattr(sys.modules[base.__module__], "eager_attention_forward", None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
-    raise UnsupportedModelError(
-        f"{type(module).__name__} has no eager attention that pore can find; load the model with "
-        "attn_implementation='sdpa'."
-    )
+        self._forget()
 
 
 @dataclass(frozen=True)

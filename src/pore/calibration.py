@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._files import write_atomic
+from pore._private import execution_device
 from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
 from pore.errors import CalibrationError, InputError, ProfileError, ScoreError
@@ -866,7 +867,7 @@ def _device(model: nn.Module) -> torch.device:
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     device: torch.device = embeddings.weight.device
     if device.type == "meta":  # offloaded by accelerate, which knows where it will compute
-        device = torch.device(embeddings._hf_hook.execution_device)
+        device = execution_device(embeddings)
     return device
 
 

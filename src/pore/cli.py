@@ -979,6 +979,8 @@ def _draw_kept(processor: Any, sample: Sample, report: Any, answer: str, path: P
 def _setup(
     model: Any, hardware: dict[str, Any], versions: dict[str, str], seed: int
 ) -> dict[str, str]:
+    from pore._private import attention_name
+
     machine = [hardware["cpu"], f"{hardware['cpu_cores']} cores", f"{hardware['threads']} threads"]
     if "gpu" in hardware:
         machine.append(hardware["gpu"])
@@ -986,7 +988,7 @@ def _setup(
         "machine": ", ".join(machine),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "model": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}, "
-        f"{model.config._attn_implementation} attention",
+        f"{attention_name(model.config)} attention",
         "seeds": f"{seed} for Random and the bootstrap; the scenes have seeds of their own",
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -17,6 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pore._private import (
+    DEEPSTACK,
+    cached_keys,
+    layer_number,
+    slots_of,
+    unwrapped,
+    uses_flash,
+)
 from pore.attention import AttentionTap, LayerAttention, Reader
 from pore.errors import (
     BudgetError,
@@ -322,7 +330,7 @@ def remove(model: nn.Module) -> None:
     Raises:
         ModelStateError: The model is inside a `with` block, whose end does this.
     """
-    run = _active.get(_unwrapped(model))
+    run = _active.get(unwrapped(model))
     if run is None:
         return
     if not run.permanent:
@@ -342,7 +350,7 @@ def unpruned(model: nn.Module) -> nn.Module:
     Raises:
         ModelStateError: The model is pruned.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     if model in _active:
         raise ModelStateError(
             f"This model is already pruned by {_active[model].pruner!r}; leave that `with` block, "
@@ -402,7 +410,7 @@ class Run:
 
     def __init__(self, pruner: Pruner, model: nn.Module, history: int | None = None) -> None:
         self.pruner = pruner
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         self.family = family_of(self.model)
         self.permanent = False
         self.report = Report(pruner, self.model, self.family, history)
@@ -461,7 +469,7 @@ class Run:
         family, model = self.family, self.model
         base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
         config: Any = decoder.config
-        self._decoder_config, self._flash = config, "flash" in config._attn_implementation
+        self._decoder_config, self._flash = config, uses_flash(config)
         windows = [window_of(config, i) for i in range(len(layers))]
         self._window = min((w for w in windows if w is not None), default=None)
         first = min([stage.layer for stage in self._stages], default=len(layers))
@@ -486,10 +494,9 @@ class Run:
             self._watch = TowerWatch(model, family, tower, remember)
             self.report.notes = tuple(self._watch.notes)
             self._undo.append(self._watch.remove)
-        if hasattr(decoder, "_deepstack_process"):
-            process: Any = decoder._deepstack_process
-            added = partial(self._deepstack, process)
-            self._undo.append(override(decoder, added, "_deepstack_process"))
+        if hasattr(decoder, DEEPSTACK):
+            added = partial(self._deepstack, getattr(decoder, DEEPSTACK))
+            self._undo.append(override(decoder, added, DEEPSTACK))
         for stage in self._stages:
             if stage.attention is not None:
                 assert stage.probed is not None
@@ -663,9 +670,9 @@ class Run:
         """Run a layer up to its attention, whose tap then reads it and stops."""
         attention = self.family.attention(layer)
         cache, given = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        index: int = attention.layer_idx  # type: ignore[assignment]
+        index = layer_number(attention)
         past = self._track(forward, number)
-        forward.earlier = _cached_keys(cache, index, past.valid, hidden.shape[1])
+        forward.earlier = _keys_before(cache, index, past.valid, hidden.shape[1])
         if forward.short is not None:
             kwargs = forward.short.kwargs(kwargs, hidden, attention)
         short = self._shortened(forward, self._extended(forward, past, hidden), hidden.shape[1])
@@ -1220,7 +1227,7 @@ def _padding_before(tokens: Tensor) -> Tensor:
     return (tokens.cumsum(1) == 0).sum(1)
 
 
-def _cached_keys(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _keys_before(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """What `length` new tokens see in the cache of a layer.
 
     Args:
@@ -1232,25 +1239,13 @@ def _cached_keys(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Ten
     Returns:
         keys (B, G, m, d) and (B, m) bool, of the m latest slots that a sliding window leaves.
     """
-    layers = getattr(cache, "layers", ())
-    keys = getattr(layers[layer], "keys", None) if layer < len(layers) else None
-    count = past.shape[1]
+    keys, count = cached_keys(cache, layer), past.shape[1]
     if count == 0 or keys is None:
         return past.new_empty(len(past), 1, 0, 1), past[:, :0]
-    left = min(count, cache.get_mask_sizes(length, layer)[0] - length)
+    left = min(count, slots_of(cache, length, layer) - length)
     keys = keys[:, :, :count]
     return keys[:, :, keys.shape[2] - left :], past[:, count - left :]
 
 
 class _Seen(Exception):
     """Ends a layer that ran in advance, once its attention is known."""
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model that transformers made, out of the wrapping of torch.compile and of peft."""
-    wrapped: Any = model
-    if hasattr(wrapped, "_orig_mod"):
-        wrapped = wrapped._orig_mod
-    if hasattr(wrapped, "get_base_model"):
-        wrapped = wrapped.get_base_model()
-    return wrapped  # type: ignore[no-any-return]

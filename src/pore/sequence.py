@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pore._private import causal_mask, layer_number, sliding_layers, slots_of, uses_flash
 from pore.errors import ModelStateError, UnsupportedModelError
 
 
@@ -129,7 +130,7 @@ def own_slots(cache: Any, sliding: bool) -> int:
     """
     if cache is None:
         return 0
-    kinds = list(getattr(cache, "is_sliding", ()))
+    kinds = sliding_layers(cache)
     return int(cache.get_seq_length(kinds.index(sliding) if sliding in kinds else 0))
 
 
@@ -266,7 +267,7 @@ class Shortened:
             A copy with mask, positions and rotary embedding shortened; the same object where
             nothing is to be changed, as for most decoded tokens.
         """
-        layer: int = 0 if attention is None else attention.layer_idx  # type: ignore[assignment]
+        layer = 0 if attention is None else layer_number(attention)
         unmasked = self.track.full and self._window(layer) is None
         unmasked = unmasked and kwargs.get("attention_mask") is None
         if self.index is None and self._rotary is None and unmasked:
@@ -281,7 +282,7 @@ class Shortened:
             for name in ("position_embeddings", "position_ids"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = self._memo(kwargs[name], hidden, self._positions)
-            if "position_ids" in kwargs and "flash" in self._config._attn_implementation:
+            if "position_ids" in kwargs and uses_flash(self._config):
                 # Positions with gaps would be read as packed sequences, which reads the device
                 # in every layer and forgets what is in the cache. RoPE is in the tables.
                 kwargs["position_ids"] = None
@@ -320,7 +321,7 @@ class Shortened:
         """
         slots = self.track.columns.shape[1]
         if cache is not None:
-            slots = cache.get_mask_sizes(self.length, layer)[0]
+            slots = slots_of(cache, self.length, layer)
         window, sliding = self._window(layer), window_of(self._config, layer) is not None
         start, lost = self._starts[sliding], False
         if self._own is not None or (start is None and self.chunk > 1):
@@ -415,16 +416,13 @@ class Shortened:
         window: int | None,
         first: Tensor | None,
     ) -> Any:
-        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
-
-        implementation = self._config._attn_implementation
         columns, valid = columns[:, -slots:], valid[:, -slots:]
         used = valid.shape[1]
         valid = nn.functional.pad(valid, (0, slots - used))
-        see = causal_mask_function
+        see = None
         if window is not None:
             columns = nn.functional.pad(columns, (0, slots - used))
-            if "flash" in implementation:
+            if uses_flash(self._config):
                 valid = valid & self._near(columns, used, window, first)
             else:
 
@@ -432,18 +430,13 @@ class Shortened:
                     where = None if first is None else first[b]
                     return (k <= q) & ~_far(columns[b, q], columns[b, k], window, where)
 
-        return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
-            batch_size=hidden.shape[0],
-            q_length=self.length,
-            kv_length=slots,
-            q_offset=used - self.length,
-            kv_offset=0,
-            mask_function=see,
-            attention_mask=valid,
-            allow_is_causal_skip=False,
-            dtype=hidden.dtype,
+        return causal_mask(
+            hidden,
+            valid,
             config=self._config,
-            device=hidden.device,
+            length=self.length,
+            offset=used - self.length,
+            see=see,
         )
 
     def _near(self, columns: Tensor, used: int, window: int, first: Tensor | None) -> Tensor:

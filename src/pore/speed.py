@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._files import write_atomic
+from pore._private import attention_name, random_model
 from pore.errors import InputError
 from pore.families import Family, family_of, identity
 from pore.flops import Flops, model_flops
@@ -382,14 +383,11 @@ def build(
         InputError: The attention implementation cannot be used here.
     """
     from transformers import LlavaForConditionalGeneration
-    from transformers.initialization import no_init_weights
 
     config = llava_config(shape)
     try:
-        with torch.device(device), no_init_weights():
-            model = LlavaForConditionalGeneration._from_config(
-                config, dtype=dtype, attn_implementation=attention
-            )
+        with torch.device(device):
+            model = random_model(LlavaForConditionalGeneration, config, dtype, attention)
     except (ImportError, ValueError) as error:
         raise InputError(f"{shape} cannot be built with attention {attention!r}: {error}") from None
     generator = torch.Generator().manual_seed(seed)
@@ -471,7 +469,7 @@ class Attainable:
 
         decoder, cache = self._decoder, past_key_values
         past = cache.get_seq_length()
-        if past and decoder.config._attn_implementation != "eager":
+        if past and attention_name(decoder.config) != "eager":
             # Other kernels need no mask, so that layers with shorter caches are no matter.
             return type(decoder).forward(
                 decoder,
@@ -503,7 +501,7 @@ class Attainable:
     def _mask(self, hidden: Tensor) -> Tensor | None:
         """What the attention needs to be causal: nothing, but for eager."""
         length = hidden.shape[1]
-        if length == 1 or self._decoder.config._attn_implementation != "eager":
+        if length == 1 or attention_name(self._decoder.config) != "eager":
             return None
         closed = torch.finfo(hidden.dtype).min
         return hidden.new_full((length, length), closed).triu(1)[None, None]
@@ -1044,7 +1042,7 @@ def _model(model: nn.Module, shape: ModelShape, runner: _Runner) -> dict[str, An
         "parameters": sum(p.numel() for p in weights),
         "weights_bytes": sum(p.nbytes for p in weights),
         "dtype": str(runner.dtype).removeprefix("torch."),
-        "attention": decoder.config._attn_implementation,
+        "attention": attention_name(decoder.config),
         "matmul_precision": torch.get_float32_matmul_precision(),
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from pore._private import commit
 from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family as Family
@@ -104,4 +105,4 @@ def identity(model: nn.Module) -> dict[str, Any]:
     if name is not None and Path(name).is_dir():
         path = Path(name).resolve()
         name = "embedded" if path == Path(embedded_model()).resolve() else path.name
-    return {"model": name, "revision": getattr(config, "_commit_hash", None)}
+    return {"model": name, "revision": commit(config)}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pore._private import tiles_of
 from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
@@ -48,13 +49,8 @@ class LlavaNext(Family):
 
     def _tiles(self, model: nn.Module, size: Tensor) -> tuple[int, int]:
         """(rows, columns) of the tiles of an image of (height, width) pixels."""
-        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
-
         config: Any = self.base(model).config
-        rows, columns = get_anyres_image_grid_shape(
-            size, config.image_grid_pinpoints, config.vision_config.image_size
-        )
-        return rows, columns
+        return tiles_of(size, config.image_grid_pinpoints, config.vision_config.image_size)
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images and videos of a prompt: runs of their tokens, cut by what each comes to."""

@@ -1,0 +1,218 @@
+"""What we use of transformers, torch and accelerate that they do not promise to keep.
+
+All of it is here, each with what it is and why nothing public does. `tests/test_private.py` names
+each and says what it must mean, so that a version that drops one fails there and by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEEPSTACK = "_deepstack_process"
+"""The method of a Qwen3-VL decoder that adds features of lower tower layers to visual tokens.
+
+It runs between two decoder layers, where no hook reaches."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that transformers made, out of the wrapping of torch.compile and of peft.
+
+    `_orig_mod` is the module that `torch.compile` compiled.
+    """
+    wrapped: Any = model
+    if hasattr(wrapped, "_orig_mod"):
+        wrapped = wrapped._orig_mod
+    if hasattr(wrapped, "get_base_model"):
+        wrapped = wrapped.get_base_model()
+    return wrapped  # type: ignore[no-any-return]
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where accelerate computes a module whose weights it has offloaded.
+
+    `_hf_hook` is accelerate's hook on the module; its weights are on "meta" until it is called.
+    """
+    hooked: Any = module
+    return torch.device(hooked._hf_hook.execution_device)
+
+
+def commit(config: Any) -> str | None:
+    """The commit on the hub of a checkpoint that was loaded from there.
+
+    `_commit_hash` is where `from_pretrained` notes it; None where it was not loaded from there, and
+    with a transformers (5.23) that notes it nowhere.
+    """
+    found: str | None = getattr(config, "_commit_hash", None)
+    return found
+
+
+def random_model(kind: Any, config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """A model with its parameters left as they were allocated.
+
+    `_from_config` is what the auto classes build a model with, in a dtype and with an attention
+    kernel; `no_init_weights` spares it the minutes that initialising 7B parameters takes.
+    """
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        return kind._from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+# -- attention ------------------------------------------------------------------------------------
+
+
+def attention_name(config: Any) -> str | None:
+    """The name of the attention kernel that a config asks for, such as "sdpa".
+
+    `_attn_implementation` is where modules read it, at every call. None where there is none.
+    """
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def uses_flash(config: Any) -> bool:
+    """Whether that kernel has FlashAttention's contract: 2-D masks or none, tokens in order."""
+    return "flash" in str(attention_name(config))
+
+
+def with_attention(config: Any, name: str) -> Any:
+    """A copy of a config that asks for another attention kernel.
+
+    `_attn_implementation` is a property, which checks a name and spreads it to sub-configs; what it
+    gives is `_attn_implementation_internal`.
+    """
+    own = copy.copy(config)
+    own._attn_implementation_internal = name
+    return own
+
+
+def attention_kernel(module: nn.Module, name: str) -> Callable[..., Any] | None:
+    """The kernel of a name, as an attention module calls it; None where there is none to be found.
+
+    Eager attention is no kernel of `ALL_ATTENTION_FUNCTIONS`: a function `eager_attention_forward`
+    lies beside each model's own modules.
+    """
+    if name != "eager":
+        kernel: Callable[..., Any] = _kernels()[name]
+        return kernel
+    for base in type(module).__mro__:
+        found = getattr(sys.modules[base.__module__], "eager_attention_forward", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    return None
+
+
+def register_attention(name: str, kernel: Callable[..., Any]) -> Callable[[], None]:
+    """Make a kernel known by a name to all models; what is returned takes it back.
+
+    Registering is public, taking back is not: `del` forgets what one model file overrides, and
+    `_global_mapping` is what all of them share.
+    """
+    kernels = _kernels()
+    kernels.register(name, kernel)
+
+    def undo() -> None:
+        kernels._global_mapping.pop(name, None)
+
+    return undo
+
+
+def _kernels() -> Any:
+    # Imported late: it takes transformers seconds, which `import pore` should not.
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS
+
+
+def layer_number(attention: nn.Module) -> int:
+    """Which layer of the cache an attention module fills: `layer_idx`."""
+    number: int = attention.layer_idx  # type: ignore[assignment]
+    return number
+
+
+# -- masks and caches -----------------------------------------------------------------------------
+
+
+def causal_mask(
+    hidden: Tensor,
+    valid: Tensor,
+    *,
+    config: Any,
+    length: int,
+    offset: int,
+    see: Callable[[Any, Any, Any, Any], Any] | None = None,
+) -> Any:
+    """A causal mask in the form that the kernel of a config takes.
+
+    `ALL_MASK_ATTENTION_FUNCTIONS` and `causal_mask_function` of `masking_utils` are what
+    transformers makes its own masks with. `create_causal_mask` above them takes the numbers of
+    slots from the first layer of the cache, which is another's where layers hold fewer tokens.
+
+    Args:
+        hidden: (B, length, D) states of the queries.
+        valid: (B, slots) bool, False at keys that nothing sees.
+        config: The decoder's config.
+        length: Queries.
+        offset: Keys before the first query.
+        see: Says of sample, head, query and key whether the query sees the key; None is causal.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
+    return ALL_MASK_ATTENTION_FUNCTIONS[attention_name(config)](
+        batch_size=hidden.shape[0],
+        q_length=length,
+        kv_length=valid.shape[1],
+        q_offset=offset,
+        kv_offset=0,
+        mask_function=see or causal_mask_function,
+        attention_mask=valid,
+        allow_is_causal_skip=False,
+        dtype=hidden.dtype,
+        config=config,
+        device=hidden.device,
+    )
+
+
+def slots_of(cache: Any, length: int, layer: int) -> int:
+    """The keys that a layer's kernel gets for `length` new tokens: those in the cache, and theirs.
+
+    `get_mask_sizes` is what transformers sizes masks by; a sliding layer's cache lets go of some,
+    a static one has empty slots behind.
+    """
+    slots: int = cache.get_mask_sizes(length, layer)[0]
+    return slots
+
+
+def sliding_layers(cache: Any) -> list[bool]:
+    """Of every layer of a cache whether it lets go of what is out of a window: `is_sliding`."""
+    return list(getattr(cache, "is_sliding", ()))
+
+
+def cached_keys(cache: Any, layer: int) -> Tensor | None:
+    """(B, G, n, d) keys that a layer has in the cache; None before it has any.
+
+    `layers[i].keys`; no public function reads what a cache holds.
+    """
+    layers = getattr(cache, "layers", ())
+    keys: Tensor | None = getattr(layers[layer], "keys", None) if layer < len(layers) else None
+    return keys
+
+
+# -- families -------------------------------------------------------------------------------------
+
+
+def tiles_of(size: Any, pinpoints: Any, side: int) -> tuple[int, int]:
+    """(rows, columns) of the tiles into which LLaVA-NeXT cuts an image of (height, width) pixels.
+
+    `get_anyres_image_grid_shape` is a function of its model file.
+    """
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    rows, columns = get_anyres_image_grid_shape(size, pinpoints, side)
+    return rows, columns

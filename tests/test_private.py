@@ -1,0 +1,284 @@
+"""What transformers, torch and accelerate do not promise, but `pore._private` relies on."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+from torch import nn
+from transformers import (
+    DynamicCache,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    StaticCache,
+    modeling_utils,
+)
+
+import pore
+from models import batch, prompt, tiny_llava
+from pore import _private
+from pore.families import family_of
+
+SOURCE = Path(pore.__file__).parent
+# Modules of transformers that its documentation is of, beside the top one.
+DOCUMENTED = {"transformers.modeling_outputs", "transformers.utils.logging"}
+
+
+def test_compiled_models_hold_the_original() -> None:
+    """`torch.compile(model)._orig_mod`."""
+    model = nn.Linear(2, 2)
+    assert _private.unwrapped(torch.compile(model)) is model  # type: ignore[arg-type]
+    assert _private.unwrapped(model) is model
+
+
+def test_wrapped_by_peft() -> None:
+    """`get_base_model`, which is public, and below it the model itself."""
+    peft = pytest.importorskip("peft")
+    model = tiny_llava()
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+    assert _private.unwrapped(wrapped) is model
+
+
+def test_offloaded_modules_know_where_they_compute() -> None:
+    """`module._hf_hook.execution_device` of accelerate."""
+    module = nn.Linear(2, 2)
+    accelerate.cpu_offload(nn.Sequential(module), execution_device=torch.device("cpu"))
+    assert module.weight.device.type == "meta"
+    assert _private.execution_device(module) == torch.device("cpu")
+
+
+def test_commit_of_a_checkpoint() -> None:
+    """`config._commit_hash`, which configs of transformers 5.16 take from the hub.
+
+    5.23 tells the commit nowhere, so that it is unknown.
+    """
+    config = LlavaConfig(_commit_hash="abc")
+    told = Version(transformers.__version__) < Version("5.23")
+    assert _private.commit(config) == ("abc" if told else None)
+    assert _private.commit(LlavaConfig()) is None
+
+
+def test_models_are_built_without_initialising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`PreTrainedModel._from_config`, `transformers.initialization.no_init_weights`."""
+    config = tiny_llava().config
+    calls = []
+    monkeypatch.setattr(nn.init, "normal_", lambda *args, **_: calls.append(args))
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", lambda *args, **_: calls.append(args))
+    made = _private.random_model(LlavaForConditionalGeneration, config, torch.bfloat16, "eager")
+    assert not calls
+    assert made.dtype == torch.bfloat16
+    assert _private.attention_name(made.model.language_model.config) == "eager"
+
+
+# -- attention ------------------------------------------------------------------------------------
+
+
+def test_attention_of_a_config() -> None:
+    """`config._attn_implementation`, read from `_attn_implementation_internal`."""
+    model = tiny_llava(attention="sdpa")
+    config = model.model.language_model.config
+    assert _private.attention_name(config) == "sdpa"
+    assert not _private.uses_flash(config)
+    own = _private.with_attention(config, "flash_of_ours")
+    assert type(own) is type(config)
+    assert _private.attention_name(own) == "flash_of_ours"
+    assert _private.uses_flash(own)
+    assert _private.attention_name(config) == "sdpa"
+    assert _private.attention_name(nn.Linear(1, 1)) is None
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_modules_call_the_kernel_that_their_config_names(attention: str) -> None:
+    """`ALL_ATTENTION_FUNCTIONS`, its `_global_mapping`, and `eager_attention_forward`."""
+    model, inputs = tiny_llava(attention=attention), batch([prompt(3, 1, 5)])
+    family = family_of(model)
+    module: Any = family.attention(family.layers(model)[1])
+    kernel = _private.attention_kernel(module, attention)
+    assert kernel is not None
+    seen = []
+
+    def ours(module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        seen.append((module, query.shape, key.shape, sorted(kwargs)))
+        return kernel(module, query, key, value, mask, **kwargs)
+
+    config, before = module.config, dict(modeling_utils.ALL_ATTENTION_FUNCTIONS)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        forget = _private.register_attention("pore_test", ours)
+        module.config = _private.with_attention(config, "pore_test")
+        try:
+            logits = model(**inputs).logits
+        finally:
+            module.config = config
+            forget()
+    length = inputs["input_ids"].shape[1]
+    [(which, query, key, names)] = seen
+    assert which is module
+    assert query == (1, 4, length, 8)
+    assert key == (1, 2, length, 8)  # before they are repeated for the heads of a group
+    assert "scaling" in names
+    assert torch.equal(logits, expected)
+    assert dict(modeling_utils.ALL_ATTENTION_FUNCTIONS) == before
+
+
+def test_a_module_without_eager_attention_has_no_kernel() -> None:
+    assert _private.attention_kernel(nn.Linear(1, 1), "eager") is None
+
+
+def test_layers_have_the_number_of_their_place_in_the_cache() -> None:
+    """`attention.layer_idx`."""
+    model = tiny_llava()
+    family = family_of(model)
+    numbers = [_private.layer_number(family.attention(layer)) for layer in family.layers(model)]
+    assert numbers == list(range(len(numbers)))
+
+
+# -- masks and caches -----------------------------------------------------------------------------
+
+
+def test_masks_are_causal_and_hide_padding() -> None:
+    """`ALL_MASK_ATTENTION_FUNCTIONS` and `causal_mask_function` of `masking_utils`."""
+    config = tiny_llava(attention="sdpa").model.language_model.config
+    hidden = torch.zeros(1, 3, 8)
+    valid = torch.tensor([[False, True, True, True, True]])
+    mask = _private.causal_mask(hidden, valid, config=config, length=3, offset=2)
+    causal = torch.tensor([[0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
+    assert torch.equal(mask, causal[None, None])
+
+    def near(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return (k <= q) & (q - k < 2)
+
+    mask = _private.causal_mask(hidden, valid, config=config, length=3, offset=2, see=near)
+    band = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
+    assert torch.equal(mask, band[None, None])
+    flash = _private.with_attention(config, "flash_attention_2")
+    mask = _private.causal_mask(hidden, valid, config=flash, length=3, offset=2)
+    assert torch.equal(mask.bool(), valid)
+
+
+def test_what_a_cache_holds() -> None:
+    """`cache.get_mask_sizes`, `cache.is_sliding` and `cache.layers[i].keys`."""
+    config = tiny_llava(layers=2).model.language_model.config
+    keys, values = torch.randn(2, 1, 2, 5, 8).unbind(0)
+    cache = DynamicCache(config=config)
+    assert _private.cached_keys(None, 0) is None
+    assert _private.cached_keys(cache, 0) is None
+    assert _private.slots_of(cache, 5, 0) == 5
+    cache.update(keys, values, 0)
+    assert torch.equal(_private.cached_keys(cache, 0), keys)
+    assert _private.slots_of(cache, 1, 0) == 6
+    assert _private.sliding_layers(cache) == [False, False]
+    static = StaticCache(config=config, max_cache_len=9)
+    static.update(keys, values, 0)
+    assert _private.slots_of(static, 1, 0) == 9
+    assert torch.equal(_private.cached_keys(static, 0)[:, :, :5], keys)
+    sliding = SimpleNamespace(is_sliding=[True, False])
+    assert _private.sliding_layers(sliding) == [True, False]
+    assert _private.sliding_layers(None) == []
+
+
+def test_caches_know_which_layers_slide() -> None:
+    from transformers import Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        num_hidden_layers=3,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=4,
+    )
+    cache = DynamicCache(config=config)
+    assert _private.sliding_layers(cache) == [True, False, True]
+    keys = torch.randn(1, 1, 6, 8)
+    for layer in range(3):
+        cache.update(keys, keys, layer)
+    assert [_private.slots_of(cache, 1, layer) for layer in range(3)] == [4, 7, 4]
+
+
+# -- families -------------------------------------------------------------------------------------
+
+
+def test_deepstack_adds_features_to_visual_tokens() -> None:
+    """`_deepstack_process` of the decoders of Qwen3-VL, called by their `forward`."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+    from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
+
+    for kind in (Qwen3VLTextModel, Qwen3VLMoeTextModel):
+        process = getattr(kind, _private.DEEPSTACK)
+        assert f"self.{_private.DEEPSTACK}(" in inspect.getsource(kind.forward)
+        assert list(inspect.signature(process).parameters)[1:] == [
+            "hidden_states",
+            "visual_pos_masks",
+            "visual_embeds",
+        ]
+        visual = torch.tensor([[False, True, True]])
+        added = process(None, torch.zeros(1, 3, 2), visual, torch.tensor([[1.0, 2], [3, 4]]))
+        assert added.tolist() == [[[0, 0], [1, 2], [3, 4]]]
+
+
+def test_tiles_of_an_image() -> None:
+    """`get_anyres_image_grid_shape`: rows and columns of the best of the sizes that are allowed."""
+    assert _private.tiles_of((300, 700), [[336, 672], [672, 336]], 336) == (1, 2)
+    assert _private.tiles_of(torch.tensor([700, 300]), [[336, 672], [672, 336]], 336) == (2, 1)
+
+
+# -- nothing else ---------------------------------------------------------------------------------
+
+
+def own_names(trees: dict[Path, ast.Module]) -> set[str]:
+    """The underscored names that the package itself defines."""
+    found = {"_replace", "_asdict"}  # of named tuples, and documented
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+                found |= {node.attr} if of_self else set()
+    return found
+
+
+def foreign(tree: ast.Module, own: set[str]) -> Iterator[str]:
+    """Private names of others that a file reads, or undocumented modules that it imports from."""
+    parts = {id(p) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for p in n.values}
+    for node in ast.walk(tree):
+        names = []
+        if id(node) in parts:
+            continue
+        if isinstance(node, ast.Attribute):
+            names = [node.attr]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = getattr(node, "module", None)
+            modules = [alias.name for alias in node.names] if module is None else [module]
+            for name in modules:
+                if name.startswith("transformers.") and name not in DOCUMENTED:
+                    yield f"line {node.lineno}: {name}"
+            if module is not None and not module.startswith("pore"):
+                names = [*module.split("."), *(alias.name for alias in node.names)]
+        for name in names:
+            if re.fullmatch(r"_[a-z]\w*", name) and name not in own:
+                yield f"line {node.lineno}: {name}"
+
+
+def test_no_other_file_touches_what_is_private() -> None:
+    trees = {path: ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")}
+    private = trees.pop(SOURCE / "_private.py")
+    own = own_names(trees)
+    found = {
+        str(path.relative_to(SOURCE)): list(foreign(tree, own)) for path, tree in trees.items()
+    }
+    assert {path: lines for path, lines in found.items() if lines} == {}
+    named = {line.split(": ")[1] for line in foreign(private, own)}
+    assert {"_attn_implementation", "_orig_mod", "_hf_hook", "_deepstack_process"} <= named
