@@ -824,7 +824,7 @@ def test_text_only_model_is_refused(processor: Any, samples: list[Sample]) -> No
     from transformers import LlamaForCausalLM
 
     config = tiny_llava().config.text_config
-    with pytest.raises(UnsupportedModelError, match="no vision tower"):
+    with pytest.raises(UnsupportedModelError, match="no vision tower in its config"):
         run(LlamaForCausalLM(config), processor, samples)
 
 

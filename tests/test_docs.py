@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import pore
+from family_cases import text_config
 from models import N, batch, prompt, tiny_llava
-from pore.families import families
-from pore.families.base import equal_images
+from pore.families import family_of
 from pore.methods import methods
 from pore.shapes import ModelShape
+from unknown import my_vlm
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -44,20 +45,16 @@ def test_adding_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_adding_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = example("adding-a-family.md", monkeypatch)
-
-    def of_the_model(columns: Any, size: int, grid: tuple[int, int]) -> Any:
-        assert (size, grid) == (256, (16, 16))
-        return equal_images(columns, N, (4, 4))
-
-    monkeypatch.setattr(page, "equal_images", of_the_model)
-    monkeypatch.setattr("pore.families.families", lambda: {"llava": page.MyFamily()})
-    model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])
-    with pore.FastV(keep=5)(model) as run:
-        model(**inputs)
-        model.generate(**inputs, max_new_tokens=2, do_sample=False)
-    assert [sample.images[0].seen for sample in run.report] == [N, N]
-    assert "llava" in families()
+    monkeypatch.setattr(pore.Family, "registry", dict(pore.Family.registry))
+    family = example("adding-a-family.md", monkeypatch).MyVLM
+    model = my_vlm(text_config("LlamaConfig"))
+    assert type(family_of(model)) is family
+    tokens = torch.tensor([[5, *[100] * 256, 6, *[100] * 256, 7]])
+    inputs = {"input_ids": tokens, "pixel_values": torch.randn(2, 3, 64, 64).double()}
+    with pore.FastV(keep=64)(model) as run:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    images = run.report.samples[0].images
+    assert [(image.grid, len(image.kept)) for image in images] == [((16, 16), 64)] * 2
 
 
 def test_trained_methods(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -855,7 +855,7 @@ class TestBadInput:
 
     def test_text_model(self) -> None:
         text = tiny_llava().model.language_model
-        with pytest.raises(UnsupportedModelError, match="no vision tower"):
+        with pytest.raises(UnsupportedModelError, match="no vision tower in its config"):
             pore.FastV(keep=4)(text)
 
     def test_unknown_model(self) -> None:

@@ -17,6 +17,7 @@ from pore.calibration import calibrate as calibrate
 from pore.chain import Chain as Chain
 from pore.embedded import embedded_model as embedded_model
 from pore.errors import PoreError as PoreError
+from pore.families import Family as Family
 from pore.guiding import Guide as Guide
 from pore.guiding import guide as guide
 from pore.methods import *  # noqa: F403 - the registry lists the methods, so that a new one is one line

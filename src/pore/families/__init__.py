@@ -13,32 +13,31 @@ from pore._private import commit
 from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family as Family
-from pore.families.gemma3 import Gemma3
-from pore.families.glm4v import Glm4V
-from pore.families.idefics3 import Idefics3
-from pore.families.internvl import InternVL
-from pore.families.llama4 import Llama4
-from pore.families.llava import Llava
-from pore.families.llava_next import LlavaNext, LlavaNextVideo, LlavaOnevision
-from pore.families.qwen_vl import QwenVL
-
-_BUILT_IN: tuple[type[Family], ...] = (
-    Llava,
-    LlavaNext,
-    LlavaNextVideo,
-    LlavaOnevision,
-    QwenVL,
-    Glm4V,
-    InternVL,
-    Llama4,
-    Idefics3,
-    Gemma3,
-)
+from pore.families.gemma3 import Gemma3 as Gemma3
+from pore.families.glm4v import Glm4V as Glm4V
+from pore.families.idefics3 import Idefics3 as Idefics3
+from pore.families.internvl import InternVL as InternVL
+from pore.families.llama4 import Llama4 as Llama4
+from pore.families.llava import Llava as Llava
+from pore.families.llava_next import LlavaNext as LlavaNext
+from pore.families.llava_next import LlavaNextVideo as LlavaNextVideo
+from pore.families.llava_next import LlavaOnevision as LlavaOnevision
+from pore.families.qwen_vl import QwenVL as QwenVL
 
 
 @cache
+def _load_entry_points() -> None:
+    for entry in metadata.entry_points(group="pore.families"):
+        kind = entry.load()
+        if not (isinstance(kind, type) and issubclass(kind, Family)):
+            raise UnsupportedModelError(
+                f"Entry point {entry.name!r} of group 'pore.families' gives {kind!r}, "
+                "which is no subclass of pore.Family."
+            )
+
+
 def families() -> dict[str, Family]:
-    """All families, built in or from the entry points `pore.families`, by `model_type`.
+    """All families, built in, defined since, or from the entry points `pore.families`.
 
     Returns:
         The adapter for every `config.model_type`.
@@ -46,16 +45,8 @@ def families() -> dict[str, Family]:
     Raises:
         UnsupportedModelError: An entry point does not give a `Family`.
     """
-    kinds = list(_BUILT_IN)
-    for entry in metadata.entry_points(group="pore.families"):
-        kind = entry.load()
-        if not (isinstance(kind, type) and issubclass(kind, Family)):
-            raise UnsupportedModelError(
-                f"Entry point {entry.name!r} of group 'pore.families' gives {kind!r}, "
-                "which is no subclass of pore.families.Family."
-            )
-        kinds.append(kind)
-    return {model_type: kind() for kind in kinds for model_type in kind.model_types}
+    _load_entry_points()
+    return {model_type: kind() for model_type, kind in sorted(Family.registry.items())}
 
 
 def family_of(model: nn.Module) -> Family:
@@ -72,19 +63,17 @@ def family_of(model: nn.Module) -> Family:
     """
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
-    found = families().get(str(model_type))
+    known = families()
+    found = known.get(str(model_type))
     if found is not None:
         return found
-    known = ", ".join(f"{kind.name} ({name})" for name, kind in sorted(families().items()))
-    what = f"{type(model).__name__} (model_type {model_type!r})"
-    if config is not None and not hasattr(config, "vision_config"):
-        raise UnsupportedModelError(
-            f"{what} has no vision tower, so there are no visual tokens to prune. "
-            f"Families that pore knows: {known}."
-        )
+    names = ", ".join(f"{kind.name} ({name})" for name, kind in known.items())
+    tower = hasattr(config, "vision_config")
     raise UnsupportedModelError(
-        f"pore does not know {what}. Families that it knows: {known}. "
-        "docs/adding-a-family.md says how to describe another."
+        f"pore does not know {type(model).__name__} (model_type {model_type!r}"
+        f"{'' if tower else ', no vision tower in its config'}). Families that it knows: {names}. "
+        f"To describe another takes a few lines: a subclass of pore.Family with its name and "
+        f"model_types = ({str(model_type)!r},), see docs/adding-a-family.md."
     )
 
 

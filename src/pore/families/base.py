@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -14,16 +14,20 @@ from pore.errors import InputError, UnsupportedModelError
 from pore.layout import Image, Tiling
 
 
-class Family(ABC):
+class Family:
     """An adapter: where a family keeps its parts, and where its visual tokens lie.
 
     An adapter knows nothing of pruning methods. The defaults fit the usual shape of a model in
     transformers: a multimodal model that holds `language_model`, `vision_tower` and
-    `multi_modal_projector`, wrapped by one that adds `lm_head`.
+    `multi_modal_projector`, wrapped by one that adds `lm_head`; in prompts, one placeholder token
+    for every visual token. From its definition on, a subclass that names `model_types` is the
+    adapter of those, in place of an earlier one.
 
     Attributes:
         name: What people call the family.
         model_types: The `config.model_type` of the models that the adapter is for.
+        placeholder: The token id that stands for visual content in prompts, or the config's name
+            for it.
         encodes: Whether what `get_image_features` is called with says how images become tokens, see
             `tilings`.
         encodes_videos: Whether the same goes for `get_video_features`, see `video_tilings`.
@@ -32,15 +36,28 @@ class Family(ABC):
         token_types: The argument that says, by token, which see those behind them, as those of one
             image do in Gemma; None in a causal decoder. Such a family has `masks`.
         tower_refusal: Why no method can act in the vision tower; None where they can.
+        registry: The adapter of every `model_type`.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    placeholder: ClassVar[str | int] = "image_token_id"
     encodes: ClassVar[bool] = False
     encodes_videos: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     token_types: ClassVar[str | None] = None
-    tower_refusal: ClassVar[str | None] = None
+    tower_refusal: ClassVar[str | None] = (
+        "nothing is said of its tower (`tower_refusal`). Use a method that acts on the embeddings "
+        "or in the decoder."
+    )
+    registry: ClassVar[dict[str, type[Family]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("model_types", ())
+        if isinstance(own, str):
+            raise InputError(f"{cls.__name__}.model_types is a tuple: ({own!r},).")
+        Family.registry.update(dict.fromkeys(own, cls))
 
     def base(self, model: nn.Module) -> nn.Module:
         """The multimodal model: the module whose `forward` gets token ids and pixels."""
@@ -156,11 +173,12 @@ class Family(ABC):
         """
         raise NotImplementedError
 
-    @abstractmethod
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """The images whose visual tokens are among the token ids of this forward.
 
-        A video is one image without a grid.
+        By default every image is as many placeholders as its grid has places; in a family without
+        a `grid`, every unbroken run of placeholders is an image. A video is one image without a
+        grid.
 
         Args:
             model: The model.
@@ -174,10 +192,22 @@ class Family(ABC):
         Raises:
             InputError: Placeholders and images do not fit together.
         """
+        if not comes_with(inputs, "image"):
+            return []
+        token, grid = self.placeholder, self.grid(model)
+        token_id = token if isinstance(token, int) else getattr(model.config, token)
+        columns = placeholder_runs(inputs["input_ids"], token_id)
+        if grid is not None:
+            return equal_images(columns, grid[0] * grid[1], grid)
+        return [
+            Image(row, index, run)
+            for row, where in enumerate(columns)
+            for index, run in enumerate(unbroken(where))
+        ]
 
-    @abstractmethod
     def grid(self, model: nn.Module) -> tuple[int, int] | None:
         """(height, width) in visual tokens that an image has on its own, None if it varies."""
+        return None
 
     def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The pixels among the arguments of a call of `tower(model)`.
@@ -267,6 +297,19 @@ def placeholder_runs(input_ids: Tensor, token_id: int) -> list[list[int]]:
     """
     found = (input_ids == token_id).cpu()
     return [row.nonzero().flatten().tolist() for row in found]
+
+
+def unbroken(columns: Sequence[int]) -> list[list[int]]:
+    """Cut ascending columns into runs without gaps.
+
+    Args:
+        columns: Columns of one sample.
+
+    Returns:
+        The runs, in order.
+    """
+    runs = groupby(enumerate(columns), lambda pair: pair[1] - pair[0])
+    return [[column for _, column in pairs] for _, pairs in runs]
 
 
 def equal_images(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from pore.families.base import Family, comes_with, equal_images, placeholder_runs
-from pore.layout import Image
+from pore.families.base import Family
 
 
 class Gemma3(Family):
@@ -44,15 +42,6 @@ class Gemma3(Family):
             position_ids=None,
             token_type_ids=types,
         )
-
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images of a prompt: runs of the image token."""
-        if not comes_with(inputs, "image"):
-            return []
-        config: Any = model.config
-        columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
-        grid = self.grid(model)
-        return equal_images(columns, grid[0] * grid[1], grid)
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of averages, as of 256 tokens: (16, 16)."""

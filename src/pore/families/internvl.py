@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from torch import nn
 
 from pore.errors import InputError
-from pore.families.base import Family, comes_with, placeholder_runs
+from pore.families.base import Family, comes_with, placeholder_runs, unbroken
 from pore.layout import Image
 
 
@@ -36,9 +35,7 @@ class InternVL(Family):
         size = grid[0] * grid[1]
         images = []
         for row, columns in enumerate(placeholder_runs(inputs["input_ids"], config.image_token_id)):
-            runs = groupby(enumerate(columns), lambda pair: pair[1] - pair[0])
-            for index, (_, pairs) in enumerate(runs):
-                run = [column for _, column in pairs]
+            for index, run in enumerate(unbroken(columns)):
                 if len(run) % size:
                     raise InputError(
                         f"Image {index} of sample {row} has {len(run)} visual tokens, which are no "

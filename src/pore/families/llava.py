@@ -16,6 +16,7 @@ class Llava(Family):
 
     name = "LLaVA-1.5"
     model_types = ("llava",)
+    tower_refusal = None
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: runs of the image token, `side * side` for each image."""
