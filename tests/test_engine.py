@@ -109,7 +109,7 @@ def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
         (
             name,
             type(module),
-            sorted(k for k in module.__dict__ if not k.startswith("_")),
+            sorted(k for k, v in vars(module).items() if not k.startswith("_") or callable(v)),
             len(module._forward_pre_hooks),
             len(module._forward_hooks),
             len(module._forward_hooks_always_called),

@@ -224,6 +224,26 @@ def test_deepstack_adds_features_to_visual_tokens() -> None:
         assert added.tolist() == [[[0, 0], [1, 2], [3, 4]]]
 
 
+def test_generate_runs_the_prompt_by_one_method() -> None:
+    """`_prefill`, whose chunks are as long as its `generation_config.prefill_chunk_size`."""
+    model, ids = tiny_llava(), torch.tensor([[5, 6, 7, 8, 9]])
+    prefill, lengths, configs = getattr(model, _private.PREFILL), [], []
+
+    def ours(input_ids: torch.Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        assert torch.equal(input_ids, ids)
+        configs.append(generation_config.prefill_chunk_size)
+        return prefill(input_ids, generation_config, *args, **kwargs)
+
+    setattr(model, _private.PREFILL, ours)
+    model.model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    model.generate(input_ids=ids, max_new_tokens=2, prefill_chunk_size=2)
+    model.generate(input_ids=ids, max_new_tokens=2)
+    assert configs == [2, None]
+    assert lengths == [2, 2, 1, 1, 5, 1]
+
+
 def test_tiles_of_an_image() -> None:
     """`get_anyres_image_grid_shape`: rows and columns of the best of the sizes that are allowed."""
     assert _private.tiles_of((300, 700), [[336, 672], [672, 336]], 336) == (1, 2)

@@ -19,6 +19,11 @@ DEEPSTACK = "_deepstack_process"
 
 It runs between two decoder layers, where no hook reaches."""
 
+PREFILL = "_prefill"
+"""The method by which `generate` runs a prompt: given token ids and the generation config first.
+
+Only there is it known that what the model is called with is a piece of a prompt."""
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model that transformers made, out of the wrapping of torch.compile and of peft.

@@ -7,6 +7,7 @@ sequence of every prefill with visual tokens, and leaves the model as it was.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from pore._private import (
     DEEPSTACK,
+    PREFILL,
     cached_keys,
     layer_number,
     slots_of,
@@ -374,7 +376,7 @@ def check_query(layout: Layout) -> None:
         row = layout.images[int(at_end.nonzero()[0])].row
         raise InputError(
             f"The prompt of sample {row} ends with a visual token, so no text token looks at "
-            "the image; put the question behind the image, and pass the prompt in one piece."
+            "the image; put the question behind the image, and pass both in one piece."
         )
 
 
@@ -492,8 +494,12 @@ class Run:
         if self.pruner.reads_tower:
             remember = any(stage.tower for stage in [*self._entry, *self._stages])
             self._watch = TowerWatch(model, family, tower, remember)
-            self.report.notes = tuple(self._watch.notes)
+            for note in self._watch.notes:
+                self.report.note(note)
             self._undo.append(self._watch.remove)
+        if hasattr(model, PREFILL):
+            whole = partial(self._prefill_whole, getattr(model, PREFILL))
+            self._undo.append(override(model, whole, PREFILL))
         if hasattr(decoder, DEEPSTACK):
             added = partial(self._deepstack, getattr(decoder, DEEPSTACK))
             self._undo.append(override(decoder, added, DEEPSTACK))
@@ -523,6 +529,24 @@ class Run:
                     "them behind it, or on the embeddings."
                 )
 
+    def _prefill_whole(
+        self,
+        prefill: Callable[..., Any],
+        input_ids: Tensor,
+        generation_config: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The prefill of `generate`, never in chunks: an early one has no question to score by."""
+        if generation_config.prefill_chunk_size is not None:
+            generation_config = copy.copy(generation_config)
+            generation_config.prefill_chunk_size = None
+            self.report.note(
+                "prefill_chunk_size was set aside: what matters in an image is known once the "
+                "whole prompt is, so it was prefilled in one piece."
+            )
+        return prefill(input_ids, generation_config, *args, **kwargs)
+
     def _note_tilings(self, tilings: Sequence[Tiling], videos: bool) -> None:
         self._tilings["video_tilings" if videos else "tilings"] = tilings
 
@@ -532,7 +556,8 @@ class Run:
         """Say where the visual tokens are in prompts given as `inputs_embeds`.
 
         Embeddings do not tell a visual token from text. The marks hold for every following prefill
-        that is given as embeddings; each unbroken run of them is one image.
+        that is given as embeddings; each unbroken run of them is one image. What goes on over the
+        same cache is text, unless new marks are given for it.
 
         Args:
             visual: (B, L) bool, True at visual tokens; None forgets the marks.
@@ -560,7 +585,7 @@ class Run:
         batch, length = embeds.shape[:2]
         forward.state = state = self._state(cache, length)
         self._check_goes_on(state, kwargs.get("position_ids"), length)
-        images = self._images(forward.inputs, batch, length, state.seen)
+        images = self._images(forward.inputs, batch, length, state)
         mask = forward.inputs.get("attention_mask")  # of which the model may have made others
         # Reading the mask of a single new token would cost a synchronisation and tells nothing.
         mask = mask if images or length > 1 else None
@@ -584,7 +609,7 @@ class Run:
             self.report.start(forward.layout)
             if self._watch is not None:
                 self.report.tower(self._watch.tokens)
-        elif length > 1 and state.seen == 0:  # or it is a further turn, or an assistant's draft
+        elif state.seen == 0:  # or it is a new token, a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
         state.seen += length
         if self._entry:
@@ -1012,17 +1037,20 @@ class Run:
             state.crop(state.cached - cached)
         return state
 
-    def _images(self, inputs: dict[str, Any], batch: int, length: int, seen: int) -> list[Image]:
+    def _images(
+        self, inputs: dict[str, Any], batch: int, length: int, state: _CacheState
+    ) -> list[Image]:
         if inputs.get("input_ids") is not None:
             return self.family.images(self.model, {**inputs, **self._tilings})
-        if seen > 0 or length == 1:
+        fresh = self._marked is not None and self._marked is not state.marked
+        if length == 1 or (state.seen > 0 and not fresh):
             return []
         if self._marked is None:
             raise InputError(
                 "The prompt is given as inputs_embeds, which do not tell visual tokens from text; "
                 "say where they are with run.mark_visual(mask), or pass input_ids and pixels."
             )
-        marked = self._marked
+        marked = state.marked = self._marked
         if batch % marked.shape[0] or marked.shape[1] > length:
             raise InputError(
                 f"mark_visual was given a mask of shape {tuple(marked.shape)}, but the prompt has "
@@ -1129,6 +1157,7 @@ class _CacheState:
         padding: (B,) padding at the front of the sequence that windows are counted over.
         total: (B, 1) tokens so far, dropped ones included, padding not; likewise.
         last: (..., B, 1) position of the last token, where the model was given positions; likewise.
+        marked: The marks that were used for it, see `Run.mark_visual`.
         tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
         entry: What the first layer holds, where a stage on the embeddings has dropped tokens, the
             others keep their positions and a layer has a sliding window.
@@ -1141,6 +1170,7 @@ class _CacheState:
         self.padding: Tensor | None = None
         self.total: Tensor | None = None
         self.last: Tensor | None = None
+        self.marked: Tensor | None = None
         self.tracks: dict[int, Track] = {}
         self.entry: Track | None = None
 

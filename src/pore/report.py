@@ -111,7 +111,7 @@ class Report:
     """What a run kept, of every prefill: print it, iterate over samples, or write it as JSON.
 
     Attributes:
-        notes: What the method did otherwise in this model than its authors describe.
+        notes: What was done otherwise than the method's authors or the caller say.
     """
 
     def __init__(
@@ -124,6 +124,11 @@ class Report:
         self.notes: tuple[str, ...] = ()
 
     # -- notes of a running model -----------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Add a note, unless it was made before."""
+        if text not in self.notes:
+            self.notes = (*self.notes, text)
 
     def start(self, layout: Layout) -> None:
         """Note a prefill with visual tokens."""
