@@ -39,7 +39,9 @@ def settings(case: Case) -> dict[str, Any]:
     }
 
 
-@families("LLaVA-NeXT", "Qwen2.5-VL", "Qwen3-VL", "Qwen3.5", "GLM-4V", "InternVL", "SmolVLM")
+@families(
+    "LLaVA-NeXT", "Qwen2.5-VL", "Qwen3-VL", "Qwen3.5", "GLM-4V", "InternVL", "SmolVLM", "Mistral 3"
+)
 class TestTurns:
     """A question is asked once the first is answered, by `generate` over the same cache."""
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 
@@ -27,6 +34,25 @@ def tokens(text: str) -> Tensor:
     found = re.findall(r"<[^>]*>|\n+|\w+", text)
     ids = {word: i for i, word in enumerate(sorted({*found} - {"<image>"}), 1)}
     return torch.tensor([[ids.get(word, IMAGE) for word in found]])
+
+
+def tokenizer(special: dict[str, int], **names: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of a few words, with special tokens of some ids, and names of some of them."""
+    words = {"<pad>": 0, "<unk>": 1, "look": 5, "and": 6, "what": 7}
+    made = Tokenizer(WordLevel(words | special, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    made.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        extra_special_tokens=names,
+    )
+
+
+def picture(height: int, width: int) -> PIL.Image.Image:
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
 
 
 def images(case: family_cases.Case, input_ids: Tensor, **inputs: Any) -> list[Image]:
@@ -117,3 +143,92 @@ class TestLlavaOnevision:
             with type(pruner)(keep=1.0)(model):
                 assert torch.equal(model(**inputs).logits, dense)
         assert [len(image.kept) for image in run.report.samples[0].images] == [6, 6]
+
+
+class TestMistral3:
+    """The processor of transformers itself, with the image processor that needs no torchvision."""
+
+    special = {"[IMG]": 100, "[IMG_BREAK]": 101, "[IMG_END]": 102}  # noqa: RUF012
+    sizes = ((30, 50), (10, 6), (200, 100), (100, 6))
+    grids = ((4, 7), (2, 1), (8, 4), (8, 1))
+    text = ("look [IMG] and [IMG] what", "[IMG][IMG] what")
+
+    def processed(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+        from transformers.models.pixtral import image_processing_pil_pixtral as pil
+
+        name = "transformers.models.pixtral.image_processing_pixtral"
+        monkeypatch.setitem(sys.modules, name, pil)
+        from transformers.models.lighton_ocr.processing_lighton_ocr import LightOnOcrProcessor
+        from transformers.models.pixtral.processing_pixtral import PixtralProcessor
+
+        marked = not isinstance(case, family_cases.LightOnOcr)
+        names = {f"image{mark[4:-1].lower()}_token": mark for mark in self.special}
+        kind = PixtralProcessor if marked else LightOnOcrProcessor
+        processor = kind(
+            image_processor=pil.PixtralImageProcessorPil(
+                size={"longest_edge": 32 * case.merge}, patch_size=4 * case.merge
+            ),
+            tokenizer=tokenizer(self.special, **({} if marked else names)),
+            patch_size=4,
+            spatial_merge_size=case.merge,
+        )
+        pictures = [picture(*(side * case.merge // 2 for side in size)) for size in self.sizes]
+        split = [pictures[:2], pictures[2:]]
+        return dict(processor(text=list(self.text), images=split, padding=True))
+
+    @pytest.mark.parametrize(
+        "case",
+        [family_cases.Mistral3(), family_cases.Pixtral(), family_cases.LightOnOcr()],
+        ids=lambda case: case.name,
+    )
+    def test_rows_end_with_a_token(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        inputs, model = self.processed(case, monkeypatch), case.model()
+        ids = inputs["input_ids"]
+        found = family_of(model).images(model, inputs)
+        assert [(image.row, image.index) for image in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert tuple(image.grid for image in found) == self.grids
+        for image, (height, width) in zip(found, self.grids, strict=True):
+            text = ids[image.row].tolist()
+            assert [text[column] for column in image.columns] == [100] * (height * width)
+            marks = [101] * (height - 1) + [102] if 102 in text else []
+            assert [text[column] for column in image.structure] == marks
+            if marks:
+                both = sorted([*image.columns, *image.structure])
+                assert both == list(range(both[0], both[0] + height * (width + 1)))
+                assert set(image.structure) == set(both[width :: width + 1])
+        marked = [c for image in found for c in (*image.columns, *image.structure)]
+        assert len(marked) == int((ids >= 100).sum())
+
+        dense = ids.ne(0).sum(1).tolist()
+        with pore.FastV(keep=0.5)(model) as run, torch.no_grad():
+            model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        kept = [[len(image.kept) for image in sample.images] for sample in run.report]
+        assert kept == [[14, 1], [16, 4]]
+        assert [s.tokens[-1] for s in run.report] == [dense[0] - 15, dense[1] - 20]
+
+    def test_other_numbers_of_tokens_are_refused(self) -> None:
+        case = family_cases.Mistral3()
+        inputs = case.inputs([[5, -1, 6]])
+        inputs["input_ids"][0, 1] = 7
+        with pytest.raises(InputError, match="1 visual tokens fewer than its images come to"):
+            images(case, **inputs)
+
+    def test_pixels_without_sizes_are_not_padded(self) -> None:
+        case = family_cases.Pixtral()
+        inputs = case.inputs([[5, -1, 6, -1, 7]])
+        with torch.no_grad(), pore.FastV(keep=6)(case.model()) as run:
+            first = case.model()(**inputs).logits
+            del inputs["image_sizes"]
+            second = case.model()(**inputs).logits
+        assert torch.equal(first, second)
+        assert [image.grid for image in images(case, **inputs)] == [(4, 6), (4, 6)]
+        one, other = run.report
+        assert one.images == other.images
+
+    def test_rows_without_marks_have_no_structure(self) -> None:
+        case = family_cases.Mistral3()
+        inputs = case.inputs([[5, -1, 6]])
+        inputs["input_ids"] = torch.tensor([[5, *[100] * 24, 6]])
+        (found,) = images(case, **inputs)
+        assert list(found.structure) == []
+        assert list(found.columns) == list(range(1, 25))

@@ -527,7 +527,9 @@ def watch_tiling(
             if encoding:
                 return encode(*args, **kwargs)
             bound = inspect.signature(encode).bind_partial(*args, **kwargs)
-            note(tilings(model, bound.arguments), videos)
+            named = dict(bound.arguments)
+            named.update(named.pop("kwargs", {}))
+            note(tilings(model, named), videos)
             encoding = True
             try:
                 return encode(*args, **kwargs)

@@ -22,6 +22,9 @@ from pore.families.llava import Llava as Llava
 from pore.families.llava_next import LlavaNext as LlavaNext
 from pore.families.llava_next import LlavaNextVideo as LlavaNextVideo
 from pore.families.llava_next import LlavaOnevision as LlavaOnevision
+from pore.families.mistral3 import LightOnOcr as LightOnOcr
+from pore.families.mistral3 import Mistral3 as Mistral3
+from pore.families.mistral3 import Pixtral as Pixtral
 from pore.families.qwen_vl import QwenVL as QwenVL
 
 
@@ -40,7 +43,8 @@ def families() -> dict[str, Family]:
     """All families, built in, defined since, or from the entry points `pore.families`.
 
     Returns:
-        The adapter for every `config.model_type`.
+        The adapter for every `config.model_type`, and for those with a vision tower of some type
+        where that makes another family of them: "llava+pixtral".
 
     Raises:
         UnsupportedModelError: An entry point does not give a `Family`.
@@ -63,15 +67,16 @@ def family_of(model: nn.Module) -> Family:
     """
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
+    vision = getattr(config, "vision_config", None)
     known = families()
-    found = known.get(str(model_type))
+    found = known.get(f"{model_type}+{getattr(vision, 'model_type', None)}")
+    found = found or known.get(str(model_type))
     if found is not None:
         return found
     names = ", ".join(f"{kind.name} ({name})" for name, kind in known.items())
-    tower = hasattr(config, "vision_config")
     raise UnsupportedModelError(
         f"pore does not know {type(model).__name__} (model_type {model_type!r}"
-        f"{'' if tower else ', no vision tower in its config'}). Families that it knows: {names}. "
+        f"{'' if vision else ', no vision tower in its config'}). Families that it knows: {names}. "
         f"To describe another takes a few lines: a subclass of pore.Family with its name and "
         f"model_types = ({str(model_type)!r},), see docs/adding-a-family.md."
     )

@@ -25,7 +25,8 @@ class Family:
 
     Attributes:
         name: What people call the family.
-        model_types: The `config.model_type` of the models that the adapter is for.
+        model_types: The `config.model_type` of the models that the adapter is for. Followed by "+"
+            and that of the vision tower where only those with such a tower are meant.
         placeholder: The token id that stands for visual content in prompts, or the config's name
             for it.
         encodes: Whether what `get_image_features` is called with says how images become tokens, see
