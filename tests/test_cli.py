@@ -106,6 +106,20 @@ def test_models_come_from_the_registry() -> None:
     for model_type, family in families().items():
         assert model_type in text
         assert family.name in text
+    assert "Set up with more than a model: SGL, Scored" in text
+
+
+def test_models_as_json_say_what_works_and_why_not() -> None:
+    rows = json.loads(run("models", "--json").stdout)
+    assert {kind for row in rows for kind in row["model_types"]} == set(families())
+    listed = {row["family"]: row["methods"] for row in rows}
+    assert all(entry == {"works": True, "limits": []} for entry in listed["LLaVA-1.5"].values())
+    tome = listed["LLaVA-NeXT"]["ToMe"]
+    assert not tome["works"]
+    assert "cannot meet a budget" in tome["limits"][0]["reason"]
+    recurrent = listed["Qwen3.5"]["FastV"]
+    assert recurrent["works"]
+    assert recurrent["limits"][0]["unless"] == "the layers that it reads have attention"
 
 
 # -- flops ----------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 import pore
 from family_cases import CASES, COUSINS, TEXT, Case
+from pore._private import DEEPSTACK
 from pore.errors import UnsupportedModelError
 from pore.families import family_of
 from pore.pruner import Pruner, Stage
 from pore.shapes import TowerShape, model_shape
+from pore.support import support
 from pore.tower import TowerStage, override
 from reference import dropped_by_stage
 from test_engine import fingerprint
@@ -53,17 +55,13 @@ def usual(name: str, keep: int | float, case: Case) -> Pruner:
 def refusal(case: Case, name: str) -> str | None:
     """Why a family does not take a method, or None."""
     family = family_of(case.model())
-    reason = family.tower_refusal
-    if reason is not None and usual(name, KEEP, case).reads_tower:
-        return reason
+    for limit in usual(name, KEEP, case).limits(family):
+        if limit.unless is None:
+            return limit.reason
     if name == "Downsample" and case.tiled:
         return "fill no grid"
-    if name == "ToMe" and case.tiled:
-        return "cannot meet a budget"
     if name in MERGING and case.deepstack:
         return "has merged tokens before"
-    if name == "SparseVLM+" and family_of(case.model()).mrope:
-        return "positions on one axis"
     recurrent = [family.recurrent(layer) for layer in family.layers(case.model())]
     for stage in usual(name, KEEP, case).stages():
         if isinstance(stage, Stage) and stage.probed is not None and recurrent[stage.probed]:
@@ -285,6 +283,34 @@ def test_an_unsupported_pair_is_refused_with_the_reason(case: Case, name: str) -
     with pytest.raises(pore.PoreError) as error, usual(name, KEEP, case)(case.model()):
         case.model()(**case.inputs(PROMPTS["single"]))
     assert reason in str(error.value)
+
+
+def test_the_table_says_what_is_refused() -> None:
+    """`pore models` against what a run of each case refuses; that the rest runs is tested above."""
+    of_family = {type(one.family): one for one in support()}
+    for case in CASES:
+        listed = of_family[type(family_of(case.model()))]
+        assert set(listed.limits) == set(EVERY)
+        for name, limits in listed.limits.items():
+            refused = refusal(case, name)
+            if name not in listed.takes:
+                assert refused in [limit.reason for limit in limits], (case.name, name)
+            if refused is not None:
+                assert limits, (case.name, name)
+
+
+@pytest.mark.parametrize("case", [*CASES, *COUSINS], ids=lambda case: case.name)
+def test_what_a_family_says_of_itself_is_so(case: Case) -> None:
+    model = case.model()
+    family = family_of(model)
+    assert family.deepstack == case.deepstack == hasattr(family.decoder(model), DEEPSTACK)
+    assert family.tiles == case.tiled
+    recurrent = [family.recurrent(layer) for layer in family.layers(model)]
+    assert any(recurrent) == (family.recurrent_mixer is not None)
+    assert all(
+        hasattr(layer, "self_attn") != mixes
+        for layer, mixes in zip(family.layers(model), recurrent, strict=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 
 from pore.errors import BudgetError
 from pore.families import Family
-from pore.pruner import Pruner, Stage
+from pore.pruner import Limit, Pruner, Stage
 from pore.tower import TowerStage
 
 
@@ -60,6 +60,10 @@ class Chain(Pruner):
     def stages(self) -> Sequence[Stage | TowerStage]:
         """The stages of all methods."""
         return [stage for method in self.methods for stage in method.stages()]
+
+    def limits(self, family: Family) -> list[Limit]:
+        """The limits of all methods."""
+        return [limit for method in self.methods for limit in method.limits(family)]
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a model that the settings of a method do not fit."""

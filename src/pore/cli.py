@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pore.evaluation import survey
     from pore.pruner import Pruner
     from pore.samples import Sample
+    from pore.support import Support
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _PAPER_KEEPS = ["50%", "25%", "128", "10%"]
@@ -709,24 +710,60 @@ def methods() -> None:
 
 
 @app.command()
-def models() -> None:
-    """List the model families that pore knows, and the model that ships with it."""
-    from pore.families import families
-    from pore.loading import EMBEDDED
-    from pore.shapes import SHAPES
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the model families that pore knows, with the methods that each takes and why not others.
 
-    table = _table("family", "model_type", "what it is")
-    for model_type, family in sorted(families().items()):
-        table.add_row(
-            f"[bold]{escape(family.name)}[/bold]", escape(model_type), escape(_first_line(family))
-        )
+    Methods are as their authors set them up; other settings may do more.
+
+    Examples:
+
+        pore models
+
+        pore models --json
+    """
+    from pore.loading import EMBEDDED
+    from pore.methods import methods as registered
+    from pore.shapes import SHAPES
+    from pore.support import support
+
+    found = support()
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        return
+    table = _table("family", "methods")
+    for one in found:
+        name, model_types = escape(one.family.name), escape(", ".join(one.model_types))
+        taken = escape("\n".join(_taken(one)))
+        table.add_row(f"[bold]{name}[/bold]\n[dim]{model_types}[/dim]", taken)
     console = _stdout()
     console.print(table)
+    others = sorted(registered().keys() - found[0].limits.keys())
+    if others:
+        console.print(f"Set up with more than a model: {', '.join(others)}", highlight=False)
     console.print(f"Shipped with the package: --model {EMBEDDED}", highlight=False)
     console.print(
         f"Shapes with random weights, for bench and flops: {', '.join(SHAPES)}, llava-WIDTHxLAYERS",
         highlight=False,
     )
+
+
+def _taken(one: Support) -> Iterator[str]:
+    """What a family takes, and by reason what it does not."""
+    everywhere = [name for name, limits in one.limits.items() if not limits]
+    yield "all" if len(everywhere) == len(one.limits) else ", ".join(everywhere)
+    by_limit: dict[Any, list[str]] = {}
+    for name, limits in one.limits.items():
+        # One reason is enough for a method that never works.
+        for limit in limits if name in one.takes else [x for x in limits if not x.unless][:1]:
+            by_limit.setdefault(limit, []).append(name)
+    for limit, names in by_limit.items():
+        listed = ", ".join(names)
+        if limit.unless is None:
+            yield f"not {listed}: {limit.reason}"
+        else:
+            yield f"where {limit.unless}: {listed}"
 
 
 # -- what the commands share ----------------------------------------------------------------------

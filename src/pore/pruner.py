@@ -168,6 +168,20 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What of a method a family does not take.
+
+    Attributes:
+        reason: Why, and what to do.
+        unless: Layers or images with which the method works all the same; None where it never does
+            with its settings.
+    """
+
+    reason: str
+    unless: str | None = None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One place where a method drops visual tokens.
 
@@ -186,6 +200,7 @@ class Stage:
             dense on the embeddings and original in the decoder.
         padding: Whether the rule reads letterbox padding.
         tower: Whether the rule reads what the vision tower made of the images.
+        merges: Whether the rule gives tokens that stay new states.
         curve: What of the reader's result is the attention (I, t) that a position bias divides, for
             calibration; None is the whole.
     """
@@ -198,6 +213,7 @@ class Stage:
     positions: Positions | None = None
     padding: bool = False
     tower: bool = False
+    merges: bool = False
     curve: Callable[[Any], Tensor] | None = None
 
     @property
@@ -279,6 +295,44 @@ class Pruner(ABC):
     def reads_tower(self) -> bool:
         """Whether it reads what goes through the vision tower, which then must run while pruned."""
         return any(isinstance(s, TowerStage) or s.padding or s.tower for s in self.stages())
+
+    def limits(self, family: Family) -> list[Limit]:
+        """What a family does not take of the method with these settings, whatever the model.
+
+        `pore models` prints it, and a run that cannot be is refused by it.
+
+        Args:
+            family: The adapter.
+
+        Returns:
+            The limits; none where the method works.
+        """
+        found = []
+        stages = [stage for stage in self.stages() if isinstance(stage, Stage)]
+        if self.reads_tower and family.tower_refusal is not None:
+            found.append(Limit(f"it reads the vision tower, but {family.tower_refusal}"))
+        if family.deepstack and any(stage.merges for stage in stages):
+            reason = (
+                "the first decoder layers add features to every visual token, which merged tokens "
+                "have none of. Use a method that only drops tokens"
+            )
+            if any(stage.merges and stage.layer == 0 for stage in stages):
+                found.append(Limit(f"{reason}."))
+            else:
+                found.append(Limit(f"{reason}, or later layers.", "it acts behind those layers"))
+        inside = [stage for stage in stages if stage.layer > 0]
+        if family.recurrent_mixer is not None and inside:
+            read = any(stage.probed is not None for stage in inside)
+            found.append(
+                Limit(
+                    "recurrent decoder layers have no attention, and none can be read or come "
+                    "first where tokens are dropped.",
+                    "the layers that it reads have attention"
+                    if read
+                    else "it acts behind the first layer with attention",
+                )
+            )
+        return found
 
     def check(self, model: nn.Module, family: Family) -> None:  # noqa: B027 - optional
         """Refuse a model that the settings do not fit.
@@ -431,16 +485,17 @@ class Run:
             PoreError: The method's settings do not fit the model.
         """
         unpruned(self.model)
-        if self.pruner.reads_tower and self.family.tower_refusal is not None:
-            raise UnsupportedModelError(
-                f"{self.pruner.name} with these settings reads what goes through the vision tower, "
-                f"which it cannot in {self.family.name}: {self.family.tower_refusal}"
-            )
+        for limit in self.pruner.limits(self.family):
+            if limit.unless is None:
+                raise UnsupportedModelError(
+                    f"{self.pruner.name} with these settings cannot be used in {self.family.name}: "
+                    f"{limit.reason}"
+                )
         self.pruner.check(self.model, self.family)
         tower = self.pruner.tower_stage
         stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]
         if tower is not None:
-            stages.insert(0, Stage(0, self._drop_filling))
+            stages.insert(0, Stage(0, self._drop_filling, merges=True))
         self._entry = [stage for stage in stages if stage.layer == 0]
         self._stages = [stage for stage in stages if stage.layer > 0]
         self._dense = any(stage.dense for stage in self._entry)
@@ -807,6 +862,11 @@ class Run:
         layout = forward.layout
         assert layout is not None
         if selection.features is not None:
+            if not stage.merges:
+                raise ModelStateError(
+                    f"{self.pruner.name} gives tokens that stay new states and does not say so; "
+                    "make its stage with merges=True."
+                )
             rows = layout.rows[:, None].expand_as(layout.columns)[selection.keep]
             columns = layout.columns[selection.keep]
             features = selection.features[selection.keep].to(hidden.dtype)

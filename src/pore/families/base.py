@@ -36,6 +36,10 @@ class Family:
             leave them as they are.
         token_types: The argument that says, by token, which see those behind them, as those of one
             image do in Gemma; None in a causal decoder. Such a family has `masks`.
+        deepstack: Whether the first decoder layers add features to the visual tokens.
+        recurrent_mixer: What a decoder layer has in place of attention where it mixes tokens by a
+            recurrence; None where all have attention.
+        tiles: Whether an image may be cut into tiles, so that its tokens lie on no single grid.
         tower_refusal: Why no method can act in the vision tower; None where they can.
         registry: The adapter of every `model_type`.
     """
@@ -47,6 +51,9 @@ class Family:
     encodes_videos: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     token_types: ClassVar[str | None] = None
+    deepstack: ClassVar[bool] = False
+    recurrent_mixer: ClassVar[str | None] = None
+    tiles: ClassVar[bool] = False
     tower_refusal: ClassVar[str | None] = (
         "nothing is said of its tower (`tower_refusal`). Use a method that acts on the embeddings "
         "or in the decoder."
@@ -78,7 +85,7 @@ class Family:
 
     def recurrent(self, layer: nn.Module) -> bool:
         """Whether a decoder layer mixes tokens by a recurrence, and so has no attention to read."""
-        return False
+        return self.recurrent_mixer is not None and hasattr(layer, self.recurrent_mixer)
 
     def norm(self, model: nn.Module) -> nn.Module:
         """The decoder's final norm."""

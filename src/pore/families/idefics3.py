@@ -22,6 +22,7 @@ class Idefics3(Family):
 
     name = "SmolVLM"
     model_types = ("idefics3", "smolvlm")
+    tiles = True
     tower_refusal = (
         "every visual token is a square of patches, and the tower has no CLS token. Use a method "
         "that acts on the embeddings or in the decoder."

@@ -21,6 +21,7 @@ class InternVL(Family):
 
     name = "InternVL"
     model_types = ("internvl",)
+    tiles = True
     tower_refusal = (
         "every visual token is a square of patches. Use a method that acts on the embeddings or in "
         "the decoder."

@@ -23,6 +23,7 @@ class Llama4(Family):
 
     name = "Llama 4"
     model_types = ("llama4",)
+    tiles = True
     tower_refusal = (
         "every visual token is a square of patches. Use a method that acts on the embeddings or in "
         "the decoder."

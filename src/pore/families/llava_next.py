@@ -19,6 +19,7 @@ class LlavaNext(Family):
     name = "LLaVA-NeXT"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
     encodes = True
+    tiles = True
     tower_refusal = None
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:

@@ -12,23 +12,14 @@ from pore.layout import Image, Tiling
 
 
 class QwenVL(Family):
-    """`Qwen2VLForConditionalGeneration` and its successors.
+    """`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration`.
 
     Visual tokens keep their places on the time, height and width axes, and text goes on from where
-    it would without pruning. In Qwen3-VL the first decoder layers add features of lower tower
-    layers to the visual tokens (DeepStack); dropped tokens get none. Most layers of Qwen3.5 are
-    recurrent: they go on as if dropped tokens had never been, and have no attention to rank by.
+    it would without pruning.
     """
 
-    name = "Qwen-VL"
-    model_types: ClassVar[tuple[str, ...]] = (
-        "qwen2_vl",
-        "qwen2_5_vl",
-        "qwen3_vl",
-        "qwen3_vl_moe",
-        "qwen3_5",
-        "qwen3_5_moe",
-    )
+    name = "Qwen2-VL"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
     encodes = True
     encodes_videos = True
     mrope = True
@@ -40,10 +31,6 @@ class QwenVL(Family):
     def tower(self, model: nn.Module) -> nn.Module:
         """The vision tower."""
         return self.base(model).visual  # type: ignore[return-value]
-
-    def recurrent(self, layer: nn.Module) -> bool:
-        """Three of four layers of Qwen3.5."""
-        return hasattr(layer, "linear_attn")
 
     def video_token(self, model: nn.Module) -> int:
         """The placeholder of videos."""
@@ -84,3 +71,27 @@ class QwenVL(Family):
 
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""
+
+
+class Qwen3VL(QwenVL):
+    """`Qwen3VLForConditionalGeneration`, with experts or without.
+
+    The first decoder layers add features of lower tower layers to the visual tokens (DeepStack);
+    dropped tokens get none.
+    """
+
+    name = "Qwen3-VL"
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    deepstack = True
+
+
+class Qwen35(QwenVL):
+    """`Qwen3_5ForConditionalGeneration`, with experts or without.
+
+    Three of four decoder layers are recurrent: they go on as if dropped tokens had never been, and
+    have no attention to rank by.
+    """
+
+    name = "Qwen3.5"
+    model_types = ("qwen3_5", "qwen3_5_moe")
+    recurrent_mixer = "linear_attn"

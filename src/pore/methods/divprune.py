@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.errors import BudgetError, InputError, UnsupportedModelError
+from pore.errors import BudgetError, InputError
 from pore.families import Family
 from pore.layout import Layout
-from pore.pruner import Pruner, Selection, Stage, View
+from pore.pruner import Limit, Pruner, Selection, Stage, View
 from pore.selection import budget, check_keep
 
 
@@ -42,15 +42,19 @@ class DivPrune(Pruner):
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""
-        return [Stage(0, self._select)]
+        return [Stage(0, self._select, merges=self.faithful)]
 
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse tokens that are fed twice where positions are places in the image."""
+    def limits(self, family: Family) -> list[Limit]:
+        """No token is fed twice where positions are places in the image."""
+        found = super().limits(family)
         if self.faithful and family.mrope:
-            raise UnsupportedModelError(
-                f"faithful=True can feed a token twice, and in {family.name} a visual token's "
-                "position is its place in the image; use faithful=False."
+            found.append(
+                Limit(
+                    "faithful=True can feed a token twice, but a visual token's position is its "
+                    "place in the image; use faithful=False."
+                )
             )
+        return found
 
     def _select(self, view: View) -> Selection:
         if self.faithful:

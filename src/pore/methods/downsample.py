@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from pore.errors import BudgetError, InputError
-from pore.pruner import Pruner, Selection, Stage, View
+from pore.families import Family
+from pore.pruner import Limit, Pruner, Selection, Stage, View
 from pore.selection import check_keep
 
 # A cell four times as long as wide is no image of anything.
@@ -41,7 +42,18 @@ class Downsample(Pruner):
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""
-        return [Stage(0, self._pool)]
+        return [Stage(0, self._pool, merges=True)]
+
+    def limits(self, family: Family) -> list[Limit]:
+        """Only what fills a grid can be averaged on it."""
+        found = super().limits(family)
+        if family.tiles:
+            found.append(
+                Limit(
+                    "visual tokens of tiles fill no grid to average on.", "images are in one piece"
+                )
+            )
+        return found
 
     def _pool(self, view: View) -> Selection:
         layout = view.layout

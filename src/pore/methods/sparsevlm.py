@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from pore.attention import LayerAttention
 from pore.bias import ROPE_FLOOR
-from pore.errors import BudgetError, ScoreError, UnsupportedModelError
+from pore.errors import BudgetError, ScoreError
 from pore.families import Family
 from pore.methods._stages import bias_of_each, check_layers, check_stages, freeze
 from pore.methods.pyramiddrop import pyramid
-from pore.pruner import Index, Pruner, Selection, Stage, View
+from pore.pruner import Index, Limit, Pruner, Selection, Stage, View
 from pore.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class SparseVLM(Pruner):
                 reader,
                 prepare=self._rate,
                 positions="dense" if self.version == 1 else "original",
+                merges=self.version == 1,
                 curve=_curve,
             )
             for i, layer in enumerate(self.layers)
@@ -279,14 +280,17 @@ class SparseVLMPlus(SparseVLM):
         if self.heads < 1:
             raise ScoreError(f"heads={self.heads} leaves no head to average; ask for at least 1.")
 
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse what `SparseVLM` does, and positions on several axes without `reweight`."""
+    def limits(self, family: Family) -> list[Limit]:
+        """Those of `SparseVLM`, and positions on several axes without `reweight`."""
+        found = super().limits(family)
         if self.reweight is None and family.mrope:
-            raise UnsupportedModelError(
-                f"The prior of SparseVLM+ is of positions on one axis, and {family.name} has "
-                "several. Use SparseVLM, or calibrate and give reweight."
+            found.append(
+                Limit(
+                    "its prior is of positions on one axis, but here they have several. Use "
+                    "SparseVLM, or calibrate and give reweight."
+                )
             )
-        super().check(model, family)
+        return found
 
     def _chosen(self, heads: Tensor) -> Tensor:
         strongest = strongest_heads(heads, self.heads)

@@ -13,7 +13,7 @@ from torch import nn
 from pore.errors import BudgetError
 from pore.families import Family
 from pore.merging import bipartite_matching
-from pore.pruner import Pruner
+from pore.pruner import Limit, Pruner
 from pore.selection import budget, check_keep
 from pore.tower import Block, TowerSelection, TowerStage, TowerView
 
@@ -80,15 +80,22 @@ class ToMe(Pruner):
             )
         return super().counts(visual, layers)
 
+    def limits(self, family: Family) -> list[Limit]:
+        """A budget cannot be met where tiles show padding."""
+        found = super().limits(family)
+        if self.keep is not None and family.tiles:
+            found.append(
+                Limit(
+                    "it cannot meet a budget: all tiles lose as many patches, but some show "
+                    "padding, which the decoder never gets. Give `r` instead of `keep`."
+                )
+            )
+        return found
+
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a budget that the tower's blocks cannot come to."""
         if self.keep is None:
             return
-        if family.encodes:
-            raise BudgetError(
-                f"ToMe cannot meet a budget in {family.name}: all tiles lose as many patches, but "
-                "some show padding, which the decoder never gets. Give `r` instead."
-            )
         grid = family.grid(model)
         if grid is not None:
             patches = grid[0] * grid[1]
