@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 from models import IMAGE, PAD, SIDE, N, in_float64, tiny_llava, tiny_siglip_llava
@@ -16,6 +17,11 @@ from models import IMAGE, PAD, SIDE, N, in_float64, tiny_llava, tiny_siglip_llav
 TEXT = range(3, 60)
 """Token ids of text."""
 LAYERS = 6
+
+
+def since(version: str) -> bool:
+    """Whether transformers can what it could not before a version."""
+    return Version(transformers.__version__) >= Version(version)
 
 
 class Case(ABC):
@@ -35,6 +41,8 @@ class Case(ABC):
     """Whether there are "videos", also "mixed" with images in one prompt."""
     beams: bool = True
     """Whether transformers itself can search with beams; Llama 4 cannot in 5.23."""
+    static: bool = True
+    """Whether transformers itself can generate with a static cache."""
     close: float = 2e-5
     """Tolerance: the norms and rotary tables of most families go through float32."""
 
@@ -403,6 +411,7 @@ class Glm4V(Qwen3VL):
     """Videos have the placeholder of images, and come without any."""
 
     name = "GLM-4V"
+    beams = since("5.18")  # before, it lost count of the images when it repeated samples
     deepstack = False
     videos = "videos"
     config, kind = "Glm4vConfig", "Glm4vForConditionalGeneration"
@@ -483,6 +492,7 @@ class InternVL(Case):
     """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
 
     name = "InternVL"
+    beams = since("5.18")  # before, it repeated tiles one by one, and mixed images up
     tiled = True
 
     def build(self) -> Any:
@@ -518,6 +528,7 @@ class Llama4(Case):
     name = "Llama 4"
     tiled = True
     beams = False
+    static = since("5.20")
     sizes: dict[str, Any] = {}  # noqa: RUF012
 
     def build(self) -> Any:

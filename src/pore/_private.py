@@ -51,7 +51,7 @@ def commit(config: Any) -> str | None:
     """The commit on the hub of a checkpoint that was loaded from there.
 
     `_commit_hash` is where `from_pretrained` notes it; None where it was not loaded from there, and
-    with a transformers (5.23) that notes it nowhere.
+    with transformers from 5.18 on, which notes it nowhere.
     """
     found: str | None = getattr(config, "_commit_hash", None)
     return found

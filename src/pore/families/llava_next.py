@@ -87,7 +87,7 @@ class LlavaNextVideo(LlavaNext):
         config: Any = model.config
         vision = config.vision_config
         side = vision.image_size // vision.patch_size // config.spatial_pool_stride
-        return _frames(inputs["pixel_values_videos"], side * side)
+        return _frames(inputs, side * side)
 
 
 class LlavaOnevision(LlavaNext):
@@ -146,11 +146,13 @@ class LlavaOnevision(LlavaNext):
         config: Any = model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         side = (side + 1) // 2
-        return _frames(inputs["pixel_values_videos"], side * side, end=True)
+        return _frames(inputs, side * side, end=True)
 
 
-def _frames(pixels: Tensor, tokens: int, end: bool = False) -> list[Tiling]:
+def _frames(inputs: Mapping[str, Any], tokens: int, end: bool = False) -> list[Tiling]:
     """Videos (V, frames, 3, H, W) that become so many tokens for each frame, and a newline."""
+    pixels = inputs.get("pixel_values_videos")
+    pixels = inputs["pixel_values"] if pixels is None else pixels  # before transformers 5.18
     frames = pixels.shape[1]
     slots = (*range(frames * tokens), *((-1,) if end else ()))
     return [Tiling(frames, None, tokens, slots, blended=True)] * len(pixels)
