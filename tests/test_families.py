@@ -17,7 +17,7 @@ from pore._private import DEEPSTACK
 from pore.errors import UnsupportedModelError
 from pore.families import family_of
 from pore.pruner import Pruner, Stage
-from pore.shapes import TowerShape, model_shape
+from pore.shapes import model_shape
 from pore.support import support
 from pore.tower import TowerStage, override
 from reference import dropped_by_stage
@@ -45,8 +45,10 @@ def usual(name: str, keep: int | float, case: Case) -> Pruner:
     """A method's usual settings for the depth of a case's model."""
     shape = model_shape(f"llava-64x{case.layers}")
     model = case.model()
-    if family_of(model).tower_refusal is None:
-        shape = replace(shape, tower=TowerShape.from_config(model.config.vision_config))
+    family = family_of(model)
+    if family.tower_refusal is None:
+        depth = len(family.tower_layers(model))
+        shape = replace(shape, tower=replace(shape.tower, layers=depth))
     made = pore.methods()[name].usual(keep, shape)
     assert made is not None
     return made
@@ -60,6 +62,8 @@ def refusal(case: Case, name: str) -> str | None:
             return limit.reason
     if name == "Downsample" and case.tiled:
         return "fill no grid"
+    if name == "HiRED" and family.tiles and not family.tiles_placed:
+        return "where the tiles lie in the image"
     if name in MERGING and case.deepstack:
         return "has merged tokens before"
     recurrent = [family.recurrent(layer) for layer in family.layers(case.model())]

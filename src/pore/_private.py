@@ -7,6 +7,7 @@ each and says what it must mean, so that a version that drops one fails there an
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,8 @@ PREFILL = "_prefill"
 """The method by which `generate` runs a prompt: given token ids and the generation config first.
 
 Only there is it known that what the model is called with is a piece of a prompt."""
+
+_EAGER = "eager_attention_forward"
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -101,13 +104,17 @@ def attention_kernel(module: nn.Module, name: str) -> Callable[..., Any] | None:
     """The kernel of a name, as an attention module calls it; None where there is none to be found.
 
     Eager attention is no kernel of `ALL_ATTENTION_FUNCTIONS`: a function `eager_attention_forward`
-    lies beside each model's own modules.
+    lies beside each model's own modules. Llama 4 has another for its tower, whose name ends alike;
+    the module's `forward` names the one that it uses.
     """
     if name != "eager":
         kernel: Callable[..., Any] = _kernels()[name]
         return kernel
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    used = getattr(code, "co_names", ())
+    eager = next((own for own in used if own.endswith(_EAGER)), _EAGER)
     for base in type(module).__mro__:
-        found = getattr(sys.modules[base.__module__], "eager_attention_forward", None)
+        found = getattr(sys.modules[base.__module__], eager, None)
         if found is not None:
             return found  # type: ignore[no-any-return]
     return None

@@ -304,13 +304,14 @@ def text_visual_attention(
     return picked.mean(1).masked_fill(~valid, 0.0)
 
 
-def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+def cls_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None) -> Tensor:
     """Attention of the CLS token of a vision tower to the patches, per head.
 
     Args:
         query: (I, H, N + 1, d) queries, CLS first.
         key: (I, H, N + 1, d) keys.
         scaling: Factor on the logits.
+        real: (I, N + 1) bool, False at padding; None where there is none.
 
     Returns:
         (I, H, N) weights after a softmax over CLS and patches, at least float32; the CLS token's
@@ -318,16 +319,22 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     logits = torch.matmul(query[:, :, :1].to(dtype), key.to(dtype).transpose(-1, -2)) * scaling
+    if real is not None:
+        logits = logits.masked_fill(~real[:, None, None], -torch.inf)
     return logits.softmax(-1)[:, :, 0, 1:]
 
 
-def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+def received_attention(
+    query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None
+) -> Tensor:
     """Attention that every patch receives from all patches, per head: for towers without CLS.
 
     Args:
         query: (I, H, N, d) queries.
         key: (I, H, N, d) keys.
         scaling: Factor on the logits.
+        real: (I, N) bool, False at padding, which neither looks nor is seen; None where there is
+            none.
 
     Returns:
         (I, H, N) mean over the queries of the weights, at least float32; they sum to one.
@@ -335,5 +342,43 @@ def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     dtype = torch.promote_types(query.dtype, torch.float32)
     heads = []
     for q, k in zip(query.unbind(1), key.unbind(1), strict=True):  # one (I, N, N) at a time
-        heads.append((torch.matmul(q.to(dtype), k.to(dtype).mT) * scaling).softmax(-1).mean(1))
+        logits = torch.matmul(q.to(dtype), k.to(dtype).mT) * scaling
+        heads.append(mean_over_queries(logits, real))
     return torch.stack(heads, 1)
+
+
+def mean_over_queries(logits: Tensor, real: Tensor | None = None) -> Tensor:
+    """Weights that every key receives, averaged over the queries.
+
+    Args:
+        logits: (I, Q, n) logits, of all n tokens or of some that are no padding.
+        real: (I, n) bool, False at padding, which neither looks nor is seen; None where there is
+            none.
+
+    Returns:
+        (I, n) means; they sum to one.
+    """
+    if real is None:
+        return logits.softmax(-1).mean(1)
+    weights = logits.masked_fill(~real[:, None], -torch.inf).softmax(-1)
+    if weights.shape[1] < real.shape[1]:
+        return weights.mean(1)
+    return (weights * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+
+
+def visible(mask: Tensor | None, images: int) -> Tensor | None:
+    """Which tokens of a vision tower the mask of its kernel lets be seen.
+
+    Args:
+        mask: (I or 1, 1, n, n) bool or additive, or (I, n), or None.
+        images: I.
+
+    Returns:
+        (I, n) bool, False at padding; None where all are seen.
+    """
+    if mask is None:
+        return None
+    if mask.dim() == 4:
+        mask = (mask if mask.dtype == torch.bool else mask > -1e4)[:, 0].any(1)
+    seen = mask.bool().expand(images, -1)
+    return None if bool(seen.all()) else seen

@@ -40,14 +40,18 @@ class Tiling:
     """How an image that goes through the vision tower in tiles becomes tokens.
 
     Attributes:
-        tiles: Tiles; where there are several, the whole image at low resolution is the first. The
+        tiles: Tiles; where there are several, one of them is the whole image at low resolution. The
             frames of a video.
         grid: (rows, columns) of the other tiles; of one tile alone, of its tokens; or None.
-        patches: Patches of a tile.
+        patches: Patches of a tile; where several make a token, its tokens.
         slots: For every token in the prompt, the patch that it shows, as tile * patches + patch;
             -1 for tokens that show none. Patches that show nothing but padding may be missing.
         size: (height, width) of the image in pixels, where the family is told.
         blended: Whether tokens are blended from several patches, and `slots` name the nearest one.
+        whole: Which tile is the whole image.
+        apart: Whether every tile has a place of its own in the prompt, one behind the other, each
+            with all its patches. Then what is left of a tile stays there, in the order that a
+            method gives it.
     """
 
     tiles: int
@@ -56,6 +60,8 @@ class Tiling:
     slots: tuple[int, ...]
     size: tuple[int, int] | None = None
     blended: bool = False
+    whole: int = 0
+    apart: bool = False
 
     @property
     def shown(self) -> tuple[int, ...]:

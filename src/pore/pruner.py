@@ -311,6 +311,13 @@ class Pruner(ABC):
         stages = [stage for stage in self.stages() if isinstance(stage, Stage)]
         if self.reads_tower and family.tower_refusal is not None:
             found.append(Limit(f"it reads the vision tower, but {family.tower_refusal}"))
+        if family.merged and self.tower_stage is not None and self.tower_stage.merge is not None:
+            found.append(
+                Limit(
+                    "it merges patches inside the vision tower, but visual tokens are made of "
+                    "squares of them, on the full grid. Use a method that chooses among the tokens."
+                )
+            )
         if family.deepstack and any(stage.merges for stage in stages):
             reason = (
                 "the first decoder layers add features to every visual token, which merged tokens "
@@ -1144,10 +1151,12 @@ class Run:
         keep, raster = torch.zeros_like(layout.valid), torch.zeros_like(layout.raster)
         features, structure = view.features.clone(), []
         for i, (image, number) in enumerate(zip(layout.images, encoded, strict=True)):
-            found, places = watch.tokens_of(number)
+            found, places, apart = watch.tokens_of(number)
             own_order = watch.selection.order is not None or not watch.selection.structure
             in_place = not own_order and len(image.structure) > 0 and bool((places >= 0).all())
             slots = places if in_place else torch.arange(len(places), device=places.device)
+            if apart is not None:
+                slots, in_place = apart, True
             slots, places = slots.to(keep.device), places.to(keep.device)
             keep[i, slots], raster[i, slots] = True, places
             features[i, slots] = found.to(features)
@@ -1159,10 +1168,11 @@ class Run:
         assert self._watch is not None
         pixels, grid = self._watch.pixels, forward.layout.images[0].grid
         assert pixels is not None
-        if grid is None:
+        if grid is None or any(image.grid != grid for image in forward.layout.images):
             raise InputError("Visual tokens without a grid cannot be matched with padding.")
         raster, valid = (x.to(pixels.device) for x in (forward.layout.raster, forward.layout.valid))
-        shares = letterbox_padding(pixels, grid)[forward.encoded].gather(1, raster.clamp(min=0))
+        tiles = [self._watch.tiles_of(image).start for image in forward.encoded]
+        shares = letterbox_padding(pixels, grid)[tiles].gather(1, raster.clamp(min=0))
         return shares.masked_fill(raster < 0, 0.0).masked_fill(~valid, 1.0)
 
 

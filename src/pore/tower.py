@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore.attention import AttentionTap, cls_attention, received_attention
+from pore.attention import AttentionTap, cls_attention, received_attention, visible
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
 from pore.layout import Layout, Tiling, sources
@@ -28,17 +28,25 @@ from pore.selection import budget
 class TowerView:
     """What the rule of a stage in the vision tower sees, of all images of a call.
 
+    Where the model makes a visual token of several patches, by pixel shuffle or by their mean, each
+    of the N "patches" here is such a token, which has one feature; only `queries` and `keys` are of
+    the tower's own patches, and `pooled` takes what is computed from them to the tokens.
+
     Attributes:
         features: (I, N, C) the patch features that the projector would get.
-        cls_feature: (I, C) the CLS token's feature of the same layer; None in a tower without.
+        cls_feature: (I, C) the CLS token's feature of the same layer; None in a tower without, and
+            where tokens are made of several patches, for which it is not as wide as they are.
         cls_attention: (S, I, H, N) attention of the CLS token to the patches in the S layers asked
             for, after a softmax over CLS and patches; at least float32. In a tower without CLS the
-            mean attention that the patches receive.
+            mean attention that the patches receive. Of a token of several patches, their mean.
         queries: S tensors (I, H, n, d), as that attention is computed from; CLS first.
         keys: S tensors (I, H, n, d), likewise.
         raster: (I, N) the patch that every feature stands for, where blocks have merged.
         tilings: Of every image, in a family that cuts images into tiles; then each of the I is a
             tile, those of one image behind one another. None where images go in one piece.
+        groups: (N, g) the tower's patches that every token is made of; None where it is one.
+        real: (I, n) bool, False at tokens of the tower that are padding, which attention does not
+            see; None where there are none.
     """
 
     features: Tensor
@@ -48,6 +56,29 @@ class TowerView:
     keys: tuple[Tensor, ...]
     raster: Tensor
     tilings: tuple[Tiling, ...] | None = None
+    groups: Tensor | None = None
+    real: Tensor | None = None
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether token 0 of `queries` and `keys` is a CLS token."""
+        patches = self.features.shape[1] if self.groups is None else self.groups.numel()
+        return any(key.shape[2] > patches for key in self.keys)
+
+    def pooled(self, values: Tensor) -> Tensor:
+        """Means of what the tower's patches have, over the patches that a token is made of.
+
+        Args:
+            values: (I, n, ...) of the tower's tokens, CLS first if it has one, or of its patches.
+
+        Returns:
+            (I, N, ...), or (I, N + 1, ...) with what CLS has first.
+        """
+        if self.groups is None:
+            return values
+        cls = values.shape[1] - self.groups.numel()
+        means = values[:, cls:][:, self.groups].mean(2)
+        return torch.cat([values[:, :cls], means], 1)
 
     @property
     def shown(self) -> Tensor:
@@ -55,12 +86,13 @@ class TowerView:
         count, n = self.features.shape[:2]
         if self.tilings is None:
             return torch.ones(count, n, dtype=torch.bool, device=self.features.device)
-        shown = torch.zeros(count * n, dtype=torch.bool)
+        shown = torch.zeros(count, n, dtype=torch.bool)
         first = 0
         for tiling in self.tilings:
-            shown[first + torch.tensor(tiling.shown)] = True
-            first += tiling.tiles * n
-        return shown.view(count, n).to(self.features.device)
+            slots = torch.tensor(tiling.shown)
+            shown[first + slots // tiling.patches, slots % tiling.patches] = True
+            first += tiling.tiles
+        return shown.to(self.features.device)
 
     def budgets(self, keep: int | float) -> list[int]:
         """The number of tokens that `keep` means for every one of the I images or tiles.
@@ -111,8 +143,9 @@ class TowerSelection:
         features: (I, k, C) the features that go on to the projector, in the order in which the
             decoder will see them.
         raster: (I, k) the patch that each stands for; of merged ones the patch they are merged
-            into, and -1 for the CLS token and for what stands for no single patch. Of tiled images
-            the order is the prompt's, and those of -1 come last.
+            into, and -1 for the CLS token and for what stands for no single patch. Where the
+            prompt does not have every tile apart, the order is the prompt's, and those of -1 come
+            last.
         valid: (I, k) bool, False where an image keeps fewer; None where all keep as many.
         structure: Whether tokens that show no patch (the end of a row of tiles) stay. They go also
             where features stand for no single patch, as rows then have no end.
@@ -246,6 +279,7 @@ class TowerWatch:
         self.tokens: list[int] = []
         self.has_cls = family.tower_has_cls(model)
         self.notes: list[str] = []
+        self._model = model
         self._family = family
         self._stage = stage
         self._remember = remember
@@ -254,8 +288,12 @@ class TowerWatch:
         self._queries: dict[int, Tensor] = {}
         self._keys: dict[int, Tensor] = {}
         self._states: Tensor
+        self._real: Tensor | None = None
         self._block: Block | None = None
         self._patches = 0
+        self._tokens = 0
+        self._groups: Tensor | None = None
+        self._prompt: Tensor | None = None
         self._first: Tensor | None = None
         self._undo: list[Callable[[], None]] = []
         try:
@@ -266,12 +304,15 @@ class TowerWatch:
 
     def _install(self, model: nn.Module, family: Family) -> None:
         tower, projector = family.tower(model), family.projector(model)
+        features = family.token_features(model)
         if family.encodes:
             self._undo.append(watch_tiling(model, family, self._note_tiling))
+        if family.tiled_prompts:
+            self._undo.append(watch_prompt(model, family, self._note_prompt))
         self._hook(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         self._hook(projector.register_forward_hook(self._after_projector))
         if self._remember:  # before a stage chooses
-            self._hook(projector.register_forward_pre_hook(self._note_features))
+            self._hook(features.register_forward_pre_hook(self._note_features))
         stage = self._stage
         if stage is None:
             return
@@ -282,8 +323,9 @@ class TowerWatch:
                 f"The method reads attention of tower layers {wanted}, but the tower has "
                 f"{len(layers)} layers, of which the projector reads layer {read}."
             )
-        self._hook(projector.register_forward_pre_hook(self._before_projector))
-        self._hook(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
+        self._hook(features.register_forward_pre_hook(self._before_projector))
+        if stage.merge is not None:
+            self._hook(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
         self._hook(layers[read].register_forward_hook(self._after_layer))
         self._wanted = wanted
         if wanted and not self.has_cls:
@@ -291,9 +333,15 @@ class TowerWatch:
                 "The vision tower has no CLS token: in place of its attention, the mean attention "
                 "that patches receive was used."
             )
+        if wanted and family.merged:
+            size = family.merge_size(model)
+            self.notes.append(
+                f"Every visual token is made of {size} x {size} patches: attention and keys were "
+                "averaged over them."
+            )
         merging = range(read + 1) if stage.merge is not None else ()
         for i in sorted({*wanted, *merging}):
-            attention = family.attention(layers[i])
+            attention = family.tower_attention(layers[i])
             bias = self._sizes if stage.proportional and i in merging else None
             self._undo.append(AttentionTap(attention, partial(self._observe, i), bias).remove)
         for i in merging:
@@ -349,12 +397,12 @@ class TowerWatch:
         assert self.projected is not None
         return Encoded(self._features[tiles], self.projected[tiles])
 
-    def tokens_of(self, image: int) -> tuple[Tensor, Tensor]:
+    def tokens_of(self, image: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the decoder gets of an encoded image.
 
         Returns:
-            features (k, D) in order, and places (k,): which of the image's visual tokens each is,
-            -1 for none.
+            features (k, D) in order; places (k,): which of the image's visual tokens each is, -1
+            for none; and slots (k,): in whose stead each comes, None where tiles are not apart.
         """
         assert self.selection is not None
         assert self.projected is not None
@@ -363,8 +411,12 @@ class TowerWatch:
         stays = torch.ones_like(raster, dtype=torch.bool) if valid is None else valid[tiles]
         features = self.projected[tiles][stays]
         if self.tilings is None:
-            return features, raster[stays]
+            return features, raster[stays], None
         tiling = self.tilings[image]
+        if tiling.apart:
+            first = torch.arange(tiling.tiles, device=raster.device)[:, None] * tiling.patches
+            places = torch.where(raster < 0, -1, first + raster)[stays]
+            return features, places, (first + stays.cumsum(1) - 1)[stays]
         place = torch.full((tiling.tiles, tiling.patches), -1, dtype=torch.long)
         shown = torch.tensor(tiling.shown)
         place.view(-1)[shown] = torch.arange(len(shown))
@@ -384,24 +436,38 @@ class TowerWatch:
                 "keep fewer."
             )
         order = rank.argsort(stable=True)
-        return features[order], place[order]
+        return features[order], place[order], None
 
     def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.pixels = self._family.pixels(args, kwargs)
         self._block = None
         self.tokens = []
+        if self._family.tiled_prompts:
+            if self._prompt is None:
+                raise InputError(
+                    f"Which tiles of {self._family.name} are of one image is read from the token "
+                    "ids of the prompt, which did not come with these pixels; pass input_ids and "
+                    "pixel_values together."
+                )
+            self.tilings = tuple(self._family.prompt_tilings(self._model, self._prompt))
+
+    def _note_prompt(self, input_ids: Tensor | None) -> None:
+        self._prompt = input_ids
 
     def _before_layers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states: Tensor = args[0] if args else kwargs["hidden_states"]
         self._patches = states.shape[1] - self.has_cls
 
     def _observe(
-        self, i: int, query: Tensor, key: Tensor, _: object, scaling: float, __: object
+        self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, _: object
     ) -> None:
+        if self.has_cls and not self._family.cls_first:
+            query, key = query.roll(1, 2), key.roll(1, 2)
         self._queries[i], self._keys[i] = query, key
         if i in self._wanted:
+            self._real = visible(mask, len(query))
             read = cls_attention if self.has_cls else received_attention
-            self._attention[i] = read(query, key, scaling)
+            self._attention[i] = read(query, key, scaling, self._real)
 
     # -- merging inside the blocks ----------------------------------------------------------------
 
@@ -451,30 +517,45 @@ class TowerWatch:
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self._stage is not None
         features: Tensor = args[0]
-        cls = int(self.has_cls)
-        if features.shape[1] != self._states.shape[1] - cls:
+        cls, groups = int(self.has_cls), None
+        patches = self._states.shape[1] - cls
+        if self._family.merged:
+            groups = self._family.groups(self._model, patches).to(features.device)
+        if features.shape[1] != (patches if groups is None else len(groups)):
             raise InputError(
                 f"The projector gets {features.shape[1]} features of {self._states.shape[1]} "
                 "tokens of the tower; pore takes the patches without the CLS token "
                 "(vision_feature_select_strategy='default')."
             )
+        if self.tilings is not None and sum(t.tiles for t in self.tilings) != len(features):
+            raise InputError(
+                f"{len(features)} tiles went through the vision tower, but the prompts have "
+                f"{sum(t.tiles for t in self.tilings)}; build the inputs with the model's own "
+                "processor."
+            )
+        self._tokens = features.shape[1] if self._stage.merge is None else self._patches
         if self._block is None:
             raster = torch.arange(features.shape[1], device=features.device)
             raster = raster.expand(len(features), -1)
         else:
             raster = self._block.raster[:, cls:]
         attention = [self._attention[i] for i in self._wanted]
+        if groups is not None:
+            attention = [weights[..., groups].mean(-1) for weights in attention]
+        own = 0 if self._family.cls_first else -1
         view = TowerView(
             features=features,
-            cls_feature=self._states[:, 0] if cls else None,
+            cls_feature=self._states[:, own] if cls and groups is None else None,
             cls_attention=torch.stack(attention) if attention else features.new_empty(0),
             queries=tuple(self._queries[i] for i in self._wanted),
             keys=tuple(self._keys[i] for i in self._wanted),
             raster=raster,
             tilings=self.tilings,
+            groups=groups,
+            real=self._real,
         )
         self.selection = selection = self._stage.rule(view)
-        self._attention, self._queries, self._keys = {}, {}, {}
+        self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
         if selection.valid is None:
             return (selection.features, *args[1:])
         return (selection.features[selection.valid][None], *args[1:])
@@ -483,21 +564,26 @@ class TowerWatch:
         self._features = args[0]
 
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
-        if self.selection is not None:
-            valid = self.selection.valid
-            if valid is not None:
-                output = output.new_zeros(*valid.shape, output.shape[-1]).masked_scatter(
-                    valid[..., None], output[0]
-                )
+        assert self.pixels is not None
+        flat = output.dim() == 2
+        valid = None if self.selection is None else self.selection.valid
+        if valid is not None:
+            output = output.new_zeros(*valid.shape, output.shape[-1]).masked_scatter(
+                valid[..., None], output.view(-1, output.shape[-1])
+            )
+        elif flat:
+            output = output.view(len(self.pixels), -1, output.shape[-1])
         if self._stage is not None or self._remember:
             self.projected = output
         if self.selection is not None:
-            output = nn.functional.pad(output, (0, 0, 0, self._patches - output.shape[1]))
+            output = nn.functional.pad(output, (0, 0, 0, self._tokens - output.shape[1]))
         first = output[:, 0].detach()
         if self.tilings is not None:
             first = first[[self.tiles_of(image).start for image in range(len(self.tilings))]]
         self._first = first
-        return None if self.selection is None else output
+        if self.selection is None:
+            return None
+        return output.flatten(0, 1) if flat else output
 
 
 def watch_tiling(
@@ -541,6 +627,51 @@ def watch_tiling(
     undo = [watch("get_image_features", family.tilings, False)]
     if family.encodes_videos:
         undo.append(watch("get_video_features", family.video_tilings, True))
+
+    def end() -> None:
+        for one in undo:
+            one()
+
+    return end
+
+
+def watch_prompt(
+    model: nn.Module, family: Family, note: Callable[[Tensor | None], None]
+) -> Callable[[], None]:
+    """Note the token ids of prompts before their images are encoded.
+
+    `generate` encodes images before it calls the model, and without the token ids.
+
+    Args:
+        model: The model.
+        family: Its adapter.
+        note: Called with the ids (B, L), or None, before a prompt, and with None behind it.
+
+    Returns:
+        A function that ends this.
+    """
+    base, undo = family.base(model), []
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        note(family.inputs(model, args, kwargs).get("input_ids"))
+
+    def behind(*_: object) -> None:
+        note(None)
+
+    undo.append(base.register_forward_pre_hook(before, with_kwargs=True).remove)
+    undo.append(base.register_forward_hook(behind, always_call=True).remove)
+    generate: Any = getattr(model, "generate", None)
+    if generate is not None:
+
+        @functools.wraps(generate)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            note(args[0] if args else kwargs.get("inputs", kwargs.get("input_ids")))
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                note(None)
+
+        undo.append(override(model, watched, "generate"))
 
     def end() -> None:
         for one in undo:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from pore.errors import InputError, UnsupportedModelError
@@ -40,6 +42,11 @@ class Family:
         recurrent_mixer: What a decoder layer has in place of attention where it mixes tokens by a
             recurrence; None where all have attention.
         tiles: Whether an image may be cut into tiles, so that its tokens lie on no single grid.
+        tiled_prompts: Whether images go through the vision tower in tiles, and only the prompt says
+            which are of one image, see `prompt_tilings`.
+        tiles_placed: Whether tilings say where in the image the tiles lie.
+        merged: Whether visual tokens are made of several patches, see `merge_size`.
+        cls_first: Whether a CLS token of the vision tower comes before the patches.
         tower_refusal: Why no method can act in the vision tower; None where they can.
         registry: The adapter of every `model_type`.
     """
@@ -54,6 +61,10 @@ class Family:
     deepstack: ClassVar[bool] = False
     recurrent_mixer: ClassVar[str | None] = None
     tiles: ClassVar[bool] = False
+    tiled_prompts: ClassVar[bool] = False
+    tiles_placed: ClassVar[bool] = True
+    merged: ClassVar[bool] = False
+    cls_first: ClassVar[bool] = True
     tower_refusal: ClassVar[str | None] = (
         "nothing is said of its tower (`tower_refusal`). Use a method that acts on the embeddings "
         "or in the decoder."
@@ -126,9 +137,13 @@ class Family:
         """All layers of the vision tower."""
         return _vision(self.tower(model)).encoder.layers  # type: ignore[no-any-return]
 
+    def tower_attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a layer of the vision tower."""
+        return layer.self_attn  # type: ignore[return-value]
+
     def tower_read(self, model: nn.Module) -> int:
-        """Index of the tower layer whose output the projector reads."""
-        chosen: Any = model.config.vision_feature_layer  # type: ignore[union-attr]
+        """Index of the tower layer whose output the projector reads: the last if none is named."""
+        chosen: Any = getattr(model.config, "vision_feature_layer", -1)
         if not isinstance(chosen, int):
             raise UnsupportedModelError(
                 f"The projector reads several tower layers ({chosen}), so no single one says which "
@@ -138,12 +153,43 @@ class Family:
         return chosen + len(self.tower_layers(model)) if chosen < 0 else chosen - 1
 
     def tower_has_cls(self, model: nn.Module) -> bool:
-        """Whether the tower puts a CLS token before the patches (CLIP does, SigLIP does not)."""
+        """Whether the tower has a CLS token beside the patches (CLIP does, SigLIP does not)."""
         return hasattr(_vision(self.tower(model)).embeddings, "class_embedding")
 
     def projector(self, model: nn.Module) -> nn.Module:
-        """The module that takes the tower's patch features, (I, N, C), to the decoder's width."""
+        """The module that takes the tower's patch features, (I, N, C), to the decoder's width.
+
+        It gives (I, N, D), or (I * N, D).
+        """
         return self.base(model).multi_modal_projector  # type: ignore[return-value]
+
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The module whose first argument is one feature for every visual token, (I, N, C).
+
+        That is the projector, or the part of it behind what makes a token of several patches.
+        """
+        return self.projector(model)
+
+    def merge_size(self, model: nn.Module) -> int:
+        """Side of the square of patches that a visual token is made of, where it is `merged`."""
+        raise NotImplementedError
+
+    def groups(self, model: nn.Module, patches: int) -> Tensor:
+        """The patches that every visual token is made of.
+
+        Called in families with `merged`. The default is for square images whose patches and tokens
+        are in raster order.
+
+        Args:
+            model: The model.
+            patches: Patches of an image that goes through the vision tower.
+
+        Returns:
+            (N, g) the places in the tower of the patches of every visual token, these in order.
+        """
+        size, side = self.merge_size(model), math.isqrt(patches)
+        rows = torch.arange(patches).view(side // size, size, side // size, size)
+        return rows.transpose(1, 2).reshape(-1, size * size)
 
     def inputs(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -178,6 +224,18 @@ class Family:
 
         Returns:
             One entry for every video.
+        """
+        raise NotImplementedError
+
+    def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
+        """How the tiles that go through the vision tower for some prompts become tokens.
+
+        Args:
+            model: A model of a family with `tiled_prompts`.
+            input_ids: (B, L) token ids.
+
+        Returns:
+            One entry for every image, by sample and then by place.
         """
         raise NotImplementedError
 

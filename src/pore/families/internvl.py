@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pore.errors import InputError
 from pore.families.base import Family, comes_with, placeholder_runs, unbroken
-from pore.layout import Image
+from pore.layout import Image, Tiling
 
 
 class InternVL(Family):
@@ -22,20 +22,50 @@ class InternVL(Family):
     name = "InternVL"
     model_types = ("internvl",)
     tiles = True
-    tower_refusal = (
-        "every visual token is a square of patches. Use a method that acts on the embeddings or in "
-        "the decoder."
-    )
+    tower_refusal = None
+    tiled_prompts = True
+    tiles_placed = False
+    merged = True
+
+    def tower_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """All layers of the vision tower."""
+        tower: Any = self.tower(model)
+        return tower.encoder.layer  # type: ignore[no-any-return]
+
+    def tower_attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a layer of the vision tower."""
+        return layer.attention  # type: ignore[return-value]
+
+    def tower_has_cls(self, model: nn.Module) -> bool:
+        """InternViT has a CLS token."""
+        return True
+
+    def merge_size(self, model: nn.Module) -> int:
+        """Two: patches are shuffled two by two into a token, before the projector."""
+        config: Any = model.config
+        return int(1 / config.downsample_ratio)
+
+    def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
+        """Tile by tile; how the tiles lie in the image is not said."""
+        grid = self.grid(model)
+        size = grid[0] * grid[1]
+        found = []
+        for image in self._runs(model, input_ids):
+            tiles = len(image.columns) // size
+            slots = tuple(range(tiles * size))
+            found.append(Tiling(tiles, image.grid, size, slots, whole=tiles - 1, apart=True))
+        return found
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: unbroken runs of the image token."""
-        if not comes_with(inputs, "image"):
-            return []
+        return self._runs(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
+
+    def _runs(self, model: nn.Module, input_ids: Tensor) -> list[Image]:
         config: Any = model.config
         grid = self.grid(model)
         size = grid[0] * grid[1]
         images = []
-        for row, columns in enumerate(placeholder_runs(inputs["input_ids"], config.image_token_id)):
+        for row, columns in enumerate(placeholder_runs(input_ids, config.image_token_id)):
             for index, run in enumerate(unbroken(columns)):
                 if len(run) % size:
                     raise InputError(

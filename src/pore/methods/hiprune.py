@@ -70,7 +70,9 @@ class HiPrune(Pruner):
         if side * side != n:
             raise InputError(f"{n} patches lie on no square grid, so no patch has neighbours.")
         objects, deep = (
-            received_attention(query, key, query.shape[-1] ** -0.5).mean(1)[:, -n:]  # without CLS
+            view.pooled(received_attention(query, key, query.shape[-1] ** -0.5, view.real).mean(1))[
+                :, -n:
+            ]  # without CLS
             for query, key in zip(view.queries, view.keys, strict=True)
         )
         shown, counts = view.shown, view.budgets(self.keep)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.errors import BudgetError
+from pore.errors import BudgetError, InputError
+from pore.families import Family
 from pore.layout import Tiling
-from pore.pruner import Pruner
+from pore.pruner import Limit, Pruner
 from pore.selection import budget, check_keep, proportional_shares, top_k
 from pore.tower import TowerSelection, TowerStage, TowerView
 
@@ -57,6 +58,19 @@ class HiRED(Pruner):
         """One stage, in the tower."""
         return [TowerStage(self._select, layers=lambda read, _: [0, read])]
 
+    def limits(self, family: Family) -> list[Limit]:
+        """A budget is shared out by where tiles lie in the image."""
+        found = super().limits(family)
+        if family.tiles and not family.tiles_placed:
+            found.append(
+                Limit(
+                    "it shares a budget out by where tiles lie in the image, which the prompts do "
+                    "not say.",
+                    "images are in one piece",
+                )
+            )
+        return found
+
     def _select(self, view: TowerView) -> TowerSelection:
         early, late = view.cls_attention.sum(2).unbind(0)
         shown = torch.ones_like(view.shown) if self.faithful else view.shown
@@ -68,7 +82,11 @@ class HiRED(Pruner):
             counts = []
             for tiling in view.tilings:
                 start = len(counts)
-                counts += self._of_tiles(tiling, early[start], rooms[start : start + tiling.tiles])
+                room = rooms[start : start + tiling.tiles]
+                first = room.pop(tiling.whole)
+                each = self._of_tiles(tiling, early[start + tiling.whole], [first, *room])
+                whole, *others = each
+                counts += [*others[: tiling.whole], whole, *others[tiling.whole :]]
         selection = view.select(top_k(late, counts, shown), counts, structure=not self.faithful)
         if not self.faithful or view.tilings is None:
             return selection
@@ -89,9 +107,12 @@ class HiRED(Pruner):
         """Tokens kept of every tile.
 
         Args:
-            tiling: The image's tiles, the whole image first.
+            tiling: The image's tiles.
             early: (N,) attention in the first layer to the patches of the whole image.
-            room: The most that every tile can keep.
+            room: The most that every tile can keep, the whole image first.
+
+        Returns:
+            The numbers, in that order.
         """
         n, tiles = tiling.patches, tiling.tiles - 1
         total = self._total(sum(room))
@@ -100,6 +121,15 @@ class HiRED(Pruner):
             whole = max(whole, total - sum(room[1:]))
         if whole == total:
             return [whole, *[0] * tiles]
+        if tiling.grid is None:
+            raise InputError(
+                "HiRED shares a budget out by where the tiles lie in the image, which the prompts "
+                "of this model do not say; use another method, or images in one tile."
+            )
+        if tiling.apart and self.faithful:
+            raise InputError(
+                "The authors' code knows only the tiles of LLaVA-NeXT; leave `faithful` off."
+            )
         mark = top_k(early[None], [int(n * (1 - self.alpha))])[0]
         where = bands(n, tiles) if self.faithful else regions(tiling)
         hits = where.to(mark.device)[mark].bincount(minlength=tiles).tolist()
@@ -157,7 +187,7 @@ def regions(tiling: Tiling) -> Tensor:
     The whole image is the tiles' canvas without its padding, whatever its shape.
 
     Args:
-        tiling: An image's tiles, of which the first is the whole image.
+        tiling: An image's tiles.
 
     Returns:
         (N,) tiles from 0, row by row, the whole image left out.
@@ -166,8 +196,9 @@ def regions(tiling: Tiling) -> Tensor:
     assert tiling.grid is not None
     columns = tiling.grid[1]
     slots = torch.tensor(tiling.shown)
-    tile, patch = slots // tiling.patches - 1, slots % tiling.patches
-    tile, patch = tile[tile >= 0], patch[tile >= 0]
+    slots = slots[slots // tiling.patches != tiling.whole]
+    tile, patch = slots // tiling.patches, slots % tiling.patches
+    tile = tile - (tile > tiling.whole).long()
     middles = (torch.arange(side) + 0.5) / side
     places = []
     for line in (tile // columns * side + patch // side, tile % columns * side + patch % side):

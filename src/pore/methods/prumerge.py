@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pore.attention import mean_over_queries
 from pore.errors import BudgetError, InputError, ScoreError
 from pore.merging import add_neighbours, weighted_sum, working
 from pore.pruner import Pruner
@@ -131,18 +132,19 @@ def last_layer(_: int, count: int) -> Sequence[int]:
 
 def attention_and_keys(view: TowerView) -> tuple[Tensor, Tensor]:
     """Scores (I, N) and keys (I, N, C) of the patches, of all heads taken as one."""
-    cls = view.cls_feature is not None
     query, key = (working(x[0].transpose(1, 2).flatten(2)) for x in (view.queries, view.keys))
-    scores = single_head_attention(query, key, cls)
+    scores = view.pooled(single_head_attention(query, key, view.has_cls, view.real))
     if not bool(torch.isfinite(scores).all()):
         raise ScoreError(
             "Attention of the vision tower's last layer holds NaN or infinity, so no patches can "
             "be chosen; look for overflow, damaged weights or bad pixels."
         )
-    return scores, key[:, cls:]
+    return scores, view.pooled(key)[:, -scores.shape[1] :]
 
 
-def single_head_attention(query: Tensor, key: Tensor, cls: bool) -> Tensor:
+def single_head_attention(
+    query: Tensor, key: Tensor, cls: bool, real: Tensor | None = None
+) -> Tensor:
     """Attention to the patches, not split into heads.
 
     Args:
@@ -150,15 +152,15 @@ def single_head_attention(query: Tensor, key: Tensor, cls: bool) -> Tensor:
         key: (I, n, C) keys.
         cls: Whether token 0 is a CLS token, whose attention this is; otherwise it is the mean over
             all queries.
+        real: (I, n) bool, False at padding; None where there is none.
 
     Returns:
         (I, N) weights; the CLS token's own column is cut off without renormalising.
     """
     if cls:
         query = query[:, :1]
-    weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
-    scores: Tensor = weights.mean(1)[:, cls:]
-    return scores
+    logits = query @ key.mT * query.shape[-1] ** -0.5
+    return mean_over_queries(logits, real)[:, cls:]
 
 
 def outliers(scores: Tensor, valid: Tensor) -> Tensor:

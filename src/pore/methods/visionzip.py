@@ -30,7 +30,8 @@ class VisionZip(Pruner):
     to the target. The decoder gets CLS, the dominant patches in raster order, then the targets.
 
     A tower without a CLS token (SigLIP) has none to keep, and patches are ranked by the attention
-    they receive, averaged over all queries. Keeping all patches leaves the image as it is.
+    they receive, averaged over all queries. Where a visual token is made of several patches, CLS is
+    not as wide and does not stay. Keeping all patches leaves the image as it is.
 
     Attributes:
         keep: Tokens left per image (int), or the fraction of its patches (float): CLS, dominant and
@@ -74,7 +75,7 @@ class VisionZip(Pruner):
         if counts == shown.sum(1).tolist():
             return view.select(shown, counts)
         features, raster = view.features, view.raster
-        metric = view.keys[0].mean(1)
+        metric = view.pooled(view.keys[0].mean(1))
         merged = self._merged(counts)
         kept = [count - extra for count, extra in zip(counts, merged, strict=True)]
         if view.cls_feature is None:
@@ -86,6 +87,7 @@ class VisionZip(Pruner):
             chosen = top_k(view.cls_attention[0].sum(1), patches, shown)
             cls = torch.tensor(kept, device=chosen.device)[:, None] > 0
             chosen, shown = (torch.cat([cls, mask], 1) for mask in (chosen, shown))
+        metric = metric[:, -features.shape[1] :]  # of CLS only where it goes on
         tokens, index, valid = zip_tokens(features, metric, chosen, shown & ~chosen, kept, merged)
         raster = raster.gather(1, index)
         return TowerSelection(tokens, raster, valid if min(counts) < max(counts) else None)
