@@ -315,6 +315,30 @@ def test_evaluate_all(
     assert "--all takes every method" in run(*common, "--layer", "3", code=1).stderr
 
 
+def test_evaluate_all_with_a_model_that_guides(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pore.Pruner, "registry", {"SGL": methods()["SGL"]})
+    common = ("evaluate", "--all", "-m", model, "--limit", "3", "--images", "4", "--keep", "4")
+    common = (*common, "--no-timing", "--max-new-tokens", "2")
+    guide = save_checkpoint(tmp_path / "small")
+    for given, name in (
+        ((), "itself"),
+        (("--guide", model), "itself"),
+        (("--guide", guide), "small"),
+    ):
+        out = tmp_path / f"{len(given)}-{name}"
+        found = run(*common, *given, "-o", out)
+        guides = [record["guide"] for record in read_records(out / "results.json")]
+        assert guides == [None, name, name]
+        assert "SGL + PoRe §" in found.output
+    nowhere = run(*common, "--guide", tmp_path / "none", "-o", tmp_path / "x", code=1)
+    assert str(tmp_path / "none") in nowhere.stderr.replace("\n", "")
+    assert not (tmp_path / "x").exists()
+    alone = run("evaluate", "-m", model, "--guide", guide, code=1)
+    assert "--guide is for --all" in alone.stderr
+
+
 def test_demo(model: Path, tmp_path: Path) -> None:
     found = run(
         *("demo", "-m", model, "--images", "4", "--questions", "3", "--keep", "25%"),

@@ -189,7 +189,7 @@ def test_batches_are_made_once_within_their_memory(
         made.append(1)
         return build_inputs(*args)
 
-    monkeypatch.setattr("pore.evaluation.running.build_inputs", counted)
+    monkeypatch.setattr("pore.evaluation.batches.build_inputs", counted)
     for memory, times in ((1 << 20, 2), (0, 4)):
         made.clear()
         batches = Batches(model, processor, samples, batch_size=4, memory=memory)

@@ -17,17 +17,21 @@ import pore
 from checkpoint import save_checkpoint
 from models import tiny_llava
 from pore.embedded import TAUGHT_LAYER, embedded_model
-from pore.errors import BudgetError, InputError, ProfileError
-from pore.evaluation import page, survey
+from pore.errors import BudgetError, InputError, ProfileError, UnsupportedModelError
+from pore.evaluation import guided, page, survey
+from pore.evaluation.guided import Guided, Guiding
 from pore.evaluation.outcome import Outcome
 from pore.evaluation.records import FIELDS, marks, read_records
 from pore.loading import load_model
+from pore.prompts import build_inputs
 from pore.pruner import Pruner
 from pore.samples import load_samples
+from pore.shapes import ModelShape
+from test_calibration import make_processor
 
 SETTINGS = survey.Settings(keeps=(0.5, 0.25), batch_size=4, max_new_tokens=3)
 ABOUT = page.About("tiny <model>", "pore evaluate --all", "cal", "test", {"machine": "a & b"})
-SOME = ("Downsample", "FastV", "FasterVLM", "PyramidDrop", "Random", "Scored")
+SOME = ("Downsample", "FastV", "FasterVLM", "PyramidDrop", "Random", "SGL", "Scored")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ def found(
         yield run(checkpoint, out, progress=lambda *now: told.append(now)), told
 
 
+def itself(model: Any) -> Guiding:
+    return Guiding(model, None, max_new_tokens=3, itself=True)
+
+
 def labels(records: Any) -> list[tuple[str, str | None, Any]]:
     return [(r["method"], r["reweight"], r["keep"]) for r in records]
 
@@ -93,7 +101,7 @@ def test_every_method_that_is_there_is_asked_or_left_out(
 ) -> None:
     monkeypatch.undo()  # all of them
     model = tiny_llava(layers=8, tower_layers=4)
-    planned, left_out = survey.lineup(model, survey.Settings(seed=7))
+    planned, left_out = survey.lineup(model, survey.Settings(seed=7), itself(model))
     assert sorted({keep for keep, _ in planned}) == [2, 4, 5]
     asked = {pruner.name for _, pruner in planned} | {one.method for one in left_out}
     assert {n for n, kind in pore.methods().items() if kind.__module__.startswith("pore.")} <= asked
@@ -107,7 +115,7 @@ def test_every_method_that_is_there_is_asked_or_left_out(
 def test_budgets_by_the_mean_over_layers() -> None:
     model = tiny_llava(layers=8)
     settings = survey.Settings(keeps=(8, 3), average=True)
-    planned, left_out = survey.lineup(model, settings)
+    planned, left_out = survey.lineup(model, settings, itself(model))
     for keep, pruner in planned:
         assert sum(pruner.counts(16, 8)) / 8 == pytest.approx(keep, abs=0.5)
     reasons = {(one.method, one.keep): one.reason for one in left_out}
@@ -131,6 +139,7 @@ def test_hosts_are_asked_with_and_without(found: Any) -> None:
     result, _ = found
     hosts = [("FastV", None), ("FastV", "exponential"), ("PyramidDrop", None)]
     hosts = [*hosts, ("PyramidDrop", "exponential"), ("Random", None)]
+    hosts = [*hosts, ("SGL", None), ("SGL", "exponential")]
     plain = [("Downsample", None), *hosts[:2], ("FasterVLM", None), *hosts[2:], ("Fussy", None)]
     expected = [("unpruned", None, 1.0), *((*each, 8) for each in plain)]
     expected += [(*each, 4) for each in plain[:-1]]
@@ -162,9 +171,9 @@ def test_differences_are_of_hosts_with_themselves(found: Any) -> None:
     thirds = list(dict.fromkeys(record["third"] for record in records))
     assert thirds[0] is None
     assert {"top", "middle", "bottom"} >= set(thirds[1:])
-    assert len(records) == 2 * 2 * len(thirds)
+    assert len(records) == 2 * 3 * len(thirds)
     asked = {third: sum(d["n"] for d in records if d["third"] == third) for third in thirds}
-    assert asked[None] == 4 * 9
+    assert asked[None] == 6 * 9
     for difference in result.differences:
         assert difference.first.method == difference.second.method
         assert (difference.first.reweight, difference.second.reweight) == (None, "exponential")
@@ -174,10 +183,12 @@ def test_differences_are_of_hosts_with_themselves(found: Any) -> None:
 def test_biases_are_measured_once_for_all_budgets(found: Any) -> None:
     result, _ = found
     folder = result.report.parent
-    assert sorted(result.biases) == ["fastv-1", "pyramiddrop-1-2-3"]
+    fastv, pyramiddrop, sgl = sorted(result.biases)
+    assert (fastv, pyramiddrop) == ("fastv-1", "pyramiddrop-1-2-3")
+    assert re.fullmatch("sgl-[0-9a-f]{8}", sgl)
     for kind in ("calibrations", "profiles"):
         names = {path.name for path in (folder / kind).iterdir()}
-        assert names == {"fastv-1.json", "pyramiddrop-1-2-3.json"}
+        assert names == {f"{name}.json" for name in (fastv, pyramiddrop, sgl)}
     pyramid = pore.HostCalibration.load(folder / "calibrations" / "pyramiddrop-1-2-3.json")
     assert [stage.count for stage in pyramid.stages] == [6, 6, 6]
     assert result.biases["pyramiddrop-1-2-3"] == pyramid.fit()
@@ -232,28 +243,31 @@ def test_goes_on_where_it_stopped(
 
     monkeypatch.setattr(survey, "evaluate", counted)
     stop_at = ["asking: FastV + PoRe, keep 8"]
-    with pytest.raises(KeyboardInterrupt, match=r"3 of 17 settings are done.*same command"):
+    with pytest.raises(KeyboardInterrupt, match=r"3 of 21 settings are done.*same command"):
         run(checkpoint, tmp_path, progress=stop)
     assert [label for label, _ in asked] == ["unpruned", "Downsample", "FastV"]
     assert len(read_records(tmp_path / "results.json")) == 3
     stop_at[0] = "timing the prefill, methods in turns"
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, tmp_path, progress=stop)
-    assert len(asked) == len(set(asked)) == 16
+    assert len(asked) == len(set(asked)) == 20
     again = run(checkpoint, tmp_path)
     assert asked.count(("FastV", 8)) == 1
     result, _ = found
     for one, other in zip(again.outcomes, result.outcomes, strict=True):
-        assert replace(one, prefill_ms=None) == replace(other, prefill_ms=None)
+        assert one.answers == other.answers
+        assert one.record() | {"prefill_ms": None} == other.record() | {"prefill_ms": None}
     assert [d.record() for d in again.differences] == [d.record() for d in result.differences]
     # Whole, it asks nothing and times nothing any more.
     monkeypatch.setattr(survey, "time_prefill", None)
-    assert run(checkpoint, tmp_path).outcomes == again.outcomes
-    assert len(asked) == 16
+    whole = run(checkpoint, tmp_path)
+    assert whole.records == again.records
+    assert [o.answers for o in whole.outcomes] == [o.answers for o in again.outcomes]
+    assert len(asked) == 20
     monkeypatch.setattr(survey, "time_prefill", time_prefill)
     # Under other conditions all is asked anew.
     run(checkpoint, tmp_path, settings=replace(SETTINGS, max_new_tokens=2, timing=False))
-    assert len(asked) == 32
+    assert len(asked) == 40
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"setting": 1}', None])
@@ -294,6 +308,156 @@ def test_settings_are_told_apart() -> None:
     assert len({json.dumps(survey._described(method)) for method in methods}) == len(methods)
 
 
+# -- SGL, whose guide is of one batch -------------------------------------------------------------
+
+
+def explicit(
+    guide: tuple[Any, Any], model: Any, processor: Any, keep: int, bias: Any
+) -> list[tuple[str, Any]]:
+    """Answers and what was kept for them, batch by batch, by hand."""
+    samples, found = list(load_samples("embedded:test", limit=9)), []
+    for first in range(0, 9, SETTINGS.batch_size):
+        part = samples[first : first + SETTINGS.batch_size]
+        seen, inputs = (
+            build_inputs(one, part, torch.device("cpu"), torch.float32)
+            for one in (guide[1], processor)
+        )
+        made = pore.guide(guide[0], seen, max_new_tokens=SETTINGS.max_new_tokens)
+        with pore.SGL(keep, layer=2, guide=made, reweight=bias)(model) as run, torch.no_grad():
+            tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode(new, skip_special_tokens=True)
+        kept = [tuple(image.kept for image in sample.images) for sample in run.report]
+        found += zip((text.strip() for text in texts), kept, strict=True)
+    return found
+
+
+def sgl(result: survey.Result) -> list[Outcome]:
+    return [outcome for outcome in result.outcomes if outcome.method == "SGL"]
+
+
+def answered(outcome: Outcome) -> list[tuple[str, Any]]:
+    return [(answer.given, answer.kept) for answer in outcome.answers]
+
+
+def mean_importance(model: Any, processor: Any) -> torch.Tensor:
+    samples = list(load_samples("embedded:calibration", limit=6))
+    inputs = build_inputs(processor, samples, torch.device("cpu"), torch.float32)
+    return pore.guide(model, inputs, max_new_tokens=3).importance.double().mean(0)
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guide") / "smaller"
+    tiny_llava(layers=2, seed=3, dtype=torch.float32).save_pretrained(folder)
+    make_processor(do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+def test_sgl_equals_a_loop_over_guides(checkpoint: Path, found: Any) -> None:
+    result, _ = found
+    model, processor = load_model(str(checkpoint))
+    (name,) = (name for name in result.biases if name.startswith("sgl"))
+    (bias,) = result.biases[name]
+    mean = mean_importance(model, processor)
+    torch.testing.assert_close(bias.values, pore.PositionBias.fit(mean).values, rtol=1e-5, atol=0)
+    plain, divided, *_ = outcomes = sgl(result)
+    assert [(o.keep, o.reweight) for o in outcomes] == [
+        *((8, None), (8, "exponential"), (4, None), (4, "exponential"))
+    ]
+    for outcome in outcomes:
+        given = None if outcome.reweight is None else bias
+        assert answered(outcome) == explicit(
+            (model, processor), model, processor, outcome.keep, given
+        )
+    assert [a.kept for a in plain.answers] != [a.kept for a in divided.answers]
+    record = plain.record()
+    assert (record["guide"], record["layer"], record["acts_in"]) == ("itself", 2, "decoder")
+    assert record["looks_at"] == [0, 1, 2, 3, 4]
+    assert record["tokens_after"] == 8
+    assert record["mean_tokens"] == pytest.approx((2 * 16 + 3 * 8) / 5)
+    (note,) = (note for note in page.notes(result) if note.startswith("§"))
+    assert "Guided by the model itself" in note
+    assert "saves nothing" in note
+
+
+def test_another_model_guides(
+    checkpoint: Path, smaller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pruner, "registry", {"SGL": pore.SGL})
+    made: list[Any] = []
+    guide = guided.guide
+
+    def counted(model: Any, *args: Any, **given: Any) -> pore.Guide:
+        made.append(model)
+        return guide(model, *args, **given)
+
+    monkeypatch.setattr(guided, "guide", counted)
+    other = load_model(str(smaller))
+    settings = replace(SETTINGS, timing=False)
+    result = run(checkpoint, tmp_path, settings=settings, guide=other)
+    assert made == [other[0]] * 3  # once a batch, whatever the budgets and P
+    model, processor = load_model(str(checkpoint))
+    ((bias,),) = result.biases.values()
+    mean = mean_importance(*other)
+    torch.testing.assert_close(bias.values, pore.PositionBias.fit(mean).values, rtol=1e-5, atol=0)
+    assert (bias.provenance.host, bias.provenance.normalize) == ("SGL", "guide")
+    assert bias.provenance.model == "smaller"
+    for outcome in sgl(result):
+        given = None if outcome.reweight is None else bias
+        assert answered(outcome) == explicit(other, model, processor, outcome.keep, given)
+    assert {(r["guide"], str(r["looks_at"])) for r in result.records[1:]} == {("smaller", "[]")}
+    (note,) = page.notes(result)
+    assert note.startswith("§ Guided by smaller, which answers every question first")
+    # The same again asks nothing; with another guide, SGL is asked anew.
+    again = run(checkpoint, tmp_path, settings=settings, guide=other)
+    assert [o.answers for o in again.outcomes] == [o.answers for o in result.outcomes]
+    assert len(made) == 3
+    own = run(checkpoint, tmp_path, settings=settings)
+    assert len(made) == 6
+    assert own.outcomes[0].answers == result.outcomes[0].answers
+    assert [o.guide for o in sgl(own)] == ["itself"] * 4
+    assert sorted(path.name[:4] for path in (tmp_path / "profiles").iterdir()) == ["sgl-"] * 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_guide_with_other_tokens_is_left_out(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr(Pruner, "registry", {"FastV": pore.FastV, "SGL": pore.SGL})
+    side = {"height": 24, "width": 24}
+    processor = make_processor(do_center_crop=False, size=side)
+    guide = tiny_llava(side=3, dtype=torch.float32), processor
+    if not known:  # the sizes of a model that only the first batch tells
+
+        def refused(config: Any) -> ModelShape:
+            if config.vision_config.image_size == 24:
+                raise UnsupportedModelError("no sizes")
+            return of(config)
+
+        of = ModelShape.from_config
+        monkeypatch.setattr(ModelShape, "from_config", staticmethod(refused))
+    settings = replace(SETTINGS, keeps=(8,), timing=False)
+    result = run(checkpoint, tmp_path, settings=settings, guide=guide)
+    assert [record["method"] for record in result.records] == ["unpruned", "FastV", "FastV"]
+    (one,) = result.left_out
+    assert (one.method, one.keep) == ("SGL", 8)
+    assert "cut" in one.reason
+    assert "16" in one.reason
+    assert "9" in one.reason
+    assert "into the same tokens" in one.reason
+
+
+def test_a_guided_method_prunes_nothing_itself(checkpoint: Path) -> None:
+    model, processor = load_model(str(checkpoint))
+    pruner = Guided(4, layer=2, guide=Guiding(model, processor, max_new_tokens=3, itself=True))
+    samples = list(load_samples("embedded:test", limit=2))
+    inputs = build_inputs(processor, samples, torch.device("cpu"), torch.float32)
+    with pytest.raises(InputError, match="is of one batch"), pruner(model):
+        model(**inputs)
+    assert survey._described(pruner)["guide"]["model"] == "tiny"
+
+
 # -- the page -------------------------------------------------------------------------------------
 
 
@@ -308,13 +472,15 @@ def test_page_opens_offline(found: Any) -> None:
     assert "Fussy at 4: not four" in text
     assert "Fussy ‡" in text
     assert "†" not in text  # of the embedded model only
+    assert "SGL + PoRe §" in text
+    assert "all of the guide" in text
 
 
 def test_methods_that_look_at_the_taught_layer_are_marked(found: Any) -> None:
     result, _ = found
     taught = replace(result, taught=3)
     notes = page.notes(taught)
-    assert [note[0] for note in notes] == ["†", "‡"]
+    assert [note[0] for note in notes] == ["†", "‡", "§"]
     assert "decoder layer 3 or above" in notes[0]
     records = {record["method"]: record for record in result.records}
     assert [marks(records[name], 3) for name in ("PyramidDrop", "FastV", "Fussy", "unpruned")] == [
@@ -367,7 +533,7 @@ def test_a_third_that_was_not_asked_about_is_refused(found: Any) -> None:
 
 
 def test_numbers_of_tokens_count_what_stands_for_no_patch() -> None:
-    from test_calibration import make_processor, make_samples
+    from test_calibration import make_samples
 
     model = tiny_llava(dtype=torch.float32, tower_layers=4)
     processor = make_processor(do_center_crop=False)

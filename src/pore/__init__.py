@@ -14,6 +14,7 @@ from pore.budgets import schedule as schedule
 from pore.calibration import Calibration as Calibration
 from pore.calibration import HostCalibration as HostCalibration
 from pore.calibration import calibrate as calibrate
+from pore.calibration import calibrate_guide as calibrate_guide
 from pore.chain import Chain as Chain
 from pore.embedded import embedded_model as embedded_model
 from pore.errors import PoreError as PoreError

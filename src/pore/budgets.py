@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,32 @@ def schedule(
                 f"{', '.join(sorted(known))}."
             )
     shape = model if isinstance(model, ModelShape) else ModelShape.from_config(model.config)
+
+    def made(keep: int) -> Pruner | None:
+        usual = kind.usual(keep, shape)
+        return None if usual is None else replace(usual, **settings)  # type: ignore[type-var]
+
+    return scheduled(made, kind.name, shape, average)
+
+
+def scheduled(
+    set_up: Callable[[int], Pruner | None], name: str, shape: ModelShape, average: int | float
+) -> Pruner:
+    """As `schedule`, for a method that is set up by a function of its budget.
+
+    Args:
+        set_up: Gives the method that leaves so many tokens; None where it needs more than a model.
+        name: The method's name.
+        shape: The model's sizes.
+        average: As in `schedule`.
+
+    Returns:
+        The method.
+
+    Raises:
+        BudgetError: As in `schedule`.
+        InputError: The method needs more than a model to be set up.
+    """
     visual, layers = shape.visual_tokens, shape.decoder.layers
     check_keep(average)
     target = average * visual if isinstance(average, float) else average
@@ -69,13 +96,13 @@ def schedule(
         raise BudgetError(f"{average} visual tokens cannot be the mean where there are {visual}.")
 
     def made(keep: int) -> Pruner:
-        usual = kind.usual(keep, shape)
-        if usual is None:
+        pruner = set_up(keep)
+        if pruner is None:
             raise InputError(
-                f"{kind.name} needs more than a model to be set up, so no budget can be looked "
-                "for; make it yourself and see `counts`."
+                f"{name} needs more than a model to be set up, so no budget can be looked for; "
+                "make it yourself and see `counts`."
             )
-        return replace(usual, **settings)  # type: ignore[type-var]
+        return pruner
 
     def mean(keep: int) -> float:
         try:
@@ -87,7 +114,7 @@ def schedule(
     above = bisect_left(keeps, target, key=mean)
     near = [keep for keep in (above, above + 1) if keep in keeps and mean(keep) > -math.inf]
     if not near or mean(near[0]) > target:
-        raise _out_of_reach(kind, target, made(near[0]) if near else None, visual, layers)
+        raise _out_of_reach(name, target, made(near[0]) if near else None, visual, layers)
     return made(min(near, key=lambda keep: abs(mean(keep) - target)))
 
 
@@ -110,9 +137,9 @@ def method_named(name: str) -> type[Pruner]:
 
 
 def _out_of_reach(
-    kind: type[Pruner], target: float, least: Pruner | None, visual: int, layers: int
+    name: str, target: float, least: Pruner | None, visual: int, layers: int
 ) -> BudgetError:
-    wish = f"{kind.name} cannot average {target:g} of {visual} visual tokens over {layers} layers"
+    wish = f"{name} cannot average {target:g} of {visual} visual tokens over {layers} layers"
     if least is None:
         return BudgetError(f"{wish}: with these settings no budget is possible.")
     counts = least.counts(visual, layers)

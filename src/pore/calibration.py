@@ -40,7 +40,8 @@ from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
 from pore.errors import CalibrationError, InputError, ProfileError, ScoreError
 from pore.families import family_of, identity
-from pore.layout import Layout
+from pore.guiding import GUIDE, GUIDED, Guide, guide
+from pore.layout import Image, Layout
 from pore.methods.fastv import FastV
 from pore.prompts import build_inputs, processor_settings, prompt_template
 from pore.pruner import Pruner, Run, Selection, Stage, View, unpruned
@@ -271,7 +272,7 @@ class Calibration:
     def _including(
         self,
         samples: Sequence[Sample],
-        measured: Sequence[tuple[Layout, np.ndarray]],
+        measured: Sequence[tuple[Layout | Guide, np.ndarray]],
         bad: Sequence[BadSample],
     ) -> Calibration:
         """With one more batch of samples, some measured and some bad."""
@@ -345,8 +346,9 @@ class HostCalibration:
             try:
                 biases.append(stage.fit(kind))
             except (ProfileError, ScoreError) as error:
-                layer = cast(int, stage.provenance.layer) - 1
-                raise type(error)(f"What is read of decoder layer {layer}: {error}") from error
+                layer = stage.provenance.layer
+                where = "the model that guides" if layer is None else f"decoder layer {layer - 1}"
+                raise type(error)(f"What is read of {where}: {error}") from error
         return tuple(biases)
 
     def merge(self, other: HostCalibration) -> HostCalibration:
@@ -406,7 +408,7 @@ class HostCalibration:
     def _including(
         self,
         samples: Sequence[Sample],
-        measured: Sequence[tuple[Layout, np.ndarray]],
+        measured: Sequence[tuple[Layout | Guide, np.ndarray]],
         bad: Sequence[BadSample],
     ) -> HostCalibration:
         """With one more batch of samples, some measured and some bad."""
@@ -526,11 +528,130 @@ def calibrate(
         raise CalibrationError(f"What is normalised is up to {host.name}; leave normalize away.")
     host = _plain(host)
     host.check(model, family)
+    measured = _measured(host)
+    layers = " or ".join(str(probed) for probed, _ in measured)
+    state = _through(
+        model,
+        processor,
+        samples,
+        reader=_Reader(host.name, f"decoder layer {layers}", partial(attention_rows, host=host)),
+        stages=[{"layer": probed + 1, "normalize": word} for probed, word in measured],
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        every=every,
+        max_bad=max_bad,
+        progress=progress,
+        limit=limit,
+        source=source,
+    )
+    return state if layer is None else state.stages[0]
+
+
+def calibrate_guide(
+    model: nn.Module,
+    processor: Any,
+    samples: Iterable[Sample],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 8,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 100,
+    max_bad: float = 0.01,
+    progress: bool = True,
+    limit: int | None = None,
+    source: str | None = None,
+) -> Calibration:
+    """Average over samples what SGL divides by P: `Guide.importance` of the model that guides.
+
+        bias = pore.calibrate_guide(small, processor, samples, max_new_tokens=32).fit()
+        pruner = pore.SGL(keep=64, layer=12, guide=guide, reweight=bias)
+
+    The model answers every sample. All else is as in `calibrate`.
+
+    Args:
+        model: The small vision-language model, not pruned.
+        processor: As in `calibrate`.
+        samples: As in `calibrate`.
+        max_new_tokens: Longest answer, as the guides of later use have it. A checkpoint made with
+            another is refused.
+        batch_size: Samples that are answered together.
+        checkpoint: As in `calibrate`.
+        every: As in `calibrate`.
+        max_bad: As in `calibrate`; attention that is not finite is an error at once.
+        progress: As in `calibrate`.
+        limit: As in `calibrate`.
+        source: As in `calibrate`.
+
+    Returns:
+        The sums over all good images, with the bad samples listed.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows, or has no images.
+        ModelStateError: The model is pruned.
+        InputError: The processor has no chat template.
+        CalibrationError: As in `calibrate`.
+        ScoreError: Attention holds NaN or infinity.
+        KeyboardInterrupt: Passed on, with a message that says how to go on.
+    """
+
+    def read(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Guide, tuple[Tensor, ...]]:
+        _check_images(inputs["input_ids"], family_of(model).images(model, inputs))
+        made = guide(model, inputs, max_new_tokens=max_new_tokens)
+        return made, (made.importance,)
+
+    return _through(
+        unpruned(model),
+        processor,
+        samples,
+        reader=_Reader(GUIDED, "the model that guides", read),
+        stages=[{"normalize": GUIDE}],
+        batch_size=batch_size,
+        checkpoint=checkpoint,
+        every=every,
+        max_bad=max_bad,
+        progress=progress,
+        limit=limit,
+        source=source,
+        settings=f"answers of {max_new_tokens}",
+    ).stages[0]
+
+
+class _Reader(NamedTuple):
+    """What reads the curves of a batch.
+
+    Attributes:
+        host: Name of the method that they are for.
+        where: Whose attention that is, in words.
+        read: Gives the images and, for every stage, (I, t) numbers.
+    """
+
+    host: str
+    where: str
+    read: Callable[..., tuple[Layout | Guide, tuple[Tensor, ...]]]
+
+
+def _through(
+    model: nn.Module,
+    processor: Any,
+    samples: Iterable[Sample],
+    *,
+    reader: _Reader,
+    stages: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    checkpoint: str | os.PathLike[str] | None,
+    every: int,
+    max_bad: float,
+    progress: bool,
+    limit: int | None,
+    source: str | None,
+    settings: str = "",
+) -> HostCalibration:
+    """One pass over the samples; `stages` says in provenance what is read, `settings` how."""
     _check_arguments(batch_size, every, max_bad, limit)
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]
     origin = Provenance(
         **identity(model),
-        host=host.name,
+        host=reader.host,
         processor=processor_settings(processor),
         template=prompt_template(processor),
         date=datetime.date.today().isoformat(),
@@ -539,11 +660,11 @@ def calibrate(
     state = start = HostCalibration(
         tuple(
             Calibration(
-                provenance=replace(origin, layer=probed + 1, normalize=word),
+                provenance=replace(origin, **stage),
                 dtype=str(dtype).removeprefix("torch."),
-                passes=(_digest("", ()),),
+                passes=(settings,),
             )
-            for probed, word in _measured(host)
+            for stage in stages
         )
     )
     known = [n for n in (operator.length_hint(samples, -1), limit) if n is not None and n >= 0]
@@ -563,13 +684,12 @@ def calibrate(
     try:
         with _evaluation(model), _bar(progress, total, state) as bar:
             while batch := list(islice(stream, batch_size)):
-                measured, bad = _measure(model, processor, batch, host, device, dtype)
+                measured, bad = _measure(model, processor, batch, reader, device, dtype)
                 if not (measured or state.count) and any(b.reason == _NOT_FINITE for b in bad):
-                    layers = " or ".join(str(probed) for probed, _ in _measured(host))
                     raise ScoreError(
-                        f"Attention of decoder layer {layers} is NaN or infinite from the "
-                        "start; look for overflow (fp16 where the model needs bf16?), damaged "
-                        "weights or bad inputs."
+                        f"Attention of {reader.where} is NaN or infinite from the start; look for "
+                        "overflow (fp16 where the model needs bf16?), damaged weights or bad "
+                        "inputs."
                     )
                 for one in bad:
                     _log.warning("Skipped the sample %s: %s", one.id, one.reason)
@@ -595,7 +715,7 @@ def calibrate(
         raise CalibrationError("There is no sample to calibrate on.")
     state.stages[0]._counted()
     _check_bad(state, max_bad, state.seen)
-    return state if layer is None else state.stages[0]
+    return state
 
 
 def _plain(host: Pruner) -> Pruner:
@@ -627,7 +747,8 @@ def attention_stages(host: Pruner) -> list[Stage]:
     if not stages:
         raise CalibrationError(
             f"With these settings {host.name} reads no attention of the model that it prunes, so "
-            "there is nothing to measure here; fit its P to the mean of what it ranks by, with "
+            "there is nothing to measure here. For SGL, calibrate the model that guides with "
+            "pore.calibrate_guide; for others, fit P to the mean of what they rank by, with "
             "PositionBias.fit."
         )
     return stages
@@ -690,16 +811,19 @@ def attention_rows(
         InputError: A prompt has no image, or ends with one.
     """
     family = family_of(model)
-    input_ids: Tensor = inputs["input_ids"]
-    images = family.images(model, inputs)
-    without = set(range(len(input_ids))) - {image.row for image in images}
-    if without:
-        raise InputError(f"The prompt of sample {min(without)} has no image to look at.")
+    _check_images(inputs["input_ids"], family.images(model, inputs))
     onlooker = _Onlooker(host)
     with Run(onlooker, model, history=1), suppress(_Stop):
         family.base(model)(**inputs, use_cache=False)
     assert onlooker.layout is not None
     return onlooker.layout, tuple(onlooker.found[i] for i in range(len(onlooker.found)))
+
+
+def _check_images(input_ids: Tensor, images: Sequence[Image]) -> None:
+    """Refuse a prompt without an image."""
+    without = set(range(len(input_ids))) - {image.row for image in images}
+    if without:
+        raise InputError(f"The prompt of sample {min(without)} has no image to look at.")
 
 
 class _Stop(Exception):
@@ -713,10 +837,10 @@ def _measure(
     model: nn.Module,
     processor: Any,
     samples: Sequence[Sample],
-    host: Pruner,
+    reader: _Reader,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[list[tuple[Layout, np.ndarray]], list[BadSample]]:
+) -> tuple[list[tuple[Layout | Guide, np.ndarray]], list[BadSample]]:
     """Attention (S, I, t) of the good samples by batch, and the bad ones, which spoil no other."""
     good, bad = [], []
     for sample in samples:
@@ -728,13 +852,13 @@ def _measure(
         return [], bad
     try:
         inputs = build_inputs(processor, good, device, dtype)
-        layout, attention = attention_rows(model, inputs, host)
+        layout, attention = reader.read(model, inputs)
     except InputError as error:
         if len(good) == 1:
             return [], [*bad, BadSample(good[0].id, str(error))]
         measured = []
         for sample in good:
-            one, refused = _measure(model, processor, [sample], host, device, dtype)
+            one, refused = _measure(model, processor, [sample], reader, device, dtype)
             measured += one
             bad += refused
         return measured, bad
@@ -745,7 +869,7 @@ def _measure(
         )
     if any(curve.shape != layout.valid.shape for curve in attention):
         raise CalibrationError(
-            f"The stages of {host.name} read {[tuple(curve.shape) for curve in attention]} of "
+            f"The stages of {reader.host} read {[tuple(curve.shape) for curve in attention]} of "
             f"visual tokens of shape {tuple(layout.valid.shape)}; the reader, or the stage's "
             "curve, must give one number for every token."
         )
@@ -753,7 +877,7 @@ def _measure(
     finite = np.isfinite(rows).all(axis=(0, 2))
     if (rows[:, finite] < 0).any() or (rows[:, finite] > _LARGEST).any():
         raise CalibrationError(
-            f"What {host.name} reads is no attention: it runs from {rows[:, finite].min():g} to "
+            f"What {reader.host} reads is no attention: it runs from {rows[:, finite].min():g} to "
             f"{rows[:, finite].max():g}, where 0 to 2^30 can be."
         )
     spoiled = {image.row for image, fine in zip(layout.images, finite, strict=True) if not fine}
@@ -831,7 +955,8 @@ def _resume(
     if state.stages[0].passes != (_digest(start.stages[0].passes[0], done),):
         raise CalibrationError(
             f"The checkpoint {name} has gone through {state.seen} samples that are not the first "
-            f"ones of this call (fewer, others, or in another order). {away}"
+            "ones of this call (fewer, others, in another order, or with answers of another "
+            f"length). {away}"
         )
     _log.info("Going on after %d samples, from %s", state.seen, name)
     return state

@@ -403,6 +403,13 @@ def evaluate(
     images: Annotated[
         int, typer.Option(min=1, help="With --all: calibration samples, at most.")
     ] = 700,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help="With --all: a smaller model that guides SGL, of a kind that cuts images into the "
+            "same tokens. [default: the model itself]"
+        ),
+    ] = None,
     method: Method = "FastV",
     keep: Annotated[
         list[str] | None,
@@ -445,12 +452,16 @@ def evaluate(
 
         pore evaluate --all --limit 2100 --out runs/all
 
+        pore evaluate --all -m llava-hf/llava-1.5-13b-hf --guide llava-hf/llava-1.5-7b-hf
+
         pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
     """
     from pore.evaluation import Batches, compare, survey, time_prefill, write_records
     from pore.evaluation import evaluate as ask
     from pore.evaluation.reweighting import reweighted
 
+    if guide is not None and not every:
+        raise InputError("--guide is for --all: leave it away, or ask every method.")
     loaded, processor = _load(model, device, dtype, attn, revision)
     limit = _SURVEYED if every and limit is None else limit
     asked = list(_samples(samples, limit=limit, questions=questions, split=split))
@@ -475,6 +486,7 @@ def evaluate(
                 seed=seed,
             ),
             (model, calibration, samples),
+            None if guide in (None, model) else _load(guide, device, dtype, attn),
         )
         return
     biases = _biases(reweight, allow, loaded, processor, asked[:64])
@@ -782,6 +794,7 @@ def _survey(
     out: Path,
     settings: survey.Settings,
     names: tuple[str, str, str],
+    guide: tuple[Any, Any] | None,
 ) -> None:
     """Ask every method, and print what came of it."""
     from pore import speed
@@ -808,6 +821,7 @@ def _survey(
                     loaded, speed.hardware(loaded.device), speed.versions(), settings.seed
                 ),
             ),
+            guide=guide,
             progress=told,
         )
     console = _stdout()

@@ -18,6 +18,9 @@ from pore.layout import Image, Layout
 from pore.pruner import marked_images, unpruned
 from pore.sequence import window_of
 
+GUIDED, GUIDE = "SGL", "guide"
+"""The method that a guide is for, and the word for what it averages (`Provenance.normalize`)."""
+
 # Query rows whose attention over all heads is held at a time.
 _ROWS = 128
 
@@ -201,7 +204,7 @@ def guide(
         sequences=sequences,
         answered=answered,
         confidence=chosen.log().masked_fill(~answered, 0.0).sum(1).div(lengths).exp(),
-        provenance=Provenance(**identity(model), normalize="guide", host="SGL"),
+        provenance=Provenance(**identity(model), normalize=GUIDE, host=GUIDED),
     )
 
 

@@ -296,6 +296,12 @@ class Pruner(ABC):
         """Whether it reads what goes through the vision tower, which then must run while pruned."""
         return any(isinstance(s, TowerStage) or s.padding or s.tower for s in self.stages())
 
+    @property
+    def looks_at(self) -> list[int]:
+        """The decoder layers whose attention, or else whose output, it ranks by."""
+        stages = [s for s in self.stages() if isinstance(s, Stage) and s.layer]
+        return [s.layer - 1 if s.probed is None else s.probed for s in stages]
+
     def limits(self, family: Family) -> list[Limit]:
         """What a family does not take of the method with these settings, whatever the model.
 

@@ -2,11 +2,11 @@
 
 from pore.evaluation.answers import is_right as is_right
 from pore.evaluation.answers import normalise as normalise
+from pore.evaluation.batches import Batches as Batches
 from pore.evaluation.outcome import Answer as Answer
 from pore.evaluation.outcome import Outcome as Outcome
 from pore.evaluation.outcome import compare as compare
 from pore.evaluation.records import write_records as write_records
-from pore.evaluation.running import Batches as Batches
 from pore.evaluation.running import evaluate as evaluate
 from pore.evaluation.running import time_prefill as time_prefill
 from pore.evaluation.statistics import Paired as Paired

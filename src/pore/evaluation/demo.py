@@ -19,10 +19,11 @@ from pore.bias import Kind, PositionBias
 from pore.calibration import Calibration, calibrate
 from pore.errors import BudgetError, InputError
 from pore.evaluation import page
+from pore.evaluation.batches import Batches
 from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import rope_bias
-from pore.evaluation.running import Batches, Told, Work, cost, evaluate, time_prefill
+from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
 from pore.families import family_of
 from pore.methods import Downsample, FastV, Random
 from pore.methods.downsample import coarse_grid

@@ -8,8 +8,9 @@ from itertools import compress
 from typing import Any
 
 from pore.errors import InputError
+from pore.evaluation.guided import Guided
 from pore.evaluation.statistics import Paired, paired, wilson
-from pore.pruner import Pruner, Stage
+from pore.pruner import Pruner
 from pore.tower import TowerStage
 
 UNPRUNED = "unpruned"
@@ -96,10 +97,12 @@ class Outcome:
     @property
     def looks_at(self) -> list[int]:
         """The decoder layers whose attention, or else whose output, the method ranks by."""
-        if self.pruner is None:
-            return []
-        stages = [s for s in self.pruner.stages() if isinstance(s, Stage) and s.layer]
-        return [s.layer - 1 if s.probed is None else s.probed for s in stages]
+        return [] if self.pruner is None else self.pruner.looks_at
+
+    @property
+    def guide(self) -> str | None:
+        """The model that guides the method, in words, where one does."""
+        return self.pruner.guide.name if isinstance(self.pruner, Guided) else None
 
     @property
     def label(self) -> str:
@@ -171,6 +174,7 @@ class Outcome:
             "mean_tokens": self.mean_tokens,
             "acts_in": self.acts_in,
             "looks_at": self.looks_at,
+            "guide": self.guide,
             "flops": self.flops,
             "prefill_ms": self.prefill_ms,
         }
@@ -229,6 +233,7 @@ class Difference:
             "against": self.first.label,
             "third": self.third,
             "looks_at": self.second.looks_at,
+            "guide": self.second.guide,
             "difference": found.difference,
             "ci": list(found.ci),
             "won": found.gained,

@@ -193,7 +193,22 @@ def notes(result: Survey) -> list[str]:
             f"{tables.EXPERIMENTAL} Built from the paper's description, with no code to compare "
             "with."
         )
+    for name in dict.fromkeys(record["guide"] for record in result.records if record["guide"]):
+        lines.append(f"{tables.GUIDED} {_guided(name, result.records[0]['flops'])}")
     return lines
+
+
+def _guided(name: str, unpruned: float | None) -> str:
+    """What guidance costs, which no number tells."""
+    uncounted = "first, unpruned. That is in none of the FLOPs, times and tokens here"
+    if name != "itself":
+        return f"Guided by {name}, which answers every question {uncounted}."
+    alone = "" if unpruned is None else f" of {tables.number(unpruned, 1e9)} GFLOPs"
+    return (
+        f"Guided by the model itself, which answers every question {uncounted}: so guided, the "
+        f"method costs a whole prefill{alone} more and saves nothing. It shows what its ranking "
+        "is worth."
+    )
 
 
 def _judged(differences: Sequence[Difference]) -> list[tuple[str, list[Difference]]]:
@@ -351,10 +366,9 @@ def _biases(biases: Mapping[str, Sequence[PositionBias]]) -> str:
     for found in biases.values():
         for bias in found:
             origin = bias.provenance
-            assert origin.layer is not None
             cells = (
                 origin.host or "?",
-                str(origin.layer - 1),
+                "all of the guide" if origin.layer is None else str(origin.layer - 1),
                 origin.normalize or "?",
                 bias.kind,
                 f"{bias.growth:.3g}",

@@ -36,13 +36,14 @@ FIELDS = (
     "mean_tokens",
     "acts_in",
     "looks_at",
+    "guide",
     "flops",
     "prefill_ms",
 )
 """The fields of a record, in order."""
 
 # Results written before these fields came are read all the same.
-_LATER: dict[str, Any] = {"mean_tokens": None, "acts_in": None, "looks_at": []}
+_LATER: dict[str, Any] = {"mean_tokens": None, "acts_in": None, "looks_at": [], "guide": None}
 
 
 def write_records(folder: str | os.PathLike[str], records: Sequence[Record]) -> tuple[Path, Path]:
@@ -171,9 +172,9 @@ def columns(records: Sequence[Record], field: str) -> list[str]:
 PARTS = ("cost", "accuracy", "kinds", "thirds")
 """The groups of columns of the table."""
 
-TAUGHT, EXPERIMENTAL = "†", "‡"
-"""Marks: of methods that look at attention better than a real model's, and of those that were built
-from a paper's description."""
+TAUGHT, EXPERIMENTAL, GUIDED = "†", "‡", "§"
+"""Marks: of methods that look at attention better than a real model's, of those that were built
+from a paper's description, and of those that a model guides, whose cost is not counted."""
 
 
 def marks(record: Record, taught: int | None = None) -> str:
@@ -189,6 +190,7 @@ def marks(record: Record, taught: int | None = None) -> str:
     kind = methods().get(record["method"])
     found = TAUGHT if taught is not None and max(record["looks_at"], default=-1) >= taught else ""
     found += EXPERIMENTAL if kind is not None and kind.experimental else ""
+    found += GUIDED if record.get("guide") else ""
     return found and f" {found}"
 
 

@@ -62,8 +62,7 @@ def reweighted(pruner: Pruner, biases: Sequence[PositionBias]) -> Pruner:
             f"{pruner.name} does not rank by text-visual attention, so there is nothing to "
             "divide by a position bias."
         )
-    stages = len(attention_stages(pruner))
-    if len(biases) not in (1, stages):
+    if len(biases) != 1 and len(biases) != (stages := len(attention_stages(pruner))):
         raise InputError(
             f"{pruner.name} ranks by attention at {stages} places, and there are biases for "
             f"{len(biases)}; calibrate for it (pore calibrate --method {pruner.name})."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,13 +10,15 @@ from typing import Any
 
 import torch
 
-from pore.errors import InputError, UnsupportedModelError
+from pore.errors import UnsupportedModelError
 from pore.evaluation.answers import is_right
+from pore.evaluation.batches import Batches
+from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
 from pore.families import family_of
 from pore.flops import model_flops
-from pore.prompts import build_inputs
 from pore.pruner import Pruner
+from pore.report import Report
 from pore.samples import Sample
 from pore.shapes import ModelShape
 
@@ -26,100 +27,6 @@ Progress = Callable[[int], None]
 
 Told = Callable[[str, float], None]
 """Told what is being done and what share of all is done."""
-
-# What a forward needs beside image features; with anything else, features are not all there is.
-_PLAIN = {"input_ids", "attention_mask", "pixel_values"}
-
-
-class Batches:
-    """Model inputs of samples in batches, made once and used by one method after the other.
-
-    Where transformers takes image features for pixels (`mm_encoder_outputs`), the vision tower too
-    runs once per image; the decoder gets the very features that it would have computed.
-
-    Args:
-        model: The model that the inputs are for.
-        processor: Its processor.
-        samples: The samples; each needs an answer.
-        batch_size: Samples of a batch.
-        memory: Bytes that may be held; batches beyond are made again for every method.
-
-    Raises:
-        InputError: There is no sample, or one has no answer to compare with.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        samples: Sequence[Sample],
-        *,
-        batch_size: int = 32,
-        memory: int = 2 << 30,
-    ) -> None:
-        if not samples:
-            raise InputError("There are no samples to evaluate on.")
-        if batch_size < 1:
-            raise InputError(f"A batch has at least 1 sample, not {batch_size}.")
-        for sample in samples:
-            if sample.answer is None:
-                raise InputError(f"Sample {sample.id!r} has no answer to compare with.")
-        self.model = model
-        self.processor = processor
-        self.samples = tuple(samples)
-        self.batch_size = batch_size
-        self._left = memory
-        self._inputs: dict[int, dict[str, Any]] = {}
-        self._encoded: dict[int, dict[str, Any]] = {}
-        self._encodes = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-
-    def __len__(self) -> int:
-        return -(-len(self.samples) // self.batch_size)
-
-    def batch(self, i: int) -> tuple[Sample, ...]:
-        """The samples of a batch."""
-        return self.samples[i * self.batch_size : (i + 1) * self.batch_size]
-
-    def inputs(self, i: int) -> dict[str, Any]:
-        """The inputs of a batch as the processor gives them, pixels and all."""
-        if i in self._inputs:
-            return self._inputs[i]
-        model = self.model
-        made: dict[str, Any] = dict(
-            build_inputs(self.processor, self.batch(i), model.device, model.dtype)
-        )
-        return self._hold(self._inputs, i, made)
-
-    def encoded(self, i: int) -> dict[str, Any]:
-        """The inputs of a batch with image features for pixels, where the model takes them."""
-        if i in self._encoded:
-            return self._encoded[i]
-        inputs = self.inputs(i)
-        if not self._encodes or not inputs.keys() <= _PLAIN or "pixel_values" not in inputs:
-            return inputs
-        rest = dict(inputs)
-        output = self.model.get_image_features(pixel_values=rest.pop("pixel_values"))
-        # Only what the decoder reads; the tower's hidden states would fill the memory.
-        rest["mm_encoder_outputs"] = {"image": type(output)(pooler_output=output.pooler_output)}
-        self._inputs.pop(i, None)
-        return self._hold(self._encoded, i, rest)
-
-    def _hold(
-        self, where: dict[int, dict[str, Any]], i: int, made: dict[str, Any]
-    ) -> dict[str, Any]:
-        size = sum(_bytes(value) for value in made.values())
-        if size <= self._left:
-            self._left -= size
-            where[i] = made
-        return made
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(_bytes(entry) for entry in value.values())
-    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def evaluate(
@@ -140,7 +47,7 @@ def evaluate(
         model: A supported vision-language model of transformers.
         processor: Its processor.
         samples: Samples with answers; `Batches` to share their preparation between methods.
-        pruner: The method, or None for the unpruned model.
+        pruner: The method (`guided.Guided` for SGL), or None for the unpruned model.
         batch_size: Samples of a batch; that of `Batches` is its own.
         max_new_tokens: Longest answer.
         progress: Told how many more samples are done.
@@ -157,26 +64,22 @@ def evaluate(
     pixels = pruner is not None and pruner.reads_tower
     given: list[str] = []
     effort: list[dict[str, Any]] = []
-    with torch.inference_mode(), nullcontext() if pruner is None else pruner(model) as run:
-        for i in range(len(batches)):
-            inputs = batches.inputs(i) if pixels else batches.encoded(i)
-            if run is None:
-                effort += _unpruned(model, inputs)
-            tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            new = tokens[:, inputs["input_ids"].shape[1] :]
-            given += processor.batch_decode(new, skip_special_tokens=True)
-            if progress is not None:
-                progress(len(new))
-    if run is not None:
-        effort = [
-            {
-                "kept": tuple(image.kept for image in sample.images),
-                "flops": sample.flops,
-                "extra": sum(image.extra for image in sample.images),
-                "mean_tokens": sample.mean_visual_tokens,
-            }
-            for sample in run.report
-        ]
+    with torch.inference_mode():
+        for one, numbers in stretches(pruner, batches, len(batches)):
+            with nullcontext() if one is None else one(model) as run:
+                for i in numbers:
+                    inputs = batches.inputs(i) if pixels else batches.encoded(i)
+                    if run is None:
+                        effort += _unpruned(model, inputs)
+                    tokens = model.generate(
+                        **inputs, max_new_tokens=max_new_tokens, do_sample=False
+                    )
+                    new = tokens[:, inputs["input_ids"].shape[1] :]
+                    given += processor.batch_decode(new, skip_special_tokens=True)
+                    if progress is not None:
+                        progress(len(new))
+            if run is not None:
+                effort += _pruned(run.report)
     return Outcome(
         pruner,
         tuple(
@@ -193,6 +96,17 @@ def evaluate(
             for sample, text, spent in zip(batches.samples, given, effort, strict=True)
         ),
     )
+
+
+def _pruned(report: Report) -> Iterator[dict[str, Any]]:
+    """The visual tokens that were left of every sample, and the FLOPs of its prefill."""
+    for sample in report:
+        yield {
+            "kept": tuple(image.kept for image in sample.images),
+            "flops": sample.flops,
+            "extra": sum(image.extra for image in sample.images),
+            "mean_tokens": sample.mean_visual_tokens,
+        }
 
 
 def _unpruned(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -239,21 +153,25 @@ def time_prefill(
         progress: Told how many more samples are done.
 
     Returns:
-        For each method the median time in milliseconds per sample.
+        For each method the median time in milliseconds per sample; without that of making guides.
     """
-    inputs = [batches.inputs(i) for i in range(min(count, len(batches)))]
+    count = min(count, len(batches))
+    inputs = [batches.inputs(i) for i in range(count)]
     samples = sum(len(batch["input_ids"]) for batch in inputs)
     seconds: list[list[float]] = [[] for _ in pruners]
     for measured in [False] + [True] * rounds:
         for times, pruner in zip(seconds, pruners, strict=True):
-            with torch.inference_mode(), nullcontext() if pruner is None else pruner(model):
-                _synchronise(model)
-                began = time.perf_counter()
-                for batch in inputs:
-                    model(**batch, use_cache=True, logits_to_keep=1)
-                _synchronise(model)
-                if measured:
-                    times.append(time.perf_counter() - began)
+            spent = 0.0
+            for one, numbers in stretches(pruner, batches, count):
+                with torch.inference_mode(), nullcontext() if one is None else one(model):
+                    _synchronise(model)
+                    began = time.perf_counter()
+                    for i in numbers:
+                        model(**inputs[i], use_cache=True, logits_to_keep=1)
+                    _synchronise(model)
+                    spent += time.perf_counter() - began
+            if measured:
+                times.append(spent)
             if progress is not None:
                 progress(samples)
     return [1e3 * statistics.median(times) / samples for times in seconds]

@@ -10,27 +10,29 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pore import plotting
 from pore._files import write_atomic
 from pore.bias import Kind, PositionBias, save_biases
-from pore.budgets import schedule
+from pore.budgets import scheduled
 from pore.calibration import Calibration, HostCalibration, attention_stages, calibrate
 from pore.errors import PoreError, ProfileError
 from pore.evaluation import page
+from pore.evaluation.batches import Batches, conditions
 from pore.evaluation.demo import fair_cells
+from pore.evaluation.guided import Guided, Guiding
 from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
-from pore.evaluation.running import Batches, Told, Work, cost, evaluate, time_prefill
+from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
 from pore.families import family_of, identity
 from pore.loading import EMBEDDED
-from pore.methods import Downsample, methods
-from pore.prompts import processor_settings, prompt_template
+from pore.methods import SGL, Downsample, methods
 from pore.pruner import Pruner
 from pore.samples import Sample
 from pore.selection import budget
@@ -131,6 +133,7 @@ def run(
     out: Path,
     settings: Settings,
     about: page.About,
+    guide: tuple[Any, Any] | None = None,
     progress: Told | None = None,
 ) -> Result:
     """Ask all methods, with P and without, and write everything into a folder.
@@ -146,6 +149,7 @@ def run(
         out: The folder; made if missing.
         settings: What to ask.
         about: What the report tells of the circumstances.
+        guide: The model that guides SGL and its processor; None for the model itself.
         progress: Told what is being done.
 
     Returns:
@@ -158,13 +162,18 @@ def run(
     """
     shape = ModelShape.from_config(model.config)
     visual, layers = shape.visual_tokens, shape.decoder.layers
-    planned, left_out = lineup(model, settings)
+    guiding = Guiding(
+        *(guide or (model, processor)), max_new_tokens=settings.max_new_tokens, itself=guide is None
+    )
+    planned, left_out = lineup(model, settings, guiding)
     hosts = [pruner for _, pruner in planned if pruner.reweightable]
     costs = [1.0, *(cost(p, visual, layers) for _, p in planned)]
     costs += [cost(host, visual, layers) for host in hosts]
-    looks = {_signature(host): _depth(host, layers) for host in hosts}
+    measures = [_measure(host, model, processor, layers) for host in hosts]
+    looks = {measure.name: measure for measure in measures}
     timed = min(len(test), _TIMED_BATCH) * (_TIMED_ROUNDS + 1) * len(costs) * settings.timing
-    work = Work(len(calibration) * sum(looks.values()) + len(test) * sum(costs) + timed, progress)
+    looking = len(calibration) * sum(measure.cost for measure in looks.values())
+    work = Work(looking + len(test) * sum(costs) + timed, progress)
     batches = Batches(model, processor, test, batch_size=settings.batch_size)
     store = _Store(out / "answers", _conditions(model, processor, batches, settings))
 
@@ -193,30 +202,29 @@ def run(
         outcomes.append(replace(outcome, answers=answers))
         write_records(out, [each.record() for each in outcomes])
 
-    def measure(host: Pruner) -> HostCalibration:
-        work.start(f"measuring the position bias for {host.name}")
-        return calibrate(
-            model,
-            processor,
-            work.through(calibration, looks[_signature(host)]),
-            host=host,
+    def fit(measure: _Measure) -> tuple[PositionBias, ...]:
+        work.start(f"measuring the position bias for {measure.host}")
+        measured = measure.take(
+            work.through(calibration, measure.cost),
             batch_size=settings.batch_size,
-            checkpoint=out / "calibrations" / f"{_signature(host)}.json",
+            checkpoint=out / "calibrations" / f"{measure.name}.json",
             progress=False,
             source=about.calibration,
         )
+        stages = measured.stages if isinstance(measured, HostCalibration) else (measured,)
+        return tuple(_fitted(stage, settings.kind) for stage in stages)
 
     try:
         ask(None, None)
-        for host in {_signature(host): host for host in hosts}.values():
-            name = _signature(host)
-            biases[name] = tuple(_fitted(one, settings.kind) for one in measure(host).stages)
+        for name, measure in looks.items():
+            biases[name] = fit(measure)
             save_biases(out / "profiles" / f"{name}.json", biases[name])
         for keep, pruner in planned:
             try:
                 ask(keep, pruner)
                 if pruner.reweightable:
-                    ask(keep, reweighted(pruner, biases[_signature(pruner)]))
+                    name = _measure(pruner, model, processor, layers).name
+                    ask(keep, reweighted(pruner, biases[name]))
             except PoreError as error:  # only now seen not to run, as at a budget without a grid
                 left_out.append(LeftOut(pruner.name, keep, str(error)))
         if settings.timing:
@@ -255,12 +263,15 @@ def run(
     return result
 
 
-def lineup(model: Any, settings: Settings) -> tuple[list[tuple[int, Pruner]], list[LeftOut]]:
+def lineup(
+    model: Any, settings: Settings, guiding: Guiding
+) -> tuple[list[tuple[int, Pruner]], list[LeftOut]]:
     """Every method at every budget, without P, and those that cannot be.
 
     Args:
         model: The model.
         settings: Budgets and seed.
+        guiding: The model that guides SGL.
 
     Returns:
         Budgets in tokens with methods, budget by budget; and what is left out.
@@ -271,12 +282,12 @@ def lineup(model: Any, settings: Settings) -> tuple[list[tuple[int, Pruner]], li
     left_out: list[LeftOut] = []
     for keep in (budget(keep, shape.visual_tokens) for keep in settings.keeps):
         for name, kind in methods().items():
+            usual = partial(guiding.usual if kind is SGL else kind.usual, shape=shape)
             try:
                 if settings.average:
-                    pruner: Pruner | None = schedule(kind, shape, keep)
+                    pruner: Pruner | None = scheduled(usual, name, shape, keep)
                 else:
-                    fair = fair_cells(grid, keep) if kind is Downsample and grid else keep
-                    pruner = kind.usual(fair, shape)
+                    pruner = usual(fair_cells(grid, keep) if kind is Downsample and grid else keep)
                 if pruner is None:
                     left_out.append(LeftOut(name, keep, "it needs more than a model to be set up"))
                     continue
@@ -305,10 +316,32 @@ def taught_layer(model: Any) -> int | None:
     return TAUGHT_LAYER if identity(model)["model"] == EMBEDDED else None
 
 
-def _signature(host: Pruner) -> str:
-    """A host and the layers that it looks at, as the name of a file."""
-    layers = (str(stage.probed) for stage in attention_stages(host))
-    return f"{_slug(host.name)}-{'-'.join(layers)}"
+class _Measure(NamedTuple):
+    """How what a host divides by P is measured.
+
+    Attributes:
+        host: The host's name.
+        name: The host with what it looks at, as the name of a file: once for all its budgets.
+        cost: Of a sample, in units of asking the unpruned model.
+        take: Takes samples and what `calibrate` and `calibrate_guide` have in common.
+    """
+
+    host: str
+    name: str
+    cost: float
+    take: Callable[..., Calibration | HostCalibration]
+
+
+def _measure(host: Pruner, model: Any, processor: Any, layers: int) -> _Measure:
+    """How to measure a host: at its guide, or where its stages look."""
+    slug = _slug(host.name)
+    if isinstance(host, Guided):
+        name = f"{slug}-{_digest(host.guide.conditions)[:8]}"
+        return _Measure(host.name, name, 1.0, host.guide.calibrate)
+    probed = [stage.probed or 0 for stage in attention_stages(host)]
+    name = f"{slug}-{'-'.join(map(str, probed))}"
+    depth = 0.25 + 0.75 * max(probed) / layers  # the decoder runs up to the last layer looked at
+    return _Measure(host.name, name, depth, partial(calibrate, model, processor, host=host))
 
 
 def _fitted(measured: Calibration, kind: Kind) -> PositionBias:
@@ -319,12 +352,6 @@ def _fitted(measured: Calibration, kind: Kind) -> PositionBias:
         except ProfileError as error:
             refused = error
     raise refused
-
-
-def _depth(host: Pruner, layers: int) -> float:
-    """Cost of a calibration sample: the decoder runs up to the last layer looked at."""
-    last = max(stage.probed or 0 for stage in attention_stages(host))
-    return 0.25 + 0.75 * last / layers
 
 
 def _slug(name: str) -> str:
@@ -419,25 +446,26 @@ def _conditions(model: Any, processor: Any, batches: Batches, settings: Settings
     from pore import __version__
 
     asked = [(s.id, s.question, s.answer, s.kind, s.third) for s in batches.samples]
-    found = {
+    return {
         "pore": __version__,
-        **identity(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "processor": processor_settings(processor),
-        "template": prompt_template(processor),
+        **conditions(model, processor),
         "samples": _digest(asked),
         "batch_size": settings.batch_size,
         "max_new_tokens": settings.max_new_tokens,
     }
-    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
 def _described(pruner: Pruner | None) -> Any:
-    """A method's name and settings as JSON, a bias by the digest of its values."""
+    """A method's name and settings as JSON, a bias by the digest of its values.
+
+    A model that guides is described by all that its guides depend on.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, PositionBias):
             return f"{value.kind} {_digest(value.values.tolist())[:16]}"
+        if isinstance(value, Guiding):
+            return value.conditions
         if isinstance(value, (tuple, list)):
             return [plain(each) for each in value]
         return value if isinstance(value, (int, float, str, type(None))) else repr(value)

@@ -32,8 +32,8 @@ class SGL(Pruner):
         layer: The 0-based index of the first pruned layer. The authors' is a fraction of the depth,
             int(0.4 * layers) in their script.
         guide: What the small model saw, of the very batch that the large model gets.
-        reweight: P of the small model's aggregate, fitted to the mean of `Guide.importance`, which
-            then is divided by it; None leaves the importance as it is.
+        reweight: P of the small model's aggregate (`pore.calibrate_guide`), by which
+            `Guide.importance` then is divided; None leaves it as it is.
         faithful: Truncate a fraction of the tokens as the authors' code does, in float32, where
             others round it; a small fraction can then keep none.
     """
@@ -69,6 +69,11 @@ class SGL(Pruner):
         if self.reweight is not None:
             seen = self.guide.provenance
             self.reweight.check(model=seen.model, revision=seen.revision, normalize=seen.normalize)
+
+    @property
+    def looks_at(self) -> list[int]:
+        """No layer of the model that it prunes."""
+        return []
 
     def _count(self, visual: int) -> int:
         if self.faithful and isinstance(self.keep, float):
