@@ -709,7 +709,7 @@ class Ministral3(Mistral3):
         "rope_parameters": {
             "rope_type": "yarn",
             "rope_theta": 1e4,
-            "factor": 8.0,
+            "factor": 32.0,
             "original_max_position_embeddings": 16,
             "llama_4_scaling_beta": 0.5,
         },

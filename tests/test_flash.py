@@ -15,10 +15,12 @@ from transformers.modeling_flash_attention_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import family_cases
 import pore
 from models import batch, prompt, tiny_llava
 
 NAME = "flash_positions_test"
+GIVEN: list[Tensor | None] = []
 
 
 def _flash(
@@ -32,6 +34,8 @@ def _flash(
 ) -> tuple[Tensor, None]:
     """FlashAttention without a mask, with what transformers makes of position ids."""
     assert mask is None
+    assert module.config._attn_implementation == NAME  # by which transformers loads the kernel
+    GIVEN.append(position_ids)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     q, n = query.shape[2], key.shape[2]
@@ -73,15 +77,28 @@ def test_positions_with_gaps_are_no_packed_sequences(flash: LlavaForConditionalG
 def test_flash_is_not_made_to_ask_the_device_in_every_layer(
     flash: LlavaForConditionalGeneration,
 ) -> None:
-    given: list[Tensor | None] = []
-    hooks = [
-        layer.self_attn.register_forward_pre_hook(
-            lambda _, __, kwargs: given.append(kwargs["position_ids"]), with_kwargs=True
-        )
-        for layer in flash.model.language_model.layers
-    ]
+    GIVEN.clear()
     with torch.inference_mode(), pore.FastV(keep=5, layer=2)(flash):
         flash(**batch([prompt(3, 1, 5)]))
-    for hook in hooks:
-        hook.remove()
-    assert [positions is None for positions in given] == [False, False, True, True, True]
+    assert [positions is None for positions in GIVEN] == [False, False, True, True, True]
+
+
+def test_positions_that_the_attention_itself_computes_with_are_left_to_it() -> None:
+    """Ministral 3 scales queries by their positions, in both turns and in what is decoded."""
+    logits = []
+    for name in ("sdpa", NAME):
+        case = family_cases.Ministral3()
+        model = case.model()
+        model.model.language_model.config._attn_implementation_internal = name
+        for pruner in (pore.FastV(keep=5, layer=2), pore.GPrune(keep=5)):
+            cache = DynamicCache(config=model.config.text_config)
+            with torch.inference_mode(), pruner(model):
+                for turn in range(3):
+                    inputs = case.inputs([[5, 6, -1, 7, 8] if turn < 2 else [9]])
+                    seen = turn * 32
+                    inputs["attention_mask"] = torch.ones(1, seen + inputs["input_ids"].shape[1])
+                    out = model(**inputs, past_key_values=cache)
+                    logits.append(out.logits)
+    half = len(logits) // 2
+    for got, expected in zip(logits[half:], logits[:half], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)

@@ -21,6 +21,7 @@ from pore.errors import ScoreError, UnsupportedModelError
 from pore.layout import Layout
 
 Normalize = Literal["prompt", "visual"]
+Kernel = Callable[..., Any]
 Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None"], None]
 
 _names = itertools.count()
@@ -62,56 +63,94 @@ class AttentionTap:
         observer: Observer,
         key_bias: Callable[[], Tensor | None] | None = None,
     ) -> None:
-        config: Any = getattr(module, "config", None)
-        implementation = attention_name(config)
-        if implementation is None:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} has no attention implementation in its config, so its "
-                "attention cannot be read; pore needs transformers' attention interface."
-            )
-        self._module = module
-        self._config = config
-        # The suffix keeps checks such as `"flash" in name` of modules true for the copy.
-        name = f"{implementation}_pore{next(_names)}"
-        kernel = attention_kernel(module, implementation)
-        if kernel is None:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} has no eager attention that pore can find; load the "
-                "model with attn_implementation='sdpa'."
-            )
-
-        def tapped(
-            module: nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attention_mask: Tensor | None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> Any:
+        def tapped(kernel: Kernel, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+            value, mask, *others = args
             scaling = kwargs.get("scaling")
             observer(
                 query,
                 key,
-                attention_mask,
+                mask,
                 query.shape[-1] ** -0.5 if scaling is None else scaling,
                 kwargs.get("softcap"),
             )
             bias = key_bias() if key_bias is not None else None
             if bias is None:
-                return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+                return kernel(module, query, key, value, mask, *others, **kwargs)
             # FlashAttention takes no such mask; SDPA is what every torch has.
             sdpa = attention_kernel(module, "sdpa")
             assert sdpa is not None
-            return sdpa(module, query, key, value, bias[:, None, None].to(query), *args, **kwargs)
+            mask = bias[:, None, None].to(query)
+            return sdpa(module, query, key, value, mask, *others, **kwargs)
 
-        self._forget = register_attention(name, tapped)
-        module.config = with_attention(config, name)
+        self._take_out = _between(module, tapped)
 
     def remove(self) -> None:
         """Give the module its config back and forget the function."""
-        self._module.config = self._config
-        self._forget()
+        self._take_out()
+
+
+def hide_positions(module: nn.Module) -> Callable[[], None]:
+    """Keep the positions of tokens from the kernel of an attention module.
+
+    transformers hands them to FlashAttention to tell packed sequences. Where tokens were dropped
+    it would take the gaps for such, and forget what is in the cache; asking for them reads the
+    device in every layer. The module itself may need them (Ministral 3 scales queries by them).
+
+    Args:
+        module: The attention module.
+
+    Returns:
+        A function that ends this.
+
+    Raises:
+        UnsupportedModelError: The module does not use transformers' attention interface.
+    """
+
+    def without(kernel: Kernel, *args: Any, **kwargs: Any) -> Any:
+        return kernel(module, *args, **{**kwargs, "position_ids": None})
+
+    return _between(module, without)
+
+
+def _between(module: nn.Module, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a function between an attention module and its kernel; what is returned takes it out.
+
+    Args:
+        module: The attention module.
+        function: Called in place of the kernel, with the kernel in place of the module.
+    """
+    config: Any = getattr(module, "config", None)
+    implementation = attention_name(config)
+    if implementation is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no attention implementation in its config, so its "
+            "attention cannot be read; pore needs transformers' attention interface."
+        )
+    kernel = attention_kernel(module, implementation)
+    if kernel is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no eager attention that pore can find; load the model "
+            "with attn_implementation='sdpa'."
+        )
+
+    def called(of: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # FlashAttention looks its own name up in the config of the module.
+        own, of.config = of.config, config
+        try:
+            return function(kernel, *args, **kwargs)
+        finally:
+            of.config = own
+
+    # The suffix keeps checks such as `"flash" in name` of modules true for the copy.
+    name = f"{implementation}_pore{next(_names)}"
+    forget = register_attention(name, called)
+    module.config = with_attention(config, name)
+
+    def take_out() -> None:
+        module.config = config
+        forget()
+
+    return take_out
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from pore._private import (
     unwrapped,
     uses_flash,
 )
-from pore.attention import AttentionTap, LayerAttention, Reader
+from pore.attention import AttentionTap, LayerAttention, Reader, hide_positions
 from pore.errors import (
     BudgetError,
     InputError,
@@ -539,7 +539,7 @@ class Run:
         family, model = self.family, self.model
         base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
         config: Any = decoder.config
-        self._decoder_config, self._flash = config, uses_flash(config)
+        self._decoder_config = config
         windows = [window_of(config, i) for i in range(len(layers))]
         self._window = min((w for w in windows if w is not None), default=None)
         first = min([stage.layer for stage in self._stages], default=len(layers))
@@ -557,6 +557,9 @@ class Run:
         if any(stage.layer == len(layers) for stage in self._stages):
             hooks.append(family.norm(model).register_forward_pre_hook(self._before_norm))
         self._undo.extend(hook.remove for hook in hooks)
+        for layer in layers[first:] if uses_flash(config) else ():
+            if not family.recurrent(layer):
+                self._undo.append(hide_positions(family.attention(layer)))
         if family.encodes:
             self._undo.append(watch_tiling(model, family, self._note_tilings))
         if self.pruner.reads_tower:
@@ -714,8 +717,6 @@ class Run:
                 hidden = self._before_layer(forward, number, hidden)
             if forward.short is not None:
                 kwargs = forward.short.kwargs(kwargs, hidden, attention)
-            elif forward.gapped and self._flash:
-                kwargs = {**kwargs, "position_ids": None}  # or it reads them as packed sequences
             else:
                 return None
             if args:
@@ -938,12 +939,10 @@ class Run:
                 # The model counted the slots of the cache, which lack the dropped tokens.
                 given = given + (state.seen - length - state.cached)
             positions = given if index is None else take(given, index, -1)
-            forward.gapped = index is not None
         elif self._dense:
             positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :]
         else:
             positions = original if index is None else take(original, index, -1)
-            forward.gapped = index is not None
         if index is not None and kwargs.get("visual_pos_masks") is not None:
             self._check_deepstack(forward)
             stack, embeds = kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"]
@@ -1287,7 +1286,6 @@ class _Forward:
             the model's masks may not fit; else None.
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
-        gapped: Whether positions have gaps already at the first layer.
         merged: Whether states of visual tokens were replaced.
         looking_ahead: Whether a layer runs in advance, only to show its attention.
         earlier: What that layer has cached: keys (B, G, n, d), and (B, n) bool, False at padding.
@@ -1314,7 +1312,6 @@ class _Forward:
         self.own: Any = None
         self.index: Tensor | None = None
         self.short: Shortened | None = None
-        self.gapped = False
         self.merged = False
         self.looking_ahead = False
         self.earlier: tuple[Tensor, Tensor] | None = None

@@ -282,10 +282,6 @@ class Shortened:
             for name in ("position_embeddings", "position_ids"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = self._memo(kwargs[name], hidden, self._positions)
-            if "position_ids" in kwargs and uses_flash(self._config):
-                # Positions with gaps would be read as packed sequences, which reads the device
-                # in every layer and forgets what is in the cache. RoPE is in the tables.
-                kwargs["position_ids"] = None
         if attention is None:
             kwargs["attention_mask"] = self._memo(self.track, hidden, self._present)
             return kwargs
