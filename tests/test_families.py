@@ -122,9 +122,10 @@ def forward(case: Case, inputs: dict[str, Tensor], **more: Any) -> Tensor:
 
     Relative positions are the same, but not everything is relative: DART's key norms are not.
     """
-    if not family_of(case.model()).mrope:
+    family = family_of(case.model())
+    if not family.mrope:
         positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        more["position_ids"] = positions
+        more["position_ids"] = positions + family.first_position
     with torch.no_grad():
         logits: Tensor = case.model()(**inputs, **more).logits
     return logits
@@ -192,11 +193,15 @@ def hidden_from(case: Case, stages: list[tuple[int, Tensor]], tokens: Tensor) ->
             mask = kwargs.get("attention_mask")
             if mask is None:
                 mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-            assert mask.dtype == torch.bool
+            additive = mask.dtype != torch.bool
+            if additive:
+                mask = mask == 0
             itself = torch.eye(length, dtype=torch.bool)
             for first, dropped in stages:
                 if i >= first:
                     mask = (mask & ~dropped[:, None, None, :]) | (mask & itself)
+            if additive:  # as eager attention takes it
+                mask = torch.zeros(mask.shape).double().masked_fill(~mask, -torch.inf)
             return args, {**kwargs, "attention_mask": mask}
 
         return hide
@@ -254,7 +259,8 @@ def check_cached_decode(case: Case, pruner: Pruner, prompts: Any, count: int = 4
     recording.replays = True
     ids = out.sequences[:, :-1]
     mask = nn.functional.pad(inputs["attention_mask"], (0, count - 1), value=1)
-    full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
+    more = case.answered(ids, mask, count - 1)
+    full = {**inputs, "input_ids": ids, "attention_mask": mask, **more}
     with recording(model):
         logits = forward(case, full, use_cache=False)[:, -count:]
     torch.testing.assert_close(

@@ -22,7 +22,7 @@ from pore.layout import Layout
 
 Normalize = Literal["prompt", "visual"]
 Kernel = Callable[..., Any]
-Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None"], None]
+Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None", bool], None]
 
 _names = itertools.count()
 
@@ -49,7 +49,8 @@ class AttentionTap:
     Args:
         module: An attention module of transformers (with `config` and the attention interface).
         observer: Called with query (B, H, q, d), key (B, G, n, d), the attention mask that the
-            kernel gets, the scaling and the soft cap of the logits (or None), before the kernel.
+            kernel gets, the scaling and the soft cap of the logits (or None), and whether the
+            kernel is causal where that mask does not say; before the kernel.
         key_bias: Gives (B, m) to be added to the logits of every key, by SDPA, or None for nothing;
             for attention without a mask.
 
@@ -65,13 +66,14 @@ class AttentionTap:
     ) -> None:
         def tapped(kernel: Kernel, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
             value, mask, *others = args
-            scaling = kwargs.get("scaling")
+            scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
             observer(
                 query,
                 key,
                 mask,
                 query.shape[-1] ** -0.5 if scaling is None else scaling,
                 kwargs.get("softcap"),
+                getattr(module, "is_causal", True) if causal is None else causal,
             )
             bias = key_bias() if key_bias is not None else None
             if bias is None:
@@ -167,6 +169,7 @@ class LayerAttention:
         past: (B, p) bool, False at padding, of the slots in the cache.
         origin: (B, L) where the tokens were when they entered the decoder.
         memory: What the stage's `prepare` made of the prompt.
+        causal: Whether tokens do not look behind, where the mask does not say.
         window: Tokens that a sliding window shows, where the prompt is longer; None without.
         read: Rows computed so far, one entry for every reading.
     """
@@ -180,6 +183,7 @@ class LayerAttention:
     past: Tensor
     origin: Tensor
     memory: Any = None
+    causal: bool = True
     window: int | None = None
     read: list[int] = field(default_factory=list)
 
@@ -208,6 +212,7 @@ class LayerAttention:
             mask=self.mask,
             scaling=self.scaling,
             softcap=self.softcap,
+            causal=self.causal,
             window=self.window,
         )
         if self.window is not None:
@@ -270,6 +275,7 @@ def row_logits(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None = None,
+    causal: bool = True,
     window: int | None = None,
 ) -> Tensor:
     """Attention logits of some queries to all keys, at least in float32.
@@ -281,10 +287,11 @@ def row_logits(
         index: (I, R) which of the q queries to take of each.
         valid: (B, n) bool, False at padding, n <= m.
         mask: The kernel's mask: (B or 1, 1 or H, q, m') bool or additive, which then says all; or
-            None or (B, n), and the kernel is causal.
+            None or (B, n), and the kernel is causal or sees all.
         scaling: Factor on the logits.
         softcap: Cap of the logits (Gemma 2), or None.
-        window: Tokens that a causal kernel's sliding window shows; None for all.
+        causal: Whether the kernel is causal.
+        window: Tokens that the kernel's sliding window shows; None for all.
 
     Returns:
         (I, H, R, n) logits, -inf where the query must not look.
@@ -311,6 +318,7 @@ def row_logits(
     else:
         # Queries are the last of the n slots; what comes after the one taken is its future.
         back = (n - length + index)[..., None] - torch.arange(n, device=device)
+        back = back if causal else back.abs()
         near = back >= 0 if window is None else (back >= 0) & (back < window)
         allowed = allowed & near[:, None]
     return logits.masked_fill(~allowed, -torch.inf)

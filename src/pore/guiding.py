@@ -316,7 +316,12 @@ class _Rows:
         forwards = itertools.count()
 
         def observe(
-            query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+            query: Tensor,
+            key: Tensor,
+            mask: Tensor | None,
+            scaling: float,
+            softcap: float | None,
+            causal: bool,
         ) -> None:
             step = next(forwards)
             layout, length = self._layout.to(query.device), query.shape[2]
@@ -338,6 +343,7 @@ class _Rows:
                     mask=mask,
                     scaling=scaling,
                     softcap=softcap,
+                    causal=causal,
                     window=window,
                 )
                 counts = (part >= first[:, None]).to(logits.device)[:, None, :, None]

@@ -791,7 +791,12 @@ class Run:
         window = window_of(self._decoder_config, stage.probed)
 
         def observe(
-            query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+            query: Tensor,
+            key: Tensor,
+            mask: Tensor | None,
+            scaling: float,
+            softcap: float | None,
+            causal: bool,
         ) -> None:
             forward = self._forward
             if forward is None or forward.layout is None or forward.looking_ahead != stage.ahead:
@@ -814,6 +819,7 @@ class Run:
                 mask=mask,
                 scaling=scaling,
                 softcap=softcap,
+                causal=causal,
                 past=past,
                 origin=origin.to(query.device),
                 memory=forward.memory.get(stage.prepare),
@@ -920,7 +926,8 @@ class Run:
             return {**kwargs, "inputs_embeds": shorter}
         if state.total is None:
             state.total = forward.past.sum(-1, keepdim=True).to(every.device)
-        original = (state.total + every.cumsum(-1) - 1).clamp(min=0)
+        start = self.family.first_position
+        original = (state.total + every.cumsum(-1) - 1).clamp(min=0) + start
         state.total = state.total + every.sum(-1, keepdim=True)
         past = forward.past if state.prompt is None else state.prompt
         state.prompt = prompt = torch.cat([past.to(every.device), forward.tokens], 1)
@@ -940,7 +947,7 @@ class Run:
                 given = given + (state.seen - length - state.cached)
             positions = given if index is None else take(given, index, -1)
         elif self._dense:
-            positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :]
+            positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :] + start
         else:
             positions = original if index is None else take(original, index, -1)
         if index is not None and kwargs.get("visual_pos_masks") is not None:
@@ -1086,6 +1093,7 @@ class Run:
             padding=forward.state.padding,
             own=forward.own,
             rotary=rotary,
+            first_position=self.family.first_position,
         )
 
     # -- what the hooks need to know --------------------------------------------------------------

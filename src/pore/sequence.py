@@ -225,6 +225,7 @@ class Shortened:
             for nothing more than that a token sees those before it.
         rotary: Makes rotary tables for states (B, m, D) at positions (B, m) for a layer, where the
             tokens are numbered anew; None where they keep their positions.
+        first_position: Where they are numbered from.
     """
 
     def __init__(
@@ -240,6 +241,7 @@ class Shortened:
         padding: Tensor | None = None,
         own: Any = None,
         rotary: Callable[..., Any] | None = None,
+        first_position: int = 0,
     ) -> None:
         self.index = index
         self.track = track
@@ -251,6 +253,7 @@ class Shortened:
         self._padding = padding
         self._own = own
         self._rotary = rotary
+        self._first_position = first_position
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def kwargs(
@@ -346,7 +349,7 @@ class Shortened:
 
     def _numbered_anew(self, layer: int, rotary: Any, hidden: Tensor) -> tuple[Any, Tensor]:
         positions = (self.track.valid.cumsum(-1) - 1).clamp(min=0)[:, -self.length :]
-        positions = positions.to(hidden.device)
+        positions = positions.to(hidden.device) + self._first_position
         return rotary(hidden, positions, layer), positions
 
     def _positions(self, value: Any, hidden: Tensor) -> Any:

@@ -459,7 +459,7 @@ class TowerWatch:
         self._patches = states.shape[1] - self.has_cls
 
     def _observe(
-        self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, _: object
+        self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, *_: object
     ) -> None:
         if self.has_cls and not self._family.cls_first:
             query, key = query.roll(1, 2), key.roll(1, 2)

@@ -25,6 +25,7 @@ from pore.families.llava_next import LlavaOnevision as LlavaOnevision
 from pore.families.mistral3 import LightOnOcr as LightOnOcr
 from pore.families.mistral3 import Mistral3 as Mistral3
 from pore.families.mistral3 import Pixtral as Pixtral
+from pore.families.paligemma import PaliGemma as PaliGemma
 from pore.families.qwen_vl import Qwen3VL as Qwen3VL
 from pore.families.qwen_vl import Qwen35 as Qwen35
 from pore.families.qwen_vl import QwenVL as QwenVL

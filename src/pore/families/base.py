@@ -47,6 +47,7 @@ class Family:
         tiles_placed: Whether tilings say where in the image the tiles lie.
         merged: Whether visual tokens are made of several patches, see `merge_size`.
         cls_first: Whether a CLS token of the vision tower comes before the patches.
+        first_position: Where positions start.
         tower_refusal: Why no method can act in the vision tower; None where they can.
         registry: The adapter of every `model_type`.
     """
@@ -65,6 +66,7 @@ class Family:
     tiles_placed: ClassVar[bool] = True
     merged: ClassVar[bool] = False
     cls_first: ClassVar[bool] = True
+    first_position: ClassVar[int] = 0
     tower_refusal: ClassVar[str | None] = (
         "nothing is said of its tower (`tower_refusal`). Use a method that acts on the embeddings "
         "or in the decoder."

@@ -1,0 +1,48 @@
+"""PaliGemma and PaliGemma 2: all tokens of a prompt see each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pore.families.base import Family
+
+
+class PaliGemma(Family):
+    """`PaliGemmaForConditionalGeneration`: SigLIP tower, one linear projection, Gemma or Gemma 2.
+
+    Gemma 2 caps the logits of its attention, and every other layer has a sliding window, which
+    within a prompt hides nothing.
+    """
+
+    name = "PaliGemma"
+    model_types = ("paligemma",)
+    token_types = "token_type_ids"
+    first_position = 1
+    tower_refusal = None
+
+    def masks(
+        self, model: nn.Module, embeds: Tensor, tokens: Tensor, cache: Any, types: Tensor
+    ) -> Any:
+        """The model's own masks, by kind of layer for Gemma 2."""
+        from transformers import PaliGemmaForConditionalGeneration
+
+        return PaliGemmaForConditionalGeneration.create_masks_for_generate(
+            config=model.config,
+            inputs_embeds=embeds,
+            attention_mask=tokens,
+            past_key_values=cache,
+            position_ids=None,
+            token_type_ids=types,
+        )
+
+    def tower_read(self, model: nn.Module) -> int:
+        """The last layer."""
+        return len(self.tower_layers(model)) - 1
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        """The patch grid of the tower, as for 224 pixels and patches of 14: (16, 16)."""
+        vision: Any = model.config.vision_config  # type: ignore[union-attr]
+        side = vision.image_size // vision.patch_size
+        return side, side
