@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import family_cases
 import pore
 from family_cases import CASES, Case
 from pore.attention import LayerAttention
@@ -25,28 +24,19 @@ from test_families import KEEP, PROMPTS, forward, together, usual
 Attend = Callable[[LayerAttention], Any]
 
 
-class With(family_cases.PaliGemma):
-    """PaliGemma under another attention implementation."""
-
-    def __init__(self, attention: str) -> None:
-        self.attention = attention
-
-    def build(self) -> Any:
-        made = super().build()
-        made.model.language_model.config._attn_implementation_internal = self.attention
-        return made
-
-
 @cache
-def eager() -> Case:
-    return With("eager")
+def under(case: Case, attention: str) -> Case:
+    """A case's model under another attention implementation."""
+    other = type(case)()
+    config = other.model().model.language_model.config
+    config._attn_implementation_internal = attention
+    return other
 
 
-@cache
 def flash() -> Case:
     ALL_ATTENTION_FUNCTIONS.register("flash_prefix", _flash)
     ALL_MASK_ATTENTION_FUNCTIONS.register("flash_prefix", flash_attention_mask)
-    return With("flash_prefix")
+    return under(FIRST, "flash_prefix")
 
 
 def _flash(
@@ -102,13 +92,12 @@ def weights(case: Case, inputs: dict[str, Tensor], layer: int, ahead: bool = Fal
 @pytest.mark.parametrize("ahead", [False, True], ids=["as it runs", "ahead"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layer", [1, 2])
-@pytest.mark.parametrize("which", ["PaliGemma", "PaliGemma 2"])
-def test_attention_is_that_of_eager(which: str, layer: int, side: str, ahead: bool) -> None:
+@pytest.mark.parametrize("case", [FIRST, SECOND], ids=lambda case: case.name)
+def test_attention_is_that_of_eager(case: Case, layer: int, side: str, ahead: bool) -> None:
     """Every row of it: capped, scaled by the model's own factor, of tokens that look behind."""
-    case = eager() if which == "PaliGemma" else SECOND
+    case = under(case, "eager")
     decoder = case.model().model.language_model
-    assert decoder.config._attn_implementation == "eager"
-    if which == "PaliGemma 2":
+    if case.name == "PaliGemma 2":
         attention = decoder.layers[layer].self_attn
         assert attention.attn_logit_softcapping == 2.0
         assert attention.scaling == 0.5 != attention.head_dim**-0.5
