@@ -504,7 +504,8 @@ class TestFamilies:
         got = pore.consistency(model, inputs, guide, keep=4)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, STEPS - 1), value=1)
         ids = torch.cat([inputs["input_ids"], guide.sequences[:, :-1]], 1)
-        full = {**inputs, "input_ids": ids, "attention_mask": mask, **case.extra(ids, mask)}
+        more = case.answered(ids, mask, STEPS - 1)
+        full = {**inputs, "input_ids": ids, "attention_mask": mask, **more}
         dropped = torch.nn.functional.pad(self.dropped(case, guide, 4), (0, STEPS - 1))
         with hidden_from(case, [(0, dropped)], mask.bool()):
             logits = forward(case, full, use_cache=False)[:, -STEPS:]

@@ -655,7 +655,7 @@ class Run:
         embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
         batch, length = embeds.shape[:2]
         forward.state = state = self._state(cache, length)
-        self._check_goes_on(state, kwargs.get("position_ids"), length)
+        self._check_goes_on(state, forward.inputs.get("position_ids"), length)
         images = self._images(forward.inputs, batch, length, state)
         mask = forward.inputs.get("attention_mask")  # of which the model may have made others
         # Reading the mask of a single new token would cost a synchronisation and tells nothing.
@@ -935,9 +935,9 @@ class Run:
         if self._dense and index is not None:
             state.padding = _padding_before(prompt)
         mask = self._entry_mask(forward, kwargs, shorter, index)
-        given = kwargs.get("position_ids")
-        if isinstance(given, Tensor):
-            state.last = given[..., -1:]
+        given = forward.inputs.get("position_ids")
+        state.last = given[..., -1:] if isinstance(given, Tensor) else None
+        given = kwargs.get("position_ids")  # of which the model may have made others
         if isinstance(given, Tensor) and given.dim() == 3:
             # Several axes. A plane of text positions in front only serves masks, which are given.
             given = given[-3:]
