@@ -580,16 +580,17 @@ class SmolVLM(Case):
     """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
 
     name = "SmolVLM"
+    config, kind = "SmolVLMConfig", "SmolVLMForConditionalGeneration"
     tiled = True
 
     def build(self) -> Any:
-        config = transformers.SmolVLMConfig(
+        config = getattr(transformers, self.config)(
             text_config=text_config("LlamaConfig").to_dict(),
             vision_config=TOWER,
             scale_factor=2,
             image_token_id=IMAGE,
         )
-        kind = transformers.SmolVLMForConditionalGeneration
+        kind = getattr(transformers, self.kind)
         return in_float64(kind._from_config(config, dtype=torch.float64))
 
     def image_ids(self, image: int) -> list[int]:
@@ -610,6 +611,11 @@ class SmolVLM(Case):
             of_sample = found["pixel_values"].split(tiles.tolist())
             found["pixel_values"] = nn.utils.rnn.pad_sequence(of_sample, batch_first=True)
         return found
+
+
+class Idefics3(SmolVLM):
+    name = "Idefics3"
+    config, kind = "Idefics3Config", "Idefics3ForConditionalGeneration"
 
 
 class Gemma3(Case):
@@ -843,6 +849,7 @@ COUSINS: list[Case] = [
     Glm45V(),
     Glm46V(),
     GlmOcr(),
+    Idefics3(),
     Pixtral(),
     Ministral3(),
     Mistral4(),

@@ -82,6 +82,9 @@ class TestSmolVLM:
         assert sorted(c for image in found for c in image.columns) == (
             (ids[0] == IMAGE).nonzero().flatten().tolist()
         )
+        tilings = family_of(self.case.model()).prompt_tilings(self.case.model(), ids)
+        assert [tiling.grid for tiling in tilings] == [(2, 2), (4, 4), (4, 4), (1, 1)]
+        assert [tiling.whole for tiling in tilings] == [4, 0, 0, 1]
         # fake and tag between two tiles, and newlines before the next row and the whole view
         assert [len(image.structure) for image in found] == [2 + 3 + 2 + 3, 0, 0, 3]
 

@@ -353,6 +353,18 @@ def encoded_images(columns: Sequence[Sequence[int]], tilings: Sequence[Tiling]) 
     return images
 
 
+def tiles_apart(image: Image, size: int, grid: tuple[int, int] | None) -> Tiling:
+    """The tiling of an image whose tiles stand one behind the other, the whole image last.
+
+    Args:
+        image: The image.
+        size: Visual tokens of a tile.
+        grid: (rows, columns) of the other tiles; of one tile alone, of its tokens; or None.
+    """
+    tiles = len(image.columns) // size
+    return Tiling(tiles, grid, size, tuple(range(tiles * size)), whole=tiles - 1, apart=True)
+
+
 def placeholder_runs(input_ids: Tensor, token_id: int) -> list[list[int]]:
     """The columns of a placeholder token, for each sample.
 

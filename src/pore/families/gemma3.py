@@ -18,10 +18,19 @@ class Gemma3(Family):
     name = "Gemma 3"
     model_types = ("gemma3",)
     token_types = "token_type_ids"
-    tower_refusal = (
-        "every visual token is the mean of a square of patches, and the tower has no CLS token. "
-        "Use a method that acts on the embeddings or in the decoder."
-    )
+    tower_refusal = None
+    merged = True
+
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The norm behind the average."""
+        projector: Any = self.projector(model)
+        return projector.mm_soft_emb_norm  # type: ignore[no-any-return]
+
+    def merge_size(self, model: nn.Module) -> int:
+        """How many patches are averaged along a side, as 4 of 64."""
+        config: Any = model.config
+        vision = config.vision_config
+        return int(vision.image_size // vision.patch_size // self.grid(model)[0])
 
     def rotary(self, model: nn.Module, hidden: Tensor, positions: Tensor, layer: int) -> Any:
         """Rotary tables of the layer's kind."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pore.errors import InputError
-from pore.families.base import Family, comes_with, placeholder_runs
-from pore.layout import Image
+from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart
+from pore.layout import Image, Tiling
 
 
 class Idefics3(Family):
@@ -23,10 +23,9 @@ class Idefics3(Family):
     name = "SmolVLM"
     model_types = ("idefics3", "smolvlm")
     tiles = True
-    tower_refusal = (
-        "every visual token is a square of patches, and the tower has no CLS token. Use a method "
-        "that acts on the embeddings or in the decoder."
-    )
+    tower_refusal = None
+    tiled_prompts = True
+    merged = True
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The language model without its head."""
@@ -40,12 +39,32 @@ class Idefics3(Family):
         """The pixel shuffle and the projection."""
         return self.base(model).connector  # type: ignore[return-value]
 
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The projection behind the pixel shuffle."""
+        projector: Any = self.projector(model)
+        return projector.modality_projection  # type: ignore[no-any-return]
+
+    def merge_size(self, model: nn.Module) -> int:
+        """The pixel shuffle's `scale_factor`."""
+        config: Any = model.config
+        return int(config.scale_factor)
+
+    def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
+        """Tile by tile; more than the two tokens of a tag behind a tile end a row of them."""
+        height, width = self.grid(model)
+        size = height * width
+        found = []
+        for image in self._images(model, input_ids):
+            rows = _rows(image.columns, size)
+            found.append(tiles_apart(image, size, rows if image.grid is None else image.grid))
+        return found
+
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: runs of the image token up to one that shows the whole image."""
-        if not comes_with(inputs, "image"):
-            return []
+        return self._images(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
+
+    def _images(self, model: nn.Module, ids: Tensor) -> list[Image]:
         config: Any = model.config
-        ids = inputs["input_ids"]
         grid = self.grid(model)
         images = []
         for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
@@ -64,6 +83,15 @@ class Idefics3(Family):
         side = config.vision_config.image_size // config.vision_config.patch_size
         side //= config.scale_factor
         return side, side
+
+
+def _rows(columns: Sequence[int], size: int) -> tuple[int, int] | None:
+    """(rows, columns) of the tiles before the last, None where rows are not equally long."""
+    starts = columns[::size]
+    ends = [i for i in range(1, len(starts)) if starts[i] - starts[i - 1] > size + 2]
+    width = ends[0] if ends else 0
+    even = ends == list(range(width, len(starts), width or 1)) and ends[-1:] == [len(starts) - 1]
+    return (len(ends), width) if even else None
 
 
 def _tiles(row: int, columns: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pore.errors import InputError
-from pore.families.base import Family, comes_with, placeholder_runs, unbroken
+from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart, unbroken
 from pore.layout import Image, Tiling
 
 
@@ -47,14 +47,9 @@ class InternVL(Family):
 
     def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
         """Tile by tile; how the tiles lie in the image is not said."""
-        grid = self.grid(model)
-        size = grid[0] * grid[1]
-        found = []
-        for image in self._runs(model, input_ids):
-            tiles = len(image.columns) // size
-            slots = tuple(range(tiles * size))
-            found.append(Tiling(tiles, image.grid, size, slots, whole=tiles - 1, apart=True))
-        return found
+        height, width = self.grid(model)
+        found = self._runs(model, input_ids)
+        return [tiles_apart(image, height * width, image.grid) for image in found]
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: unbroken runs of the image token."""

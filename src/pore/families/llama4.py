@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pore.errors import InputError
-from pore.families.base import Family, comes_with, placeholder_runs
-from pore.layout import Image
+from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart
+from pore.layout import Image, Tiling
 
 
 class Llama4(Family):
@@ -24,10 +24,10 @@ class Llama4(Family):
     name = "Llama 4"
     model_types = ("llama4",)
     tiles = True
-    tower_refusal = (
-        "every visual token is a square of patches. Use a method that acts on the embeddings or in "
-        "the decoder."
-    )
+    tower_refusal = None
+    tiled_prompts = True
+    cls_first = False
+    merged = True
 
     def decoder(self, model: nn.Module) -> nn.Module:
         """The language model, which has its head one level further up."""
@@ -38,12 +38,46 @@ class Llama4(Family):
         """The vision tower."""
         return self.base(model).vision_model  # type: ignore[return-value]
 
+    def tower_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """All layers of the vision tower."""
+        tower: Any = self.tower(model)
+        return tower.model.layers  # type: ignore[no-any-return]
+
+    def tower_has_cls(self, model: nn.Module) -> bool:
+        """There is a CLS token, behind the patches."""
+        return True
+
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The adapter behind the pixel shuffle, which is of the tower."""
+        tower: Any = self.tower(model)
+        return tower.vision_adapter.mlp  # type: ignore[no-any-return]
+
+    def merge_size(self, model: nn.Module) -> int:
+        """Two: patches are shuffled two by two into a token."""
+        config: Any = model.config
+        return int(1 / config.vision_config.pixel_shuffle_ratio)
+
+    def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
+        """Tile by tile; what is behind the last before the whole image ends a row of them."""
+        height, width = self.grid(model)
+        size = height * width
+        found = []
+        for image in self._images(model, input_ids):
+            ends = [column + 1 for column in image.columns[size - 1 :: size]]
+            behind = input_ids[image.row, ends[:-1]].tolist()
+            rows = behind.count(behind[-1]) if behind else 0
+            even = rows > 0 and len(behind) % rows == 0
+            placed = (rows, len(behind) // rows) if even else image.grid
+            found.append(tiles_apart(image, size, placed))
+        return found
+
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: the image tokens behind every start token."""
-        if not comes_with(inputs, "image"):
-            return []
+        return self._images(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
+
+    def _images(self, model: nn.Module, ids: Tensor) -> list[Image]:
         config: Any = model.config
-        ids, grid = inputs["input_ids"], self.grid(model)
+        grid = self.grid(model)
         starts = (ids == config.boi_token_id).cumsum(1).tolist()
         images = []
         for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):

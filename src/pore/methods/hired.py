@@ -121,14 +121,14 @@ class HiRED(Pruner):
             whole = max(whole, total - sum(room[1:]))
         if whole == total:
             return [whole, *[0] * tiles]
+        if tiling.apart and self.faithful:
+            raise InputError(
+                "The authors' code knows only the tiles of LLaVA-NeXT; leave `faithful` off."
+            )
         if tiling.grid is None:
             raise InputError(
                 "HiRED shares a budget out by where the tiles lie in the image, which the prompts "
                 "of this model do not say; use another method, or images in one tile."
-            )
-        if tiling.apart and self.faithful:
-            raise InputError(
-                "The authors' code knows only the tiles of LLaVA-NeXT; leave `faithful` off."
             )
         mark = top_k(early[None], [int(n * (1 - self.alpha))])[0]
         where = bands(n, tiles) if self.faithful else regions(tiling)
