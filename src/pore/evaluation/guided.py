@@ -148,9 +148,8 @@ class Guided(SGL):
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse what `SGL` does, and a guide that cuts images into other tokens."""
         super().check(model, family)
-        with suppress(
-            UnsupportedModelError
-        ):  # of unknown sizes: seen when the first batch is asked
+        # Models of unknown sizes are compared when the first batch is asked.
+        with suppress(UnsupportedModelError):
             here, there = (
                 ModelShape.from_config(one.config).visual_tokens
                 for one in (model, self.guide.model)
