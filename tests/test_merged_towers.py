@@ -16,6 +16,7 @@ from pore.methods.prumerge import attention_and_keys
 from pore.pruner import Pruner
 from pore.selection import proportional_shares
 from pore.tower import TowerSelection, TowerStage, TowerView
+from test_families import check_cached_decode
 
 KEEP = 6
 MERGED = [case for case in [*CASES, *COUSINS] if family_of(case.model()).merged]
@@ -227,6 +228,41 @@ def test_merging_inside_the_tower_is_refused(case: Case) -> None:
         pass
 
 
+@of_each
+def test_relevance_by_clip_is_refused(case: Case) -> None:
+    refused = pytest.raises(UnsupportedModelError, match="relevance of single patches")
+    relevance = pore.ClipRelevance(nn.Module(), None, "what")
+    with refused, pore.CDPruner(KEEP, relevance=relevance)(case.model()):
+        pass
+
+
+@of_each
+def test_letterbox_bars_are_found_on_the_grid_of_tokens(case: Case) -> None:
+    """Bars of 8 of 32 pixels above and below are the first and the last row of four."""
+    model, inputs = case.model(), case.inputs([[5, -2, 6, 7]])
+    inputs["pixel_values"][..., :8, :] = 0
+    inputs["pixel_values"][..., 24:, :] = 0
+    with torch.no_grad(), pore.FastV(16, layer=2, suppress_padding=0.5)(model) as run:
+        model(**inputs)
+    assert list(run.report.samples[0].images[0].kept) == list(range(4, 12))
+
+
+def test_tiles_have_no_grid_to_find_bars_on() -> None:
+    case = next(case for case in MERGED if case.name == "InternVL")
+    refused = pytest.raises(InputError, match="cannot be matched with padding")
+    with torch.no_grad(), refused, pore.FastV(6, layer=2, suppress_padding=0.5)(case.model()):
+        case.model()(**case.inputs([[5, -2, 6, -1, 7]]))
+
+
+@of_each
+def test_a_chain_from_the_tower_into_the_decoder(case: Case) -> None:
+    chain = pore.Chain(pore.PruMerge(9), pore.FastV(KEEP, layer=2))
+    check_cached_decode(case, chain, PROMPT)
+    with torch.no_grad(), chain(case.model()) as run:
+        case.model()(**case.inputs(PROMPT))
+    assert all(len(i.kept) + i.extra == KEEP for s in run.report for i in s.images)
+
+
 class TestPadding:
     """Idefics3 pads images that it does not cut: its tower does not look at what is not there."""
 
@@ -332,7 +368,7 @@ class TestTiles:
         with torch.no_grad(), pore.FasterVLM(KEEP)(model):
             model(**inputs)
             with refused:
-                family_of(model).base(model).get_image_features(inputs["pixel_values"])
+                family_of(model).tower(model)(inputs["pixel_values"].flatten(0, -4))
 
     def test_tiles_that_the_prompt_does_not_have_are_refused(self, case: Case) -> None:
         model = case.model()

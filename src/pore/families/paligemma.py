@@ -37,10 +37,6 @@ class PaliGemma(Family):
             token_type_ids=types,
         )
 
-    def tower_read(self, model: nn.Module) -> int:
-        """The last layer."""
-        return len(self.tower_layers(model)) - 1
-
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The patch grid of the tower, as for 224 pixels and patches of 14: (16, 16)."""
         vision: Any = model.config.vision_config  # type: ignore[union-attr]

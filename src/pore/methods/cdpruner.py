@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
 from pore.layout import Layout
-from pore.pruner import Pruner, Selection, Stage, View
+from pore.pruner import Limit, Pruner, Selection, Stage, View
 from pore.selection import budget, check_finite, check_keep
 from pore.tower import even_shares
 
@@ -186,6 +186,18 @@ class CDPruner(Pruner):
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""
         return [Stage(0, self._select, tower=self.faithful or self.relevance is not None)]
+
+    def limits(self, family: Family) -> list[Limit]:
+        """CLIP knows the patches of its tower, not what a model makes of several."""
+        found = super().limits(family)
+        if self.relevance is not None and family.merged:
+            found.append(
+                Limit(
+                    "CLIP tells the relevance of single patches, but visual tokens are made of "
+                    "several; use relevance=None."
+                )
+            )
+        return found
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a CLIP model that is not that of the vision tower."""
