@@ -373,7 +373,7 @@ def generate(
     new = tokens[:, inputs["input_ids"].shape[1] :]
     answer = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
     if draw is not None:
-        _draw_kept(processor, sample, report, answer, draw)
+        _draw_kept(loaded, processor, sample, report, answer, draw)
     if as_json:
         found = {"answer": answer, "report": None if report is None else report.to_dict()}
         typer.echo(json.dumps(found, indent=2))
@@ -1012,19 +1012,20 @@ def _draw_biases(measured: HostCalibration, biases: Sequence[PositionBias], fold
             _stdout().print(f"Wrote {path}.", highlight=False)
 
 
-def _draw_kept(processor: Any, sample: Sample, report: Any, answer: str, path: Path) -> None:
+def _draw_kept(
+    model: Any, processor: Any, sample: Sample, report: Any, answer: str, path: Path
+) -> None:
     from pore import plotting
-    from pore.evaluation.demo import seen_image
+    from pore.regions import trace
 
-    panels, grid = [], (1, 1)
+    picture = sample.load_image()
+    kept = None
     if report is not None:
-        (image,) = report.samples[0].images
-        if image.grid is None:
-            raise InputError("The visual tokens of this model lie on no grid, so none is drawn.")
-        grid = image.grid
-        panels.append(plotting.Panel(f"“{answer}”", None, image.kept))
-    seen = seen_image(processor, sample.load_image())
-    plotting.save(plotting.kept_tokens(seen, panels, grid, title=sample.question), path)
+        kept = [image.kept for image in report.samples[0].images]
+    figure = plotting.layout(
+        picture, trace(model, processor, picture), kept, title=f"{sample.question} “{answer}”"
+    )
+    plotting.save(figure, path)
 
 
 def _setup(

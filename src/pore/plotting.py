@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pore.bias import PositionBias
+    from pore.regions import Regions
 
 # Okabe and Ito's palette, told apart with any colour vision.
 _BLACK, _ORANGE, _SKY, _GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
@@ -57,6 +58,8 @@ _STYLE = {
     "savefig.facecolor": "white",
 }
 _Z95 = 1.96
+# A panel is drawn at most so many times as long as wide.
+_LONGEST = 6.0
 
 
 @contextmanager
@@ -558,6 +561,161 @@ def kept_tokens(
         if title is not None:
             figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     return figure
+
+
+def layout(
+    picture: Image,
+    regions: Sequence[Regions],
+    kept: Sequence[Sequence[int]] | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """Which part of a picture every visual token shows, drawn over it.
+
+    Views that lie side by side, such as tiles, share a panel; those that overlap, such as the whole
+    picture at low resolution, have panels of their own. Padding is hatched, and what no token shows
+    is pale. A picture much longer than wide is stretched.
+
+    Args:
+        picture: The picture.
+        regions: What `pore.regions.trace` found for it.
+        kept: For every image of `regions`, the raster indices of the tokens that stay, as in
+            `ImageReport.kept`; None for all.
+        title: Title above all.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: `regions` are of a picture of another size, or `kept` does not fit them.
+        PoreError: matplotlib is not installed.
+    """
+    width, height = picture.size
+    boxes, masks = [], []
+    if kept is not None and len(kept) != len(regions):
+        raise InputError(f"There are {len(regions)} images, but tokens kept of {len(kept)}.")
+    for i, image in enumerate(regions):
+        if image.size != (width, height):
+            raise InputError(f"The regions are of a picture of {image.size}, not {picture.size}.")
+        own = image.boxes.numpy()
+        mask = np.ones(len(own), dtype=bool) if kept is None else _mask(kept[i], (1, len(own)))[0]
+        for view in range(len(image.frames)):
+            chosen = (image.views == view).numpy() & ~np.isnan(own).any(1)
+            boxes.append(own[chosen])
+            masks.append(mask[chosen])
+    frames = np.concatenate([image.frames.numpy() for image in regions])
+    layers = _layers(frames)
+    with _style():
+        from matplotlib.figure import Figure
+
+        known = frames[~np.isnan(frames).any(1)]
+        left, top = np.minimum(known[:, :2].min(0), 0)
+        right, bottom = np.maximum(known[:, 2:].max(0), (width, height))
+        shape = float(np.clip((right - left) / (bottom - top), 1 / _LONGEST, _LONGEST))
+        size = 2.6 * np.sqrt([shape, 1 / shape])
+        figure = Figure(
+            figsize=(len(layers) * (size[0] + 0.25), size[1] + 0.75), layout="constrained"
+        )
+        axes = figure.subplots(1, len(layers), squeeze=False)[0]
+        for axis, layer in zip(axes, layers, strict=True):
+            cells = np.concatenate([boxes[view] for view in layer])
+            mask = np.concatenate([masks[view] for view in layer])
+            _layer(axis, picture, frames[layer], cells, mask)
+            axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+            axis.set_aspect((right - left) / (bottom - top) / shape)
+            count = f"{mask.sum()} of {mask.size}" if kept is not None else f"{mask.size}"
+            views = f"{len(layer)} tiles" if len(layer) > 1 else "one view"
+            axis.set_xlabel(f"{views}, {count} tokens", fontsize=7.5, color=_GREY)
+            axis.spines[:].set_visible(False)
+        if title is not None:
+            figure.suptitle(title, fontsize=9, fontweight="bold", x=0.01, ha="left")
+    return figure
+
+
+def _layers(frames: npt.NDArray[np.float64]) -> list[list[int]]:
+    """Put views together that lie side by side."""
+    layers: list[list[int]] = []
+    for view, frame in enumerate(frames):
+        if not np.isnan(frame).any():
+            free = (one for one in layers if not _overlap(frames[one], frame))
+            layer = next(free, None)
+            if layer is None:
+                layers.append([view])
+            else:
+                layer.append(view)
+    return layers
+
+
+def _overlap(frames: npt.NDArray[np.float64], frame: npt.NDArray[np.float64]) -> bool:
+    """Whether a view lies over one of some others, and by more than its edges are known to."""
+    sides = np.minimum(frames[:, 2:], frame[2:]) - np.maximum(frames[:, :2], frame[:2])
+    return bool((sides > 0.05 * (frame[2:] - frame[:2])).all(1).any())
+
+
+def _layer(
+    axis: Axes,
+    picture: Image,
+    frames: npt.NDArray[np.float64],
+    cells: npt.NDArray[np.float64],
+    kept: npt.NDArray[np.bool_],
+) -> None:
+    """A picture with its padding, views and tokens."""
+    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.patches import Rectangle
+
+    width, height = picture.size
+    for left, top, right, bottom in frames:
+        corner, sides = (left, top), (right - left, bottom - top)
+        axis.add_patch(
+            Rectangle(corner, *sides, fc="#F2F2F2", ec="#C8C8C8", hatch="////", lw=0, zorder=0)
+        )
+    shown = picture.copy()
+    shown.thumbnail((1400, 1400))
+    pixels = np.asarray(shown.convert("RGB"))
+    pale = (255 - 0.25 * (255 - pixels.astype(np.float64))).astype(np.uint8)
+    place = (0, width, height, 0)
+    axis.imshow(pale, extent=place, zorder=1, interpolation="nearest")
+    over = axis.imshow(pixels, extent=place, zorder=2, interpolation="nearest")
+    corners = cells[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+    # What no kept token shows stays pale.
+    over.set_clip_path(_union(cells[kept]), axis.transData)
+    for color, line in (("white", 0.6), (_BLACK, 0.25)):  # to be seen on dark and on light
+        outlines = PolyCollection(
+            list(corners[kept]), facecolors="none", edgecolors=color, linewidths=line, alpha=0.45
+        )
+        outlines.set_zorder(3)
+        axis.add_collection(outlines)
+    if not kept.all():
+        axis.add_collection(
+            LineCollection(_rim(corners[kept]), colors=_BLUE, linewidths=0.9, zorder=4)
+        )
+    for left, top, right, bottom in frames:
+        sides = (right - left, bottom - top)
+        axis.add_patch(
+            Rectangle(
+                (left, top), *sides, fc="none", ec=_VERMILION, lw=1.1, zorder=5, clip_on=False
+            )
+        )
+
+
+def _union(boxes: npt.NDArray[np.float64]) -> Any:
+    """A path around boxes."""
+    from matplotlib.path import Path
+
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3], [0, 1]]].reshape(-1, 2)
+    return Path(corners, codes * len(boxes))
+
+
+def _rim(corners: npt.NDArray[np.float64]) -> list[Any]:
+    """The sides of boxes (n, 4, 2) that no two of them share."""
+    sides: dict[Any, Any] = {}
+    for box in corners:
+        for a, b in zip(box, np.roll(box, -1, axis=0), strict=True):
+            name = tuple(sorted((tuple(np.round(a, 3)), tuple(np.round(b, 3)))))
+            if sides.pop(name, None) is None:
+                sides[name] = (a, b)
+    return list(sides.values())
 
 
 def _mask(kept: Sequence[int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -286,6 +286,19 @@ class Family:
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
         return pixels
 
+    def views(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """The pictures that go through the vision tower for one image, as the processor makes them.
+
+        Args:
+            model: The model.
+            inputs: What the processor makes of the image and a prompt.
+
+        Returns:
+            (3, H, W) pixel values for every tile, in the order of its visual tokens.
+        """
+        pixels: Tensor = inputs["pixel_values"]
+        return list(pixels.reshape(-1, *pixels.shape[-3:]))
+
 
 def _vision(tower: Any) -> Any:
     # Some towers hold embeddings and layers one level deeper.

@@ -55,6 +55,16 @@ class QwenVL(Family):
             found.append(Tiling(1, grid if frames == 1 else None, count, tuple(range(count))))
         return found
 
+    def views(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """The image whole again: the processor cuts it into patches, square by square to merge."""
+        config: Any = model.config
+        vision = config.vision_config
+        merge, side = vision.spatial_merge_size, vision.patch_size
+        ((_, height, width),) = inputs["image_grid_thw"].tolist()
+        blocks = (height // merge, width // merge, merge, merge, 3, -1, side, side)
+        patches = inputs["pixel_values"].reshape(blocks)[:, :, :, :, :, 0]  # two equal frames
+        return [patches.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, height * side, width * side)]
+
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images and videos of a prompt: runs of their tokens; time stamps may part the frames."""
         config: Any = model.config
