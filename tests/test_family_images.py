@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
+from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
+from transformers.models.video_llava.processing_video_llava import VideoLlavaProcessor
 
 import family_cases
 import pore
@@ -235,3 +237,64 @@ class TestMistral3:
         (found,) = images(case, **inputs)
         assert list(found.structure) == []
         assert list(found.columns) == list(range(1, 25))
+
+
+class TestVideoLlava:
+    """What the processor writes; it cannot be made without torchvision, its parts can."""
+
+    case = family_cases.VideoLlava()
+
+    def processed(
+        self, text: list[str], pictures: list[PIL.Image.Image], videos: Tensor
+    ) -> dict[str, Tensor]:
+        size = {"height": 32, "width": 32}
+        prepare = VideoLlavaImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+        made = dict(prepare(pictures, return_tensors="pt")) | {"pixel_values_videos": videos}
+        processor: Any = SimpleNamespace(
+            patch_size=8,
+            num_additional_image_tokens=1,
+            vision_feature_select_strategy="default",
+            image_token="<image>",
+            video_token="<video>",
+        )
+        (image,) = {
+            VideoLlavaProcessor.replace_image_token(processor, made, i)
+            for i in range(len(pictures))
+        }
+        (video,) = {
+            VideoLlavaProcessor.replace_video_token(processor, made, i) for i in range(len(videos))
+        }
+        text = [one.replace("<image>", image).replace("<video>", video) for one in text]
+        ids = tokenizer({"<image>": IMAGE, "<video>": 101})
+        return made | dict(ids(text, padding=True, return_tensors="pt"))
+
+    def test_images_and_videos_of_a_prompt(self) -> None:
+        model = self.case.model()
+        inputs = self.processed(
+            ["look <image> and <video> what <image>and", "look <image> what"],
+            [picture(30, 50), picture(70, 20), picture(5, 5)],
+            torch.randn(1, 3, 3, 32, 32),
+        )
+        with pore.FastV(keep=6)(model) as run, torch.no_grad():
+            model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        seen = [[image.seen for image in sample.images] for sample in run.report]
+        assert seen == [[16, 3 * 17, 16], [16]]
+        assert all(len(i.kept) == 6 for s in run.report for i in s.images)
+        inputs["pixel_values"] = inputs.pop("pixel_values_images")
+        found = family_of(model).images(model, inputs)
+        assert [image.grid for image in found] == [(4, 4), None, (4, 4), (4, 4)]
+        assert [image.index for image in found] == [0, 1, 2, 0]
+        ids = inputs["input_ids"].tolist()
+        assert [{ids[i.row][c] for c in i.columns} for i in found] == [
+            {IMAGE},
+            {101},
+            {IMAGE},
+            {IMAGE},
+        ]
+
+    def test_generated_placeholders_are_no_images(self) -> None:
+        inputs = self.case.inputs([[5, -100, 6]])
+        inputs["input_ids"][0, -1] = IMAGE
+        model = self.case.model()
+        (found,) = family_of(model).images(model, inputs)
+        assert len(found.columns) == 2 * 17

@@ -560,8 +560,7 @@ class Run:
         for layer in layers[first:] if uses_flash(config) else ():
             if not family.recurrent(layer):
                 self._undo.append(hide_positions(family.attention(layer)))
-        if family.encodes:
-            self._undo.append(watch_tiling(model, family, self._note_tilings))
+        self._undo.append(watch_tiling(model, family, self._note_tilings))
         if self.pruner.reads_tower:
             remember = any(stage.tower for stage in [*self._entry, *self._stages])
             self._watch = TowerWatch(model, family, tower, remember)

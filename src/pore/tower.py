@@ -305,8 +305,7 @@ class TowerWatch:
     def _install(self, model: nn.Module, family: Family) -> None:
         tower, projector = family.tower(model), family.projector(model)
         features = family.token_features(model)
-        if family.encodes:
-            self._undo.append(watch_tiling(model, family, self._note_tiling))
+        self._undo.append(watch_tiling(model, family, self._note_tiling))
         if family.tiled_prompts:
             self._undo.append(watch_prompt(model, family, self._note_prompt))
         self._hook(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
@@ -595,7 +594,7 @@ def watch_tiling(
 
     Args:
         model: The model.
-        family: Its adapter.
+        family: Its adapter, which says by `encodes` and `encodes_videos` what there is to note.
         note: Called with the tilings, and whether they are of videos, before every encoding.
 
     Returns:
@@ -624,7 +623,9 @@ def watch_tiling(
 
         return override(base, watched, name)
 
-    undo = [watch("get_image_features", family.tilings, False)]
+    undo = []
+    if family.encodes:
+        undo.append(watch("get_image_features", family.tilings, False))
     if family.encodes_videos:
         undo.append(watch("get_video_features", family.video_tilings, True))
 

@@ -29,6 +29,7 @@ from pore.families.paligemma import PaliGemma as PaliGemma
 from pore.families.qwen_vl import Qwen3VL as Qwen3VL
 from pore.families.qwen_vl import Qwen35 as Qwen35
 from pore.families.qwen_vl import QwenVL as QwenVL
+from pore.families.video_llava import VideoLlava as VideoLlava
 
 
 @cache

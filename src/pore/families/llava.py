@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from pore.families.base import Family, equal_images, placeholder_runs
+from pore.families.base import Family, comes_with, equal_images, placeholder_runs
 from pore.layout import Image
 
 
@@ -20,7 +20,7 @@ class Llava(Family):
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: runs of the image token, `side * side` for each image."""
-        if inputs.get("pixel_values") is None and not inputs.get("mm_encoder_outputs"):
+        if not comes_with(inputs, "image"):
             return []  # a placeholder that a model generated is no image
         config: Any = model.config
         columns = placeholder_runs(inputs["input_ids"], config.image_token_id)

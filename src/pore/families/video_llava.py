@@ -1,0 +1,57 @@
+"""Video-LLaVA: images as in LLaVA-1.5, and videos that go through a tower of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pore.families.base import by_place, comes_with, encoded_images, placeholder_runs
+from pore.families.llava import Llava
+from pore.layout import Image, Tiling
+
+
+class VideoLlava(Llava):
+    """`VideoLlavaForConditionalGeneration`: two CLIP-like towers, one projector, LLaMA decoder.
+
+    A frame of a video is its CLS token and its patches; all of them are visual tokens. Methods that
+    act in the vision tower act in that of images.
+    """
+
+    name = "Video-LLaVA"
+    model_types = ("video_llava",)
+    encodes_videos = True
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        """The vision tower of images."""
+        return self.base(model).image_tower  # type: ignore[return-value]
+
+    def inputs(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a call of `base(model)`, by name.
+
+        `pixel_values` are called `pixel_values_images` in older versions of transformers.
+        """
+        named = super().inputs(model, args, kwargs)
+        if "pixel_values_images" in named:
+            named["pixel_values"] = named.pop("pixel_values_images")
+        return named
+
+    def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """Frame by frame: the CLS token, and the patches row by row."""
+        height, width = self.grid(model)
+        videos = inputs["pixel_values_videos"]
+        tokens, frames = height * width + int(self.tower_has_cls(model)), videos.shape[1]
+        return [Tiling(frames, None, tokens, tuple(range(frames * tokens)))] * len(videos)
+
+    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+        """Images and videos of a prompt: runs of their tokens."""
+        found = super().images(model, inputs)
+        if comes_with(inputs, "video"):
+            config: Any = model.config
+            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
+            tilings: Sequence[Tiling] | None = inputs.get("video_tilings")
+            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
+        return by_place(found)
