@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pore
 from family_cases import CASES, COUSINS, Case, noise
+from pore.attention import cls_attention, received_attention, visible
 from pore.errors import InputError, UnsupportedModelError
 from pore.families import family_of
 from pore.methods.prumerge import attention_and_keys
@@ -315,6 +316,41 @@ class TestPadding:
             dense = model(**inputs).logits
             with pore.VisionZip(1.0)(model):
                 assert torch.equal(model(**inputs).logits, dense)
+
+
+class TestMasks:
+    """What a tower's kernel is given to leave padding out, in the forms that kernels take."""
+
+    there = torch.tensor([[True, True, False, True], [True] * 4])
+
+    @pytest.mark.parametrize("form", ["bool", "additive", "padding"])
+    def test_what_is_seen(self, form: str) -> None:
+        mask = self.there[:, None, None].expand(-1, 1, 4, -1)
+        if form == "additive":
+            mask = torch.zeros(2, 1, 4, 4).masked_fill(~mask, torch.finfo(torch.float32).min)
+        elif form == "padding":
+            mask = self.there.long()
+        seen = visible(mask, 2)
+        assert seen is not None
+        assert torch.equal(seen, self.there)
+        assert visible(mask[1:], 2) is None
+
+    def test_one_mask_for_all(self) -> None:
+        seen = visible(self.there[:1, None, None].expand(-1, 1, 4, -1), 3)
+        assert seen is not None
+        assert seen.tolist() == [self.there[0].tolist()] * 3
+        assert visible(None, 3) is None
+
+    @pytest.mark.parametrize("read", [cls_attention, received_attention])
+    def test_attention_is_that_without_padding(self, read: Any) -> None:
+        query, key = noise(1, 2, 3, 4, 5), noise(2, 2, 3, 4, 5)
+        alone = [0, 1, 3]
+        cls = int(read is cls_attention)
+        expected = torch.zeros(3, 4, dtype=torch.float64)
+        expected[:, alone[cls:]] = read(query[:1, :, alone], key[:1, :, alone], 0.5)[0]
+        got = read(query, key, 0.5, self.there)
+        torch.testing.assert_close(got[0], expected[:, cls:])
+        torch.testing.assert_close(got[1:], read(query[1:], key[1:], 0.5))
 
 
 class TestHiRED:

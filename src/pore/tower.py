@@ -292,7 +292,6 @@ class TowerWatch:
         self._block: Block | None = None
         self._patches = 0
         self._tokens = 0
-        self._groups: Tensor | None = None
         self._prompt: Tensor | None = None
         self._first: Tensor | None = None
         self._undo: list[Callable[[], None]] = []
