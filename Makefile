@@ -1,5 +1,6 @@
 # make demo   set up, then the whole job on the embedded model: table, figures, runs/demo/report.html
 # make test   set up, then the tests
+# make test-slow   the tests that are marked slow, which CI runs
 # make lint   set up, then ruff and mypy
 #
 # Set-up makes .venv once, and again when pyproject.toml or constraints.txt change.
@@ -14,8 +15,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CODE := src tests training
+PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-slow lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -26,7 +28,10 @@ demo: $(READY)
 	$(BIN)/pore demo $(DEMO_ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(READY)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -14,30 +14,42 @@ torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
 
 _support = support.Support() if support.TARGET else None
+_golden: dict[str, list[float]] = {}
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Any:
-    """Hand outcomes of the family tests to the support matrix, where one is asked for."""
+    """Say in the report of a family test which cell of the support matrix it is."""
     outcome = yield
-    report = outcome.get_result()
-    if _support is not None and report.when == "call":
-        _support.note(item, report.outcome)
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    if call.when == "call" and "case" in params and "name" in params:
+        cell = (params["case"].name, params["name"], item.originalname)
+        outcome.get_result().user_properties.append(("cell", cell))
 
 
-def pytest_sessionfinish() -> None:
-    """Write the support matrix."""
-    if _support is not None:
+def pytest_runtest_logreport(report: Any) -> None:
+    """Collect what tests tell, whichever process they ran in."""
+    if report.when == "call":
+        for name, told in report.user_properties:
+            if name == "cell" and _support is not None:
+                _support.note(*told, report.outcome)
+            elif name == "golden":
+                method, difference = told
+                _golden.setdefault(method, []).append(difference)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the support matrix, in the process that collected it."""
+    if _support is not None and not hasattr(session.config, "workerinput"):
         _support.write(Path(str(support.TARGET)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The golden runner's table: method, files that passed, worst difference."""
-    golden = sys.modules.get("test_golden")
-    if golden is None or not golden.WORST:
+    if not _golden:
         return
     terminalreporter.section("golden files of the authors' code")
-    for method, differences in sorted(golden.WORST.items()):
+    for method, differences in sorted(_golden.items()):
         terminalreporter.write_line(
             f"{method:<16} {len(differences):>3} passed, worst difference {max(differences):.1e}"
         )
