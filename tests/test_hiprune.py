@@ -38,14 +38,14 @@ def selected(
     return stage.rule(view), received
 
 
-def around(places: list[int], side: int) -> set[int]:
+def around(places: list[int], height: int, width: int) -> set[int]:
     """By hand: the neighbours on a grid."""
     found = set()
     for place in places:
-        row, column = divmod(place, side)
+        row, column = divmod(place, width)
         for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            if 0 <= r < side and 0 <= c < side:
-                found.add(r * side + c)
+            if 0 <= r < height and 0 <= c < width:
+                found.add(r * width + c)
     return found
 
 
@@ -62,7 +62,7 @@ class TestSelection:
         count = min(round(keep * alpha / 5), keep // 5)
         for raster, first, last in zip(selection.raster.tolist(), objects, deep, strict=True):
             anchors = first.argsort(descending=True)[:count].tolist()
-            kept = set(anchors) | around(anchors, side)
+            kept = set(anchors) | around(anchors, side, side)
             others = [i for i in last.argsort(descending=True).tolist() if i not in kept]
             kept |= set(others[: keep - len(kept)])
             assert raster == sorted(kept)
@@ -85,22 +85,22 @@ class TestSelection:
         kept |= set(others[: keep - len(kept)])
         assert selected(pruner, 6, seed=seed)[0].raster[0].tolist() == sorted(kept)
 
-    @given(st.integers(1, 7), st.data(), st.booleans())
-    def test_neighbours(self, side: int, data: Any, wrap: bool) -> None:
-        places = data.draw(st.lists(st.integers(0, side * side - 1), unique=True))
-        mask = torch.zeros(1, side * side, dtype=torch.bool)
+    @given(st.integers(1, 7), st.integers(1, 7), st.data(), st.booleans())
+    def test_neighbours(self, height: int, width: int, data: Any, wrap: bool) -> None:
+        last = height * width - 1
+        places = data.draw(st.lists(st.integers(0, last), unique=True))
+        mask = torch.zeros(1, last + 1, dtype=torch.bool)
         mask[0, places] = True
-        last = side * side - 1
-        wrapped = {min(max(p + s, 0), last) for p in places for s in (-1, 1, -side, side)}
-        got = set(neighbours(mask, side, wrap=wrap)[0].nonzero()[:, 0].tolist())
-        assert got == (wrapped if wrap else around(places, side))
+        wrapped = {min(max(p + s, 0), last) for p in places for s in (-1, 1, -width, width)}
+        got = set(neighbours(mask, (height, width), wrap=wrap)[0].nonzero()[:, 0].tolist())
+        assert got == (wrapped if wrap else around(places, height, width))
 
     def test_the_difference(self) -> None:
         """An anchor at the end of a row: the authors take the start of the next one along."""
         mask = torch.zeros(1, 16, dtype=torch.bool)
         mask[0, 7] = True
-        assert neighbours(mask, 4)[0].nonzero()[:, 0].tolist() == [3, 6, 11]
-        assert neighbours(mask, 4, wrap=True)[0].nonzero()[:, 0].tolist() == [3, 6, 8, 11]
+        assert neighbours(mask, (4, 4))[0].nonzero()[:, 0].tolist() == [3, 6, 11]
+        assert neighbours(mask, (4, 4), wrap=True)[0].nonzero()[:, 0].tolist() == [3, 6, 8, 11]
 
 
 class TestModel:
@@ -122,7 +122,7 @@ class TestModel:
         images = [image for sample in run.report for image in sample.images]
         for image, first, last in zip(images, objects, deep, strict=True):
             anchor = int(first.argmax())
-            kept = {anchor} | around([anchor], 4)
+            kept = {anchor} | around([anchor], 4, 4)
             others = [i for i in last.argsort(descending=True).tolist() if i not in kept]
             assert list(image.kept) == sorted(kept | set(others[: 10 - len(kept)]))
 

@@ -228,3 +228,23 @@ def tiles_of(size: Any, pinpoints: Any, side: int) -> tuple[int, int]:
 
     rows, columns = get_anyres_image_grid_shape(size, pinpoints, side)
     return rows, columns
+
+
+def window_order(config: Any, grids: Tensor) -> Tensor:
+    """(T,) which visual token comes where in the vision tower of Qwen2.5-VL, window by window.
+
+    `get_vision_window_index` of `vision_utils` is what the tower reorders its patches by.
+
+    Args:
+        config: The tower's config.
+        grids: (I, 3) frames, height and width of every image in patches.
+    """
+    from transformers.vision_utils import get_vision_window_index
+
+    order: Tensor = get_vision_window_index(
+        grids,
+        spatial_merge_size=config.spatial_merge_size,
+        window_size=config.window_size,
+        patch_size=config.patch_size,
+    )[0]
+    return order.to(grids.device)

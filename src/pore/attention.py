@@ -25,6 +25,7 @@ Kernel = Callable[..., Any]
 Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None", bool], None]
 
 _names = itertools.count()
+_LOGITS = 1 << 25  # that received attention holds at a time: 128 MB
 
 
 def check_normalize(normalize: str) -> None:
@@ -387,10 +388,22 @@ def received_attention(
         (I, H, N) mean over the queries of the weights, at least float32; they sum to one.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
+    images, _, n, _ = key.shape
+    rows = max(_LOGITS // (images * n), 1)
     heads = []
-    for q, k in zip(query.unbind(1), key.unbind(1), strict=True):  # one (I, N, N) at a time
-        logits = torch.matmul(q.to(dtype), k.to(dtype).mT) * scaling
-        heads.append(mean_over_queries(logits, real))
+    for q, k in zip(query.unbind(1), key.unbind(1), strict=True):
+        means = torch.zeros(images, n, dtype=dtype, device=key.device)
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            logits = torch.matmul(q[:, part].to(dtype), k.to(dtype).mT) * scaling
+            if rows >= n:
+                means = mean_over_queries(logits, real)
+            elif real is None:
+                means += logits.softmax(-1).sum(1) / n
+            else:
+                weights = logits.masked_fill(~real[:, None], -torch.inf).softmax(-1)
+                means += (weights * real[:, part, None]).sum(1) / real.sum(1, keepdim=True)
+        heads.append(means)
     return torch.stack(heads, 1)
 
 

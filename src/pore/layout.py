@@ -81,6 +81,22 @@ class Tiling:
         )
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How images lie in the one sequence that goes through a vision tower.
+
+    Attributes:
+        grids: (height, width) of every image, in visual tokens.
+        patches: Patches that a visual token is made of, which lie side by side.
+        order: (T,) for every visual token of the sequence, which it is in raster order, image after
+            image; None where they lie so. An image is one run also where its tokens do not.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    patches: int
+    order: Tensor | None = None
+
+
 def sources(images: Sequence[Image], count: int) -> list[int] | None:
     """Which of the images that went through the vision tower every image of a batch is.
 

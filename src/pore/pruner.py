@@ -37,6 +37,7 @@ from pore.errors import (
 )
 from pore.families import Family, family_of
 from pore.layout import Image, Layout, Tiling
+from pore.packed import PackedWatch
 from pore.padding import letterbox_padding
 from pore.report import Report
 from pore.selection import budget
@@ -317,6 +318,13 @@ class Pruner(ABC):
         stages = [stage for stage in self.stages() if isinstance(stage, Stage)]
         if self.reads_tower and family.tower_refusal is not None:
             found.append(Limit(f"it reads the vision tower, but {family.tower_refusal}"))
+        if family.packed and any(stage.padding for stage in stages):
+            found.append(
+                Limit(
+                    "it looks for letterbox padding, but images go into the vision tower in their "
+                    "own shape, without any. Leave suppress_padding away."
+                )
+            )
         if family.merged and self.tower_stage is not None and self.tower_stage.merge is not None:
             found.append(
                 Limit(
@@ -324,12 +332,13 @@ class Pruner(ABC):
                     "squares of them, on the full grid. Use a method that chooses among the tokens."
                 )
             )
-        if family.deepstack and any(stage.merges for stage in stages):
+        if family.deepstack and any(stage.merges for stage in self.stages()):
             reason = (
                 "the first decoder layers add features to every visual token, which merged tokens "
                 "have none of. Use a method that only drops tokens"
             )
-            if any(stage.merges and stage.layer == 0 for stage in stages):
+            tower = self.tower_stage is not None and self.tower_stage.merges
+            if tower or any(stage.merges and stage.layer == 0 for stage in stages):
                 found.append(Limit(f"{reason}."))
             else:
                 found.append(Limit(f"{reason}, or later layers.", "it acts behind those layers"))
@@ -563,7 +572,8 @@ class Run:
         self._undo.append(watch_tiling(model, family, self._note_tilings))
         if self.pruner.reads_tower:
             remember = any(stage.tower for stage in [*self._entry, *self._stages])
-            self._watch = TowerWatch(model, family, tower, remember)
+            watch = PackedWatch if family.packed else TowerWatch
+            self._watch = watch(model, family, tower, remember)
             for note in self._watch.notes:
                 self.report.note(note)
             self._undo.append(self._watch.remove)
@@ -1173,7 +1183,7 @@ class Run:
             keep[i, slots], raster[i, slots] = True, places
             features[i, slots] = found.to(features)
             structure.append(in_place)
-        return Selection(keep, features, raster, structure)
+        return Selection(keep, None if watch.in_place else features, raster, structure)
 
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None

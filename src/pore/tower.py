@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class TowerView:
         raster: (I, N) the patch that every feature stands for, where blocks have merged.
         tilings: Of every image, in a family that cuts images into tiles; then each of the I is a
             tile, those of one image behind one another. None where images go in one piece.
+        grid: (height, width) of the N in a tower that takes images of any shape, for which a rule
+            is called with one image at a time; None where they are a square.
         groups: (N, g) the tower's patches that every token is made of; None where it is one.
         real: (I, n) bool, False at tokens of the tower that are padding, which attention does not
             see; None where there are none.
@@ -56,6 +58,7 @@ class TowerView:
     keys: tuple[Tensor, ...]
     raster: Tensor
     tilings: tuple[Tiling, ...] | None = None
+    grid: tuple[int, int] | None = None
     groups: Tensor | None = None
     real: Tensor | None = None
 
@@ -239,12 +242,14 @@ class TowerStage:
         merge: Called in every block up to the one that the projector reads, after its attention;
             gives the block with fewer states, and their sizes and rasters. None merges nothing.
         proportional: Whether attention weighs every token by its size once blocks have merged.
+        merges: Whether the rule gives tokens that stay new features.
     """
 
     rule: Callable[[TowerView], TowerSelection]
     layers: Callable[[int, int], Sequence[int]] = lambda read, count: [read]
     merge: Callable[[Block], Block] | None = None
     proportional: bool = False
+    merges: bool = False
 
 
 class TowerWatch:
@@ -267,7 +272,10 @@ class TowerWatch:
             do not merge.
         has_cls: Whether the tower has a CLS token.
         notes: What the report should say of how the method acts in this tower.
+        in_place: Whether what was kept lies behind the projector where it came from.
     """
+
+    in_place: ClassVar[bool] = False
 
     def __init__(
         self, model: nn.Module, family: Family, stage: TowerStage | None, remember: bool = False
@@ -294,6 +302,7 @@ class TowerWatch:
         self._tokens = 0
         self._prompt: Tensor | None = None
         self._first: Tensor | None = None
+        self._at: Tensor | None = None
         self._undo: list[Callable[[], None]] = []
         try:
             self._install(model, family)
@@ -316,6 +325,7 @@ class TowerWatch:
             return
         layers, read = family.tower_layers(model), family.tower_read(model)
         wanted = list(stage.layers(read, len(layers)))
+        attended = [family.tower_attended(model, layer) for layer in wanted]
         if not all(0 <= layer < len(layers) for layer in wanted):
             raise BudgetError(
                 f"The method reads attention of tower layers {wanted}, but the tower has "
@@ -325,7 +335,12 @@ class TowerWatch:
         if stage.merge is not None:
             self._hook(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
         self._hook(layers[read].register_forward_hook(self._after_layer))
-        self._wanted = wanted
+        if attended != wanted:
+            self.notes.append(
+                f"Of tower layers {wanted} some attend in windows: in their stead the attention of "
+                f"{attended} was read."
+            )
+        self._wanted = wanted = attended
         if wanted and not self.has_cls:
             self.notes.append(
                 "The vision tower has no CLS token: in place of its attention, the mean attention "
@@ -369,7 +384,8 @@ class TowerWatch:
         which = None if self._first is None else sources(layout.images, len(self._first))
         if self._first is None or which is None:
             return None
-        found = embeds[layout.rows, layout.columns[:, 0]]
+        at = torch.zeros_like(layout.rows) if self._at is None else self._at[which].to(layout.rows)
+        found = embeds[layout.rows, layout.columns.gather(1, at[:, None])[:, 0]]
         return which if torch.equal(found, self._first[which].to(found)) else None
 
     def _note_tiling(self, tilings: Sequence[Tiling], videos: bool) -> None:
@@ -512,7 +528,7 @@ class TowerWatch:
     def _after_layer(self, _: nn.Module, __: object, output: Any) -> None:
         self._states = output if isinstance(output, Tensor) else output[0]
 
-    def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         assert self._stage is not None
         features: Tensor = args[0]
         cls, groups = int(self.has_cls), None

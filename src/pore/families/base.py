@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pore.errors import InputError, UnsupportedModelError
-from pore.layout import Image, Tiling
+from pore.layout import Image, Packing, Tiling
 
 
 class Family:
@@ -46,6 +46,7 @@ class Family:
             which are of one image, see `prompt_tilings`.
         tiles_placed: Whether tilings say where in the image the tiles lie.
         merged: Whether visual tokens are made of several patches, see `merge_size`.
+        packed: Whether all images go through the vision tower in one sequence, see `packing`.
         cls_first: Whether a CLS token of the vision tower comes before the patches.
         first_position: Where positions start.
         tower_refusal: Why no method can act in the vision tower; None where they can.
@@ -65,6 +66,7 @@ class Family:
     tiled_prompts: ClassVar[bool] = False
     tiles_placed: ClassVar[bool] = True
     merged: ClassVar[bool] = False
+    packed: ClassVar[bool] = False
     cls_first: ClassVar[bool] = True
     first_position: ClassVar[int] = 0
     tower_refusal: ClassVar[str | None] = (
@@ -154,6 +156,13 @@ class Family:
         # hidden_states[0] are the embeddings, so entry i is the output of layer i - 1.
         return chosen + len(self.tower_layers(model)) if chosen < 0 else chosen - 1
 
+    def tower_attended(self, model: nn.Module, layer: int) -> int:
+        """The tower layer whose attention is read for that of a layer.
+
+        The same, unless it attends in windows.
+        """
+        return layer
+
     def tower_has_cls(self, model: nn.Module) -> bool:
         """Whether the tower has a CLS token beside the patches (CLIP does, SigLIP does not)."""
         return hasattr(_vision(self.tower(model)).embeddings, "class_embedding")
@@ -192,6 +201,18 @@ class Family:
         size, side = self.merge_size(model), math.isqrt(patches)
         rows = torch.arange(patches).view(side // size, size, side // size, size)
         return rows.transpose(1, 2).reshape(-1, size * size)
+
+    def packing(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Packing:
+        """How images lie in the sequence of a call of `tower(model)`, in families with `packed`.
+
+        Args:
+            model: The model.
+            args: Positional arguments of the call.
+            kwargs: Its keyword arguments.
+        """
+        raise NotImplementedError
 
     def inputs(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -18,6 +18,10 @@ class Glm4V(QwenVL):
     name = "GLM-4V"
     model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
 
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The convolution that makes a token of a square of patches, before the projector."""
+        return self.tower(model).downsample  # type: ignore[return-value]
+
     def video_token(self, model: nn.Module) -> int:
         """The placeholder of images, which is not the video token of the config."""
         config: Any = model.config

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from pore._private import window_order
 from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
-from pore.layout import Image, Tiling
+from pore.layout import Image, Packing, Tiling
 
 
 class QwenVL(Family):
@@ -23,14 +24,54 @@ class QwenVL(Family):
     encodes = True
     encodes_videos = True
     mrope = True
-    tower_refusal = (
-        "it has no CLS token and attends in windows or over merged patches. Use a method that acts "
-        "on the embeddings or in the decoder."
-    )
+    merged = True
+    packed = True
+    tower_refusal = None
 
     def tower(self, model: nn.Module) -> nn.Module:
         """The vision tower."""
         return self.base(model).visual  # type: ignore[return-value]
+
+    def tower_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """All layers of the vision tower."""
+        return self.tower(model).blocks  # type: ignore[return-value]
+
+    def tower_attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a layer of the vision tower."""
+        return layer.attn  # type: ignore[return-value]
+
+    def tower_attended(self, model: nn.Module, layer: int) -> int:
+        """In Qwen2.5-VL the last up to this layer that attends to whole images, or the first."""
+        config: Any = self.tower(model).config
+        full: list[int] = sorted(getattr(config, "fullatt_block_indexes", [layer]))
+        return max((i for i in full if i <= layer), default=full[0])
+
+    def tower_has_cls(self, model: nn.Module) -> bool:
+        """There is no CLS token."""
+        return False
+
+    def projector(self, model: nn.Module) -> nn.Module:
+        """What makes a token of the patches of a square."""
+        return self.tower(model).merger  # type: ignore[return-value]
+
+    def merge_size(self, model: nn.Module) -> int:
+        """Two."""
+        config: Any = self.tower(model).config
+        return int(config.spatial_merge_size)
+
+    def packing(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Packing:
+        """Image after image; within one, Qwen2.5-VL has the tokens of a window side by side."""
+        grids: Tensor = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+        config: Any = self.tower(model).config
+        size = self.merge_size(model)
+        windows = hasattr(config, "fullatt_block_indexes")
+        return Packing(
+            grids=tuple((height // size, width // size) for _, height, width in grids.tolist()),
+            patches=size**2,
+            order=window_order(config, grids) if windows else None,
+        )
 
     def video_token(self, model: nn.Module) -> int:
         """The placeholder of videos."""

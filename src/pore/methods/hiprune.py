@@ -67,7 +67,8 @@ class HiPrune(Pruner):
     def _select(self, view: TowerView) -> TowerSelection:
         n = view.features.shape[1]
         side = math.isqrt(n)
-        if side * side != n:
+        grid = view.grid or (side, side)
+        if grid[0] * grid[1] != n:
             raise InputError(f"{n} patches lie on no square grid, so no patch has neighbours.")
         objects, deep = (
             view.pooled(received_attention(query, key, query.shape[-1] ** -0.5, view.real).mean(1))[
@@ -82,7 +83,7 @@ class HiPrune(Pruner):
         if not self.faithful:
             anchors = [min(some, count // 5) for some, count in zip(anchors, counts, strict=True)]
         mask = top_k(objects, anchors, shown)
-        mask = (mask | neighbours(mask, side, wrap=self.faithful)) & shown
+        mask = (mask | neighbours(mask, grid, wrap=self.faithful)) & shown
         left = torch.tensor(counts, device=mask.device) - mask.sum(1)
         if self.faithful and bool((left < 0).any()):
             raise BudgetError(
@@ -92,29 +93,30 @@ class HiPrune(Pruner):
         return view.select(mask | top_k(deep, left, shown & ~mask), counts)
 
 
-def neighbours(mask: Tensor, side: int, wrap: bool = False) -> Tensor:
+def neighbours(mask: Tensor, grid: tuple[int, int], wrap: bool = False) -> Tensor:
     """The patches above, below, left and right of marked ones.
 
     Args:
-        mask: (I, side * side) bool, in raster order.
-        side: Height and width of the grid.
+        mask: (I, N) bool, in raster order.
+        grid: (height, width) of the N.
         wrap: Whether left and right run on across the ends of rows, and the first and last patch
             stand for what lies before and behind all.
 
     Returns:
-        (I, side * side) bool.
+        (I, N) bool.
     """
+    height, width = grid
     near = torch.zeros_like(mask)
     if wrap:
         images, places = mask.nonzero(as_tuple=True)
-        for step in (-1, 1, -side, side):
-            near[images, (places + step).clamp(0, side * side - 1)] = True
+        for step in (-1, 1, -width, width):
+            near[images, (places + step).clamp(0, height * width - 1)] = True
         return near
-    grid, found = mask.view(-1, side, side), near.view(-1, side, side)
-    found[:, 1:] |= grid[:, :-1]
-    found[:, :-1] |= grid[:, 1:]
-    found[:, :, 1:] |= grid[:, :, :-1]
-    found[:, :, :-1] |= grid[:, :, 1:]
+    plane, found = mask.view(-1, height, width), near.view(-1, height, width)
+    found[:, 1:] |= plane[:, :-1]
+    found[:, :-1] |= plane[:, 1:]
+    found[:, :, 1:] |= plane[:, :, :-1]
+    found[:, :, :-1] |= plane[:, :, 1:]
     return near
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.attention import mean_over_queries
+from pore.attention import mean_over_queries, received_attention
 from pore.errors import BudgetError, InputError, ScoreError
 from pore.merging import add_neighbours, weighted_sum, working
 from pore.pruner import Pruner
@@ -54,7 +54,7 @@ class PruMerge(Pruner):
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""
-        return [TowerStage(self._select, layers=last_layer)]
+        return [TowerStage(self._select, layers=last_layer, merges=True)]
 
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image that enter every decoder layer."""
@@ -157,9 +157,9 @@ def single_head_attention(
     Returns:
         (I, N) weights; the CLS token's own column is cut off without renormalising.
     """
-    if cls:
-        query = query[:, :1]
-    logits = query @ key.mT * query.shape[-1] ** -0.5
+    if not cls:
+        return received_attention(query[:, None], key[:, None], query.shape[-1] ** -0.5, real)[:, 0]
+    logits = query[:, :1] @ key.mT * query.shape[-1] ** -0.5
     return mean_over_queries(logits, real)[:, cls:]
 
 

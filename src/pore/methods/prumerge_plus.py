@@ -79,7 +79,7 @@ class PruMergePlus(Pruner):
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""
-        return [TowerStage(self._select, layers=last_layer)]
+        return [TowerStage(self._select, layers=last_layer, merges=True)]
 
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image that enter every decoder layer."""

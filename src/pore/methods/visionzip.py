@@ -56,7 +56,7 @@ class VisionZip(Pruner):
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""
-        return [TowerStage(self._select)]
+        return [TowerStage(self._select, merges=True)]
 
     def _merged(self, counts: Sequence[int]) -> list[int]:
         """How many of `counts` tokens are contextual ones."""
