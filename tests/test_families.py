@@ -82,10 +82,11 @@ def takes_videos(case: Case, name: str) -> bool:
 
 def drops(case: Case, name: str) -> bool:
     """Whether a method only drops tokens, and those that stay keep their positions."""
-    stages = usual(name, KEEP, case).stages()
-    anew = not family_of(case.model()).mrope
+    stages, family = usual(name, KEEP, case).stages(), family_of(case.model())
+    anew = not family.mrope
     return name not in MERGING and not any(
-        isinstance(stage, TowerStage) or (anew and stage.dense) for stage in stages
+        stage.merges or not family.packed if isinstance(stage, TowerStage) else anew and stage.dense
+        for stage in stages
     )
 
 
