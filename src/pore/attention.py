@@ -65,25 +65,32 @@ class AttentionTap:
         observer: Observer,
         key_bias: Callable[[], Tensor | None] | None = None,
     ) -> None:
-        def tapped(kernel: Kernel, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-            value, mask, *others = args
+        def tapped(  # as transformers names them: Qwen-VL's tower gives the mask by name
+            kernel: Kernel,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
             scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
             observer(
                 query,
                 key,
-                mask,
+                attention_mask,
                 query.shape[-1] ** -0.5 if scaling is None else scaling,
                 kwargs.get("softcap"),
                 getattr(module, "is_causal", True) if causal is None else causal,
             )
             bias = key_bias() if key_bias is not None else None
             if bias is None:
-                return kernel(module, query, key, value, mask, *others, **kwargs)
+                return kernel(module, query, key, value, attention_mask, *args, **kwargs)
             # FlashAttention takes no such mask; SDPA is what every torch has.
             sdpa = attention_kernel(module, "sdpa")
             assert sdpa is not None
             mask = bias[:, None, None].to(query)
-            return sdpa(module, query, key, value, mask, *others, **kwargs)
+            return sdpa(module, query, key, value, mask, *args, **kwargs)
 
         self._take_out = _between(module, tapped)
 

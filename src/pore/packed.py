@@ -57,7 +57,7 @@ class PackedWatch(TowerWatch):
         self.selection = None
 
     def _observe(
-        self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, _: object
+        self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, *_: object
     ) -> None:
         # Kernels for one sequence after another are called for every image by itself.
         self._parts.setdefault(i, []).append((query, key))
