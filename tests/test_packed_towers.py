@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from family_cases import CASES, Case
+from family_cases import CASES, COUSINS, Case
 from pore import attention as attention_module
 from pore.attention import received_attention
 from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedModelError
 from pore.families import family_of
 from pore.packed import _slots
-from pore.pruner import Pruner
+from pore.pruner import Pruner, Selection, Stage, View
 from pore.tower import TowerSelection, TowerStage, TowerView
 
 KEEP = 6
-PACKED = [case for case in CASES if family_of(case.model()).packed]
+PACKED = [case for case in [*CASES, *COUSINS] if family_of(case.model()).packed]
 QWEN25 = next(case for case in CASES if case.name == "Qwen2.5-VL")
 PROMPT = [[5, -1, 6, -2, 7, 8], [5, 6, 10, -4, 7, 8, 9]]
 """Three images: of 4 x 6 tokens, of 3 x 3, and of 3 x 3."""
@@ -142,6 +142,26 @@ class TestViews:
         assert [view.features.shape[:2] for view in views] == [(1, n) for n in SIZES]
         assert all(view.cls_feature is None and not view.has_cls for view in views)
         assert views[0].budgets(0.5) == [12]
+
+
+@of_each
+def test_what_stages_behind_the_tower_see_of_it(case: Case) -> None:
+    model, inputs, found = case.model(), case.inputs(PROMPT), []
+
+    class Reading(Looking):
+        def stages(self) -> list[Any]:
+            return [Stage(0, self._read, tower=True)]
+
+        def _read(self, view: View) -> Selection:
+            found.append((view.tower, view.features, view.layout.valid))
+            return Selection(view.layout.valid)
+
+    with torch.no_grad(), Reading()(model):
+        model(**inputs)
+    [(encoded, features, valid)] = found
+    for one, view, states, mask in zip(encoded, seen(case, inputs), features, valid, strict=True):
+        assert torch.equal(one.features, view.features)
+        assert torch.equal(one.projected[0], states[mask])
 
 
 @of_each

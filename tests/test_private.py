@@ -250,6 +250,14 @@ def test_tiles_of_an_image() -> None:
     assert _private.tiles_of(torch.tensor([700, 300]), [[336, 672], [672, 336]], 336) == (2, 1)
 
 
+def test_windows_of_a_tower() -> None:
+    """`get_vision_window_index`: which token comes where, windows one behind the other."""
+    config = SimpleNamespace(spatial_merge_size=2, window_size=16, patch_size=4)
+    order = _private.window_order(config, torch.tensor([[1, 4, 6], [1, 2, 6]]))
+    windows = [[0, 1, 3, 4], [2, 5], [6, 7], [8]]
+    assert order.tolist() == [token for window in windows for token in window]
+
+
 # -- nothing else ---------------------------------------------------------------------------------
 
 

@@ -91,23 +91,21 @@ class PackedWatch(TowerWatch):
         assert self._stage is not None
         states, group = args[0], self._packing.patches
         tokens = self._tokens_of_call(states)
-        layers = [self._of_layer(i) for i in self._wanted]
+        layers = {i: self._of_layer(i) for i in self._wanted}
         self._parts = {}
         self._whole = True
         kept = []
         for image, features in enumerate(torch.split(tokens, self._sizes_of)):
             n = len(features)
-            queries = tuple(query[image] for query, _ in layers)
-            keys = tuple(key[image] for _, key in layers)
-            attention = [
-                self._received(query, key) for query, key in zip(queries, keys, strict=True)
-            ]
+            read = {i: (query[image], key[image]) for i, (query, key) in layers.items()}
+            received = {i: self._received(query, key) for i, (query, key) in read.items()}
+            attention = [received[i] for i in self._wanted]
             view = TowerView(
                 features=features[None],
                 cls_feature=None,
                 cls_attention=torch.stack(attention) if attention else features.new_empty(0),
-                queries=queries,
-                keys=keys,
+                queries=tuple(read[i][0] for i in self._wanted),
+                keys=tuple(read[i][1] for i in self._wanted),
                 raster=torch.arange(n, device=features.device)[None],
                 grid=self._packing.grids[image],
                 groups=torch.arange(n * group, device=features.device).view(n, group),
