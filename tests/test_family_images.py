@@ -16,6 +16,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from transformers.models.aya_vision.processing_aya_vision import AyaVisionProcessor
+from transformers.models.cohere2_vision.processing_cohere2_vision import Cohere2VisionProcessor
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
@@ -237,6 +239,51 @@ class TestMistral3:
         (found,) = images(case, **inputs)
         assert list(found.structure) == []
         assert list(found.columns) == list(range(1, 25))
+
+
+class TestAyaVision:
+    def check(self, case: family_cases.Case, kind: Any, marks: list[int], **names: Any) -> None:
+        processor: Any = SimpleNamespace(**names)
+        made = {"num_patches": [5, 1, 1, 3]}
+        one, two, three, four = (kind.replace_image_token(processor, made, i) for i in range(4))
+        ids = tokens(f"look {one} {two}{three} and {four} what")
+        found = images(case, ids)
+        assert [len(image.columns) for image in found] == [5 * 16, 16, 16, 3 * 16]
+        assert [image.grid for image in found] == [None, (4, 4), (4, 4), None]
+        assert [len(image.structure) for image in found] == marks
+        assert sorted(c for image in found for c in image.columns) == (
+            (ids[0] == IMAGE).nonzero().flatten().tolist()
+        )
+        for image in found:
+            both = sorted([*image.columns, *image.structure])
+            assert both == list(range(both[0], both[0] + len(both)))
+
+    @pytest.mark.parametrize(("tag", "length"), [("TILE", 1), ("TI LE", 2)])
+    def test_images_end_with_the_global_tile(self, tag: str, length: int) -> None:
+        self.check(
+            family_cases.AyaVision(),
+            AyaVisionProcessor,
+            [4 * length, 0, 0, 2 * length],
+            img_size=32,
+            patch_size=8,
+            start_of_img_token="<start>",
+            end_of_img_token="<end>",
+            img_patch_token="<image>",
+            tile_token=tag,
+            tile_global_token=f"{tag}_GLOBAL",
+        )
+
+    def test_tiles_end_with_a_line_break(self) -> None:
+        self.check(
+            family_cases.Cohere2Vision(),
+            Cohere2VisionProcessor,
+            [4, 0, 0, 2],
+            patch_size=4,
+            boi_token="<start>",
+            eoi_token="<end>",
+            image_token="<image>",
+            img_line_break_token="<break>",
+        )
 
 
 class TestVideoLlava:

@@ -12,6 +12,8 @@ from torch import nn
 from pore._private import commit
 from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
+from pore.families.aya_vision import AyaVision as AyaVision
+from pore.families.aya_vision import Cohere2Vision as Cohere2Vision
 from pore.families.base import Family as Family
 from pore.families.gemma3 import Gemma3 as Gemma3
 from pore.families.glm4v import Glm4V as Glm4V

@@ -426,6 +426,29 @@ def unbroken(columns: Sequence[int]) -> list[list[int]]:
     return [[column for _, column in pairs] for _, pairs in runs]
 
 
+def whole_tiles(row: int, columns: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut the placeholder columns of a sample into tiles of one size, each of them unbroken.
+
+    Args:
+        row: Which sample it is.
+        columns: The ascending columns of its visual tokens.
+        size: Visual tokens of a tile.
+
+    Returns:
+        The columns of every tile.
+
+    Raises:
+        InputError: They are no whole tiles.
+    """
+    tiles = [columns[start : start + size] for start in range(0, len(columns), size)]
+    if any(tile[-1] - tile[0] != size - 1 for tile in tiles) or len(columns) % size:
+        raise InputError(
+            f"Sample {row} has {len(columns)} visual tokens, which are no whole tiles of {size}; "
+            "build the inputs with the model's own processor."
+        )
+    return tiles
+
+
 def equal_images(
     columns: Sequence[Sequence[int]], size: int, grid: tuple[int, int] | None
 ) -> list[Image]:

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore.errors import InputError
-from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart
+from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart, whole_tiles
 from pore.layout import Image, Tiling
 
 
@@ -68,7 +67,7 @@ class Idefics3(Family):
         grid = self.grid(model)
         images = []
         for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
-            tiles = _tiles(row, columns, grid[0] * grid[1])
+            tiles = whole_tiles(row, columns, grid[0] * grid[1])
             text = ids[row].tolist() if tiles else []
             for index, image in enumerate(_grouped(tiles, text)):
                 found = [column for tile in image for column in tile]
@@ -92,17 +91,6 @@ def _rows(columns: Sequence[int], size: int) -> tuple[int, int] | None:
     width = ends[0] if ends else 0
     even = ends == list(range(width, len(starts), width or 1)) and ends[-1:] == [len(starts) - 1]
     return (len(ends), width) if even else None
-
-
-def _tiles(row: int, columns: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Cut the placeholder columns of a sample into tiles of one size."""
-    tiles = [columns[start : start + size] for start in range(0, len(columns), size)]
-    if any(tile[-1] - tile[0] != size - 1 for tile in tiles) or len(columns) % size:
-        raise InputError(
-            f"Sample {row} has {len(columns)} visual tokens, which are no whole tiles of {size}; "
-            "build the inputs with the model's own processor."
-        )
-    return tiles
 
 
 def _grouped(tiles: Sequence[Sequence[int]], ids: Sequence[int]) -> list[list[Sequence[int]]]:

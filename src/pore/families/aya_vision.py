@@ -1,0 +1,94 @@
+"""Aya Vision and Command A Vision: tiles with a token before or behind each, pixel shuffle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pore.families.base import Family, comes_with, placeholder_runs, whole_tiles
+from pore.layout import Image
+
+
+class AyaVision(Family):
+    """`AyaVisionForConditionalGeneration`: SigLIP tower, pixel shuffle, Cohere 2 decoder.
+
+    An image is its tiles, row by row, and behind them the whole image at low resolution. Before
+    each stands its tag, `TILE_1` and so on or `TILE_GLOBAL`; what stands between the tiles of an
+    image is structure. Most decoder layers have a sliding window, the others no positions.
+    """
+
+    name = "Aya Vision"
+    model_types = ("aya_vision",)
+    tiles = True
+    tower_refusal = (
+        "every visual token is a square of patches, and the tower has no CLS token. Use a method "
+        "that acts on the embeddings or in the decoder."
+    )
+
+    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+        """Images of a prompt: tiles of image tokens, those of an image together."""
+        if not comes_with(inputs, "image"):
+            return []
+        config: Any = model.config
+        ids, grid = inputs["input_ids"], self.grid(model)
+        images = []
+        for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
+            tiles = whole_tiles(row, columns, grid[0] * grid[1])
+            groups = self.grouped(tiles, ids[row].tolist() if tiles else [])
+            for index, image in enumerate(groups):
+                found = [column for tile in image for column in tile]
+                structure = sorted(set(range(found[0], found[-1] + 1)) - set(found))
+                one = grid if len(image) == 1 else None
+                images.append(Image(row, index, found, one, structure=structure))
+        return images
+
+    def grouped(
+        self, tiles: Sequence[Sequence[int]], ids: Sequence[int]
+    ) -> list[list[Sequence[int]]]:
+        """Put the tiles of each image of a sample together.
+
+        The config does not name the tags, but the last tile of a prompt is a whole view, so its tag
+        is theirs.
+
+        Args:
+            tiles: The columns of every tile.
+            ids: Token ids of the sample.
+        """
+        images: list[list[Sequence[int]]] = [[]]
+        for tile in tiles:
+            images[-1].append(tile)
+            if ids[tile[0] - 1] == ids[tiles[-1][0] - 1]:
+                images.append([])
+        return [image for image in images if image]
+
+    def grid(self, model: nn.Module) -> tuple[int, int]:
+        """The grid of a tile: its patches, `downsample_factor` squared in a token."""
+        config: Any = model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        side //= config.downsample_factor
+        return side, side
+
+
+class Cohere2Vision(AyaVision):
+    """`Cohere2VisionForConditionalGeneration` (Command A Vision): a line break behind every tile.
+
+    Between `<|START_OF_IMG|>` and `<|END_OF_IMG|>` are the tiles of an image, with one token
+    between two of them.
+    """
+
+    name = "Command A Vision"
+    model_types = ("cohere2_vision",)
+
+    def grouped(
+        self, tiles: Sequence[Sequence[int]], ids: Sequence[int]
+    ) -> list[list[Sequence[int]]]:
+        """Put the tiles of each image of a sample together: those with one token between them."""
+        images: list[list[Sequence[int]]] = []
+        for tile in tiles:
+            if images and tile[0] == images[-1][-1][-1] + 2:
+                images[-1].append(tile)
+            else:
+                images.append([tile])
+        return images
