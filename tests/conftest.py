@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import support
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
-
+# A slow machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _support = support.Support() if support.TARGET else None
 _golden: dict[str, list[float]] = {}

@@ -22,7 +22,7 @@ from pore import profiles
 from pore.bias import PositionBias, Provenance, load_biases, rope_prior, save_biases
 from pore.errors import ProfileError, ProfileMismatchError, ScoreError
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 fitted_kinds = st.sampled_from(["exponential", "exponential+offset", "spline", "empirical"])
 
 PROVENANCE = Provenance(

@@ -44,7 +44,7 @@ def means(name: str) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(average=st.integers(1, VISUAL))
 def test_nearest_of_all_budgets_or_none_is_low_enough(name: str, average: int) -> None:
     every = means(name)

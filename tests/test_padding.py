@@ -32,7 +32,7 @@ def test_bars_lie_along_the_longer_side() -> None:
     assert (square == 0).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sides, sides, st.integers(1, 30), st.integers(1, 16))
 def test_shares_add_up_to_the_bars(width: int, height: int, cells: int, patch: int) -> None:
     share = padding_fraction(torch.tensor([[width, height]]), (cells, cells), cells * patch)
@@ -43,7 +43,7 @@ def test_shares_add_up_to_the_bars(width: int, height: int, cells: int, patch: i
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(sides, sides), min_size=2, max_size=5), st.floats(0, 1))
 def test_a_batch_equals_its_images(sizes: list[tuple[int, int]], threshold: float) -> None:
     batch = torch.tensor(sizes)

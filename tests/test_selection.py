@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pore.errors import BudgetError, ScoreError
@@ -66,7 +66,6 @@ def test_of_equal_scores_the_earlier_wins() -> None:
     assert indices(top_k(torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]), [2])) == [[1, 2]]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4096), st.floats(0, 1, exclude_min=True))
 def test_fraction_is_rounded_half_to_even(available: int, keep: float) -> None:
     if round(keep * available) < 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -198,7 +198,6 @@ class TestRaters:
 
 
 class TestClusters:
-    @settings(deadline=None)
     @given(seeds, st.integers(1, 24), st.data())
     def test_every_cluster_has_its_centre(self, seed: int, m: int, data: Any) -> None:
         count = data.draw(st.integers(1, m))
@@ -211,7 +210,6 @@ class TestClusters:
         others[centres[0]] = False
         assert torch.equal(cluster[0, others], distance[others].argmin(-1))
 
-    @settings(deadline=None)
     @given(seeds, st.integers(3, 16), st.data(), st.randoms(use_true_random=False))
     def test_move_with_the_tokens(self, seed: int, m: int, data: Any, random: Any) -> None:
         count = data.draw(st.integers(1, m).filter(lambda c: c != 2))
@@ -263,7 +261,6 @@ class TestClusters:
             torch.testing.assert_close(total, x[i, :m].sum(0))
         assert not means[1, 2].any()
 
-    @settings(deadline=None)
     @given(seeds, st.lists(st.integers(1, 40), min_size=1, max_size=4), st.data())
     def test_recycling_a_batch_equals_its_images(
         self, seed: int, sizes: list[int], data: Any
