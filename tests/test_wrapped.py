@@ -1,6 +1,7 @@
 """Models that others have wrapped: LoRA of peft, int8 of torchao, offloading of accelerate.
 
-peft and torchao are of the extra `interop`, which CI installs for this file alone.
+Also caches that quanto and hqq quantise. All but accelerate are of the extra `interop`, which CI
+installs for this file alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from transformers import QuantizedCache
 
 import pore
 from models import IMAGE, N, batch, prompt, tiny_llava
+from test_caches import check_quantized
 from test_engine import fingerprint
 
 PRUNERS = [
@@ -127,3 +130,17 @@ def test_offloading(pruner: Any, to: str, first: str, tmp_path: Path) -> None:
         dense = model_of()(**inputs).logits
         torch.testing.assert_close(model(**inputs).logits, dense)
     assert (inputs["input_ids"] == IMAGE).any()
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "settings"),
+    [
+        ("quanto", "optimum.quanto", {"nbits": 4, "q_group_size": 8}),
+        ("quanto", "optimum.quanto", {"nbits": 2, "q_group_size": 16}),
+        ("hqq", "hqq", {"nbits": 8, "axis_key": 1, "axis_value": 1, "q_group_size": 8}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_quantized_caches(backend: str, package: str, settings: dict[str, int]) -> None:
+    pytest.importorskip(package)
+    check_quantized(lambda config: QuantizedCache(backend, config, **settings), torch.float32)

@@ -209,11 +209,23 @@ def sliding_layers(cache: Any) -> list[bool]:
 def cached_keys(cache: Any, layer: int) -> Tensor | None:
     """(B, G, n, d) keys that a layer has in the cache; None before it has any.
 
-    `layers[i].keys`; no public function reads what a cache holds.
+    `layers[i].keys`; no public function reads what a cache holds. A quantised one has only its
+    latest there, and those before in `_quantized_keys`, in another order of the samples since
+    beams were reordered (`_pending_beam_idx`, of transformers 5.23).
     """
     layers = getattr(cache, "layers", ())
-    keys: Tensor | None = getattr(layers[layer], "keys", None) if layer < len(layers) else None
-    return keys
+    if layer >= len(layers):
+        return None
+    held = layers[layer]
+    keys: Tensor | None = getattr(held, "keys", None)
+    earlier = getattr(held, "_quantized_keys", None)
+    if earlier is None or keys is None:
+        return keys
+    earlier = held._dequantize(earlier)
+    order = getattr(held, "_pending_beam_idx", None)
+    if order is not None:
+        earlier = earlier.index_select(0, order.to(earlier.device))
+    return torch.cat([earlier, keys.to(earlier)], -2)
 
 
 # -- families -------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from pore.selection import budget
 from pore.sequence import (
     Shortened,
     Track,
+    check_own_slot,
     own_parts,
     own_slots,
     pack,
@@ -691,6 +692,9 @@ class Run:
                 self.report.tower(self._watch.tokens)
         elif state.seen == 0:  # or it is a new token, a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
+        if length == 1 and state.tracks and not state.checked:  # once: it asks the device
+            check_own_slot(kwargs.get("attention_mask"), cache)
+            state.checked = True
         state.seen += length
         if self._entry:
             kwargs = self._before_first_layer(forward, kwargs)
@@ -1251,6 +1255,7 @@ class _CacheState:
         last: (..., B, 1) position of the last token, where the model was given positions; likewise.
         marked: The marks that were used for it, see `Run.mark_visual`.
         tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
+        checked: Whether the masks that come with a new token were looked at.
         entry: What the first layer holds, where a stage on the embeddings has dropped tokens, the
             others keep their positions and a layer has a sliding window.
     """
@@ -1264,6 +1269,7 @@ class _CacheState:
         self.last: Tensor | None = None
         self.marked: Tensor | None = None
         self.tracks: dict[int, Track] = {}
+        self.checked = False
         self.entry: Track | None = None
 
     def crop(self, count: int) -> None:

@@ -134,6 +134,31 @@ def own_slots(cache: Any, sliding: bool) -> int:
     return int(cache.get_seq_length(kinds.index(sliding) if sliding in kinds else 0))
 
 
+def check_own_slot(masks: Any, cache: Any) -> None:
+    """Refuse masks of a decoded token in which layers with a sliding window do not show it itself.
+
+    transformers 5.16 makes them, for Gemma 3 and a static cache, for the first layer without one,
+    which may hold fewer tokens.
+
+    Args:
+        masks: What the decoder is given: one by kind of layer, or anything else.
+        cache: The cache before the forward.
+
+    Raises:
+        UnsupportedModelError: They do not.
+    """
+    mask = masks.get("sliding_attention") if isinstance(masks, Mapping) else None
+    slot = own_slots(cache, sliding=True)
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or slot >= mask.shape[-1]:
+        return
+    seen = mask[..., -1, slot]
+    if not bool((seen if seen.dtype == torch.bool else seen > -1e4).all()):
+        raise UnsupportedModelError(
+            "This version of transformers makes the masks of layers with a sliding window for a "
+            "layer that holds fewer tokens; use a dynamic cache, or transformers 5.23."
+        )
+
+
 def own_part(mask: Tensor, length: int, start: int) -> Tensor:
     """The columns of a mask for the tokens of the forward that it was made for.
 
