@@ -655,6 +655,7 @@ class Gemma3(Case):
     """With prompts longer than the sliding window, which still shows some of every image."""
 
     name = "Gemma 3"
+    static = since("5.20")
 
     def build(self) -> Any:
         kinds = ["sliding_attention", "sliding_attention", "full_attention"] * (LAYERS // 3)

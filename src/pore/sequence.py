@@ -155,7 +155,7 @@ def check_own_slot(masks: Any, cache: Any) -> None:
     if not bool((seen if seen.dtype == torch.bool else seen > -1e4).all()):
         raise UnsupportedModelError(
             "This version of transformers makes the masks of layers with a sliding window for a "
-            "layer that holds fewer tokens; use a dynamic cache, or transformers 5.23."
+            "layer that holds fewer tokens; use a dynamic cache, or transformers 5.20 or newer."
         )
 
 
