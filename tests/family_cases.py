@@ -336,7 +336,7 @@ class Qwen2VL(Case):
     def build(self) -> Any:
         config = getattr(transformers, self.config)(
             text_config=text_config(self.text, rope_parameters=self.rope, **self.sizes).to_dict(),
-            vision_config=self.vision,
+            vision_config=dict(self.vision),  # 5.16 writes into it
             image_token_id=100,
             video_token_id=101,
             vision_start_token_id=102,

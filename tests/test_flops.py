@@ -20,9 +20,9 @@ from transformers import (
     LlavaForConditionalGeneration,
     MistralConfig,
     MixtralConfig,
-    PixtralVisionConfig,
     Qwen2Config,
     SiglipVisionConfig,
+    ViTConfig,
 )
 
 from pore.errors import BudgetError, InputError, UnsupportedModelError
@@ -321,19 +321,19 @@ class TestBadInput:
 class TestConfigs:
     @pytest.mark.parametrize("config", [MixtralConfig(), GPT2Config(), object(), None])
     def test_unknown_decoder(self, config: object) -> None:
-        with pytest.raises(UnsupportedModelError, match="known here: llama, mistral, qwen2"):
+        with pytest.raises(UnsupportedModelError, match="known here: llama, mistral"):
             DecoderShape.from_config(config)
 
     def test_unknown_tower(self) -> None:
         with pytest.raises(UnsupportedModelError, match="known here: clip_vision_model"):
-            TowerShape.from_config(PixtralVisionConfig())
+            TowerShape.from_config(ViTConfig())
 
     def test_tower_without_cls(self) -> None:
         config = SiglipVisionConfig(image_size=32, patch_size=8)
         assert TowerShape.from_config(config).tokens == 16
 
     def test_text_only_model(self) -> None:
-        with pytest.raises(UnsupportedModelError, match=r"LlamaConfig.*known here: llava"):
+        with pytest.raises(UnsupportedModelError, match="LlamaConfig has no text_config"):
             ModelShape.from_config(LlamaConfig())
 
     def test_missing_part(self) -> None:

@@ -52,7 +52,8 @@ def schedule(
         BudgetError: No budget reaches the average; the message says what the method can do.
         InputError: There is no such method or setting, `keep` is among the settings, or the method
             needs more than a model to be set up.
-        UnsupportedModelError: The sizes of the model are not known.
+        UnsupportedModelError: The sizes of the model are not known, or its images have no one
+            number of tokens.
     """
     kind = method_named(method) if isinstance(method, str) else method
     known = {field.name for field in fields(kind)} - {"keep"}  # type: ignore[arg-type]
@@ -89,7 +90,7 @@ def scheduled(
         BudgetError: As in `schedule`.
         InputError: The method needs more than a model to be set up.
     """
-    visual, layers = shape.visual_tokens, shape.decoder.layers
+    visual, layers = shape.image_tokens, shape.decoder.layers
     check_keep(average)
     target = average * visual if isinstance(average, float) else average
     if target > visual:

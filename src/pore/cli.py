@@ -679,7 +679,7 @@ def flops(
         from transformers import AutoConfig
 
         sizes = ModelShape.from_config(AutoConfig.from_pretrained(resolve(model)))
-    visual, layers = sizes.visual_tokens, sizes.decoder.layers
+    visual, layers = sizes.image_tokens, sizes.decoder.layers
     rows = []
     for one in (1.0, *map(_keep, keep)):
         kept = budget(one, visual)

@@ -9,7 +9,10 @@ three, and nothing but the decoder. It is there to compare with published tables
 multiply-add as two: all MLP matrices, grouped queries, vision tower, projector, output head.
 Attention is counted over the full n × n square, without halving for the causal mask, as
 `torch.utils.flop_counter` counts it. Element-wise work (norms, softmax, activations, rotary
-angles) is left out of both.
+angles) is left out of both. A token is counted with the experts that it meets: those that are
+chosen, or all where stock transformers runs all (Llama 4). Sliding windows and chunks of decoder
+layers are counted as full attention, which is what kernels without block masks do; recurrent layers
+by their definition, see `pore.shapes`.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 from pore.errors import BudgetError, InputError
-from pore.shapes import DecoderShape, ModelShape
+from pore.shapes import DecoderShape, ModelShape, TowerShape
 
 _LABELS = {
     "paper": "FLOPs, the paper's count (decoder only, multiply-add = 1, MLP of two matrices)",
@@ -44,6 +47,10 @@ class Probe(NamedTuple):
     projected: int = 0
 
 
+Grid = tuple[int, int, int]
+"""(frames, rows, columns) of the patches of an image; 1 frame of anything but a video."""
+
+
 @dataclass(frozen=True)
 class Flops:
     """FLOPs of the prefill of one sample, by part.
@@ -52,16 +59,16 @@ class Flops:
         count: By which count: `"paper"` or `"true"`. Never compare one with the other.
         per_layer: FLOPs of every decoder layer, in order.
         head: FLOPs of the output head, at the positions where logits are computed.
-        projector: FLOPs of the projector, over all images.
-        tower: FLOPs of the vision tower, over all images.
+        projector: FLOPs of the projector, over all images; None where they are not known.
+        tower: FLOPs of the vision tower, over all images; None where they are not known.
         probe: FLOPs that pruning adds: query rows multiplied with the keys once more.
     """
 
     count: Literal["paper", "true"]
     per_layer: tuple[int, ...]
     head: int = 0
-    projector: int = 0
-    tower: int = 0
+    projector: int | None = 0
+    tower: int | None = 0
     probe: int = 0
 
     @property
@@ -76,8 +83,8 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """FLOPs of everything counted."""
-        return self.decoder + self.head + self.projector + self.tower + self.probe
+        """FLOPs of everything counted: of the decoder alone where the tower's are not known."""
+        return self.decoder + self.head + (self.projector or 0) + (self.tower or 0) + self.probe
 
     @property
     def label(self) -> str:
@@ -181,18 +188,15 @@ def paper_flops(shape: DecoderShape, tokens: Sequence[float]) -> Flops:
     )
 
 
-def _layer_flops(shape: DecoderShape, n: int) -> int:
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    projections = 2 * n * shape.hidden * (2 * queries + 2 * keys)
-    attention = 2 * n * n * queries * 2
-    mlp = 2 * n * shape.hidden * shape.intermediate * (3 if shape.gated else 2)
-    return projections + attention + mlp
+def _layer_flops(shape: DecoderShape, layer: int, n: int) -> int:
+    one = shape.layer(layer)
+    return 2 * n * one.token + 2 * n * n * one.pair
 
 
 def _probe_flops(shape: DecoderShape, n: int, probe: Probe) -> int:
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     n = probe.projected or n
-    return 2 * n * queries * probe.rows + 2 * probe.projected * shape.hidden * (queries + 2 * keys)
+    row = shape.heads * shape.head_dim
+    return 2 * n * row * probe.rows + 2 * probe.projected * shape.layer(probe.layer).ahead
 
 
 def decoder_flops(
@@ -226,7 +230,7 @@ def decoder_flops(
         _whole(probe.layer, "probes", least=0, most=shape.layers - 1)
     return Flops(
         "true",
-        per_layer=tuple(_layer_flops(shape, n) for n in counts),
+        per_layer=tuple(_layer_flops(shape, i, n) for i, n in enumerate(counts)),
         head=2 * logits * shape.hidden * shape.vocab,
         probe=sum(_probe_flops(shape, counts[probe.layer], probe) for probe in probes),
     )
@@ -236,7 +240,7 @@ def model_flops(
     shape: ModelShape,
     tokens: Sequence[int],
     *,
-    images: int = 1,
+    images: int | Sequence[Grid] | None = 1,
     projected: int | None = None,
     tower_tokens: Sequence[int] = (),
     logits: int = 1,
@@ -247,8 +251,10 @@ def model_flops(
     Args:
         shape: The model's sizes: `ModelShape.from_config(model.config)`.
         tokens: Tokens that enter every decoder layer.
-        images: Images that pass through the tower.
-        projected: Patches of all images that the projector gets; None is every one.
+        images: Images that pass through the tower, or tiles of them: their number; or of each the
+            (frames, rows, columns) of its patches, where images come in any size. None counts the
+            decoder alone, as does a tower that is not known.
+        projected: Visual tokens of all images that the projector makes; None is every one.
         tower_tokens: Tokens of one image behind the attention of every tower layer from the first,
             where blocks merge them; later layers, and all if empty, see what the last one left.
         logits: As in `decoder_flops`.
@@ -258,32 +264,76 @@ def model_flops(
         A `Flops` with `count="true"`.
 
     Raises:
-        InputError: `images` or `projected` is negative, or `decoder_flops` refuses another number.
+        InputError: `images` or `projected` is negative, images of any size are given by their
+            number, or `decoder_flops` refuses another number.
     """
-    images = _whole(images, "images", least=0)
     decoder = decoder_flops(shape.decoder, tokens, logits=logits, probes=probes)
+    if images is None or shape.tower is None or shape.projector is None:
+        return replace(decoder, projector=None, tower=None)
     tower = shape.tower
-    n, d = tower.tokens, tower.hidden
-    embedding = 2 * tower.patches * d * tower.channels * tower.patch_size**2
+    if isinstance(images, Sequence):
+        grids = list(images)
+    else:
+        images = _whole(images, "images", least=0)
+        if images and tower.image_size is None:
+            raise InputError("Images of this model come in any size; give the patches of each.")
+        grids = [(1, tower.side, tower.side)] * images if images else []
     if len(tower_tokens) > tower.layers:
         raise InputError(f"tower_tokens has {len(tower_tokens)} layers, the tower {tower.layers}.")
-    layers = 0
-    for i in range(tower.layers):  # attention on what comes in, the MLP on what is left
-        left = tower_tokens[i] if i < len(tower_tokens) else n
-        layers += 2 * n * d * 4 * d + 2 * n * n * d * 2 + 2 * left * d * tower.intermediate * 2
-        n = left
-    if tower.pooling:
-        layers += 4 * d * d + 4 * n * d * d + 4 * n * d + 4 * d * tower.intermediate
-    out = shape.decoder.hidden
-    if projected is None:
-        projected = images * shape.visual_tokens
+    if projected is None and shape.visual_tokens is not None:
+        projected = len(grids) * shape.visual_tokens
+    elif projected is None:
+        projected = sum(t * h * w for t, h, w in grids) // shape.merge**2
     projected = _whole(projected, "projected", least=0)
-    projector = 2 * out * (shape.feature_layers * d + out)
-    return Flops(
-        "true",
-        per_layer=decoder.per_layer,
-        head=decoder.head,
-        projector=projected * projector,
-        tower=images * (embedding + layers),
-        probe=decoder.probe,
+    return replace(
+        decoder,
+        projector=2 * projected * shape.projector,
+        tower=_tower_flops(tower, grids, tower_tokens),
     )
+
+
+def _tower_flops(tower: TowerShape, grids: Sequence[Grid], merged: Sequence[int]) -> int:
+    """FLOPs of a vision tower, of all images of a sample.
+
+    Args:
+        tower: Its sizes.
+        grids: Of every image the (frames, rows, columns) of its patches.
+        merged: As `tower_tokens` of `model_flops`.
+    """
+    d, matrices = tower.hidden, 3 if tower.gated else 2
+    patches = sum(t * h * w for t, h, w in grids)
+    if tower.together:  # images are padded to the largest of them until they are patches
+        patches = len(grids) * max((h for _, h, _ in grids), default=0)
+        patches *= max((w for *_, w in grids), default=0)
+    total = 2 * patches * d * tower.channels * tower.frames * tower.patch_size**2
+    extra = tower.prefix_tokens
+    # Lengths of the sequences within which patches attend to one another, of layers that see whole
+    # images (every frame by itself) and of those with windows.
+    whole = [h * w + extra for t, h, w in grids for _ in range(t)]
+    if tower.together:
+        whole = [sum(whole)]
+    windows = [n for t, h, w in grids for n in t * _windows(h, w, tower.window)]
+    left: list[int] | None = None
+    for i in range(tower.layers):
+        attends = whole if tower.window is None or i in tower.full else windows
+        inside = attends if left is None else left
+        # Attention on what comes in, the MLP on what is left.
+        total += sum(2 * n * 4 * d * d + 4 * n * n * d for n in inside)
+        if i < len(merged):
+            inside = left = [merged[i]] * len(inside)
+        total += 2 * sum(inside) * d * tower.intermediate * matrices
+    if tower.pooling:
+        once = 4 * d * d + 4 * d * tower.intermediate
+        total += sum(once + 4 * n * d * d + 4 * n * d for n in left or whole)
+    return total
+
+
+def _windows(height: int, width: int, side: int | None) -> list[int]:
+    """Patches of every window of a frame, those cut off by its edge included."""
+    if side is None:
+        return []
+
+    def cut(length: int) -> list[int]:
+        return [min(side, length - start) for start in range(0, length, side)]
+
+    return [a * b for a in cut(height) for b in cut(width)]

@@ -52,6 +52,7 @@ class Tiling:
         apart: Whether every tile has a place of its own in the prompt, one behind the other, each
             with all its patches. Then what is left of a tile stays there, in the order that a
             method gives it.
+        video: (frames, rows, columns) of a video in tokens, where the tower takes it in one piece.
     """
 
     tiles: int
@@ -62,6 +63,7 @@ class Tiling:
     blended: bool = False
     whole: int = 0
     apart: bool = False
+    video: tuple[int, int, int] | None = None
 
     @property
     def shown(self) -> tuple[int, ...]:

@@ -478,6 +478,23 @@ def check_layer(layer: int, family: Family, model: nn.Module, first: int = 1) ->
         )
 
 
+def check_limits(pruner: Pruner, family: Family) -> None:
+    """Refuse a method that a family does not take with its settings.
+
+    Args:
+        pruner: The method.
+        family: The adapter.
+
+    Raises:
+        UnsupportedModelError: The family does not take it; the message says why.
+    """
+    for limit in pruner.limits(family):
+        if limit.unless is None:
+            raise UnsupportedModelError(
+                f"{pruner.name} with these settings cannot be used in {family.name}: {limit.reason}"
+            )
+
+
 class Run:
     """One method at work in one model: a context manager that leaves the model as it was.
 
@@ -508,12 +525,7 @@ class Run:
             PoreError: The method's settings do not fit the model.
         """
         unpruned(self.model)
-        for limit in self.pruner.limits(self.family):
-            if limit.unless is None:
-                raise UnsupportedModelError(
-                    f"{self.pruner.name} with these settings cannot be used in {self.family.name}: "
-                    f"{limit.reason}"
-                )
+        check_limits(self.pruner, self.family)
         self.pruner.check(self.model, self.family)
         tower = self.pruner.tower_stage
         stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]

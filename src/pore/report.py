@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
 from pore.errors import UnsupportedModelError
-from pore.flops import Flops, Probe, model_flops
-from pore.layout import Layout
+from pore.flops import Flops, Grid, Probe, model_flops
+from pore.layout import Image, Layout
 from pore.shapes import ModelShape
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class SampleReport:
         images: Its images; empty for a prompt without image, of which nothing is dropped.
         tokens: Tokens entering every decoder layer, padding left out.
         unpruned: The same without pruning.
-        cost: FLOPs of the prefill by part (true count); None for a model whose sizes pore cannot
-            read.
+        cost: FLOPs of the prefill by part (true count); None for a model whose decoder pore does
+            not know.
         unpruned_cost: The same without pruning.
     """
 
@@ -71,13 +71,20 @@ class SampleReport:
 
     @property
     def flops(self) -> int | None:
-        """FLOPs of the prefill (true count), or None."""
+        """FLOPs of the prefill (true count), or None; see `flops_of`."""
         return None if self.cost is None else self.cost.total
 
     @property
     def unpruned_flops(self) -> int | None:
         """FLOPs of the prefill without pruning, or None."""
         return None if self.unpruned_cost is None else self.unpruned_cost.total
+
+    @property
+    def flops_of(self) -> str | None:
+        """What the FLOPs are of: "model", or "decoder" where those of the tower are unknown."""
+        if self.cost is None:
+            return None
+        return "model" if self.cost.tower is not None else "decoder"
 
     @property
     def mean_visual_tokens(self) -> float:
@@ -90,10 +97,49 @@ class SampleReport:
         """The report as plain JSON types."""
         record = asdict(self)
         record |= {"flops": self.flops, "unpruned_flops": self.unpruned_flops}
+        record["flops_of"] = self.flops_of
         del record["cost"], record["unpruned_cost"]
         for image, source in zip(record["images"], self.images, strict=True):
             image["coordinates"] = source.coordinates
         return record | {"mean_visual_tokens": self.mean_visual_tokens}
+
+
+class TowerWork(NamedTuple):
+    """What the vision tower and the projector have to do for the images of one sample.
+
+    Attributes:
+        images: The (frames, rows, columns) of the patches of every image, or tile of one; None
+            where they are not known.
+        projected: Visual tokens that the projector makes of them; likewise.
+    """
+
+    images: list[Grid] | None
+    projected: int | None
+
+    @classmethod
+    def of(cls, shape: ModelShape, images: Sequence[Image]) -> TowerWork:
+        """The work for images of a model of some shape."""
+        grids: list[Grid] = []
+        projected = 0
+        for image in images:
+            tiling, tower = image.tiling, shape.tower
+            if tower is None:
+                return cls(None, None)
+            if shape.visual_tokens is not None:
+                tiles = (
+                    len(image.columns) // shape.visual_tokens if tiling is None else tiling.tiles
+                )
+                grids += [(1, tower.side, tower.side)] * tiles
+                frame = tiling is not None and tiling.grid is None and shape.frame_tokens
+                projected += tiles * (frame or shape.visual_tokens)
+                continue
+            video = None if tiling is None else tiling.video
+            if video is None and image.grid is None:
+                return cls(None, None)
+            frames, height, width = video or (1, *image.grid)  # type: ignore[misc]
+            grids.append((frames, height * shape.merge, width * shape.merge))
+            projected += frames * height * width
+        return cls(grids, projected)
 
 
 class _Prefill:
@@ -194,13 +240,15 @@ class Report:
                 if image.row == row
             )
             unpruned = (count,) * self._layers
-            towers = sum(image.tiles for image in images if image.row == row)
+            work = TowerWork(None, None)
+            if shape is not None:
+                work = TowerWork.of(shape, [image for image in images if image.row == row])
             probes = [
                 Probe(layer, rows * len(reports), lengths[row] if ahead else 0)
                 for layer, rows, ahead, lengths in probed
                 if reports
             ]
-            projected = None
+            projected = work.projected
             if self._pruner.tower_stage is not None and prefill.layout is not None:
                 counts = prefill.stages[0][1].counts
                 projected = sum(n for n, i in zip(counts, images, strict=True) if i.row == row)
@@ -214,14 +262,14 @@ class Report:
                 else model_flops(
                     shape,
                     tokens,
-                    images=towers,
+                    images=work.images,
                     projected=projected,
                     tower_tokens=prefill.tower_tokens,
                     probes=probes,
                 ),
                 unpruned_cost=None
                 if shape is None
-                else model_flops(shape, unpruned, images=towers),
+                else model_flops(shape, unpruned, images=work.images, projected=work.projected),
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -265,6 +313,8 @@ class Report:
                 )
         if not any(sample.images for sample in samples):
             lines.append("No prompt had visual tokens, so nothing was dropped.")
+        if any(sample.flops_of == "decoder" for sample in samples):
+            lines.append("FLOPs are of the decoder alone: those of the vision tower are not known.")
         return "\n".join([*lines, *self.notes])
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -428,14 +429,26 @@ def _inputs(
     )
     # The mask is made for all tokens to come, and each step takes its beginning.
     mask = torch.ones(rows, workload.prompt + workload.new_tokens, dtype=torch.long)
-    return {
+    family = family_of(model)
+    named = inspect.signature(family.base(model).forward).parameters
+    # Video-LLaVA calls them so in older versions of transformers.
+    images = "pixel_values_images" if "pixel_values_images" in named else "pixel_values"
+    made = {
         "input_ids": ids.to(device),
-        "pixel_values": pixels.to(device, dtype),
+        images: pixels.to(device, dtype),
         "attention_mask": mask.to(device),
     }
+    types = family.token_types
+    if types is not None:  # which processors of such families give
+        made[types] = (ids == config.image_token_id).long().to(device)
+    return made
 
 
 # -- the attainable ---------------------------------------------------------------------------
+
+
+# Decoders by `model_type` whose prefill is no more than what `Attainable` does.
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Attainable:
@@ -605,9 +618,7 @@ class _Runner:
         try:
             start = clock.now()
             logits = model(
-                input_ids=inputs["input_ids"],
-                pixel_values=inputs["pixel_values"],
-                attention_mask=mask[:, :prompt],
+                **{**inputs, "attention_mask": mask[:, :prompt]},
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -755,7 +766,8 @@ def measure(
         dtype: Of the weights of a shape (default: bfloat16 on CUDA, else float32).
         attention: Attention implementation of a shape (default: "sdpa").
         seed: Seed of prompts and of random weights.
-        attainable: Whether to time also the same lengths without pruning code.
+        attainable: Whether to time also the same lengths without pruning code, where the decoder is
+            LLaMA-like.
         command: What the user typed, to be written into the result.
         progress: Called before every run with runs done, runs in all, and the setting's name.
 
@@ -795,9 +807,11 @@ def measure(
         )
     shape = ModelShape.from_config(model.config)
     workload = Workload(
-        batch_size, text_before, shape.visual_tokens, text_after, new_tokens, repeats, warmup, seed
+        batch_size, text_before, shape.image_tokens, text_after, new_tokens, repeats, warmup, seed
     )
     runner = _Runner(model, workload)
+    decoder: Any = runner.family.decoder(model)
+    attainable = attainable and decoder.config.model_type in _LLAMA_LIKE
     tokens = {UNPRUNED: (workload.prompt,) * shape.decoder.layers}
     costs = {UNPRUNED: model_flops(shape, tokens[UNPRUNED])}
     contexts: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
@@ -807,7 +821,6 @@ def measure(
         contexts[name] = partial(pruner, model)
         if attainable:
             cuts = _cuts(tokens[name], workload.prompt, runner.device)
-            decoder = runner.family.decoder(model)
             contexts[_attainable(name)] = partial(Attainable, decoder, cuts)
     samples = _interleaved(runner, contexts, progress)
     rates = device_rates(runner.device, runner.dtype)
@@ -877,7 +890,7 @@ def measure_calibration(
 
     shape = ModelShape.from_config(model.config)
     workload = Workload(
-        batch_size, text_before, shape.visual_tokens, text_after, 0, repeats, warmup, seed
+        batch_size, text_before, shape.image_tokens, text_after, 0, repeats, warmup, seed
     )
     runner = _Runner(model, workload)
     family, clock = runner.family, _Clock(runner.device)

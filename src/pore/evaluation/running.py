@@ -18,7 +18,7 @@ from pore.evaluation.outcome import Answer, Outcome
 from pore.families import family_of
 from pore.flops import model_flops
 from pore.pruner import Pruner
-from pore.report import Report
+from pore.report import Report, TowerWork
 from pore.samples import Sample
 from pore.shapes import ModelShape
 
@@ -120,9 +120,10 @@ def _unpruned(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         shape = ModelShape.from_config(model.config)
     for row, length in enumerate(lengths):
         own = [image for image in images if image.row == row]
-        towers, flops = sum(image.tiles for image in own), None
+        flops = None
         if shape is not None:
-            flops = model_flops(shape, [length] * layers, images=towers).total
+            work = TowerWork.of(shape, own)._asdict()
+            flops = model_flops(shape, [length] * layers, **work).total
         yield {
             "kept": tuple(tuple(range(len(image.columns))) for image in own),
             "flops": flops,

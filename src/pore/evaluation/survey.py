@@ -33,7 +33,7 @@ from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
 from pore.families import family_of, identity
 from pore.loading import EMBEDDED
 from pore.methods import SGL, Downsample, methods
-from pore.pruner import Pruner
+from pore.pruner import Pruner, check_limits
 from pore.samples import Sample
 from pore.selection import budget
 from pore.shapes import ModelShape
@@ -161,7 +161,7 @@ def run(
         KeyboardInterrupt: Passed on, with a message that says how to go on.
     """
     shape = ModelShape.from_config(model.config)
-    visual, layers = shape.visual_tokens, shape.decoder.layers
+    visual, layers = shape.image_tokens, shape.decoder.layers
     guiding = Guiding(
         *(guide or (model, processor)), max_new_tokens=settings.max_new_tokens, itself=guide is None
     )
@@ -280,7 +280,7 @@ def lineup(
     grid = family.grid(model)
     planned: list[tuple[int, Pruner]] = []
     left_out: list[LeftOut] = []
-    for keep in (budget(keep, shape.visual_tokens) for keep in settings.keeps):
+    for keep in (budget(keep, shape.image_tokens) for keep in settings.keeps):
         for name, kind in methods().items():
             usual = partial(guiding.usual if kind is SGL else kind.usual, shape=shape)
             try:
@@ -293,8 +293,9 @@ def lineup(
                     continue
                 if hasattr(pruner, "seed"):
                     pruner = replace(pruner, seed=settings.seed)  # type: ignore[type-var]
+                check_limits(pruner, family)
                 pruner.check(model, family)
-                pruner.counts(shape.visual_tokens, shape.decoder.layers)
+                pruner.counts(shape.image_tokens, shape.decoder.layers)
             except PoreError as error:
                 left_out.append(LeftOut(name, keep, str(error)))
             else:

@@ -93,7 +93,11 @@ class QwenVL(Family):
         for frames, height, width in grids.tolist():
             grid = (height // merge, width // merge)
             count = frames * grid[0] * grid[1]
-            found.append(Tiling(1, grid if frames == 1 else None, count, tuple(range(count))))
+            slots = tuple(range(count))
+            if frames == 1:
+                found.append(Tiling(1, grid, count, slots))
+            else:
+                found.append(Tiling(1, None, count, slots, video=(frames, *grid)))
         return found
 
     def views(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:

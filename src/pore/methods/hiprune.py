@@ -58,7 +58,7 @@ class HiPrune(Pruner):
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> HiPrune:
         """The object layer at 9/24 of the tower's depth."""
-        return cls(keep, object_layer=max(round(shape.tower.layers * 9 / 24) - 1, 0))
+        return cls(keep, object_layer=max(round(shape.tower_layers * 9 / 24) - 1, 0))
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""

@@ -44,7 +44,7 @@ class VTCCLS(Pruner):
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> VTCCLS:
         """The upper half of the tower; the authors leave the range open."""
-        return cls(keep=keep, start_layer=(shape.tower.layers - 1) // 2)
+        return cls(keep=keep, start_layer=(shape.tower_layers - 1) // 2)
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""
