@@ -29,6 +29,7 @@ _DECODERS = (
     "gemma",
     "gemma2",
     "gemma3_text",
+    "cohere2",
     "qwen2_vl_text",
     "qwen2_5_vl_text",
     "qwen3_vl_text",
@@ -539,6 +540,14 @@ def _idefics3(config: Any, decoder: DecoderShape, tower: TowerShape) -> ModelSha
     return _tiled(merge, tower.hidden * merge**2 * decoder.hidden, decoder, tower)
 
 
+def _cohere(config: Any, decoder: DecoderShape, tower: TowerShape) -> ModelShape:
+    """Aya Vision: two matrices on squares of patches, half of what the first makes a gate."""
+    merge = _size(config, "downsample_factor")
+    wide = _size(config, "alignment_intermediate_size", default=decoder.hidden)
+    projector = tower.hidden * merge**2 * wide + wide // 2 * decoder.hidden
+    return _tiled(merge, projector, decoder, tower)
+
+
 def _gemma3(config: Any, decoder: DecoderShape, tower: TowerShape) -> ModelShape:
     """Gemma 3: one matrix on means of squares of patches."""
     tokens = _size(config, "mm_tokens_per_image")
@@ -563,6 +572,7 @@ _MODELS: Mapping[str, Callable[[Any, DecoderShape, TowerShape], ModelShape]] = M
         "internvl": _internvl,
         "llama4": _llama4,
         **dict.fromkeys(("idefics3", "smolvlm"), _idefics3),
+        **dict.fromkeys(("aya_vision", "cohere2_vision"), _cohere),
         "gemma3": _gemma3,
         "paligemma": _paligemma,
     }
