@@ -8,6 +8,7 @@ only where the picture changes that it shows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,6 +27,7 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
 
 from pore.families import family_of
 
@@ -113,8 +115,8 @@ TEMPLATE = (
 )
 
 
-def processor(kind: str, image_processor: Any, tokens: Any, image: str, **more: Any) -> Any:
-    """A processor of a class of transformers.
+def processor(kind: Any, image_processor: Any, tokens: Any, image: str, **more: Any) -> Any:
+    """A processor of a class of transformers, or of one of that name.
 
     Those with a video processor are made without one, which needs torchvision.
     """
@@ -122,7 +124,8 @@ def processor(kind: str, image_processor: Any, tokens: Any, image: str, **more: 
     ProcessorMixin.check_argument_for_proper_class = lambda *_: None  # type: ignore[method-assign,assignment,misc]
     try:
         parts = {"image_processor": image_processor, "tokenizer": tokens, **more}
-        return getattr(transformers, kind)(**parts, chat_template=TEMPLATE % image)
+        made = getattr(transformers, kind) if isinstance(kind, str) else kind
+        return made(**parts, chat_template=TEMPLATE % image)
     finally:
         ProcessorMixin.check_argument_for_proper_class = check  # type: ignore[method-assign]
 
@@ -155,6 +158,7 @@ class Kind:
         model: Makes the model; it is given the tokenizer.
         kwargs: Further arguments of every call of the processor.
         refuses: Names of the `SIZES` that the processor itself refuses, with what it says.
+        breaks: Names of those that the model itself fails on, with the reason.
     """
 
     name: str
@@ -163,6 +167,7 @@ class Kind:
     model: Callable[[Any], Any]
     kwargs: dict[str, Any] = field(default_factory=dict)
     refuses: dict[str, str] = field(default_factory=dict)
+    breaks: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name
@@ -563,6 +568,74 @@ def _gemma3_model(tokens: Any) -> Any:
     return _made("Gemma3ForConditionalGeneration", config)
 
 
+def _pixtral(patch: int, merge: int, most: int) -> Any:
+    from transformers.models.pixtral import image_processing_pil_pixtral
+
+    if not is_torchvision_available():
+        # The processor reads one function of that module, which both backends have.
+        name = "transformers.models.pixtral.image_processing_pixtral"
+        sys.modules.setdefault(name, image_processing_pil_pixtral)
+    from transformers.models.pixtral.processing_pixtral import PixtralProcessor
+
+    images = image_processing_pil_pixtral.PixtralImageProcessorPil(
+        size={"longest_edge": most}, patch_size={"height": patch, "width": patch}
+    )
+    tokens = tokenizer("[IMG_BREAK]", "[IMG_END]", image_token="[IMG]")
+    more: dict[str, Any] = {"patch_size": patch, "spatial_merge_size": merge}
+    return processor(PixtralProcessor, images, tokens, "[IMG]", **more)
+
+
+def _mistral3_model(kind: str, tokens: Any) -> Any:
+    patch, side = (14, 1540) if kind == "Mistral3" else (16, 1024)
+    more: dict[str, Any] = {"spatial_merge_size": 2}
+    if kind == "Llava":
+        more = {"vision_feature_select_strategy": "full"}
+    config = _config(
+        *(f"{kind}Config", "MistralConfig"),
+        vision_config={"model_type": "pixtral", **TOWER, "image_size": side, "patch_size": patch},
+        vision_feature_layer=-1,
+        image_token_index=_id(tokens, "[IMG]"),
+        **more,
+    )
+    return _made(f"{kind}ForConditionalGeneration", config)
+
+
+def _paligemma() -> Any:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    images: Any = SiglipImageProcessorPil(size={"height": 448, "width": 448})
+    images.image_seq_length = 1024
+    return processor("PaliGemmaProcessor", images, tokenizer(image_token="<image>"), "<image>")
+
+
+def _paligemma_model(tokens: Any) -> Any:
+    config = _config(
+        *("PaliGemmaConfig", "GemmaConfig", {"head_dim": 8}),
+        vision_config=_siglip(448, 14),
+        projection_dim=16,
+        image_token_index=_id(tokens, "<image>"),
+    )
+    return _made("PaliGemmaForConditionalGeneration", config)
+
+
+def _video_llava() -> Any:
+    images = transformers.VideoLlavaImageProcessor()
+    more: dict[str, Any] = {"patch_size": 14, "vision_feature_select_strategy": "default"}
+    more |= {"num_additional_image_tokens": 1, "video_processor": None}
+    return processor("VideoLlavaProcessor", images, _llava_tokens(), "<image>", **more)
+
+
+def _video_llava_model(tokens: Any) -> Any:
+    config = _config(
+        *("VideoLlavaConfig", "LlamaConfig"),
+        vision_config=_clip(224),
+        vision_feature_layer=-1,
+        image_token_index=_id(tokens, "<image>"),
+        video_token_index=_id(tokens, "<video>"),
+    )
+    return _made("VideoLlavaForConditionalGeneration", config)
+
+
 KINDS: list[Kind] = [
     Kind("LLaVA-1.5", "llava-1.5-7b", lambda: _llava(False), _llava_model),
     Kind("LLaVA-1.5, letterboxed", "llava-v1.5-7b", lambda: _llava(True), _llava_model),
@@ -633,6 +706,25 @@ KINDS: list[Kind] = [
     ),
 ]
 
+KINDS += [
+    Kind(
+        *("Mistral 3", "Mistral-Small-3.1-24B-Instruct-2503"),
+        lambda: _pixtral(14, 2, 1540),
+        lambda tokens: _mistral3_model("Mistral3", tokens),
+        breaks=dict.fromkeys(("tiny", "one pixel"), "it squeezes a single visual token away"),
+    ),
+    Kind(
+        *("Pixtral", "pixtral-12b"),
+        lambda: _pixtral(16, 1, 1024),
+        lambda tokens: _mistral3_model("Llava", tokens),
+    ),
+    Kind("PaliGemma", "paligemma2-3b-mix-448", _paligemma, _paligemma_model),
+    Kind(
+        *("Video-LLaVA", "Video-LLaVA-7B-hf", _video_llava, _video_llava_model),
+        refuses=dict.fromkeys(("one pixel high", "one pixel"), "mean must have 1 elements"),
+    ),
+]
+
 
 def features(model: Any, inputs: Any) -> Tensor:
     """(n, D) the features that the model puts at the placeholders of its images."""
@@ -641,9 +733,12 @@ def features(model: Any, inputs: Any) -> Tensor:
         for name, value in inputs.items()
         if name not in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
     }
+    family = family_of(model)
     with torch.no_grad():
-        found = family_of(model).base(model).get_image_features(**wanted)
-    found = getattr(found, "pooler_output", found)
+        found = family.base(model).get_image_features(**family.inputs(model, (), wanted))
+    if not isinstance(found, (Tensor, list, tuple)):  # Llama 4's are not projected yet
+        pooled = found.pooler_output
+        found = found.last_hidden_state if pooled is None else pooled
     if isinstance(found, (list, tuple)):
         found = torch.cat([one.flatten(0, -2) for one in found])
     return found.flatten(0, -2)

@@ -65,7 +65,8 @@ def tokens(kind: Kind, model: Any, inputs: Any) -> list[Tensor]:
     assert int(placeholder.sum()) == len(found)
     places = torch.zeros(*placeholder.shape, found.shape[-1])
     places[placeholder] = found
-    images = family_of(model).images(model, inputs)
+    family = family_of(model)
+    images = family.images(model, family.inputs(model, (), inputs))
     newlines = 0
     for image in images:
         assert placeholder[image.row, image.columns].all()
@@ -108,11 +109,14 @@ def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
         with pytest.raises(InputError, match=kind.refuses[name]):
             trace(model, processor, picture, **kind.kwargs)
         return
+    if name in kind.breaks:
+        pytest.skip(f"the model itself fails: {kind.breaks[name]}")
     inputs = encoded(kind, [picture])
     plain = tokens(kind, model, inputs)
     found = trace(model, processor, picture, **kind.kwargs)
     assert [len(one.boxes) for one in found] == [len(one) for one in plain]
-    images = family_of(model).images(model, inputs)
+    family = family_of(model)
+    images = family.images(model, family.inputs(model, (), inputs))
     blended = [image.tiling is not None and image.tiling.blended for image in images]
     for share in MARKS:
         mark = in_pixels(picture, share)
@@ -124,9 +128,9 @@ def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_pictures_of_a_batch_are_told_apart(kind: Kind) -> None:
-    """A wide picture and a high one: each has the tokens that it has alone."""
+    """Two pictures of different shape: each has the tokens that it has alone."""
     _, model = made(kind)
-    pictures = [photograph("tiny"), photograph("portrait")]
+    pictures = [photograph("photograph"), photograph("portrait")]
     together = tokens(kind, model, encoded(kind, pictures))
     alone = [one for picture in pictures for one in tokens(kind, model, encoded(kind, [picture]))]
     assert len(together) == len(alone)

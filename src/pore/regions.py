@@ -101,7 +101,8 @@ def trace(
                 f"The processor refuses a picture of {picture.width} × {picture.height} pixels: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        return inputs, family.views(model, inputs)
+        named = family.inputs(model, (), inputs)
+        return named, family.views(model, named)
 
     width, height = picture.size
     shape = (height, width, 3)
