@@ -8,6 +8,7 @@ only where the picture changes that it shows.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -459,6 +460,32 @@ def _internvl_model(tokens: Any) -> Any:
     return _made("InternVLForConditionalGeneration", config)
 
 
+def _aya() -> Any:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    images = GotOcr2ImageProcessorPil(
+        size={"height": 364, "width": 364}, crop_to_patches=True, min_patches=1, max_patches=12
+    )
+    marks = ("<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>")
+    tiles = [f"TILE_{i}" for i in (*range(1, 13), "GLOBAL")]
+    tokens = tokenizer(*marks, "TILE", *tiles, image_token="<image>")
+    more: dict[str, Any] = {"patch_size": 28, "img_size": 364}
+    return processor("AyaVisionProcessor", images, tokens, "<image>", **more)
+
+
+def _aya_model(tokens: Any) -> Any:
+    config = _config(
+        *("AyaVisionConfig", "Cohere2Config"),
+        vision_config=_siglip(364, 14),
+        vision_feature_layer=-1,
+        downsample_factor=2,
+        adapter_layer_norm_eps=1e-6,
+        alignment_intermediate_size=32,
+        image_token_index=_id(tokens, "<|IMG_PATCH|>"),
+    )
+    return _made("AyaVisionForConditionalGeneration", config)
+
+
 _LLAMA4 = (
     "<|image|>",
     "<|image_start|>",
@@ -688,6 +715,7 @@ KINDS: list[Kind] = [
         refuses=_THIN,
     ),
     Kind("InternVL", "InternVL3-8B-hf", _internvl, _internvl_model),
+    Kind("Aya Vision", "aya-vision-8b", _aya, _aya_model),
     Kind("Llama 4", "Llama-4-Scout-17B-16E-Instruct", _llama4, _llama4_model),
     Kind(
         *("SmolVLM", "SmolVLM2-2.2B-Instruct"),
@@ -733,9 +761,12 @@ def features(model: Any, inputs: Any) -> Tensor:
         for name, value in inputs.items()
         if name not in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
     }
-    family = family_of(model)
+    encode = family_of(model).base(model).get_image_features
+    old, new = "pixel_values_images", "pixel_values"  # of Video-LLaVA, by version of transformers
+    if old in wanted and old not in inspect.signature(encode).parameters:
+        wanted[new] = wanted.pop(old)
     with torch.no_grad():
-        found = family.base(model).get_image_features(**family.inputs(model, (), wanted))
+        found = encode(**wanted)
     if not isinstance(found, (Tensor, list, tuple)):  # Llama 4's are not projected yet
         pooled = found.pooler_output
         found = found.last_hidden_state if pooled is None else pooled

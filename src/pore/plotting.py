@@ -60,6 +60,8 @@ _STYLE = {
 _Z95 = 1.96
 # A panel is drawn at most so many times as long as wide.
 _LONGEST = 6.0
+# The side of a square panel, in inches.
+_SIDE = 2.6
 
 
 @contextmanager
@@ -608,21 +610,26 @@ def layout(
     with _style():
         from matplotlib.figure import Figure
 
-        known = frames[~np.isnan(frames).any(1)]
-        left, top = np.minimum(known[:, :2].min(0), 0)
-        right, bottom = np.maximum(known[:, 2:].max(0), (width, height))
-        shape = float(np.clip((right - left) / (bottom - top), 1 / _LONGEST, _LONGEST))
-        size = 2.6 * np.sqrt([shape, 1 / shape])
-        figure = Figure(
-            figsize=(len(layers) * (size[0] + 0.25), size[1] + 0.75), layout="constrained"
-        )
-        axes = figure.subplots(1, len(layers), squeeze=False)[0]
-        for axis, layer in zip(axes, layers, strict=True):
+        spans, sizes = [], []
+        for layer in layers:
+            left, top = np.minimum(frames[layer, :2].min(0), 0)
+            right, bottom = np.maximum(frames[layer, 2:].max(0), (width, height))
+            shape = np.clip((right - left) / (bottom - top), 1 / _LONGEST, _LONGEST)
+            spans.append((left, top, right, bottom))
+            sizes.append(_SIDE * np.sqrt([shape, 1 / shape]))
+        across, down = np.sum(sizes, 0)[0], np.max(sizes, 0)[1]
+        figure = Figure(figsize=(across + 0.25 * len(layers), down + 0.75), layout="constrained")
+        axes = figure.subplots(
+            1, len(layers), squeeze=False, width_ratios=[float(size[0]) for size in sizes]
+        )[0]
+        for axis, layer, span, size in zip(axes, layers, spans, sizes, strict=True):
             cells = np.concatenate([boxes[view] for view in layer])
             mask = np.concatenate([masks[view] for view in layer])
-            _layer(axis, picture, frames[layer], cells, mask)
+            left, top, right, bottom = span
+            scale = size / (right - left, bottom - top)
+            _layer(axis, picture, frames[layer], cells, mask, scale)
             axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
-            axis.set_aspect((right - left) / (bottom - top) / shape)
+            axis.set_aspect(scale[1] / scale[0])
             count = f"{mask.sum()} of {mask.size}" if kept is not None else f"{mask.size}"
             views = f"{len(layer)} tiles" if len(layer) > 1 else "one view"
             axis.set_xlabel(f"{views}, {count} tokens", fontsize=7.5, color=_GREY)
@@ -647,9 +654,10 @@ def _layers(frames: npt.NDArray[np.float64]) -> list[list[int]]:
 
 
 def _overlap(frames: npt.NDArray[np.float64], frame: npt.NDArray[np.float64]) -> bool:
-    """Whether a view lies over one of some others, and by more than its edges are known to."""
+    """Whether a view lies over one of some others, and by more than their edges are known to."""
     sides = np.minimum(frames[:, 2:], frame[2:]) - np.maximum(frames[:, :2], frame[:2])
-    return bool((sides > 0.05 * (frame[2:] - frame[:2])).all(1).any())
+    least = np.minimum(frames[:, 2:] - frames[:, :2], frame[2:] - frame[:2])
+    return bool((sides > 0.05 * least).all(1).any())
 
 
 def _layer(
@@ -658,8 +666,9 @@ def _layer(
     frames: npt.NDArray[np.float64],
     cells: npt.NDArray[np.float64],
     kept: npt.NDArray[np.bool_],
+    scale: npt.NDArray[np.float64],
 ) -> None:
-    """A picture with its padding, views and tokens."""
+    """A picture with its padding, views and tokens, at a scale of inches per pixel."""
     from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.patches import Rectangle
 
@@ -679,15 +688,24 @@ def _layer(
     corners = cells[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
     # What no kept token shows stays pale.
     over.set_clip_path(_union(cells[kept]), axis.transData)
+    over.set_visible(bool(kept.any()))
+    points = 72 * scale * (cells[:, 2:] - cells[:, :2])
+    fine = float(np.clip(np.median(points) / 12, 0.1, 1)) if len(cells) else 1.0
     for color, line in (("white", 0.6), (_BLACK, 0.25)):  # to be seen on dark and on light
         outlines = PolyCollection(
-            list(corners[kept]), facecolors="none", edgecolors=color, linewidths=line, alpha=0.45
+            list(corners[kept]),
+            facecolors="none",
+            edgecolors=color,
+            linewidths=fine * line,
+            alpha=0.45,
         )
         outlines.set_zorder(3)
         axis.add_collection(outlines)
     if not kept.all():
         axis.add_collection(
-            LineCollection(_rim(corners[kept]), colors=_BLUE, linewidths=0.9, zorder=4)
+            LineCollection(
+                _rim(corners[kept]), colors=_BLUE, linewidths=max(0.9 * fine, 0.3), zorder=4
+            )
         )
     for left, top, right, bottom in frames:
         sides = (right - left, bottom - top)
