@@ -25,7 +25,7 @@ Kernel = Callable[..., Any]
 Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None", bool], None]
 
 _names = itertools.count()
-_LOGITS = 1 << 25  # that received attention holds at a time: 128 MB
+_LOGITS = 1 << 22  # of one image and head, that received attention holds at a time: 16 MB
 
 
 def check_normalize(normalize: str) -> None:
@@ -396,7 +396,7 @@ def received_attention(
     """
     dtype = torch.promote_types(query.dtype, torch.float32)
     images, _, n, _ = key.shape
-    rows = max(_LOGITS // (images * n), 1)
+    rows = max(_LOGITS // n, 1)
     heads = []
     for q, k in zip(query.unbind(1), key.unbind(1), strict=True):
         means = torch.zeros(images, n, dtype=dtype, device=key.device)
