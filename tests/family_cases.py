@@ -901,6 +901,114 @@ class PaliGemma2(PaliGemma):
     }
 
 
+class Gemma4(Case):
+    """A small one: inputs for every layer, and the last two look at keys of layers 2 and 3."""
+
+    name = "Gemma 4"
+    videos = "mixed"
+    grids = ((2, 6), (3, 3))
+    video_grids = ((2, 2, 3), (3, 2, 2))
+    patches = 48
+    window = 32
+    sizes: dict[str, Any] = {  # noqa: RUF012
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 120,
+        "use_double_wide_mlp": True,
+    }
+
+    def build(self) -> Any:
+        config = transformers.Gemma4Config(
+            text_config=text_config(
+                "Gemma4TextConfig",
+                head_dim=8,
+                global_head_dim=16,
+                sliding_window=self.window,
+                layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+                **self.sizes,
+            ),
+            vision_config=transformers.Gemma4VisionConfig(
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                patch_size=4,
+                pooling_kernel_size=2,
+                position_embedding_size=16,
+                initializer_range=0.3,
+            ),
+            image_token_id=100,
+            video_token_id=101,
+            audio_token_id=102,
+            boi_token_id=103,
+            eoi_token_id=104,
+        )
+        kind = transformers.Gemma4ForConditionalGeneration
+        # Grouped matrix products know no float64.
+        model = kind._from_config(config, dtype=torch.float64, experts_implementation="eager")
+        nn.init.normal_(model.model.vision_tower.patch_embedder.position_embedding_table, std=0.3)
+        return model
+
+    def image_ids(self, image: int) -> list[int]:
+        height, width = self.grids[image % 2]
+        return [103, *[100] * (height * width), 104]
+
+    def video_ids(self, video: int) -> list[int]:
+        frames, height, width = self.video_grids[video % 2]
+        return [i for t in range(frames) for i in (30 + t, 103, *[101] * (height * width), 104)]
+
+    def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
+        pixels, positions = self.pixels(images, [self.grids[i % 2] for i in images])
+        return {"pixel_values": pixels, "image_position_ids": positions}
+
+    def encode_videos(self, videos: Sequence[int]) -> dict[str, Tensor]:
+        sizes = [self.video_grids[i % 2] for i in videos]
+        frames = [(height, width) for count, height, width in sizes for _ in range(count)]
+        seeds = [
+            50 + 10 * i + t for i, size in zip(videos, sizes, strict=True) for t in range(size[0])
+        ]
+        pixels, positions = self.pixels(seeds, frames)
+        return {
+            "pixel_values_videos": pixels,
+            "video_position_ids": positions,
+            "num_frames_per_video": torch.tensor([count for count, *_ in sizes]),
+        }
+
+    def pixels(
+        self, seeds: Sequence[int], grids: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Patches and where they lie, (x, y), filled up to the most that an image may have."""
+        pixels = torch.zeros(len(grids), self.patches, 48, dtype=torch.float64)
+        positions = torch.full((len(grids), self.patches, 2), -1)
+        for i, (seed, (height, width)) in enumerate(zip(seeds, grids, strict=True)):
+            y, x = torch.meshgrid(torch.arange(2 * height), torch.arange(2 * width), indexing="ij")
+            count = 4 * height * width
+            positions[i, :count] = torch.stack([x.flatten(), y.flatten()], -1)
+            pixels[i, :count] = noise(seed, count, 48)
+        return pixels, positions
+
+    def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"mm_token_type_ids": (ids == 100).int() + 2 * (ids == 101).int()}
+
+
+class Gemma4MoE(Gemma4):
+    """A large one: images see themselves where windows slide, keys are values in other layers."""
+
+    name = "Gemma 4 with experts"
+    sizes: dict[str, Any] = {  # noqa: RUF012
+        "use_bidirectional_attention": "vision",
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+    }
+
+
 CASES: list[Case] = [
     Llava(),
     LlavaSiglip(),
@@ -920,6 +1028,8 @@ CASES: list[Case] = [
     AyaVision(),
     PaliGemma(),
     PaliGemma2(),
+    Gemma4(),
+    Gemma4MoE(),
 ]
 
 # Models whose adapter is that of a case above, and whose own code differs little.

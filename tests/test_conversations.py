@@ -40,7 +40,15 @@ def settings(case: Case) -> dict[str, Any]:
 
 
 @families(
-    "LLaVA-NeXT", "Qwen2.5-VL", "Qwen3-VL", "Qwen3.5", "GLM-4V", "InternVL", "SmolVLM", "Mistral 3"
+    "LLaVA-NeXT",
+    "Qwen2.5-VL",
+    "Qwen3-VL",
+    "Qwen3.5",
+    "GLM-4V",
+    "InternVL",
+    "SmolVLM",
+    "Mistral 3",
+    "Gemma 4",
 )
 class TestTurns:
     """A question is asked once the first is answered, by `generate` over the same cache."""
@@ -96,7 +104,7 @@ def positions(case: Case, inputs: dict[str, Tensor]) -> Tensor:
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
 
-@families("LLaVA-NeXT", "Qwen2.5-VL", "Qwen3-VL", "InternVL")
+@families("LLaVA-NeXT", "Qwen2.5-VL", "Qwen3-VL", "InternVL", "Gemma 4")
 @pytest.mark.parametrize("layer", [1, 2, 4])
 def test_a_second_image_is_pruned_for_itself(case: Case, layer: int) -> None:
     model, turns = case.model(), [[5, -1, 6, 7], [8, -2, 9, 10], [11, 12]]

@@ -67,7 +67,11 @@ def refusal(case: Case, name: str) -> str | None:
     if name in MERGING and case.deepstack:
         return "has merged tokens before"
     recurrent = [family.recurrent(layer) for layer in family.layers(case.model())]
+    sources = [family.source(case.model(), i) for i in range(len(recurrent))]
+    first = min([source for source in sources if source is not None], default=len(recurrent))
     for stage in usual(name, KEEP, case).stages():
+        if isinstance(stage, Stage) and stage.merges and stage.layer > first:
+            return "which merged tokens would not be among"
         if isinstance(stage, Stage) and stage.probed is not None and recurrent[stage.probed]:
             return f"reads the attention of decoder layer {stage.probed}, which is recurrent"
         if isinstance(stage, Stage) and 0 < stage.layer <= recurrent.index(False):

@@ -224,6 +224,34 @@ def test_deepstack_adds_features_to_visual_tokens() -> None:
         assert added.tolist() == [[[0, 0], [1, 2], [3, 4]]]
 
 
+def test_gemma4_spares_rows_of_the_layers_that_share_keys() -> None:
+    """`_maybe_slice_kv_shared_inputs`, and `shared_kv_states` by kind of layer."""
+    from transformers.models.gemma4 import modeling_gemma4 as gemma4
+
+    decoder, layer = gemma4.Gemma4TextModel, gemma4.Gemma4TextDecoderLayer
+    assert _private.SHARED_KEYS in inspect.signature(layer.forward).parameters
+    attend = inspect.getsource(gemma4.Gemma4TextAttention.forward)
+    assert f"{_private.SHARED_KEYS}[self.layer_type]" in attend
+    if Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("an older transformers spares none")
+    process = getattr(decoder, _private.SPARED_ROWS)
+    assert f"self.{_private.SPARED_ROWS}(" in inspect.getsource(decoder.forward)
+    config = transformers.Gemma4TextConfig(attn_implementation="eager")
+    states, tables = torch.randn(1, 3, 4), {"full_attention": (torch.randn(1, 3, 4),) * 2}
+    inputs, masks = torch.randn(1, 3, 2, 4), {"full_attention": torch.zeros(1, 1, 3, 3)}
+    for wanted, left in ((1, 1), (0, 3)):
+        hidden, *_ = process(
+            SimpleNamespace(config=config),
+            states,
+            inputs,
+            tables,
+            masks,
+            wanted,
+            past_key_values=None,
+        )
+        assert torch.equal(hidden, states[:, -left:])
+
+
 def test_generate_runs_the_prompt_by_one_method() -> None:
     """`_prefill`, whose chunks are as long as its `generation_config.prefill_chunk_size`."""
     model, ids = tiny_llava(), torch.tensor([[5, 6, 7, 8, 9]])

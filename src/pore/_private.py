@@ -28,6 +28,16 @@ Only there is it known that what the model is called with is a piece of a prompt
 _EAGER = "eager_attention_forward"
 
 
+SPARED_ROWS = "_maybe_slice_kv_shared_inputs"
+"""The method of a Gemma 4 decoder that leaves the last tokens alone to the layers that share keys.
+
+Only the tokens whose logits are asked for go through them, as no token looks at another's states
+there. It runs between two decoder layers, where no hook reaches."""
+
+SHARED_KEYS = "shared_kv_states"
+"""The argument by which decoder layers hand on keys and values to later ones, by kind of layer."""
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model that transformers made, out of the wrapping of torch.compile and of peft.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pore._private import SPARED_ROWS
 from pore.attention import AttentionTap, row_logits
 from pore.bias import Provenance
 from pore.errors import InputError, ScoreError
@@ -17,6 +19,7 @@ from pore.families import family_of, identity
 from pore.layout import Image, Layout
 from pore.pruner import marked_images, unpruned
 from pore.sequence import window_of
+from pore.tower import override
 
 GUIDED, GUIDE = "SGL", "guide"
 """The method that a guide is for, and the word for what it averages (`Provenance.normalize`)."""
@@ -171,14 +174,18 @@ def guide(
     layout = _layout(model, inputs, visual)
     rows, probabilities = _Rows(layout), _Probabilities()
     generate: Any = model.generate
-    taps: list[AttentionTap] = []
+    undo: list[Callable[[], None]] = []
     try:
         if layout.images:
-            config = family.decoder(model).config
+            decoder = family.decoder(model)
+            config = decoder.config
+            if hasattr(decoder, SPARED_ROWS):
+                rows_of_all = partial(_all_rows, getattr(decoder, SPARED_ROWS))
+                undo.append(override(decoder, rows_of_all, SPARED_ROWS))
             for i, layer in enumerate(family.layers(model)):
                 if not family.recurrent(layer):
                     observer = rows.observer(window_of(config, i))
-                    taps.append(AttentionTap(family.attention(layer), observer))
+                    undo.append(AttentionTap(family.attention(layer), observer).remove)
         sequences: Tensor = generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -190,8 +197,8 @@ def guide(
             logits_processor=LogitsProcessorList([probabilities]),
         )
     finally:
-        for tap in reversed(taps):
-            tap.remove()
+        while undo:
+            undo.pop()()
     if inputs.get("inputs_embeds") is None:
         sequences = sequences[:, layout.tokens.shape[1] :]
     answered = _answered(sequences, model)
@@ -277,6 +284,19 @@ def _layout(model: nn.Module, inputs: Mapping[str, Any], visual: Tensor | None) 
             "(processor.tokenizer.padding_side = 'left')."
         )
     return Layout.of(images, tokens)
+
+
+def _all_rows(
+    process: Callable[..., Any],
+    hidden: Tensor,
+    inputs: Any,
+    tables: Any,
+    masks: Any,
+    *_: Any,
+    **kw: Any,
+) -> Any:
+    """Let all tokens of a prompt through the layers that need the last one only."""
+    return process(hidden, inputs, tables, masks, 0, **kw)
 
 
 def _answered(sequences: Tensor, model: nn.Module) -> Tensor:

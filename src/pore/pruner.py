@@ -8,6 +8,7 @@ sequence of every prefill with visual tokens, and leaves the model as it was.
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from pore._private import (
     DEEPSTACK,
     PREFILL,
+    SHARED_KEYS,
+    SPARED_ROWS,
     cached_keys,
     layer_number,
     slots_of,
@@ -343,6 +346,14 @@ class Pruner(ABC):
                 found.append(Limit(f"{reason}."))
             else:
                 found.append(Limit(f"{reason}, or later layers.", "it acts behind those layers"))
+        if family.shares_keys and any(stage.merges and stage.layer > 0 for stage in stages):
+            found.append(
+                Limit(
+                    "decoder layers look at keys that earlier ones made, which tokens merged since "
+                    "are not among. Use a method that only drops tokens.",
+                    "it acts before those that are shared, or none are",
+                )
+            )
         inside = [stage for stage in stages if stage.layer > 0]
         if family.recurrent_mixer is not None and inside:
             read = any(stage.probed is not None for stage in inside)
@@ -534,7 +545,11 @@ class Run:
         self._entry = [stage for stage in stages if stage.layer == 0]
         self._stages = [stage for stage in stages if stage.layer > 0]
         self._dense = any(stage.dense for stage in self._entry)
+        count = len(self.family.layers(self.model)) if self.family.shares_keys else 0
+        found = {i: self.family.source(self.model, i) for i in range(count)}
+        self._sources = {i: source for i, source in found.items() if source is not None}
         self._check_recurrent()
+        self._check_sharing()
         self._forward: _Forward | None = None
         self._caches: weakref.WeakKeyDictionary[Any, _CacheState] = weakref.WeakKeyDictionary()
         self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
@@ -571,7 +586,7 @@ class Run:
             base.register_forward_pre_hook(self._before_model, with_kwargs=True),
             base.register_forward_hook(self._after_model, always_call=True),
             decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-            decoder.register_forward_hook(self._after_decoder),
+            decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
         ]
         for i in range(first, len(layers)):
             hook = layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True)
@@ -596,6 +611,9 @@ class Run:
         if hasattr(decoder, DEEPSTACK):
             added = partial(self._deepstack, getattr(decoder, DEEPSTACK))
             self._undo.append(override(decoder, added, DEEPSTACK))
+        if hasattr(decoder, SPARED_ROWS):
+            spared = partial(self._spare_rows, getattr(decoder, SPARED_ROWS))
+            self._undo.append(override(decoder, spared, SPARED_ROWS))
         for stage in self._stages:
             if stage.attention is not None:
                 assert stage.probed is not None
@@ -620,6 +638,18 @@ class Run:
                     f"{self.pruner.name} drops tokens before decoder layer {stage.layer}, but the "
                     f"first layer of this decoder with attention is layer {attending[0]}; drop "
                     "them behind it, or on the embeddings."
+                )
+
+    def _check_sharing(self) -> None:
+        """Refuse to merge tokens where layers look at keys that were made before."""
+        for stage in self._stages:
+            if stage.merges and any(source < stage.layer for source in self._sources.values()):
+                first = min(self._sources)
+                raise UnsupportedModelError(
+                    f"{self.pruner.name} merges tokens before decoder layer {stage.layer}, but "
+                    f"from layer {first} on layers look at keys of layer "
+                    f"{min(self._sources.values())} and later ones, which merged tokens would not "
+                    "be among; merge before that, or use a method that only drops tokens."
                 )
 
     def _prefill_whole(
@@ -718,37 +748,112 @@ class Run:
         forward.span = state.cached if forward.columns is None else state.seen
         return args, kwargs
 
-    def _after_decoder(self, _: nn.Module, __: object, output: Any) -> None:
+    def _after_decoder(self, _: nn.Module, __: object, kwargs: dict[str, Any], output: Any) -> None:
         if self._forward is None or self._forward.state is None:
             return
         cache = getattr(output, "past_key_values", None)
         if cache is not None:  # made by the model where the caller gave none
             self._caches[cache] = self._forward.state
+        wanted = kwargs.get("logits_to_keep")
+        if isinstance(wanted, int) and wanted > 0:
+            # A model that leaves this to its decoder takes fewer tokens for those it asked for.
+            output.last_hidden_state = output.last_hidden_state[:, -wanted:]
 
     def _layer_hook(self, i: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         stages = [number for number, stage in enumerate(self._stages) if stage.layer == i]
         layer = self.family.layers(self.model)[i]
         attention = None if self.family.recurrent(layer) else self.family.attention(layer)
+        extra = self.family.token_inputs
+        names = list(inspect.signature(layer.forward).parameters) if extra else []
+        is_source = i in self._sources.values()
 
         def before(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             forward = self._forward
             assert forward is not None
+            if extra:
+                args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
             hidden = args[0] if args else kwargs["hidden_states"]
             for number in stages:
                 if self._stages[number].ahead and forward.layout is not None:
                     self._look_ahead(forward, number, layer, hidden, args, kwargs)
                 hidden = self._before_layer(forward, number, hidden)
-            if forward.short is not None:
-                kwargs = forward.short.kwargs(kwargs, hidden, attention)
-            else:
+            if is_source:
+                forward.held[i] = forward.short
+            if forward.short is None:
                 return None
+            kwargs = self._kwargs(forward, forward.short, i, kwargs, hidden, attention)
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
 
         return before
+
+    def _kwargs(
+        self,
+        forward: _Forward,
+        short: Shortened,
+        i: int,
+        kwargs: dict[str, Any],
+        hidden: Tensor,
+        attention: nn.Module | None,
+    ) -> dict[str, Any]:
+        """The keyword arguments of a decoder layer that gets a shorter sequence."""
+        more = partial(short.kwargs, token_inputs=self.family.token_inputs)
+        source = self._sources.get(i)
+        if source is None:
+            return more(kwargs, hidden, attention)
+        kind = self._decoder_config.layer_types[i]
+        states = kwargs[SHARED_KEYS][kind]
+        held = forward.held.get(source)
+        if held is None:
+            held = self._shortened(forward, self._whole(forward, hidden), forward.length)
+            forward.held[source] = held
+        if held.track is short.track:
+            return more(kwargs, hidden, attention, slots=states[0].shape[2])
+        shared = copy.copy(kwargs[SHARED_KEYS])
+        shared[kind] = states = short.shared(states, held)
+        kwargs = {**kwargs, SHARED_KEYS: shared}
+        return more(kwargs, hidden, attention, slots=states[0].shape[2], source=held)
+
+    def _whole(self, forward: _Forward, hidden: Tensor) -> Track:
+        """What layers before the first stage hold in the cache, this forward included."""
+        assert forward.state is not None
+        if forward.state.entry is not None:
+            return forward.state.entry
+        every = torch.ones(
+            len(hidden), forward.state.cached, dtype=torch.bool, device=hidden.device
+        )
+        columns = torch.arange(forward.state.cached, device=hidden.device)
+        return Track(columns.expand_as(every), every, True)
+
+    def _spare_rows(
+        self,
+        process: Callable[..., Any],
+        hidden: Tensor,
+        inputs: Any,
+        tables: Any,
+        masks: Any,
+        wanted: Any,
+        past_key_values: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Which tokens go through the layers that look at keys of earlier ones."""
+        forward = self._forward
+        assert forward is not None
+        late = any(stage.layer >= min(self._sources) for stage in self._stages)
+        if late and hidden.shape[1] > 1:
+            self.report.note(
+                f"Layers from {min(self._sources)} on look at keys of earlier ones, and the model "
+                "itself computes only the last token there; as this method drops tokens in them, "
+                "all that are left were."
+            )
+        if late or (forward.index is not None and wanted != 1):
+            wanted = 0  # all: the last ones of the full sequence need not be those left
+        return process(
+            hidden, inputs, tables, masks, wanted, past_key_values=past_key_values, **kwargs
+        )
 
     def _before_norm(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self._forward is not None
@@ -791,13 +896,17 @@ class Run:
         cache, given = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         index = layer_number(attention)
         past = self._track(forward, number)
-        forward.earlier = _keys_before(cache, index, past.valid, hidden.shape[1])
-        if forward.short is not None:
-            kwargs = forward.short.kwargs(kwargs, hidden, attention)
         short = self._shortened(forward, self._extended(forward, past, hidden), hidden.shape[1])
-        mask = short.mask(given, hidden, cache, index)
+        if index in self._sources:
+            forward.earlier = None, past.valid
+            kwargs = self._kwargs(forward, short, index, kwargs, hidden, attention)
+        else:
+            forward.earlier = _keys_before(cache, index, past.valid, hidden.shape[1])
+            if forward.short is not None:
+                kwargs = self._kwargs(forward, forward.short, index, kwargs, hidden, attention)
+            kwargs = {**kwargs, "attention_mask": short.mask(given, hidden, cache, index)}
         # What it computes is not to be cached.
-        kwargs = {**kwargs, "past_key_values": None, "attention_mask": mask}
+        kwargs = {**kwargs, "past_key_values": None}
         if not args:
             kwargs["hidden_states"] = hidden
         forward.looking_ahead = True
@@ -828,10 +937,13 @@ class Run:
                 return
             layout = forward.layout = forward.layout.to(query.device)
             past, length = forward.past.to(query.device), query.shape[2]
-            if stage.ahead:  # no cache was given, so what it has is put before by hand
+            if stage.ahead:
                 assert forward.earlier is not None
-                keys, past = (x.to(query.device) for x in forward.earlier)
-                key = torch.cat([keys.to(key), key], 2) if past.shape[1] else key
+                keys, past = forward.earlier
+                past = past.to(query.device)
+                if keys is not None and past.shape[1]:
+                    # No cache was given, so what it has is put before by hand.
+                    key = torch.cat([keys.to(key), key], 2)
             else:  # a cache lets go of what is out of a sliding window
                 past = past[:, max(past.shape[1] + length - key.shape[2], 0) :]
             origin = forward.index
@@ -984,6 +1096,9 @@ class Run:
                 "visual_pos_masks": kept[0][0],
                 "deepstack_visual_embeds": [one for _, one in kept],
             }
+        for name in self.family.token_inputs:
+            if index is not None and kwargs.get(name) is not None:
+                kwargs = {**kwargs, name: take(kwargs[name], index, 1)}
         return {
             **kwargs,
             "inputs_embeds": shorter,
@@ -1321,9 +1436,11 @@ class _Forward:
             the model's masks may not fit; else None.
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
         short: What the layers reached get; None: what the model passes.
+        held: What layers got at whose keys later ones look.
         merged: Whether states of visual tokens were replaced.
         looking_ahead: Whether a layer runs in advance, only to show its attention.
-        earlier: What that layer has cached: keys (B, G, n, d), and (B, n) bool, False at padding.
+        earlier: What that layer has cached: keys (B, G, n, d), None where it gets them with those
+            of this forward, and (B, n) bool, False at padding.
         memory: What the stages' `prepare` made of the prompt.
         attention: What the latest reader took.
         encoded: Which of the images that went through the vision tower every image is.
@@ -1347,9 +1464,10 @@ class _Forward:
         self.own: Any = None
         self.index: Tensor | None = None
         self.short: Shortened | None = None
+        self.held: dict[int, Shortened | None] = {}
         self.merged = False
         self.looking_ahead = False
-        self.earlier: tuple[Tensor, Tensor] | None = None
+        self.earlier: tuple[Tensor | None, Tensor] | None = None
         self.memory: dict[Any, Any] = {}
         self.attention: Any = None
         self.encoded: list[int] = []

@@ -7,7 +7,7 @@ bidirectional image blocks stay what the model means by them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -224,6 +224,18 @@ class Track:
             self.full and full,
         )
 
+    def places(self, other: Track, span: int) -> Tensor:
+        """(B, m) where the slots of a track that kept some of these are among these.
+
+        Args:
+            other: That track.
+            span: Tokens of the full sequence.
+        """
+        columns = self.columns.to(other.columns.device)
+        slots = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
+        where = columns.new_zeros(len(columns), span).scatter_(1, columns, slots)
+        return where.gather(1, other.columns)
+
     def cropped(self, count: int) -> Track:
         """This track without its last `count` slots.
 
@@ -281,15 +293,50 @@ class Shortened:
         self._first_position = first_position
         self._made: dict[tuple[Any, ...], Any] = {}
 
+    def shared(self, states: tuple[Tensor, Tensor], source: Shortened) -> tuple[Tensor, Tensor]:
+        """Keys and values of an earlier layer, of the tokens that these layers have.
+
+        Args:
+            states: Its keys and values (B, G, n, d), those in the cache first.
+            source: What that layer got.
+
+        Returns:
+            The two for the slots of this track.
+        """
+
+        def left(states: tuple[Tensor, Tensor], _: Tensor) -> tuple[Tensor, Tensor]:
+            places = source.track.places(self.track, self.span).to(states[0].device)
+            # A cache lets go of what is out of a sliding window, which no mask shows.
+            gone = max(source.track.columns.shape[1] - states[0].shape[2], 0)
+            index = (places - gone).clamp(min=0)[:, None, :, None]
+            keys, values = (
+                x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])) for x in states
+            )
+            return keys, values
+
+        found: tuple[Tensor, Tensor] = self._memo(states, states[0], left)
+        return found
+
     def kwargs(
-        self, kwargs: dict[str, Any], hidden: Tensor, attention: nn.Module | None
+        self,
+        kwargs: dict[str, Any],
+        hidden: Tensor,
+        attention: nn.Module | None,
+        *,
+        token_inputs: Sequence[str] = (),
+        slots: int | None = None,
+        source: Shortened | None = None,
     ) -> dict[str, Any]:
         """The keyword arguments of a decoder layer for the short sequence.
 
         Args:
             kwargs: What the model passes to the layer.
-            hidden: (B, m, D) the hidden states that enter the layer.
+            hidden: (B, m, D) the hidden states that enter the layer; of the last tokens alone where
+                the model has let go of the others.
             attention: The layer's attention module; None in a recurrent layer.
+            token_inputs: Further arguments with an entry for every token.
+            slots: Keys that its kernel gets, where they are those of an earlier layer.
+            source: What that layer got, where more tokens were there; they are numbered as there.
 
         Returns:
             A copy with mask, positions and rotary embedding shortened; the same object where
@@ -298,15 +345,21 @@ class Shortened:
         layer = 0 if attention is None else layer_number(attention)
         unmasked = self.track.full and self._window(layer) is None
         unmasked = unmasked and kwargs.get("attention_mask") is None
-        if self.index is None and self._rotary is None and unmasked:
+        rotary = self._rotary if source is None else source._rotary
+        if self.index is None and rotary is None and unmasked:
             return kwargs
         kwargs = dict(kwargs)
-        if self._rotary is not None:
+        whole = hidden.shape[1] == self.length
+        if self.index is not None and whole:
+            for name in token_inputs:
+                if kwargs.get(name) is not None:
+                    kwargs[name] = take(kwargs[name], self.index, 1)
+        if rotary is not None:
             # Layers with and without a window may have rotary tables of their own.
-            make, kind = partial(self._numbered_anew, layer), window_of(self._config, layer)
-            tables, positions = self._memo(self._rotary, hidden, make, kind)
+            make, kind = partial(self._numbered_anew, layer, source), window_of(self._config, layer)
+            tables, positions = self._memo(rotary, hidden, make, kind, id(source), whole)
             kwargs.update(position_embeddings=tables, position_ids=positions)
-        elif self.index is not None:
+        elif self.index is not None and whole:
             for name in ("position_embeddings", "position_ids"):
                 if kwargs.get(name) is not None:
                     kwargs[name] = self._memo(kwargs[name], hidden, self._positions)
@@ -314,7 +367,8 @@ class Shortened:
             kwargs["attention_mask"] = self._memo(self.track, hidden, self._present)
             return kwargs
         cache = kwargs.get("past_key_values")
-        kwargs["attention_mask"] = self.mask(kwargs.get("attention_mask"), hidden, cache, layer)
+        given = kwargs.get("attention_mask")
+        kwargs["attention_mask"] = self.mask(given, hidden, cache, layer, slots)
         return kwargs
 
     def masks(self, given: Any, hidden: Tensor, cache: Any) -> Any:
@@ -334,7 +388,9 @@ class Shortened:
             for kind, layer in first.items()
         }
 
-    def mask(self, given: Any, hidden: Tensor, cache: Any, layer: int) -> Any:
+    def mask(
+        self, given: Any, hidden: Tensor, cache: Any, layer: int, slots: int | None = None
+    ) -> Any:
         """The mask of a layer for the short sequence.
 
         Args:
@@ -342,10 +398,12 @@ class Shortened:
             hidden: (B, m, D) the states that enter the layer.
             cache: The cache, or None.
             layer: The layer, from 0.
+            slots: Keys that its kernel gets; None where they are those of its cache.
         """
-        slots = self.track.columns.shape[1]
-        if cache is not None:
+        if slots is None and cache is not None:
             slots = slots_of(cache, self.length, layer)
+        elif slots is None:
+            slots = self.track.columns.shape[1]
         window, sliding = self._window(layer), window_of(self._config, layer) is not None
         start, lost = self._starts[sliding], False
         if self._own is not None or (start is None and self.chunk > 1):
@@ -357,7 +415,7 @@ class Shortened:
         make = partial(
             self._mask, slots=slots, window=window, first=first, start=start or 0, lost=lost
         )
-        return self._memo(given, hidden, make, slots, window, lost)
+        return self._memo(given, hidden, make, slots, window, lost, hidden.shape[1])
 
     def _window(self, layer: int) -> int | None:
         """A layer's sliding window, unless it reaches everything."""
@@ -372,9 +430,15 @@ class Shortened:
             self._made[name] = (value, make(value, hidden))
         return self._made[name][1]
 
-    def _numbered_anew(self, layer: int, rotary: Any, hidden: Tensor) -> tuple[Any, Tensor]:
-        positions = (self.track.valid.cumsum(-1) - 1).clamp(min=0)[:, -self.length :]
-        positions = positions.to(hidden.device) + self._first_position
+    def _numbered_anew(
+        self, layer: int, source: Shortened | None, rotary: Any, hidden: Tensor
+    ) -> tuple[Any, Tensor]:
+        track = self.track if source is None else source.track
+        positions = (track.valid.cumsum(-1) - 1).clamp(min=0)
+        if source is not None:
+            places = track.places(self.track, self.span)
+            positions = positions.gather(1, places.to(positions.device))
+        positions = positions[:, -hidden.shape[1] :].to(hidden.device) + self._first_position
         return rotary(hidden, positions, layer), positions
 
     def _positions(self, value: Any, hidden: Tensor) -> Any:
@@ -412,9 +476,14 @@ class Shortened:
         columns, valid = (x.to(hidden.device) for x in (self.track.columns, self.track.valid))
         if self.chunk == 1 or not isinstance(mask, Tensor) or mask.dim() != 4:
             return self._causal(hidden, columns, valid, slots, window, first)
+        rows = hidden.shape[1]
         mask = own_part(mask, self.chunk, start).expand(columns.shape[0], -1, -1, -1)
-        if self.index is not None:
-            mask = take(mask.transpose(0, 1), self.index, -2).transpose(0, 1)
+        whole = mask.shape[-2] == self.chunk  # or the model has taken the last rows
+        if self.index is None and whole:
+            mask = mask[..., -rows:, :]
+        elif self.index is not None:
+            if whole:
+                mask = take(mask.transpose(0, 1), self.index[:, -rows:], -2).transpose(0, 1)
             index = self.index.to(mask.device)[:, None, None]
             mask = mask.gather(-1, index.expand(-1, *mask.shape[1:3], -1))
         closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
@@ -425,7 +494,7 @@ class Shortened:
             mask = mask.masked_fill(~valid[:, None, None], closed)
         if window is not None:
             where = None if first is None else first[:, None, None]
-            far = _far(columns[:, -own:, None], columns[:, None, :past], window, where)
+            far = _far(columns[:, -rows:, None], columns[:, None, :past], window, where)
             far = nn.functional.pad(far, (0, own))
             mask = mask.masked_fill(far[:, None], closed)
         mask = mask[..., -slots:]  # a cache lets go of what no later token can see
@@ -458,8 +527,8 @@ class Shortened:
             hidden,
             valid,
             config=self._config,
-            length=self.length,
-            offset=used - self.length,
+            length=hidden.shape[1],
+            offset=used - hidden.shape[1],
             see=see,
         )
 

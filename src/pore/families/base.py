@@ -49,6 +49,10 @@ class Family:
         packed: Whether all images go through the vision tower in one sequence, see `packing`.
         cls_first: Whether a CLS token of the vision tower comes before the patches.
         first_position: Where positions start.
+        token_inputs: What the decoder and its layers get besides states, with an entry for every
+            token (B, L, ...): the names that they have there.
+        shares_keys: Whether decoder layers may look at keys and values of earlier ones, see
+            `source`.
         tower_refusal: Why no method can act in the vision tower; None where they can.
         registry: The adapter of every `model_type`.
     """
@@ -69,6 +73,8 @@ class Family:
     packed: ClassVar[bool] = False
     cls_first: ClassVar[bool] = True
     first_position: ClassVar[int] = 0
+    token_inputs: ClassVar[tuple[str, ...]] = ()
+    shares_keys: ClassVar[bool] = False
     tower_refusal: ClassVar[str | None] = (
         "nothing is said of its tower (`tower_refusal`). Use a method that acts on the embeddings "
         "or in the decoder."
@@ -101,6 +107,15 @@ class Family:
     def recurrent(self, layer: nn.Module) -> bool:
         """Whether a decoder layer mixes tokens by a recurrence, and so has no attention to read."""
         return self.recurrent_mixer is not None and hasattr(layer, self.recurrent_mixer)
+
+    def source(self, model: nn.Module, layer: int) -> int | None:
+        """The earlier layer whose keys and values a decoder layer looks at; None at its own.
+
+        Args:
+            model: A model of a family that `shares_keys`.
+            layer: The layer, from 0.
+        """
+        return None
 
     def norm(self, model: nn.Module) -> nn.Module:
         """The decoder's final norm."""

@@ -1,0 +1,103 @@
+"""Gemma 4: images of any size, inputs for every layer, layers that look at keys of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
+from pore.layout import Image, Tiling
+
+
+class Gemma4(Family):
+    """`Gemma4ForConditionalGeneration`, with experts or without: squares of patches are averaged.
+
+    In the small models the later decoder layers look at the keys of the last layer of their kind
+    before them; dropped there, a token is hidden from them. In the large ones tokens of an image
+    see each other in layers with a sliding window.
+    """
+
+    name = "Gemma 4"
+    model_types: ClassVar[tuple[str, ...]] = ("gemma4",)
+    encodes = True
+    encodes_videos = True
+    token_types = "mm_token_type_ids"
+    token_inputs = ("per_layer_input", "per_layer_inputs")
+    shares_keys = True
+    tower_refusal = (
+        "every visual token is the mean of a square of patches, those of all images lie in one "
+        "sequence, and there is no CLS token. Use a method that acts on the embeddings or in the "
+        "decoder."
+    )
+
+    def source(self, model: nn.Module, layer: int) -> int | None:
+        """The last layer of the same kind before those that share."""
+        config: Any = self.decoder(model).config
+        kinds: Sequence[str] = config.layer_types
+        first = len(kinds) - config.num_kv_shared_layers
+        if layer < first:
+            return None
+        return max(i for i in range(first) if kinds[i] == kinds[layer])
+
+    def rotary(self, model: nn.Module, hidden: Tensor, positions: Tensor, layer: int) -> Any:
+        """Rotary tables of the layer's kind."""
+        decoder: Any = self.decoder(model)
+        return decoder.rotary_emb(hidden, positions, decoder.config.layer_types[layer])
+
+    def masks(
+        self, model: nn.Module, embeds: Tensor, tokens: Tensor, cache: Any, types: Tensor
+    ) -> Any:
+        """The model's own masks, by kind of layer."""
+        create: Any = type(model).create_masks_for_generate  # type: ignore[attr-defined]
+        return create(
+            config=model.config,
+            inputs_embeds=embeds,
+            attention_mask=tokens,
+            past_key_values=cache,
+            position_ids=None,
+            mm_token_type_ids=types,
+        )
+
+    def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """One token for every square of patches, in raster order."""
+        return [_averaged([grid]) for grid in self._grids(model, inputs["image_position_ids"])]
+
+    def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
+        """The same, frame by frame."""
+        positions: Tensor = inputs["video_position_ids"]
+        if positions.dim() == 4:  # before transformers 5.20 videos were as long as one another
+            frames = [positions.shape[1]] * positions.shape[0]
+            positions = positions.flatten(0, 1)
+        else:
+            frames = inputs["num_frames_per_video"].tolist()
+        grids = self._grids(model, positions)
+        return [_averaged([grids.pop(0) for _ in range(count)]) for count in frames]
+
+    def _grids(self, model: nn.Module, positions: Tensor) -> list[tuple[int, int]]:
+        """(height, width) in tokens of images whose patches lie at (I, N, 2) x and y, or -1."""
+        config: Any = model.config
+        side = config.vision_config.pooling_kernel_size
+        sizes = (positions.amax(1) + 1) // side
+        return [(height, width) for width, height in sizes.tolist()]
+
+    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+        """Images and videos of a prompt: runs of their tokens; time stamps part the frames."""
+        config: Any = model.config
+        found: list[Image] = []
+        if comes_with(inputs, "image"):
+            columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
+            tilings: Sequence[Tiling] | None = inputs.get("tilings")
+            found += encoded_images(columns, tilings or self.tilings(model, inputs))
+        if comes_with(inputs, "video"):
+            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
+            tilings = inputs.get("video_tilings")
+            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
+        return by_place(found)
+
+
+def _averaged(grids: Sequence[tuple[int, int]]) -> Tiling:
+    """How an image, or the frames of a video, become tokens."""
+    count = sum(height * width for height, width in grids)
+    return Tiling(1, grids[0] if len(grids) == 1 else None, count, tuple(range(count)))
