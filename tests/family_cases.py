@@ -907,7 +907,12 @@ class Gemma4(Case):
     name = "Gemma 4"
     videos = "mixed"
     grids = ((2, 6), (3, 3))
-    video_grids = ((2, 2, 3), (3, 2, 2))
+    ragged = (
+        "num_frames_per_video"
+        in inspect.signature(transformers.Gemma4ForConditionalGeneration.forward).parameters
+    )
+    """Whether videos may have several lengths."""
+    video_grids = ((2, 2, 3), (3 if ragged else 2, 2, 2))
     patches = 48
     window = 32
     sizes: dict[str, Any] = {  # noqa: RUF012
@@ -970,6 +975,10 @@ class Gemma4(Case):
             50 + 10 * i + t for i, size in zip(videos, sizes, strict=True) for t in range(size[0])
         ]
         pixels, positions = self.pixels(seeds, frames)
+        if not self.ragged:
+            shape = (len(videos), -1, self.patches)
+            pixels, positions = pixels.view(*shape, 48), positions.view(*shape, 2)
+            return {"pixel_values_videos": pixels, "video_position_ids": positions}
         return {
             "pixel_values_videos": pixels,
             "video_position_ids": positions,

@@ -67,7 +67,7 @@ class Gemma4(Family):
     def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """The same, frame by frame."""
         positions: Tensor = inputs["video_position_ids"]
-        if positions.dim() == 4:  # before transformers 5.20 videos were as long as one another
+        if positions.dim() == 4:  # an older transformers has them as long as one another
             frames = [positions.shape[1]] * positions.shape[0]
             positions = positions.flatten(0, 1)
         else:
