@@ -44,6 +44,8 @@ class Case(ABC):
     """Whether transformers itself can search with beams; Llama 4 cannot in 5.23."""
     static: bool = True
     """Whether transformers itself can generate with a static cache."""
+    counted: bool = True
+    """Whether FLOPs are known."""
     close: float = 2e-5
     """Tolerance: the norms and rotary tables of most families go through float32."""
 
@@ -905,6 +907,7 @@ class Gemma4(Case):
     """A small one: inputs for every layer, and the last two look at keys of layers 2 and 3."""
 
     name = "Gemma 4"
+    counted = False
     videos = "mixed"
     grids = ((2, 6), (3, 3))
     ragged = (

@@ -26,7 +26,8 @@ from test_described import Described
 from test_families import PROMPTS, forward
 from test_flops import sdpa_on_cpu
 
-EVERY = [*CASES, *COUSINS]
+EVERY = [case for case in [*CASES, *COUSINS] if case.counted]
+UNCOUNTED = [case for case in [*CASES, *COUSINS] if not case.counted]
 ALONE = {"text": [5, 6, 7], "images": [5, -1, 6, 7, -2, 8], "videos": [5, -100, 6, -101, 7]}
 
 
@@ -107,6 +108,17 @@ def test_what_a_run_reports(case: Case) -> None:
     text = len(PROMPTS["without"][0]) - 1
     seen = with_image.unpruned[0]
     assert text < with_image.tokens[0] == seen - with_image.images[0].seen + 6
+
+
+@pytest.mark.parametrize("case", UNCOUNTED, ids=lambda case: case.name)
+def test_what_is_not_counted_is_unknown(case: Case) -> None:
+    """How many tokens go through the layers that share keys depends on the logits asked for."""
+    with pytest.raises(UnsupportedModelError, match="cannot be read"):
+        ModelShape.from_config(case.model().config)
+    with pore.DivPrune(keep=6)(case.model()) as run:
+        forward(case, case.inputs(PROMPTS["single"]))
+    (sample,) = run.report.samples
+    assert sample.flops is sample.unpruned_flops is sample.flops_of is None
 
 
 def test_a_tower_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
