@@ -89,7 +89,7 @@ def drops(case: Case, name: str) -> bool:
     stages, family = usual(name, KEEP, case).stages(), family_of(case.model())
     anew = not family.mrope
     return name not in MERGING and not any(
-        stage.merges or not family.packed if isinstance(stage, TowerStage) else anew and stage.dense
+        stage.merges or anew if isinstance(stage, TowerStage) else anew and stage.dense
         for stage in stages
     )
 

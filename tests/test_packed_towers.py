@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from family_cases import CASES, COUSINS, Case
+from family_cases import CASES, COUSINS, Case, Mistral3
 from pore import attention as attention_module
 from pore.attention import received_attention
 from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedModelError
@@ -29,6 +29,7 @@ QWEN25 = next(case for case in CASES if case.name == "Qwen2.5-VL")
 PROMPT = [[5, -1, 6, -2, 7, 8], [5, 6, 10, -4, 7, 8, 9]]
 """Three images: of 4 x 6 tokens, of 3 x 3, and of 3 x 3."""
 SIZES = [24, 9, 9]
+GRIDS = [(4, 6), (3, 3), (3, 3)]
 
 of_each = pytest.mark.parametrize("case", PACKED, ids=lambda case: case.name)
 
@@ -69,15 +70,28 @@ def in_windows(height: int, width: int, side: int) -> list[int]:
 
 def orders(case: Case) -> list[Tensor]:
     """Of the three images, which token in raster order every one of the tower is."""
-    grids = [(4, 6), (3, 3), (3, 3)]
     if case.name == "Qwen2.5-VL":
-        return [torch.tensor(in_windows(*grid, 2)) for grid in grids]
-    return [torch.arange(height * width) for height, width in grids]
+        return [torch.tensor(in_windows(*grid, 2)) for grid in GRIDS]
+    return [torch.arange(height * width) for height, width in GRIDS]
 
 
 def in_raster(case: Case, tokens: list[Tensor]) -> list[Tensor]:
     """What the tower has of every image's tokens, (n, ...), in raster order."""
     return [own[order.argsort()] for own, order in zip(tokens, orders(case), strict=True)]
+
+
+def merge(case: Case) -> int:
+    """Side of the square of patches that a visual token is made of."""
+    return getattr(case, "merge", 2)
+
+
+def of_tokens(case: Case, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(n, H) means over the patches of every token, of (N, H) in the tower's own order."""
+    (height, width), side = grid, merge(case)
+    if isinstance(case, Mistral3):  # row by row; in Qwen's towers, token by token
+        rows = patches.view(height, side, width, side, -1)
+        return rows.mean((1, 3)).flatten(0, 1)
+    return patches.view(height * width, side**2, -1).mean(1)
 
 
 def received(case: Case, inputs: dict[str, Tensor], monkeypatch: Any) -> list[Tensor]:
@@ -100,7 +114,12 @@ def received(case: Case, inputs: dict[str, Tensor], monkeypatch: Any) -> list[Te
         tower.set_attn_implementation("eager")
         model(**inputs)
         tower.set_attn_implementation("sdpa")
-    means = [weights.mean(1).view(len(weights), -1, 4).mean(-1).T for weights in found]
+    if isinstance(case, Mistral3):  # all images at once
+        ends = list(itertools.accumulate(merge(case) ** 2 * n for n in SIZES))
+        found = [found[0][:, a:b, a:b] for a, b in itertools.pairwise([0, *ends])]
+    means = [
+        of_tokens(case, weights.mean(1).T, grid) for weights, grid in zip(found, GRIDS, strict=True)
+    ]
     return in_raster(case, means)
 
 
@@ -115,7 +134,9 @@ class TestViews:
             torch.testing.assert_close(
                 view.cls_attention[0, 0].T, weights, rtol=2e-5, atol=1e-7, check_dtype=False
             )
-            assert weights.sum(0).tolist() == pytest.approx([1 / 4] * weights.shape[1])
+            assert weights.sum(0).tolist() == pytest.approx(
+                [1 / merge(case) ** 2] * weights.shape[1]
+            )
 
     def test_features_and_keys_are_in_raster_order(self, case: Case) -> None:
         model, inputs = case.model(), case.inputs(PROMPT)
@@ -204,7 +225,8 @@ def test_kept_tokens_have_the_features_and_positions_that_they_had(case: Case) -
         for table, full in zip(short, tables, strict=True):
             # Before transformers 5.17 the axes come first.
             left = table.select(-3, row)[..., -count:, :]
-            assert torch.equal(left, full.select(-3, row)[..., stays, :])
+            own = full.select(-3, row)[..., stays, :] if family.mrope else full[0, :count]
+            assert torch.equal(left, own)
 
 
 @of_each
@@ -214,7 +236,7 @@ def test_the_projector_sees_fewer_patches(case: Case) -> None:
     hook = (
         family_of(model)
         .projector(model)
-        .register_forward_hook(lambda *args: sizes.append(len(args[2])))
+        .register_forward_hook(lambda *args: sizes.append(args[2].shape[-2]))
     )
     with torch.no_grad(), pore.VisPruner(KEEP)(model):
         model(**inputs)

@@ -89,13 +89,16 @@ class Packing:
 
     Attributes:
         grids: (height, width) of every image, in visual tokens.
-        patches: Patches that a visual token is made of, which lie side by side.
+        patches: Patches that a visual token is made of.
+        groups: (T, patches) where the patches of every visual token lie, tokens in raster order,
+            image after image; None where they lie side by side.
         order: (T,) for every visual token of the sequence, which it is in raster order, image after
             image; None where they lie so. An image is one run also where its tokens do not.
     """
 
     grids: tuple[tuple[int, int], ...]
     patches: int
+    groups: Tensor | None = None
     order: Tensor | None = None
 
 

@@ -1,4 +1,4 @@
-"""Pruning in vision towers that take all images in one sequence, whatever their sizes (Qwen-VL).
+"""Pruning in vision towers that take all images in one sequence: Qwen-VL's, Pixtral.
 
 The rule is called for one image after the other. What it keeps goes through the projector alone;
 behind it every token is put where it came from, with zeros between, so that it has its own place on
@@ -81,7 +81,10 @@ class PackedWatch(TowerWatch):
         for parts in zip(*self._parts[i], strict=True):
             whole = torch.cat(parts, 2)
             _, heads, _, width = whole.shape
-            tokens = self._in_raster(whole.view(1, heads, -1, group, width), 2)
+            if self._packing.groups is None:
+                tokens = self._in_raster(whole.view(1, heads, -1, group, width), 2)
+            else:
+                tokens = whole[:, :, self._packing.groups.to(whole.device)]
             images = torch.split(tokens, self._sizes_of, 2)
             found.append([image.flatten(2, 3) for image in images])
         queries, keys = found
@@ -124,7 +127,9 @@ class PackedWatch(TowerWatch):
         )
         if self._whole:
             return None
-        return (torch.cat(chosen).reshape(-1, *states.shape[1:]), *args[1:])
+        left = torch.cat(chosen)
+        left = left[None] if states.dim() == 3 else left.reshape(-1, *states.shape[1:])
+        return (left, *args[1:])
 
     def _received(self, query: Tensor, key: Tensor) -> Tensor:
         """(1, H, N) attention that the tokens of an image receive, the mean of their patches'."""
@@ -144,7 +149,8 @@ class PackedWatch(TowerWatch):
             )
 
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
-        sizes = self._sizes_of
+        sizes, shape = self._sizes_of, output.shape
+        output = output.flatten(0, -2)  # of which some projectors make a batch of one
         if self.selection is None or self._whole:
             self._kept = list(torch.split(self._in_raster(output, 0), sizes))
             self._slots = [torch.arange(n, device=output.device) for n in sizes]
@@ -159,7 +165,8 @@ class PackedWatch(TowerWatch):
             for n, slots, kept in zip(sizes, self._slots, self._kept, strict=True)
         ]
         whole = torch.cat(filled)
-        return whole if self._sequence is None else whole[self._sequence]
+        whole = whole if self._sequence is None else whole[self._sequence]
+        return whole.view(*shape[:-2], *whole.shape)
 
 
 def _kept_of(selection: TowerSelection) -> tuple[Tensor, Tensor]:

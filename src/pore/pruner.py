@@ -329,11 +329,17 @@ class Pruner(ABC):
                     "own shape, without any. Leave suppress_padding away."
                 )
             )
-        if family.merged and self.tower_stage is not None and self.tower_stage.merge is not None:
+        shrinking = self.tower_stage is not None and self.tower_stage.merge is not None
+        if shrinking and (family.merged or family.packed):
+            why = (
+                "visual tokens are made of squares of them, on the full grid"
+                if family.merged
+                else "images of any size go through it in one sequence"
+            )
             found.append(
                 Limit(
-                    "it merges patches inside the vision tower, but visual tokens are made of "
-                    "squares of them, on the full grid. Use a method that chooses among the tokens."
+                    f"it merges patches inside the vision tower, but {why}. Use a method that "
+                    "chooses among the tokens."
                 )
             )
         if family.deepstack and any(stage.merges for stage in self.stages()):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from pore.families.base import Family, comes_with, encoded_images, placeholder_runs
-from pore.layout import Image, Tiling
+from pore.layout import Image, Packing, Tiling
 
 
 class Mistral3(Family):
@@ -22,29 +23,61 @@ class Mistral3(Family):
     name = "Mistral 3"
     model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
     encodes = True
-    tower_refusal = (
-        "every visual token is a square of patches, and the tower, which has no CLS token, takes "
-        "all images in one sequence. Use a method that acts on the embeddings or in the decoder."
-    )
+    merged = True
+    packed = True
+    tower_refusal = None
+
+    def tower_layers(self, model: nn.Module) -> Sequence[nn.Module]:
+        """All layers of the vision tower."""
+        tower: Any = self.tower(model)
+        return tower.transformer.layers  # type: ignore[no-any-return]
+
+    def tower_attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of a layer of the vision tower."""
+        return layer.attention  # type: ignore[return-value]
+
+    def tower_has_cls(self, model: nn.Module) -> bool:
+        """There is no CLS token."""
+        return False
+
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The layer that makes a token of the patches of a square."""
+        projector: Any = self.projector(model)
+        return projector.patch_merger.merging_layer  # type: ignore[no-any-return]
+
+    def merge_size(self, model: nn.Module) -> int:
+        """Two."""
+        config: Any = model.config
+        return int(config.spatial_merge_size)
+
+    def packing(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Packing:
+        """Image after image, each of them row by row of patches."""
+        inputs = {"pixel_values": self.pixels(args, kwargs), **kwargs}
+        config: Any = model.config
+        patch, size = config.vision_config.patch_size, self.merge_size(model)
+        grids, groups, before = [], [], 0
+        for height, width in ((h // patch, w // patch) for h, w in _sizes(inputs)):
+            grid = (height // size, width // size)
+            patches = torch.arange(before, before + height * width).view(height, width)
+            squares = patches[: grid[0] * size, : grid[1] * size]
+            squares = squares.reshape(grid[0], size, grid[1], size).transpose(1, 2)
+            grids.append(grid)
+            groups.append(squares.reshape(-1, size**2))
+            before += height * width
+        return Packing(tuple(grids), size**2, groups=torch.cat(groups))
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """One token for every square of merged patches, in raster order."""
-        sizes = inputs.get("image_sizes")
-        if sizes is None:  # then none is padded
-            pixels = inputs["pixel_values"]
-            sizes = [pixels.shape[-2:]] * len(pixels)
-        side = self.side(model)
+        config: Any = model.config
+        side = config.vision_config.patch_size * self.merge_size(model)
         found = []
-        for height, width in sizes:
-            grid = (int(height) // side, int(width) // side)
+        for height, width in _sizes(inputs):
+            grid = (height // side, width // side)
             count = grid[0] * grid[1]
             found.append(Tiling(1, grid, count, tuple(range(count))))
         return found
-
-    def side(self, model: nn.Module) -> int:
-        """Height and width in pixels of what becomes a visual token."""
-        config: Any = model.config
-        return int(config.vision_config.patch_size * config.spatial_merge_size)
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: image tokens, cut by what each image comes to."""
@@ -66,15 +99,15 @@ class Pixtral(Mistral3):
 
     name = "Pixtral"
     model_types = ("llava+pixtral",)
-    tower_refusal = (
-        "it has no CLS token and takes all images in one sequence. Use a method that acts on the "
-        "embeddings or in the decoder."
-    )
+    merged = False
 
-    def side(self, model: nn.Module) -> int:
-        """Height and width of a patch."""
-        config: Any = model.config
-        return int(config.vision_config.patch_size)
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The projector."""
+        return self.projector(model)
+
+    def merge_size(self, model: nn.Module) -> int:
+        """One."""
+        return 1
 
 
 class LightOnOcr(Mistral3):
@@ -94,6 +127,15 @@ class LightOnOcr(Mistral3):
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: image tokens, cut by what each image comes to."""
         return [replace(image, structure=()) for image in super().images(model, inputs)]
+
+
+def _sizes(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """(height, width) in pixels of every image, without the padding to the largest."""
+    sizes = inputs.get("image_sizes")
+    if sizes is None:  # then there is no padding
+        pixels = inputs["pixel_values"]
+        sizes = [pixels.shape[-2:]] * len(pixels)
+    return [(int(height), int(width)) for height, width in sizes]
 
 
 def _breaks(image: Image, visual: set[int], length: int) -> list[int]:
