@@ -264,8 +264,12 @@ def _flash(
 ) -> tuple[Tensor, None]:
     """FlashAttention's contract for packed sequences, on a CPU."""
     assert attention_mask is None
-    bounds = kwargs["cu_seq_lens_q"].tolist()
-    assert bounds == kwargs["cu_seq_lens_k"].tolist()
+    if "cu_seq_lens_q" in kwargs:
+        bounds = kwargs["cu_seq_lens_q"].tolist()
+        assert bounds == kwargs["cu_seq_lens_k"].tolist()
+    else:  # as Pixtral in transformers 5.16: an image starts where positions do
+        starts = kwargs["position_ids"].flatten() == 0
+        bounds = [*starts.nonzero()[:, 0].tolist(), query.shape[2]]
     outputs = []
     for start, end in itertools.pairwise(bounds):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
