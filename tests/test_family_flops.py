@@ -121,6 +121,43 @@ def test_what_is_not_counted_is_unknown(case: Case) -> None:
     assert sample.flops is sample.unpruned_flops is sample.flops_of is None
 
 
+@pytest.mark.parametrize(
+    "case",
+    [case for case in EVERY if family_of(case.model()).tower_refusal is None],
+    ids=lambda case: case.name,
+)
+def test_only_what_is_kept_in_the_tower_is_projected(case: Case) -> None:
+    """What a run reports to be saved before the decoder, by matrices and convolutions there."""
+    model = case.model()
+    inputs, family = case.inputs([[5, -1, 6, 7, -2, 8]]), family_of(model)
+    inside = {*family.decoder(model).modules(), model.get_output_embeddings()}
+    projector = family.projector(model)
+    # Gemma 3's has its matrix in itself.
+    itself = projector if any(True for _ in projector.parameters(recurse=False)) else None
+    outside = {
+        f"{type(model).__name__}.{name}"
+        for name, module in model.named_modules()
+        if module not in inside
+        and (module is itself or isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d))
+    }
+    aten = torch.ops.aten
+
+    def products() -> int:
+        with FlopCounterMode(display=False) as counter:
+            forward(case, inputs, use_cache=False)
+        # Rules multiply queries with keys besides, in batches.
+        found = (counter.flop_counts[name] for name in outside & counter.flop_counts.keys())
+        return sum(one[op] for one in found for op in (aten.mm, aten.addmm, aten.convolution))
+
+    unpruned = products()
+    with pore.FasterVLM(keep=6)(model) as run:
+        pruned = products()
+    (sample,) = run.report.samples
+    saved = sample.unpruned_cost.projector - sample.cost.projector
+    assert unpruned - pruned == saved > 0
+    assert sample.unpruned_cost.tower == sample.cost.tower
+
+
 def test_a_tower_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder of a described model is known by its own type; its tower is not."""
     monkeypatch.setattr(pore.Family, "registry", dict(pore.Family.registry))

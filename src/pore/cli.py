@@ -765,17 +765,19 @@ def _taken(one: Support) -> Iterator[str]:
     """What a family takes, and by reason what it does not."""
     everywhere = [name for name, limits in one.limits.items() if not limits]
     yield "all" if len(everywhere) == len(one.limits) else ", ".join(everywhere)
-    by_limit: dict[Any, list[str]] = {}
+    never: dict[str, list[str]] = {}
+    where: dict[str, list[str]] = {}
     for name, limits in one.limits.items():
-        # One reason is enough for a method that never works.
-        for limit in limits if name in one.takes else [x for x in limits if not x.unless][:1]:
-            by_limit.setdefault(limit, []).append(name)
-    for limit, names in by_limit.items():
-        listed = ", ".join(names)
-        if limit.unless is None:
-            yield f"not {listed}: {limit.reason}"
-        else:
-            yield f"where {limit.unless}: {listed}"
+        for limit in limits:
+            if limit.unless is None:
+                never.setdefault(limit.reason, []).append(name)
+                break  # one reason is enough
+            if name in one.takes:
+                where.setdefault(limit.unless, []).append(name)
+    for condition, names in where.items():
+        yield f"where {condition}: {', '.join(names)}"
+    for reason, names in never.items():
+        yield f"not {', '.join(names)}: {reason}"
 
 
 # -- what the commands share ----------------------------------------------------------------------

@@ -285,10 +285,11 @@ def model_flops(
     elif projected is None:
         projected = sum(t * h * w for t, h, w in grids) // shape.merge**2
     projected = _whole(projected, "projected", least=0)
+    stacked = sum(t * h * w for t, h, w in grids) // shape.merge**2 * shape.stacked
     return replace(
         decoder,
         projector=2 * projected * shape.projector,
-        tower=_tower_flops(tower, grids, tower_tokens),
+        tower=_tower_flops(tower, grids, tower_tokens) + 2 * stacked,
     )
 
 

@@ -406,6 +406,8 @@ class ModelShape:
         visual_tokens: Visual tokens of one image, or of one tile of it, as they come out of the
             projector; None where images come in any size.
         merge: Patches along a side of what becomes one visual token.
+        stacked: Multiply-adds of a visual token in what takes patches of lower tower layers there
+            too (DeepStack), which is done before any are chosen in the tower.
         frame_tokens: Tokens of a video's frame that the projector makes, where they are not as many
             as of an image.
         varies: Why images have no one number of visual tokens; None where they have.
@@ -416,6 +418,7 @@ class ModelShape:
     projector: int | None
     visual_tokens: int | None
     merge: int = 1
+    stacked: int = 0
     frame_tokens: int | None = None
     varies: str | None = None
 
@@ -489,8 +492,9 @@ def _merged(config: Any, decoder: DecoderShape, tower: TowerShape) -> ModelShape
     merge = _size(vision, "spatial_merge_size")
     wide = tower.hidden * merge**2
     out = _size(vision, "hidden_size" if config.model_type == "qwen2_vl" else "out_hidden_size")
-    times = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or ())
-    return ModelShape(decoder, tower, times * wide * (wide + out), None, merge, varies=_SIZES)
+    projector = wide * (wide + out)
+    stacked = projector * len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    return ModelShape(decoder, tower, projector, None, merge, stacked, varies=_SIZES)
 
 
 def _glm(config: Any, decoder: DecoderShape, tower: TowerShape) -> ModelShape:
