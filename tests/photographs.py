@@ -135,9 +135,10 @@ TEXT: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 16,
     "intermediate_size": 16,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
+    "max_position_embeddings": 16384,
     "pad_token_id": 1,
 }
 TOWER: dict[str, Any] = {
@@ -378,7 +379,7 @@ _QWEN35_TEXT = {
     "linear_num_value_heads": 2,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
-    "layer_types": ["full_attention"],
+    "layer_types": ["full_attention"] * 2,
 }
 _RATIO = "absolute aspect ratio must be smaller than 200"
 _THIN = {"one pixel high": _RATIO}
@@ -585,7 +586,7 @@ def _gemma3() -> Any:
 def _gemma3_model(tokens: Any) -> Any:
     config = _config(
         *("Gemma3Config", "Gemma3TextConfig"),
-        {"head_dim": 8, "layer_types": ["full_attention"]},
+        {"head_dim": 8, "layer_types": ["full_attention"] * 2},
         vision_config=_siglip(896, 14),
         mm_tokens_per_image=256,
         image_token_index=_id(tokens, "<image_soft_token>"),

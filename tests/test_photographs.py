@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import is_torchvision_available
 
+import pore
 from photographs import KINDS, SIZES, Kind, features, in_pixels, marked, parts, photograph
 from pore import plotting
 from pore.errors import InputError
@@ -24,6 +25,7 @@ from pore.families import family_of
 from pore.padding import padding_fraction
 from pore.prompts import render
 from pore.regions import Regions, trace
+from pore.selection import budget
 
 FAST = ("portrait", "tiny", "one pixel high")
 MARKS = ((0.42, 0.55, 0.5, 0.63), (0.88, 0.04, 0.96, 0.12))
@@ -136,6 +138,28 @@ def test_pictures_of_a_batch_are_told_apart(kind: Kind) -> None:
     assert len(together) == len(alone)
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("name", ["tiny", "one pixel wide"])
+def test_what_a_processor_makes_is_pruned(kind: Kind, name: str) -> None:
+    """Half of every image is dropped before the second layer, whatever its shape."""
+    _, model = made(kind)
+    if name in kind.breaks:
+        pytest.skip(f"the model itself fails: {kind.breaks[name]}")
+    inputs = encoded(kind, [photograph(name)])
+    given = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
+    given.pop("labels", None)
+    with torch.no_grad(), pore.FastV(keep=0.5, layer=1)(model) as run:
+        logits = model(**given).logits
+    (sample,) = run.report
+    assert len(sample.images) == len(tokens(kind, model, inputs))
+    dropped = 0
+    for image in sample.images:
+        assert len(image.kept) == budget(0.5, image.seen)
+        dropped += image.seen - len(image.kept)
+    assert logits.shape[1] == inputs["input_ids"].shape[1] - dropped
+    assert logits.isfinite().all()
 
 
 def kind_of(name: str) -> Kind:
