@@ -175,7 +175,7 @@ class Kind:
         return self.name
 
 
-MIXES = ("out_proj", "o_proj", "projection_layer")
+MIXES = {"out_proj", "o_proj", "projection_layer"}
 """Names of the layers through which attention in towers gives what it has found."""
 
 
@@ -188,7 +188,7 @@ def parts(kind: Kind) -> tuple[Any, Any]:
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=0.3)  # no layer of zeros
-        if "language_model" not in name and name.split(".")[-2] in MIXES:
+        if "language_model" not in name and not MIXES.isdisjoint(name.split(".")):
             nn.init.zeros_(weight)  # attention adds nothing
     return made, model
 
@@ -596,6 +596,46 @@ def _gemma3_model(tokens: Any) -> Any:
     return _made("Gemma3ForConditionalGeneration", config)
 
 
+_GEMMA4 = {
+    "boi_token": "<|image>",
+    "eoi_token": "<image|>",
+    "image_token": "<|image|>",
+    "audio_token": "<|audio|>",
+    "boa_token": "<|audio>",
+    "eoa_token": "<audio|>",
+}
+
+
+def _gemma4() -> Any:
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    images = Gemma4ImageProcessorPil(patch_size=16, max_soft_tokens=280, pooling_kernel_size=3)
+    parts = {"feature_extractor": None, "video_processor": None}
+    return processor("Gemma4Processor", images, tokenizer(**_GEMMA4), "<|image|>", **parts)
+
+
+def _gemma4_model(tokens: Any) -> Any:
+    sizes = {"head_dim": 8, "global_head_dim": 8, "layer_types": ["full_attention"] * 2}
+    small = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": TEXT["vocab_size"]}
+    config = _config(
+        *("Gemma4Config", "Gemma4TextConfig", {**sizes, **small, "num_kv_shared_layers": 0}),
+        vision_config={
+            "model_type": "gemma4_vision",
+            **TOWER,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+        },
+        image_token_id=_id(tokens, "<|image|>"),
+        video_token_id=_id(tokens, "<|video|>"),
+        audio_token_id=_id(tokens, "<|audio|>"),
+        boi_token_id=_id(tokens, "<|image>"),
+        eoi_token_id=_id(tokens, "<image|>"),
+    )
+    return _made("Gemma4ForConditionalGeneration", config)
+
+
 def _pixtral(patch: int, merge: int, most: int) -> Any:
     from transformers.models.pixtral import image_processing_pil_pixtral
 
@@ -747,6 +787,7 @@ KINDS += [
         lambda: _pixtral(16, 1, 1024),
         lambda tokens: _mistral3_model("Llava", tokens),
     ),
+    Kind("Gemma 4", "gemma-4-E4B-it", _gemma4, _gemma4_model),
     Kind("PaliGemma", "paligemma2-3b-mix-448", _paligemma, _paligemma_model),
     Kind(
         *("Video-LLaVA", "Video-LLaVA-7B-hf", _video_llava, _video_llava_model),

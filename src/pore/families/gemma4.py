@@ -82,6 +82,18 @@ class Gemma4(Family):
         sizes = (positions.amax(1) + 1) // side
         return [(height, width) for width, height in sizes.tolist()]
 
+    def views(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """The image whole again: the processor cuts it into patches, and fills up their number."""
+        config: Any = model.config
+        side = config.vision_config.patch_size
+        (patches,), (positions,) = inputs["pixel_values"], inputs["image_position_ids"]
+        width, height = (positions.amax(0) + 1).tolist()
+        real = (positions >= 0).all(1)
+        x, y = positions[real].unbind(1)
+        view = patches.new_zeros(height, width, side, side, 3)
+        view[y, x] = patches[real].view(-1, side, side, 3)
+        return [view.permute(4, 0, 2, 1, 3).reshape(3, height * side, width * side)]
+
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images and videos of a prompt: runs of their tokens; time stamps part the frames."""
         config: Any = model.config
