@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import pore
-from family_cases import CASES, TEXT, Case
-from pore.errors import ModelStateError
+from family_cases import CASES, TEXT, Case, Mistral4
+from pore.errors import ModelStateError, UnsupportedModelError
 from pore.families import family_of
 from pore.pruner import Pruner
 from test_families import KEEP, PROMPTS, forward, hidden_from
@@ -149,3 +149,16 @@ def test_an_assistant_takes_rejected_tokens_back(case: Case, pruner: Pruner) -> 
     assert torch.equal(got, expected)
     plain, assisted = run.report.samples  # drafts are no prompts
     assert plain.tokens == assisted.tokens
+
+
+def test_latent_states_are_no_keys_to_look_ahead_with() -> None:
+    """PyramidDrop looks at its layer before it runs; Mistral 4's cache holds no keys for that."""
+    case = Mistral4()
+    model, inputs = case.model(), case.inputs([FIRST[0]])
+    cache = DynamicCache(config=model.config.get_text_config())
+    with torch.no_grad(), pore.PyramidDrop(keep=KEEP, layers=(1, 3))(model) as run:
+        model(**inputs, past_key_values=cache)
+        assert [len(image.kept) for image in run.report.samples[0].images] == [KEEP]
+        inputs["attention_mask"] = torch.ones(1, 2 * inputs["input_ids"].shape[1])
+        with pytest.raises(UnsupportedModelError, match="latent states in place of keys"):
+            model(**inputs, past_key_values=cache)

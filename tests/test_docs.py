@@ -83,6 +83,12 @@ def test_every_method_is_described_with_its_figure() -> None:
             assert f"![What {name} keeps](" in page, name
 
 
+def test_no_document_has_the_marks_of_a_merge() -> None:
+    root = DOCS.parent
+    for page in [*DOCS.glob("*.md"), *root.glob("*.md")]:
+        assert not re.search(r"^(<{7}|={7}|>{7})( |$)", page.read_text(), re.MULTILINE), page.name
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
     root = DOCS.parent
     for page in [*DOCS.glob("*.md"), *root.glob("*.md"), *root.glob("benchmarks/*.md")]:

@@ -948,6 +948,12 @@ class Run:
                 keys, past = forward.earlier
                 past = past.to(query.device)
                 if keys is not None and past.shape[1]:
+                    if keys[:, :, :0].shape != key[:, :, :0].shape:
+                        raise UnsupportedModelError(
+                            f"The cache of decoder layer {stage.probed} holds latent states in "
+                            f"place of keys, so {self.pruner.name} cannot look at them ahead of "
+                            "it; give every prompt with images a cache of its own."
+                        )
                     # No cache was given, so what it has is put before by hand.
                     key = torch.cat([keys.to(key), key], 2)
             else:  # a cache lets go of what is out of a sliding window
