@@ -916,7 +916,8 @@ class Gemma4(Case):
     )
     """Whether videos may have several lengths."""
     video_grids = ((2, 2, 3), (3 if ragged else 2, 2, 2))
-    patches = 48
+    patches, values, side = 48, 48, 2
+    """The most of an image, numbers in each, and how many along a side become a token."""
     window = 32
     sizes: dict[str, Any] = {  # noqa: RUF012
         "num_kv_shared_layers": 2,
@@ -980,7 +981,7 @@ class Gemma4(Case):
         pixels, positions = self.pixels(seeds, frames)
         if not self.ragged:
             shape = (len(videos), -1, self.patches)
-            pixels, positions = pixels.view(*shape, 48), positions.view(*shape, 2)
+            pixels, positions = pixels.view(*shape, self.values), positions.view(*shape, 2)
             return {"pixel_values_videos": pixels, "video_position_ids": positions}
         return {
             "pixel_values_videos": pixels,
@@ -992,13 +993,14 @@ class Gemma4(Case):
         self, seeds: Sequence[int], grids: Sequence[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
         """Patches and where they lie, (x, y), filled up to the most that an image may have."""
-        pixels = torch.zeros(len(grids), self.patches, 48, dtype=torch.float64)
+        pixels = torch.zeros(len(grids), self.patches, self.values, dtype=torch.float64)
         positions = torch.full((len(grids), self.patches, 2), -1)
         for i, (seed, (height, width)) in enumerate(zip(seeds, grids, strict=True)):
-            y, x = torch.meshgrid(torch.arange(2 * height), torch.arange(2 * width), indexing="ij")
-            count = 4 * height * width
+            rows, columns = (torch.arange(self.side * n) for n in (height, width))
+            y, x = torch.meshgrid(rows, columns, indexing="ij")
+            count = x.numel()
             positions[i, :count] = torch.stack([x.flatten(), y.flatten()], -1)
-            pixels[i, :count] = noise(seed, count, 48)
+            pixels[i, :count] = noise(seed, count, self.values)
         return pixels, positions
 
     def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -1009,6 +1011,7 @@ class Gemma4MoE(Gemma4):
     """A large one: images see themselves where windows slide, keys are values in other layers."""
 
     name = "Gemma 4 with experts"
+    static = since("5.23")  # 5.16 makes other masks for it
     sizes: dict[str, Any] = {  # noqa: RUF012
         "use_bidirectional_attention": "vision",
         "attention_k_eq_v": True,
@@ -1019,6 +1022,44 @@ class Gemma4MoE(Gemma4):
         "top_k_experts": 2,
         "moe_intermediate_size": 16,
     }
+
+
+class Gemma4Unified(Gemma4):
+    """Without a tower; images see themselves in every layer."""
+
+    name = "Gemma 4 Unified"
+    static = False  # its masks for that are not those of its forward
+    side = 1
+    patches, values = 12, 192
+
+    def build(self) -> Any:
+        config = transformers.Gemma4UnifiedConfig(
+            text_config=text_config(
+                "Gemma4UnifiedTextConfig",
+                head_dim=8,
+                global_head_dim=16,
+                sliding_window=self.window,
+                layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+                use_bidirectional_attention="vision",
+            ),
+            vision_config=transformers.Gemma4UnifiedVisionConfig(
+                patch_size=4,
+                pooling_kernel_size=2,
+                mm_embed_dim=16,
+                mm_posemb_size=16,
+                output_proj_dims=16,
+                initializer_range=0.3,
+            ),
+            image_token_id=100,
+            video_token_id=101,
+            audio_token_id=102,
+            boi_token_id=103,
+            eoi_token_id=104,
+        )
+        kind = transformers.Gemma4UnifiedForConditionalGeneration
+        model = kind._from_config(config, dtype=torch.float64)
+        nn.init.normal_(model.model.embed_vision.pos_embedding, std=0.3)
+        return model
 
 
 CASES: list[Case] = [
@@ -1057,5 +1098,6 @@ COUSINS: list[Case] = [
     Ministral3(),
     Mistral4(),
     LightOnOcr(),
+    Gemma4Unified(),
     Cohere2Vision(),
 ]

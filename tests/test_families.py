@@ -330,6 +330,29 @@ def test_what_a_family_says_of_itself_is_so(case: Case) -> None:
     )
 
 
+SEEING = [c for c in [*CASES, *COUSINS] if family_of(c.model()).token_types is not None]
+
+
+@pytest.mark.parametrize("case", SEEING, ids=lambda case: case.name)
+def test_a_family_s_masks_are_those_of_the_forward(case: Case) -> None:
+    model, inputs = case.model(), case.inputs(PROMPTS["ragged"])
+    family, seen = family_of(model), {}
+    assert family.token_types is not None
+    hook = family.decoder(model).register_forward_pre_hook(
+        lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    forward(case, inputs)
+    hook.remove()
+    tokens, types = inputs["attention_mask"].bool(), inputs[family.token_types]
+    made = family.masks(model, seen["inputs_embeds"], tokens, None, types)
+    given = seen["attention_mask"]
+    if isinstance(given, Tensor):
+        made, given = {"": made}, {"": given}
+    assert {kind: None if mask is None else mask.tolist() for kind, mask in made.items()} == {
+        kind: None if mask is None else mask.tolist() for kind, mask in given.items()
+    }
+
+
 @pytest.mark.parametrize(
     "case", [case for case in [*CASES, *COUSINS] if case.videos], ids=lambda case: case.name
 )

@@ -18,6 +18,7 @@ from packaging.version import Version
 from torch import nn
 from transformers import (
     DynamicCache,
+    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     StaticCache,
@@ -201,6 +202,16 @@ def test_caches_know_which_layers_slide() -> None:
     for layer in range(3):
         cache.update(keys, keys, layer)
     assert [_private.slots_of(cache, 1, layer) for layer in range(3)] == [4, 7, 4]
+
+
+def test_tokens_of_a_block_see_each_other() -> None:
+    """`masking_utils.create_masks_for_generate(block_sequence_ids=)`."""
+    config = LlamaConfig(attn_implementation="sdpa")
+    tokens, blocks = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[-1, 0, 0, -1]])
+    mask = _private.block_masks(config, torch.zeros(1, 4, 8), tokens, None, blocks)
+    causal = torch.ones(4, 4, dtype=torch.bool).tril()
+    causal[1, 2] = True
+    assert torch.equal(mask[0, 0], causal)
 
 
 # -- families -------------------------------------------------------------------------------------

@@ -201,6 +201,31 @@ def causal_mask(
     )
 
 
+def block_masks(config: Any, embeds: Tensor, tokens: Tensor, cache: Any, blocks: Tensor) -> Any:
+    """Masks by kind of layer, in which the tokens of a block see each other.
+
+    `create_masks_for_generate` of `masking_utils` is what models make theirs with; of the public
+    method of that name, Gemma 4 Unified has another than its forward goes by.
+
+    Args:
+        config: The decoder's config.
+        embeds: (B, L, D) embeddings of a prompt.
+        tokens: (B, n + L) bool, False at padding, behind n tokens in the cache.
+        cache: The cache, or None.
+        blocks: (B, n + L) the number of the block of every token, -1 for none.
+    """
+    from transformers.masking_utils import create_masks_for_generate
+
+    return create_masks_for_generate(
+        config=config,
+        inputs_embeds=embeds,
+        attention_mask=tokens,
+        past_key_values=cache,
+        position_ids=None,
+        block_sequence_ids=blocks,
+    )
+
+
 def slots_of(cache: Any, length: int, layer: int) -> int:
     """The keys that a layer's kernel gets for `length` new tokens: those in the cache, and theirs.
 

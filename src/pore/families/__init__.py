@@ -17,6 +17,7 @@ from pore.families.aya_vision import Cohere2Vision as Cohere2Vision
 from pore.families.base import Family as Family
 from pore.families.gemma3 import Gemma3 as Gemma3
 from pore.families.gemma4 import Gemma4 as Gemma4
+from pore.families.gemma4 import Gemma4Unified as Gemma4Unified
 from pore.families.glm4v import Glm4V as Glm4V
 from pore.families.idefics3 import Idefics3 as Idefics3
 from pore.families.internvl import InternVL as InternVL

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from pore._private import block_masks
 from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
@@ -24,7 +27,7 @@ class Gemma4(Family):
     encodes = True
     encodes_videos = True
     token_types = "mm_token_type_ids"
-    token_inputs = ("per_layer_input", "per_layer_inputs")
+    token_inputs: ClassVar[tuple[str, ...]] = ("per_layer_input", "per_layer_inputs")
     shares_keys = True
     tower_refusal = (
         "every visual token is the mean of a square of patches, those of all images lie in one "
@@ -77,16 +80,18 @@ class Gemma4(Family):
 
     def _grids(self, model: nn.Module, positions: Tensor) -> list[tuple[int, int]]:
         """(height, width) in tokens of images whose patches lie at (I, N, 2) x and y, or -1."""
-        config: Any = model.config
-        side = config.vision_config.pooling_kernel_size
-        sizes = (positions.amax(1) + 1) // side
+        sizes = (positions.amax(1) + 1) // self._side(model)
         return [(height, width) for width, height in sizes.tolist()]
+
+    def _side(self, model: nn.Module) -> int:
+        """Patches along a side of what becomes one token."""
+        config: Any = model.config
+        return int(config.vision_config.pooling_kernel_size)
 
     def views(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
         """The image whole again: the processor cuts it into patches, and fills up their number."""
-        config: Any = model.config
-        side = config.vision_config.patch_size
         (patches,), (positions,) = inputs["pixel_values"], inputs["image_position_ids"]
+        side = math.isqrt(patches.shape[-1] // 3)
         width, height = (positions.amax(0) + 1).tolist()
         real = (positions >= 0).all(1)
         x, y = positions[real].unbind(1)
@@ -107,6 +112,37 @@ class Gemma4(Family):
             tilings = inputs.get("video_tilings")
             found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
         return by_place(found)
+
+
+class Gemma4Unified(Gemma4):
+    """`Gemma4UnifiedForConditionalGeneration`: patches go into the decoder without a tower.
+
+    Tokens of an image see each other in every layer.
+    """
+
+    name = "Gemma 4 Unified"
+    model_types = ("gemma4_unified",)
+    token_inputs = ()
+    tower_refusal = (
+        "there is none: patches are projected one by one. Use a method that acts on the embeddings "
+        "or in the decoder."
+    )
+
+    def masks(
+        self, model: nn.Module, embeds: Tensor, tokens: Tensor, cache: Any, types: Tensor
+    ) -> Any:
+        """The masks of the model's forward, by kind of layer."""
+        config: Any = self.decoder(model).config
+        visual = (types == 1) | (types == 2)
+        if config.use_bidirectional_attention != "vision":
+            visual = torch.zeros_like(visual)
+        starts = visual & ~nn.functional.pad(visual, (1, 0))[:, :-1]
+        blocks = torch.where(visual, starts.cumsum(1), -1)
+        return block_masks(config, embeds, tokens, cache, blocks)
+
+    def _side(self, model: nn.Module) -> int:
+        """Patches are as large as what becomes a token."""
+        return 1
 
 
 def _averaged(grids: Sequence[tuple[int, int]]) -> Tiling:
