@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -136,6 +137,56 @@ def test_a_second_image_is_pruned_for_itself(case: Case, layer: int) -> None:
         dense = forward(case, both, use_cache=False)
     expected = dense[0, ~hidden[0]]
     torch.testing.assert_close(torch.cat(logits), expected, rtol=case.close, atol=case.close)
+
+
+@families("LLaVA-1.5", "Qwen2.5-VL", "Qwen3.5", "Gemma 3")
+@pytest.mark.parametrize("pruner", [IN_DECODER, ON_EMBEDDINGS], ids=["decoder", "embeddings"])
+class TestCachesFromElsewhere:
+    def begin(self, case: Case) -> Any:
+        model = case.model()
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**case.inputs([[5, -1, 6, 7]]), past_key_values=cache)
+        return cache
+
+    def go_on(self, case: Case, cache: Any, turn: list[int]) -> Tensor:
+        ids = torch.tensor([turn])
+        more = {k: v for k, v in case.extra(ids, torch.ones_like(ids)).items() if "mm" not in k}
+        logits: Tensor = case.model()(input_ids=ids, past_key_values=cache, **more).logits
+        return logits
+
+    def test_a_copy_knows_what_was_dropped(self, case: Case, pruner: Pruner) -> None:
+        """Several questions about one image, each over a copy of its cache."""
+        questions = [[9, 10, 11], [12, 13, 14, 15]]
+        with torch.no_grad():
+            expected = []
+            for question in questions:
+                with pruner(case.model()):
+                    cache = self.begin(case)
+                    self.go_on(case, cache, [16, 17])
+                    expected.append(self.go_on(case, cache, question))
+            with pruner(case.model()):
+                cache = self.begin(case)
+                copies = [copy.deepcopy(cache) for _ in questions]
+                for one, question, answer in zip(copies, questions, expected, strict=True):
+                    self.go_on(case, one, [16, 17])
+                    assert torch.equal(self.go_on(case, one, question), answer)
+
+    def test_a_cache_of_the_unpruned_model_has_everything(self, case: Case, pruner: Pruner) -> None:
+        with torch.no_grad():
+            expected = self.go_on(case, self.begin(case), [9, 10, 11])
+            cache = self.begin(case)
+            with pruner(case.model()):
+                assert torch.equal(self.go_on(case, cache, [9, 10, 11]), expected)
+
+
+@families("LLaVA-1.5", "Qwen2.5-VL", "Gemma 3")
+def test_a_cache_of_another_block_is_refused(case: Case) -> None:
+    elsewhere = TestCachesFromElsewhere()
+    with torch.no_grad():
+        with IN_DECODER(case.model()):
+            cache = elsewhere.begin(case)
+        with IN_DECODER(case.model()), pytest.raises(ModelStateError, match="in another block"):
+            elsewhere.go_on(case, cache, [9, 10, 11])
 
 
 @pytest.mark.parametrize("pruner", [IN_DECODER, ON_EMBEDDINGS], ids=["decoder", "embeddings"])

@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import json
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -539,6 +540,31 @@ class TestLeavesTheModelAsItWas:
             out = model(**self.inputs).logits
         assert out.shape[1] == len(prompt(3, 1, 5)) - N + 4
         assert len(run.report) == 1
+
+    def test_a_second_thread_is_refused(self, models: Any) -> None:
+        """The first one, in the middle of a layer, goes on as if nothing had been."""
+        model, found, inside, refused = models["sdpa"], [], Event(), Event()
+        with pore.FastV(keep=4)(model):
+            expected = model(**self.inputs).logits
+
+        def wait(*_: Any) -> None:
+            if not inside.is_set():
+                inside.set()
+                assert refused.wait(60)
+
+        hook = model.model.language_model.layers[3].register_forward_hook(wait)
+        with pore.FastV(keep=4)(model) as run:
+            first = Thread(target=lambda: found.append(model(**self.inputs).logits))
+            first.start()
+            assert inside.wait(60)
+            with pytest.raises(ModelStateError, match="another thread"):
+                model(**self.inputs)
+            refused.set()
+            first.join()
+            found.append(model(**self.inputs).logits)
+        hook.remove()
+        assert all(torch.equal(logits, expected) for logits in found)
+        assert len(run.report) == len(found) == 2
 
     def test_entering_twice_is_refused(self, models: Any) -> None:
         model = models["sdpa"]

@@ -1,7 +1,8 @@
 """Models that others have wrapped: LoRA of peft, int8 of torchao, offloading of accelerate.
 
-Also caches that quanto and hqq quantise. All but accelerate are of the extra `interop`, which CI
-installs for this file alone.
+Also linear layers of packed weights, as bitsandbytes has them, and caches that quanto and hqq
+quantise. peft, torchao, quanto and hqq are of the extra `interop`, which CI installs for this file
+alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from torch import nn
 from transformers import QuantizedCache
 
 import pore
@@ -26,6 +28,7 @@ PRUNERS = [
     pore.DivPrune(keep=5),
     pore.PyramidDrop(keep=4, layers=(2, 3)),
     pore.VisionZip(keep=5),
+    pore.ToMe(keep=5),
 ]
 PROMPTS = [prompt(3, 1, 5), prompt(7, 1, 2, 1)]
 
@@ -99,8 +102,75 @@ def test_int8_weights(pruner: Any) -> None:
             assert torch.equal(model(**alone).logits, dense)
 
 
+class Packed(nn.Linear):
+    """What bitsandbytes puts in the place of a linear layer, as far as it shows from outside.
+
+    Two weights in a byte, so that `weight` has neither the layer's shape nor its dtype.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach()
+        self.register_buffer("scale", weight.abs().amax(1, keepdim=True) / 7)
+        levels = (weight / self.scale).round().flatten() + 8
+        packed = (levels[::2] * 16 + levels[1::2]).to(torch.uint8)[:, None]
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        levels = torch.cat([self.weight // 16, self.weight % 16], 1).to(states.dtype) - 8
+        weight = levels.view(self.out_features, self.in_features) * self.scale
+        return nn.functional.linear(states, weight, self.bias)
+
+
+def pack_linear(model: nn.Module) -> None:
+    """In tower, projector and decoder; bitsandbytes leaves the head alone."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear) and name != "lm_head":
+                setattr(parent, name, Packed(child))
+
+
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda p: p.name)
-@pytest.mark.parametrize("to", ["cpu", "disk"])
+def test_linear_layers_of_packed_weights(pruner: Any) -> None:
+    """As the same weights unpacked; all kept is unpruned, and the model is left as it was."""
+    model, plain = model_of(), model_of()
+    pack_linear(model)
+    for name, module in model.named_modules():
+        if isinstance(module, Packed):
+            # One output for every input of a single 1: the columns of the weight.
+            ones = torch.eye(module.in_features)
+            bias = 0 if module.bias is None else module.bias
+            plain.get_submodule(name).weight.data = (module(ones) - bias).detach().T.contiguous()
+    dense = model(**inputs_of()).logits
+    before = fingerprint(model)  # transformers puts hooks of its own on at the first call
+    got, expected = answers(model, pruner), answers(plain, pruner)
+    assert got[2] == expected[2]
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(got[1], expected[1])
+    with pore.FastV(keep=N)(model):
+        assert torch.equal(model(**inputs_of()).logits, dense)
+    assert fingerprint(model) == before
+
+
+def split(model: nn.Module, folder: Path) -> None:
+    """Every other layer of tower and decoder on disk, as `device_map` puts them on devices."""
+    places = {}
+    for name, _ in model.named_parameters():
+        module, _, rest = name.partition(".layers.")
+        if rest:
+            number = rest.split(".")[0]
+            places[f"{module}.layers.{number}"] = "disk" if int(number) % 2 else "cpu"
+        else:
+            places[name] = "cpu"
+    accelerate.dispatch_model(
+        model, places, main_device="cpu", offload_dir=folder, force_hooks=True
+    )
+
+
+@pytest.mark.parametrize("pruner", PRUNERS, ids=lambda p: p.name)
+@pytest.mark.parametrize("to", ["cpu", "disk", "map"])
 @pytest.mark.parametrize("first", ["accelerate", "pore"])
 def test_offloading(pruner: Any, to: str, first: str, tmp_path: Path) -> None:
     """Hooks of accelerate move the weights in and out; ours go on before theirs or after."""
@@ -110,8 +180,10 @@ def test_offloading(pruner: Any, to: str, first: str, tmp_path: Path) -> None:
     def offload() -> None:
         if to == "cpu":
             accelerate.cpu_offload(model, torch.device("cpu"))
-        else:
+        elif to == "disk":
             accelerate.disk_offload(model, tmp_path, torch.device("cpu"))
+        else:
+            split(model, tmp_path)
 
     if first == "accelerate":
         offload()

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -696,10 +697,16 @@ class Run:
     # -- hooks ------------------------------------------------------------------------------------
 
     def _before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._forward is not None and self._forward.thread != get_ident():
+            raise ModelStateError(
+                "A pruned model was called while another thread runs it; let one thread at a time "
+                "in, by a lock around `generate`, or give every thread a model of its own."
+            )
         self._forward = _Forward(self.family.inputs(self.model, args, kwargs))
 
     def _after_model(self, *_: object) -> None:
-        self._forward = None
+        if self._forward is not None and self._forward.thread == get_ident():
+            self._forward = None
 
     def _before_decoder(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -1256,8 +1263,7 @@ class Run:
             return _CacheState()
         state = self._caches.get(cache)
         if state is None:
-            cached = int(cache.get_seq_length())
-            state = self._caches[cache] = _CacheState(seen=cached, cached=cached)
+            state = self._caches[cache] = self._begun_elsewhere(cache)
             return state
         cached = cache.get_seq_length()
         if isinstance(cached, Tensor):
@@ -1268,6 +1274,32 @@ class Run:
         elif cached < state.cached:
             state.crop(state.cached - cached)
         return state
+
+    def _begun_elsewhere(self, cache: Any) -> _CacheState:
+        """What there is to know of a cache that this run has not filled.
+
+        It is empty, or of the unpruned model; or a copy of one that is known, as where several
+        questions follow one image.
+        """
+        cached = int(cache.get_seq_length())
+        if cached == 0:
+            return _CacheState()
+        layers = self.family.layers(self.model)
+        numbers = [
+            layer_number(self.family.attention(layer))
+            for layer in layers
+            if not self.family.recurrent(layer)
+        ]
+        for known, state in self._caches.items():
+            if is_copy(cache, known, numbers):
+                return state.copied()
+        # Layers that share what others have cached hold nothing.
+        if any(int(cache.get_seq_length(i)) not in (0, cached) for i in numbers):
+            raise ModelStateError(
+                "Some layers of this cache lack tokens that were dropped in another block. A "
+                "conversation goes on in the block where it began, over the same cache or a copy."
+            )
+        return _CacheState(seen=cached, cached=cached)
 
     def _images(
         self, inputs: dict[str, Any], batch: int, length: int, state: _CacheState
@@ -1365,6 +1397,23 @@ def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
     return images
 
 
+def is_copy(cache: Any, other: Any, layers: Sequence[int]) -> bool:
+    """Whether two caches hold the same.
+
+    Args:
+        cache: A cache that is not empty.
+        other: Another.
+        layers: The layers of attention, of which the last that has keys tells most.
+    """
+    if any(int(cache.get_seq_length(i)) != int(other.get_seq_length(i)) for i in layers):
+        return False
+    for i in reversed(layers):
+        keys, others = cached_keys(cache, i), cached_keys(other, i)
+        if keys is not None and others is not None and keys.numel():
+            return keys.shape == others.shape and torch.equal(keys, others.to(keys.device))
+    return False
+
+
 def deepstack_of(visual: Tensor, embeds: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """What DeepStack adds to a shortened sequence.
 
@@ -1411,6 +1460,12 @@ class _CacheState:
         self.checked = False
         self.entry: Track | None = None
 
+    def copied(self) -> _CacheState:
+        """The same of a copy of the cache."""
+        state = copy.copy(self)
+        state.tracks = dict(self.tracks)
+        return state
+
     def crop(self, count: int) -> None:
         """Forget the last `count` tokens, as assisted decoding does with rejected ones."""
         self.seen -= count
@@ -1430,6 +1485,7 @@ class _Forward:
 
     Attributes:
         inputs: Arguments of the multimodal model by name.
+        thread: The thread that runs it.
         state: What is known of its cache.
         layout: The visual tokens among the tokens of this forward; None where there are none.
         tokens: (B, m) bool, False at padding and filling, of this forward's tokens as they are now.
@@ -1460,6 +1516,7 @@ class _Forward:
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         self.inputs = inputs
+        self.thread = get_ident()
         self.ids: Tensor | None = inputs.get("input_ids")
         self.state: _CacheState | None = None
         self.layout: Layout | None = None

@@ -681,7 +681,8 @@ def watch_prompt(
 
         @functools.wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            note(args[0] if args else kwargs.get("inputs", kwargs.get("input_ids")))
+            ids = args[0] if args else kwargs.get("inputs")
+            note(kwargs.get("input_ids") if ids is None else ids)
             try:
                 return generate(*args, **kwargs)
             finally:
