@@ -429,6 +429,7 @@ class Qwen35(Qwen3VL):
     """Every other decoder layer is recurrent, in float32."""
 
     name = "Qwen3.5"
+    beams = since("5.21") or not since("5.18")  # between, it got features of images wrong
     close = 5e-4
     deepstack = False
     config, kind = "Qwen3_5Config", "Qwen3_5ForConditionalGeneration"
