@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, Gemma4TextModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import family_cases
 import pore
@@ -17,6 +19,7 @@ from pore._private import SPARED_ROWS
 from pore.attention import LayerAttention
 from pore.families import family_of
 from pore.pruner import Pruner, Selection, Stage, View
+from test_engine import _flash
 from test_families import KEEP, PROMPTS, check_cached_decode, check_masked_dense, forward
 from test_paligemma import under, weights
 from test_sliding_window import Some
@@ -135,6 +138,21 @@ def test_attention_to_what_is_left_of_an_earlier_turn(ahead: bool) -> None:
             del inputs["attention_mask"]
             model(**inputs, past_key_values=cache)
     torch.testing.assert_close(seen[2], seen[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pruner", [Some((2,)), Some((3,)), Some((4,)), Some((1, 5))], ids=settings)
+def test_flash_attention_equals_sdpa(pruner: Some) -> None:
+    """Keys that a layer does not look at are not there, as no mask can hide them."""
+    ALL_ATTENTION_FUNCTIONS.register("flash_test", _flash)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_test", flash_attention_mask)
+    inputs = CASE.inputs(PROMPTS["ragged"])
+    options = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    found = []
+    for case in (CASE, under(CASE, "flash_test")):
+        with torch.no_grad(), pruner(case.model()):
+            out = case.model().generate(**inputs, **options, output_logits=True)
+        found.append(torch.stack(out.logits))
+    torch.testing.assert_close(found[1], found[0], rtol=CASE.close, atol=CASE.close)
 
 
 @pytest.mark.skipif(
