@@ -96,6 +96,17 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert (page.parent / unquote(target)).exists(), f"{page.name}: {target}"
 
 
+def test_what_the_documents_call_is_there() -> None:
+    """After `import pore` alone: here other tests may have imported more."""
+    root, names = DOCS.parent, set()
+    for page in [*DOCS.glob("*.md"), *root.glob("*.md"), *root.glob("benchmarks/*.md")]:
+        names |= set(re.findall(r"\bpore((?:\.[A-Za-z_]+)+)\(", page.read_text()))
+    assert ".FastV" in names
+    code = f"import pore; {'; '.join('pore' + name for name in sorted(names))}"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
 def test_import_is_light() -> None:
     """What `import pore` adds to torch and transformers holds nothing heavy."""
     code = (

@@ -8,6 +8,7 @@ with pore.FastV(keep=128, layer=2, reweight=bias)(model) as run:
 print(run.report)
 """
 
+from pore import profiles as profiles
 from pore.bias import PositionBias as PositionBias
 from pore.bias import Provenance as Provenance
 from pore.budgets import schedule as schedule
