@@ -258,6 +258,16 @@ class TestAyaVision:
             both = sorted([*image.columns, *image.structure])
             assert both == list(range(both[0], both[0] + len(both)))
 
+    @pytest.mark.parametrize("case", [family_cases.AyaVision(), family_cases.Cohere2Vision()])
+    def test_tokens_are_made_of_squares_of_patches(self, case: family_cases.Case) -> None:
+        model = case.model()
+        family = family_of(model)
+        projector: Any = family.projector(model)
+        numbers = torch.arange(64.0)[None, :, None].expand(1, 64, 16)
+        shuffled = projector.pixel_shuffle(numbers).view(16, 4, 16)[..., 0]
+        expected = family.groups(model, 64).sort(1).values
+        assert torch.equal(shuffled.long().sort(1).values, expected)
+
     @pytest.mark.parametrize(("tag", "length"), [("TILE", 1), ("TI LE", 2)])
     def test_images_end_with_the_global_tile(self, tag: str, length: int) -> None:
         self.check(

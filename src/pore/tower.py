@@ -530,7 +530,7 @@ class TowerWatch:
 
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         assert self._stage is not None
-        features: Tensor = args[0]
+        features = _in_line(args[0])
         cls, groups = int(self.has_cls), None
         patches = self._states.shape[1] - cls
         if self._family.merged:
@@ -575,10 +575,11 @@ class TowerWatch:
         return (selection.features[selection.valid][None], *args[1:])
 
     def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self._features = args[0]
+        self._features = _in_line(args[0])
 
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
         assert self.pixels is not None
+        output = _in_line(output)
         flat = output.dim() == 2
         valid = None if self.selection is None else self.selection.valid
         if valid is not None:
@@ -598,6 +599,11 @@ class TowerWatch:
         if self.selection is None:
             return None
         return output.flatten(0, 1) if flat else output
+
+
+def _in_line(features: Tensor) -> Tensor:
+    """Features (I, N, C) of tokens that may lie in rows, (I, height, width, C)."""
+    return features.flatten(1, 2) if features.dim() == 4 else features
 
 
 def watch_tiling(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from pore.families.base import Family, comes_with, placeholder_runs, whole_tiles
-from pore.layout import Image
+from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart, whole_tiles
+from pore.layout import Image, Tiling
 
 
 class AyaVision(Family):
@@ -22,17 +22,34 @@ class AyaVision(Family):
     name = "Aya Vision"
     model_types = ("aya_vision",)
     tiles = True
-    tower_refusal = (
-        "every visual token is a square of patches, and the tower has no CLS token. Use a method "
-        "that acts on the embeddings or in the decoder."
-    )
+    tower_refusal = None
+    tiled_prompts = True
+    tiles_placed = False
+    merged = True
+
+    def token_features(self, model: nn.Module) -> nn.Module:
+        """The projection behind the pixel shuffle."""
+        projector: Any = self.projector(model)
+        return projector.linear_1  # type: ignore[no-any-return]
+
+    def merge_size(self, model: nn.Module) -> int:
+        """The pixel shuffle's `downsample_factor`."""
+        config: Any = model.config
+        return int(config.downsample_factor)
+
+    def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
+        """Tile by tile; how the tiles lie in the image is not said."""
+        height, width = self.grid(model)
+        found = self._images(model, input_ids)
+        return [tiles_apart(image, height * width, image.grid) for image in found]
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: tiles of image tokens, those of an image together."""
-        if not comes_with(inputs, "image"):
-            return []
+        return self._images(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
+
+    def _images(self, model: nn.Module, ids: Tensor) -> list[Image]:
         config: Any = model.config
-        ids, grid = inputs["input_ids"], self.grid(model)
+        grid = self.grid(model)
         images = []
         for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
             tiles = whole_tiles(row, columns, grid[0] * grid[1])
