@@ -264,7 +264,7 @@ class TestAyaVision:
         family = family_of(model)
         projector: Any = family.projector(model)
         numbers = torch.arange(64.0)[None, :, None].expand(1, 64, 16)
-        shuffled = projector.pixel_shuffle(numbers).view(16, 4, 16)[..., 0]
+        shuffled = projector.pixel_shuffle(numbers).reshape(16, 4, 16)[..., 0]
         expected = family.groups(model, 64).sort(1).values
         assert torch.equal(shuffled.long().sort(1).values, expected)
 
