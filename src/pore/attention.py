@@ -280,7 +280,7 @@ def row_logits(
     rows: Tensor | None,
     index: Tensor,
     valid: Tensor,
-    mask: Tensor | None,
+    mask: Any,
     scaling: float,
     softcap: float | None = None,
     causal: bool = True,
@@ -294,8 +294,8 @@ def row_logits(
         rows: (I,) the samples to take, in any order and number; None takes each once.
         index: (I, R) which of the q queries to take of each.
         valid: (B, n) bool, False at padding, n <= m.
-        mask: The kernel's mask: (B or 1, 1 or H, q, m') bool or additive, which then says all; or
-            None or (B, n), and the kernel is causal or sees all.
+        mask: The kernel's mask: (B or 1, 1 or H, q, m') bool or additive, or FlexAttention's, which
+            then says all; or None or (B, n), and the kernel is causal or sees all.
         scaling: Factor on the logits.
         softcap: Cap of the logits (Gemma 2), or None.
         causal: Whether the kernel is causal.
@@ -320,7 +320,11 @@ def row_logits(
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     allowed = valid.to(device)[sample, None, None]
-    if isinstance(mask, Tensor) and mask.dim() == 4:
+    if hasattr(mask, "mask_mod"):  # FlexAttention's
+        slots, head = torch.arange(n, device=device), sample.new_zeros(())
+        seen = mask.mask_mod(sample[:, None, None], head, index[..., None], slots)
+        allowed = allowed & seen[:, None]
+    elif isinstance(mask, Tensor) and mask.dim() == 4:
         seen = mask.expand(batch, *mask.shape[1:])[sample[:, None], :, index, :n].transpose(1, 2)
         allowed = allowed & (seen if seen.dtype == torch.bool else seen > -1e4)
     else:

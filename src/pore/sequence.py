@@ -474,6 +474,9 @@ class Shortened:
         if mask is None and self.track.full and window is None and not lost:
             return None  # purely causal, and an ascending choice of positions still is
         columns, valid = (x.to(hidden.device) for x in (self.track.columns, self.track.valid))
+        if self.chunk > 1 and hasattr(mask, "mask_mod"):  # FlexAttention's
+            inside = self._inside(mask, start, hidden.device)
+            return self._causal(hidden, columns, valid, slots, window, first, inside)
         if self.chunk == 1 or not isinstance(mask, Tensor) or mask.dim() != 4:
             return self._causal(hidden, columns, valid, slots, window, first)
         rows = hidden.shape[1]
@@ -508,20 +511,26 @@ class Shortened:
         slots: int,
         window: int | None,
         first: Tensor | None,
+        inside: Callable[[Any, Any, Any, Any], Any] | None = None,
     ) -> Any:
+        """A mask made anew: tokens of this forward see what is `inside`, or those before them."""
         columns, valid = columns[:, -slots:], valid[:, -slots:]
         used = valid.shape[1]
+        past = used - self.length
         valid = nn.functional.pad(valid, (0, slots - used))
-        see = None
-        if window is not None:
-            columns = nn.functional.pad(columns, (0, slots - used))
-            if uses_flash(self._config):
-                valid = valid & self._near(columns, used, window, first)
-            else:
+        columns = nn.functional.pad(columns, (0, slots - used))
+        if window is not None and uses_flash(self._config):
+            valid, window = valid & self._near(columns, used, window, first), None
 
-                def see(b: Any, h: Any, q: Any, k: Any) -> Any:
-                    where = None if first is None else first[b]
-                    return (k <= q) & ~_far(columns[b, q], columns[b, k], window, where)
+        def see(b: Any, h: Any, q: Any, k: Any) -> Any:
+            near = k <= q
+            if window is not None:
+                where = None if first is None else first[b]
+                near = near & ~_far(columns[b, q], columns[b, k], window, where)
+            if inside is None:
+                return near
+            own = (k - past).clamp(0, self.length - 1)
+            return torch.where(k < past, near, inside(b, h, q - past, own))
 
         return causal_mask(
             hidden,
@@ -529,8 +538,21 @@ class Shortened:
             config=self._config,
             length=hidden.shape[1],
             offset=used - hidden.shape[1],
-            see=see,
+            see=None if window is None and inside is None else see,
         )
+
+    def _inside(self, mask: Any, start: int, device: Any) -> Callable[[Any, Any, Any, Any], Any]:
+        """What the model's FlexAttention mask says of the tokens of this forward that are left."""
+        if mask.shape[-2] != self.chunk:  # the model has taken some rows
+            raise UnsupportedModelError(
+                f"A FlexAttention mask for {mask.shape[-2]} of {self.chunk} tokens cannot be "
+                "shortened; load the model with attn_implementation='sdpa'."
+            )
+        start, says, index = min(start, mask.shape[-1] - self.chunk), mask.mask_mod, self.index
+        if index is None:
+            return lambda b, h, q, k: says(b, h, q, start + k)
+        index = index.to(device)
+        return lambda b, h, q, k: says(b, h, index[b, q], start + index[b, k])
 
     def _near(self, columns: Tensor, used: int, window: int, first: Tensor | None) -> Tensor:
         """(B, slots) bool, what one new token sees: FlashAttention counts a window in slots."""
@@ -571,7 +593,7 @@ def token_mask(
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() not in (2, 4):
         raise ModelStateError(
             f"An attention mask of type {type(attention_mask).__name__} does not tell padding from "
-            "tokens; pass the tokenizer's 2-D attention_mask."
+            "tokens; pass the tokenizer's 2-D attention_mask and a dynamic cache."
         )
     tokens = attention_mask.to(device)
     if tokens.dim() == 4:  # some query, itself at least, looks at every token that is no padding
