@@ -179,6 +179,21 @@ class TestCachesFromElsewhere:
                 assert torch.equal(self.go_on(case, cache, [9, 10, 11]), expected)
 
 
+@families("LLaVA-1.5", "Qwen2.5-VL", "InternVL")
+def test_a_question_is_taken_back(case: Case) -> None:
+    """Cropped behind the image, the next question is as the first; into the image is refused."""
+    elsewhere = TestCachesFromElsewhere()
+    with torch.no_grad(), IN_DECODER(case.model()):
+        expected = elsewhere.go_on(case, elsewhere.begin(case), [9, 10, 11])
+        cache = elsewhere.begin(case)
+        elsewhere.go_on(case, cache, [16, 17])
+        cache.crop(-2)
+        assert torch.equal(elsewhere.go_on(case, cache, [9, 10, 11]), expected)
+        cache.crop(-(3 + len([6, 7]) + len(case.image_ids(0)) - 1))
+        with pytest.raises(ModelStateError, match="no farther back than behind the image"):
+            elsewhere.go_on(case, cache, [9, 10, 11])
+
+
 @families("LLaVA-1.5", "Qwen2.5-VL", "Gemma 3")
 def test_a_cache_of_another_block_is_refused(case: Case) -> None:
     elsewhere = TestCachesFromElsewhere()

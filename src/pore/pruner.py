@@ -1467,7 +1467,18 @@ class _CacheState:
         return state
 
     def crop(self, count: int) -> None:
-        """Forget the last `count` tokens, as assisted decoding does with rejected ones."""
+        """Forget the last `count` tokens, as assisted decoding does with rejected ones.
+
+        Raises:
+            ModelStateError: Some were dropped, so that the layers lost different ones.
+        """
+        for track in self.tracks.values():
+            gone = track.columns[:, -count:]
+            if bool((gone[:, -1] - gone[:, 0] != count - 1).any()):
+                raise ModelStateError(
+                    f"The last {count} tokens were cropped from the cache, but among them were "
+                    "some that are not in every layer; crop no farther back than behind the image."
+                )
         self.seen -= count
         self.cached -= count
         if self.prompt is not None:
