@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import pore
-from family_cases import CASES, TEXT, Case, Mistral4
+from family_cases import CASES, TEXT, Case, since, Mistral4
 from pore.errors import ModelStateError, UnsupportedModelError
 from pore.families import family_of
 from pore.pruner import Pruner
@@ -156,6 +156,8 @@ class TestCachesFromElsewhere:
 
     def test_a_copy_knows_what_was_dropped(self, case: Case, pruner: Pruner) -> None:
         """Several questions about one image, each over a copy of its cache."""
+        if case.name == "Gemma 3" and pruner is IN_DECODER and not since("5.20"):
+            pytest.skip("older ones make masks of a further turn for the wrong layer")
         questions = [[9, 10, 11], [12, 13, 14, 15]]
         with torch.no_grad():
             expected = []
