@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import pore
-from family_cases import CASES, TEXT, Case, since, Mistral4
+from family_cases import CASES, TEXT, Case, Mistral4, since
 from pore.errors import ModelStateError, UnsupportedModelError
 from pore.families import family_of
 from pore.pruner import Pruner
