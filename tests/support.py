@@ -48,12 +48,15 @@ class Support:
 
     def write(self, path: Path) -> None:
         """Write the page."""
+        from family_cases import CASES  # imports transformers: only where it is needed
+
         refused = {
             (family, method)
             for family, method, function, outcome in self.found
             if "refused" in function and outcome == "passed"
         }
-        families = list(dict.fromkeys(family for family, *_ in self.found))
+        seen = {family for family, *_ in self.found}
+        families = [case.name for case in CASES if case.name in seen]
         methods = sorted({method for _, method, *_ in self.found})
         passed: Counter[tuple[str, str]] = Counter()
         by_situation: Counter[str] = Counter()

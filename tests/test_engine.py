@@ -104,6 +104,11 @@ def logits_at_end(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tenso
     ]
 
 
+def is_of_transformers(hook: Any) -> bool:
+    """Whether a hook is one that transformers leaves in a model at its first call."""
+    return str(hook.__module__).startswith("transformers.")
+
+
 def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
     """Everything of a model that a hook could leave something in."""
     modules = [
@@ -112,7 +117,7 @@ def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
             type(module),
             sorted(k for k, v in vars(module).items() if not k.startswith("_") or callable(v)),
             len(module._forward_pre_hooks),
-            len(module._forward_hooks),
+            sum(not is_of_transformers(hook) for hook in module._forward_hooks.values()),
             len(module._forward_hooks_always_called),
             id(getattr(module, "config", None)),
         )
