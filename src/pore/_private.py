@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pore.errors import UnsupportedModelError
 
 DEEPSTACK = "_deepstack_process"
 """The method of a Qwen3-VL decoder that adds features of lower tower layers to visual tokens.
@@ -80,6 +83,80 @@ def random_model(kind: Any, config: Any, dtype: torch.dtype, attention: str) -> 
 
     with no_init_weights():
         return kind._from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+# -- arguments and outputs ------------------------------------------------------------------------
+
+EMBEDS = "inputs_embeds"
+"""What enters a decoder: (B, L, D)."""
+
+HIDDEN = "hidden_states"
+"""What enters a decoder layer, mostly by place: (B, L, D)."""
+
+MASK = "attention_mask"
+"""Of a model, a decoder or a layer."""
+
+POSITIONS = "position_ids"
+"""(B, L) or, on several axes, (3 or 4, B, L)."""
+
+ROTARY = "position_embeddings"
+"""Rotary tables of a decoder layer, or two of them by kind of layer."""
+
+WANTED = "logits_to_keep"
+"""The tokens whose logits are asked for: a number of last ones, or positions."""
+
+DEEPSTACK_WHERE = "visual_pos_masks"
+DEEPSTACK_WHAT = "deepstack_visual_embeds"
+"""Arguments of a Qwen3-VL decoder: which tokens are visual, and what is added to them."""
+
+_CACHE = ("cache", "past_key_values")
+"""What forwards call the cache, newest first: `cache` since transformers 5.24."""
+
+
+@lru_cache(maxsize=1)
+def _cache_class() -> type:
+    from transformers import Cache  # late: it takes transformers seconds
+
+    kind: type = Cache
+    return kind
+
+
+def cache_in(values: Mapping[str, Any] | Iterable[Any] | None) -> Any:
+    """The cache among arguments or outputs, whatever it is called there; None where there is none.
+
+    Args:
+        values: Arguments by name, a `ModelOutput`, or a tuple.
+    """
+    kind = _cache_class()
+    given = values.values() if isinstance(values, Mapping) else values or ()
+    return next((value for value in given if isinstance(value, kind)), None)
+
+
+def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with None in place of the cache."""
+    kind = _cache_class()
+    return {name: None if isinstance(v, kind) else v for name, v in kwargs.items()}
+
+
+def cache_argument(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
+    """The cache as an argument of a function of transformers, by the name that it has there.
+
+    Args:
+        function: The forward of a model, a decoder or a layer, or what makes masks.
+        cache: A cache, or None.
+
+    Raises:
+        UnsupportedModelError: The function takes none by a name that pore knows.
+    """
+    names = inspect.signature(function).parameters
+    name = next((name for name in _CACHE if name in names), None)
+    if name is None:
+        raise UnsupportedModelError(
+            f"{getattr(function, '__qualname__', function)} takes no cache by a name that this "
+            f"version of pore knows ({', '.join(_CACHE)}); use a version of transformers that it "
+            "was tested with, or a newer pore."
+        )
+    return {name: cache}
 
 
 # -- attention ------------------------------------------------------------------------------------
@@ -220,9 +297,9 @@ def block_masks(config: Any, embeds: Tensor, tokens: Tensor, cache: Any, blocks:
         config=config,
         inputs_embeds=embeds,
         attention_mask=tokens,
-        past_key_values=cache,
         position_ids=None,
         block_sequence_ids=blocks,
+        **cache_argument(create_masks_for_generate, cache),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._private import SPARED_ROWS
+from pore._private import SPARED_ROWS, cache_argument, cache_in, unwrapped
 from pore.attention import AttentionTap, row_logits
 from pore.bias import Provenance
 from pore.errors import InputError, ScoreError
@@ -247,7 +247,7 @@ def answer_probabilities(model: nn.Module, inputs: Mapping[str, Any], sequences:
             input_ids=sequences[:, :-1],
             attention_mask=nn.functional.pad(mask, (0, more), value=1),
             position_ids=_following(positions[0], more),
-            past_key_values=out.past_key_values,
+            **cache_argument(unwrapped(model).forward, cache_in(out)),
         )
         logits = torch.cat([logits, out.logits], 1)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

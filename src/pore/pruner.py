@@ -22,14 +22,23 @@ from torch import Tensor, nn
 
 from pore._private import (
     DEEPSTACK,
+    DEEPSTACK_WHAT,
+    DEEPSTACK_WHERE,
+    EMBEDS,
+    HIDDEN,
+    MASK,
+    POSITIONS,
     PREFILL,
     SHARED_KEYS,
     SPARED_ROWS,
+    WANTED,
+    cache_in,
     cached_keys,
     layer_number,
     slots_of,
     unwrapped,
     uses_flash,
+    without_cache,
 )
 from pore.attention import AttentionTap, LayerAttention, Reader, hide_positions
 from pore.errors import (
@@ -717,12 +726,12 @@ class Run:
                 "The language model of a pruned model was called by itself; call the whole model, "
                 "or leave the `with` block first."
             )
-        embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        embeds, cache = kwargs[EMBEDS], cache_in(kwargs)
         batch, length = embeds.shape[:2]
         forward.state = state = self._state(cache, length)
-        self._check_goes_on(state, forward.inputs.get("position_ids"), length)
+        self._check_goes_on(state, forward.inputs.get(POSITIONS), length)
         images = self._images(forward.inputs, batch, length, state)
-        mask = forward.inputs.get("attention_mask")  # of which the model may have made others
+        mask = forward.inputs.get(MASK)  # of which the model may have made others
         # Reading the mask of a single new token would cost a synchronisation and tells nothing.
         mask = mask if images or length > 1 else None
         if state.seen and length > 1:
@@ -748,15 +757,15 @@ class Run:
         elif state.seen == 0:  # or it is a new token, a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
         if length == 1 and state.tracks and not state.checked:  # once: it asks the device
-            check_own_slot(kwargs.get("attention_mask"), cache)
+            check_own_slot(kwargs.get(MASK), cache)
             state.checked = True
         state.seen += length
         if self._entry:
             kwargs = self._before_first_layer(forward, kwargs)
         if forward.layout is not None:
-            self._prepare(forward, kwargs["inputs_embeds"])
+            self._prepare(forward, kwargs[EMBEDS])
         forward.start, forward.cached = state.cached, forward.past
-        forward.length = kwargs["inputs_embeds"].shape[1]
+        forward.length = kwargs[EMBEDS].shape[1]
         state.cached += forward.length
         forward.span = state.cached if forward.columns is None else state.seen
         return args, kwargs
@@ -764,10 +773,10 @@ class Run:
     def _after_decoder(self, _: nn.Module, __: object, kwargs: dict[str, Any], output: Any) -> None:
         if self._forward is None or self._forward.state is None:
             return
-        cache = getattr(output, "past_key_values", None)
+        cache = cache_in(output)
         if cache is not None:  # made by the model where the caller gave none
             self._caches[cache] = self._forward.state
-        wanted = kwargs.get("logits_to_keep")
+        wanted = kwargs.get(WANTED)
         if isinstance(wanted, int) and wanted > 0:
             # A model that leaves this to its decoder takes fewer tokens for those it asked for.
             output.last_hidden_state = output.last_hidden_state[:, -wanted:]
@@ -787,7 +796,7 @@ class Run:
             assert forward is not None
             if extra:
                 args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = args[0] if args else kwargs[HIDDEN]
             for number in stages:
                 if self._stages[number].ahead and forward.layout is not None:
                     self._look_ahead(forward, number, layer, hidden, args, kwargs)
@@ -799,7 +808,7 @@ class Run:
             kwargs = self._kwargs(forward, forward.short, i, kwargs, hidden, attention)
             if args:
                 return (hidden, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": hidden}
+            return args, {**kwargs, HIDDEN: hidden}
 
         return before
 
@@ -849,7 +858,6 @@ class Run:
         tables: Any,
         masks: Any,
         wanted: Any,
-        past_key_values: Any,
         **kwargs: Any,
     ) -> Any:
         """Which tokens go through the layers that look at keys of earlier ones."""
@@ -864,9 +872,7 @@ class Run:
             )
         if late or (forward.index is not None and wanted != 1):
             wanted = 0  # all: the last ones of the full sequence need not be those left
-        return process(
-            hidden, inputs, tables, masks, wanted, past_key_values=past_key_values, **kwargs
-        )
+        return process(hidden, inputs, tables, masks, wanted, **kwargs)
 
     def _before_norm(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self._forward is not None
@@ -906,7 +912,7 @@ class Run:
     ) -> None:
         """Run a layer up to its attention, whose tap then reads it and stops."""
         attention = self.family.attention(layer)
-        cache, given = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, given = cache_in(kwargs), kwargs.get(MASK)
         index = layer_number(attention)
         past = self._track(forward, number)
         short = self._shortened(forward, self._extended(forward, past, hidden), hidden.shape[1])
@@ -917,11 +923,11 @@ class Run:
             forward.earlier = _keys_before(cache, index, past.valid, hidden.shape[1])
             if forward.short is not None:
                 kwargs = self._kwargs(forward, forward.short, index, kwargs, hidden, attention)
-            kwargs = {**kwargs, "attention_mask": short.mask(given, hidden, cache, index)}
+            kwargs = {**kwargs, MASK: short.mask(given, hidden, cache, index)}
         # What it computes is not to be cached.
-        kwargs = {**kwargs, "past_key_values": None}
+        kwargs = without_cache(kwargs)
         if not args:
-            kwargs["hidden_states"] = hidden
+            kwargs[HIDDEN] = hidden
         forward.looking_ahead = True
         try:
             # Past the hooks of the layer, of which this is one.
@@ -1070,7 +1076,7 @@ class Run:
     def _before_first_layer(self, forward: _Forward, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Stages on the embeddings: the decoder gets a shorter prompt."""
         assert forward.state is not None
-        state, shorter, every = forward.state, kwargs["inputs_embeds"], forward.tokens
+        state, shorter, every = forward.state, kwargs[EMBEDS], forward.tokens
         length = shorter.shape[1]
         index: Tensor | None = None
         if forward.layout is not None:
@@ -1079,7 +1085,7 @@ class Run:
                 if chosen is not None:
                     index = chosen if index is None else index.gather(1, chosen)
         if index is None and state.prompt is None:
-            return {**kwargs, "inputs_embeds": shorter}
+            return {**kwargs, EMBEDS: shorter}
         if state.total is None:
             state.total = forward.past.sum(-1, keepdim=True).to(every.device)
         start = self.family.first_position
@@ -1091,13 +1097,13 @@ class Run:
         if self._dense and index is not None:
             state.padding = _padding_before(prompt)
         mask = self._entry_mask(forward, kwargs, shorter, index)
-        given = forward.inputs.get("position_ids")
+        given = forward.inputs.get(POSITIONS)
         state.last = given[..., -1:] if isinstance(given, Tensor) else None
-        given = kwargs.get("position_ids")  # of which the model may have made others
+        given = kwargs.get(POSITIONS)  # of which the model may have made others
         if isinstance(given, Tensor) and given.dim() == 3:
             # Several axes. A plane of text positions in front only serves masks, which are given.
             given = given[-3:]
-            names = ("position_ids", "attention_mask")
+            names = (POSITIONS, MASK)
             if all(forward.inputs.get(name) is None for name in names):
                 # The model counted the slots of the cache, which lack the dropped tokens.
                 given = given + (state.seen - length - state.cached)
@@ -1106,23 +1112,23 @@ class Run:
             positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :] + start
         else:
             positions = original if index is None else take(original, index, -1)
-        if index is not None and kwargs.get("visual_pos_masks") is not None:
+        if index is not None and kwargs.get(DEEPSTACK_WHERE) is not None:
             self._check_deepstack(forward)
-            stack, embeds = kwargs["visual_pos_masks"], kwargs["deepstack_visual_embeds"]
+            stack, embeds = kwargs[DEEPSTACK_WHERE], kwargs[DEEPSTACK_WHAT]
             kept = [deepstack_of(stack, one, index) for one in embeds]
             kwargs = {
                 **kwargs,
-                "visual_pos_masks": kept[0][0],
-                "deepstack_visual_embeds": [one for _, one in kept],
+                DEEPSTACK_WHERE: kept[0][0],
+                DEEPSTACK_WHAT: [one for _, one in kept],
             }
         for name in self.family.token_inputs:
             if index is not None and kwargs.get(name) is not None:
                 kwargs = {**kwargs, name: take(kwargs[name], index, 1)}
         return {
             **kwargs,
-            "inputs_embeds": shorter,
-            "attention_mask": mask,
-            "position_ids": positions,
+            EMBEDS: shorter,
+            MASK: mask,
+            POSITIONS: positions,
         }
 
     def _check_goes_on(self, state: _CacheState, given: Any, length: int) -> None:
@@ -1153,10 +1159,10 @@ class Run:
         That is the mask of padding, unless some see those behind them; or where there is a sliding
         window, which reaches as far as in the full sequence where positions are kept.
         """
-        state, cache = forward.state, kwargs.get("past_key_values")
+        state, cache = forward.state, cache_in(kwargs)
         assert state is not None
         assert state.prompt is not None
-        length = kwargs["inputs_embeds"].shape[1]
+        length = kwargs[EMBEDS].shape[1]
         if not self._dense and self._window is not None:
             columns = torch.arange(length, device=shorter.device).expand(len(shorter), -1)
             columns = (columns if index is None else index) + (state.seen - length)
@@ -1176,7 +1182,7 @@ class Run:
                     padding=state.padding,
                     own=forward.own,
                 )
-                masks = short.masks(kwargs.get("attention_mask"), shorter, cache)
+                masks = short.masks(kwargs.get(MASK), shorter, cache)
                 forward.own = own_parts(masks, shorter.shape[1], state.cached)
                 return masks
         types = None if forward.layout is None else self._types(forward, length)

@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._private import causal_mask, layer_number, sliding_layers, slots_of, uses_flash
+from pore._private import (
+    MASK,
+    POSITIONS,
+    ROTARY,
+    cache_in,
+    causal_mask,
+    layer_number,
+    sliding_layers,
+    slots_of,
+    uses_flash,
+)
 from pore.errors import ModelStateError, UnsupportedModelError
 
 
@@ -344,7 +354,7 @@ class Shortened:
         """
         layer = 0 if attention is None else layer_number(attention)
         unmasked = self.track.full and self._window(layer) is None
-        unmasked = unmasked and kwargs.get("attention_mask") is None
+        unmasked = unmasked and kwargs.get(MASK) is None
         rotary = self._rotary if source is None else source._rotary
         if self.index is None and rotary is None and unmasked:
             return kwargs
@@ -358,17 +368,15 @@ class Shortened:
             # Layers with and without a window may have rotary tables of their own.
             make, kind = partial(self._numbered_anew, layer, source), window_of(self._config, layer)
             tables, positions = self._memo(rotary, hidden, make, kind, id(source), whole)
-            kwargs.update(position_embeddings=tables, position_ids=positions)
+            kwargs.update({ROTARY: tables, POSITIONS: positions})
         elif self.index is not None and whole:
-            for name in ("position_embeddings", "position_ids"):
+            for name in (ROTARY, POSITIONS):
                 if kwargs.get(name) is not None:
                     kwargs[name] = self._memo(kwargs[name], hidden, self._positions)
         if attention is None:
-            kwargs["attention_mask"] = self._memo(self.track, hidden, self._present)
+            kwargs[MASK] = self._memo(self.track, hidden, self._present)
             return kwargs
-        cache = kwargs.get("past_key_values")
-        given = kwargs.get("attention_mask")
-        kwargs["attention_mask"] = self.mask(given, hidden, cache, layer, slots)
+        kwargs[MASK] = self.mask(kwargs.get(MASK), hidden, cache_in(kwargs), layer, slots)
         return kwargs
 
     def masks(self, given: Any, hidden: Tensor, cache: Any) -> Any:

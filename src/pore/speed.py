@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._files import write_atomic
-from pore._private import attention_name, random_model
+from pore._private import attention_name, cache_argument, cache_in, random_model
 from pore.errors import InputError
 from pore.families import Family, family_of, identity
 from pore.flops import Flops, model_flops
@@ -475,12 +475,10 @@ class Attainable:
     def __exit__(self, *_: object) -> None:
         del self._decoder.forward
 
-    def _forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, past_key_values: Any, **kwargs: Any
-    ) -> Any:
+    def _forward(self, inputs_embeds: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        decoder, cache = self._decoder, past_key_values
+        decoder, cache = self._decoder, cache_in(kwargs)
         past = cache.get_seq_length()
         if past and attention_name(decoder.config) != "eager":
             # Other kernels need no mask, so that layers with shorter caches are no matter.
@@ -488,7 +486,6 @@ class Attainable:
                 decoder,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask[:, : past + inputs_embeds.shape[1]],
-                past_key_values=cache,
                 **kwargs,
             )
         cuts = {} if past else self._cuts
@@ -496,6 +493,7 @@ class Attainable:
         positions = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
         rotary = decoder.rotary_emb(hidden, position_ids=positions)
         mask = self._mask(hidden)
+        named = cache_argument(decoder.layers[0].forward, cache)
         for i, layer in enumerate(decoder.layers):
             if i > 0 and i in cuts:
                 index = cuts[i]
@@ -506,10 +504,10 @@ class Attainable:
                 hidden,
                 attention_mask=mask,
                 position_embeddings=rotary,
-                past_key_values=cache,
                 use_cache=True,
+                **named,
             )
-        return BaseModelOutputWithPast(decoder.norm(hidden), past_key_values=cache)
+        return BaseModelOutputWithPast(decoder.norm(hidden), cache)
 
     def _mask(self, hidden: Tensor) -> Tensor | None:
         """What the attention needs to be causal: nothing, but for eager."""
@@ -605,6 +603,7 @@ class _Runner:
         config: Any = model.config
         decoder = self.family.decoder(model)
         cache = DynamicCache(config=config.text_config)
+        named = cache_argument(model.forward, cache)
         mask, prompt = inputs["attention_mask"], self.workload.prompt
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -619,7 +618,7 @@ class _Runner:
             start = clock.now()
             logits = model(
                 **{**inputs, "attention_mask": mask[:, :prompt]},
-                past_key_values=cache,
+                **named,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
@@ -636,7 +635,7 @@ class _Runner:
             logits = model(
                 input_ids=token,
                 attention_mask=mask[:, : prompt + step],
-                past_key_values=cache,
+                **named,
                 use_cache=True,
             ).logits
             token = logits[:, -1].argmax(-1, keepdim=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pore._private import cache_argument
 from pore.families.base import Family
 
 
@@ -43,13 +44,14 @@ class Gemma3(Family):
         """The model's own masks, by kind of layer."""
         from transformers import Gemma3ForConditionalGeneration
 
-        return Gemma3ForConditionalGeneration.create_masks_for_generate(
+        create: Any = Gemma3ForConditionalGeneration.create_masks_for_generate
+        return create(
             config=model.config,
             inputs_embeds=embeds,
             attention_mask=tokens,
-            past_key_values=cache,
             position_ids=None,
             token_type_ids=types,
+            **cache_argument(create, cache),
         )
 
     def grid(self, model: nn.Module) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore._private import block_masks
+from pore._private import block_masks, cache_argument
 from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
@@ -58,9 +58,9 @@ class Gemma4(Family):
             config=model.config,
             inputs_embeds=embeds,
             attention_mask=tokens,
-            past_key_values=cache,
             position_ids=None,
             mm_token_type_ids=types,
+            **cache_argument(create, cache),
         )
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
