@@ -562,6 +562,17 @@ class InternVL(Case):
         return {"pixel_values": torch.stack(tiles)}
 
 
+def _lend_llama4_what_it_lacks() -> None:
+    """Let Llama 4 run on transformers 5.24.0, where it fails unpruned too.
+
+    Its forward reads `image_outputs` of its decoder's output, which has none.
+    """
+    from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+
+    if since("5.24") and not hasattr(MoeCausalLMOutputWithPast, "image_outputs"):
+        MoeCausalLMOutputWithPast.image_outputs = None
+
+
 class Llama4(Case):
     """Image 0 is two tiles and the whole view, image 1 the whole view alone."""
 
@@ -600,6 +611,7 @@ class Llama4(Case):
             image_token_index=100,
         )
         kind = transformers.Llama4ForConditionalGeneration
+        _lend_llama4_what_it_lacks()
         return kind._from_config(config, dtype=torch.float64)
 
     def image_ids(self, image: int) -> list[int]:
