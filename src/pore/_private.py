@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -87,6 +88,9 @@ def random_model(kind: Any, config: Any, dtype: torch.dtype, attention: str) -> 
 
 # -- arguments and outputs ------------------------------------------------------------------------
 
+IDS = "input_ids"
+"""(B, L) token ids of a model's prompt."""
+
 EMBEDS = "inputs_embeds"
 """What enters a decoder: (B, L, D)."""
 
@@ -104,6 +108,15 @@ ROTARY = "position_embeddings"
 
 WANTED = "logits_to_keep"
 """The tokens whose logits are asked for: a number of last ones, or positions."""
+
+LABELS = "labels"
+"""(B, L) the tokens that a loss is of, -100 where it is of none."""
+
+ROUTER_LOGITS = "output_router_logits"
+"""Asks for a loss that balances experts."""
+
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k")
+"""Where samples start that lie in one row, for FlashAttention."""
 
 DEEPSTACK_WHERE = "visual_pos_masks"
 DEEPSTACK_WHAT = "deepstack_visual_embeds"
@@ -157,6 +170,21 @@ def cache_argument(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
             "was tested with, or a newer pore."
         )
     return {name: cache}
+
+
+def loss_of(model: nn.Module) -> Callable[..., Any]:
+    """The loss that a model's own forward computes: called with logits, labels and vocab_size.
+
+    It takes `shift_labels` in place of labels that are still to be shifted.
+    """
+    loss: Callable[..., Any] = model.loss_function  # type: ignore[assignment]
+    return loss
+
+
+def text_vocabulary(config: Any) -> int:
+    """How many tokens there are."""
+    size: int = config.get_text_config().vocab_size
+    return size
 
 
 # -- attention ------------------------------------------------------------------------------------
@@ -311,6 +339,136 @@ def slots_of(cache: Any, length: int, layer: int) -> int:
     """
     slots: int = cache.get_mask_sizes(length, layer)[0]
     return slots
+
+
+class CacheOwner(ABC):
+    """What goes with a cache, and follows what is done to its rows."""
+
+    @abstractmethod
+    def take_rows(self, take: Callable[[Tensor], Tensor]) -> None:
+        """Rows were selected, repeated or reordered."""
+
+    @abstractmethod
+    def check_crop(self, count: int) -> None:
+        """The last `count` slots are about to go; raises where they must not."""
+
+    @abstractmethod
+    def crop(self, count: int) -> None:
+        """They are gone."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """The cache is empty."""
+
+    @abstractmethod
+    def check_use(self) -> None:
+        """A model is about to use the cache; raises where it must not."""
+
+
+class _Owned:
+    """Methods of a cache that its owner is told of; comes before the cache's own class."""
+
+    _pore_owner: CacheOwner
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        self._pore_owner.check_use()
+        return super().update(*args, **kwargs)  # type: ignore[misc]
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> Any:
+        self._pore_owner.check_use()  # before layers without keys change their states
+        return super().get_mask_sizes(*args, **kwargs)  # type: ignore[misc]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._pore_owner.take_rows(lambda rows: rows.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._pore_owner.take_rows(lambda rows: rows[indices.to(rows.device)])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._pore_owner.take_rows(lambda rows: rows[beam_idx.to(rows.device)])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        length = int(self.get_seq_length())  # type: ignore[attr-defined]
+        count = -tokens_to_remove
+        if tokens_to_remove > 0:  # until 5.17, the length that is left
+            count = max(length - tokens_to_remove, 0)
+        self._pore_owner.check_crop(count)
+        super().crop(-count)  # type: ignore[misc]
+        if count:
+            self._pore_owner.crop(count)
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self._pore_owner.reset()
+
+
+CACHE_METHODS = frozenset(name for name in vars(_Owned) if not name.startswith("_"))
+"""The methods of a cache that change what it holds of a sample, or are called before it is used."""
+
+
+@lru_cache(maxsize=64)
+def _owned_class(kind: type) -> type:
+    return type(kind.__name__, (_Owned, kind), {"__module__": kind.__module__})
+
+
+def owned(cache: Any, owner: CacheOwner) -> None:
+    """Give a cache an owner, which goes with every copy; it stays what it was to `isinstance`.
+
+    No hook of transformers says when rows of a cache are repeated, selected or cropped.
+    """
+    cache._pore_owner = owner
+    kind: Any = type(cache)
+    cache.__class__ = _owned_class(kind)
+
+
+def owner_of(cache: Any) -> CacheOwner | None:
+    """The owner of a cache."""
+    found: CacheOwner | None = getattr(cache, "_pore_owner", None)
+    return found
+
+
+def has_static_slots(cache: Any) -> bool:
+    """Whether a cache has its slots from the start, for which transformers makes masks early.
+
+    `is_compileable` is what `generate` goes by.
+    """
+    return bool(getattr(cache, "is_compileable", False))
+
+
+CHECKPOINT = "_gradient_checkpointing_func"
+"""What a layer of transformers calls with its own call, to forget its states until the backward.
+
+It calls the layer once more there, hooks and all, when the forward is long over."""
+
+
+def checkpointed(layer: nn.Module) -> bool:
+    """Whether a layer's next call is made by its `CHECKPOINT`."""
+    return layer.training and getattr(layer, "gradient_checkpointing", False)
+
+
+def before_checkpoint(
+    act: Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None],
+    checkpoint: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A `CHECKPOINT` of a layer that lets a pre-hook act once, and not again in the backward.
+
+    Args:
+        act: A forward pre-hook, called with arguments and keyword arguments alone.
+        checkpoint: What is called then, with the layer's own call, a partial of the keyword
+            arguments, and the arguments.
+    """
+
+    def outside(call: Any, *args: Any, **kwargs: Any) -> Any:
+        changed = act(args, call.keywords)
+        if changed is not None:
+            args, keywords = changed
+            call = partial(call.func, *call.args, **keywords)
+        return checkpoint(call, *args, **kwargs)
+
+    return outside
 
 
 def sliding_layers(cache: Any) -> list[bool]:

@@ -179,6 +179,7 @@ class LayerAttention:
         memory: What the stage's `prepare` made of the prompt.
         causal: Whether tokens do not look behind, where the mask does not say.
         window: Tokens that a sliding window shows, where the prompt is longer; None without.
+        hides: Whether the caller's mask may hide an image from the text.
         read: Rows computed so far, one entry for every reading.
     """
 
@@ -193,6 +194,7 @@ class LayerAttention:
     memory: Any = None
     causal: bool = True
     window: int | None = None
+    hides: bool = False
     read: list[int] = field(default_factory=list)
 
     def logits(self, index: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ class LayerAttention:
             query must not look.
 
         Raises:
-            ScoreError: An image is out of the layer's sliding window.
+            ScoreError: An image is out of the layer's sliding window, or hidden by the mask.
         """
         self.read.append(index.shape[1])
         rows = self.layout.rows
@@ -223,11 +225,17 @@ class LayerAttention:
             causal=self.causal,
             window=self.window,
         )
-        if self.window is not None:
+        if self.window is not None or self.hides:
             columns, valid = (x.to(logits.device) for x in (self.columns, self.layout.valid))
             seen = (logits[:, 0] > -torch.inf).any(1).gather(1, columns) & valid
             if not bool(seen.any(1).all()):
                 image = self.layout.images[int((~seen.any(1)).nonzero()[0])]
+                if self.hides:
+                    raise ScoreError(
+                        f"The attention mask hides image {image.index} of sample {image.row} from "
+                        "the tokens whose attention ranks it; let the last token see it, and give "
+                        "every prompt a row of the batch."
+                    )
                 raise ScoreError(
                     f"Image {image.index} of sample {image.row} lies farther back than the "
                     f"{self.window} tokens that the layer whose attention is read looks at; "

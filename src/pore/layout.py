@@ -20,6 +20,9 @@ class Image:
         grid: (height, width) of the image in tokens, or None where tokens lie on no single grid.
         tiling: How its tiles became tokens; None for an image in one piece.
         structure: Positions of tokens that stand for no patch (the end of a row).
+        places: Which of the image's tokens, in raster order, lie at `columns`; None is all. The
+            attention mask hides the others.
+        count: Tokens that the image has, hidden ones included; 0 is as many as `columns`.
     """
 
     row: int
@@ -28,6 +31,18 @@ class Image:
     grid: tuple[int, int] | None = None
     tiling: Tiling | None = None
     structure: Sequence[int] = ()
+    places: Sequence[int] | None = None
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.count:
+            object.__setattr__(self, "count", len(self.columns))
+
+    def showing(self, places: Sequence[int]) -> Image:
+        """The image with only some of its tokens."""
+        if len(places) == len(self.columns):
+            return self
+        return replace(self, columns=[self.columns[i] for i in places], places=places)
 
     @property
     def tiles(self) -> int:
@@ -171,6 +186,9 @@ class Layout:
             shown[image.row, [*image.columns, *image.structure]] = True
         rows = torch.tensor([image.row for image in images], dtype=torch.long)
         raster = torch.arange(widest).repeat(len(images), 1)
+        for i, image in enumerate(images):
+            if image.places is not None:
+                raster[i, : len(image.places)] = torch.as_tensor(image.places)
         return cls(
             images=tuple(images),
             rows=rows.to(device),

@@ -8,6 +8,7 @@ sequence of every prefill with visual tokens, and leaves the model as it was.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import weakref
 from abc import ABC, abstractmethod
@@ -21,26 +22,33 @@ import torch
 from torch import Tensor, nn
 
 from pore._private import (
+    CHECKPOINT,
     DEEPSTACK,
     DEEPSTACK_WHAT,
     DEEPSTACK_WHERE,
     EMBEDS,
     HIDDEN,
+    IDS,
     MASK,
     POSITIONS,
     PREFILL,
     SHARED_KEYS,
     SPARED_ROWS,
     WANTED,
+    before_checkpoint,
     cache_in,
     cached_keys,
+    checkpointed,
+    has_static_slots,
     layer_number,
     slots_of,
     unwrapped,
     uses_flash,
     without_cache,
 )
+from pore.asked import Asked
 from pore.attention import AttentionTap, LayerAttention, Reader, hide_positions
+from pore.caches import CacheRecord, copied_record, keep_record, record_of
 from pore.errors import (
     BudgetError,
     InputError,
@@ -49,6 +57,7 @@ from pore.errors import (
     UnsupportedModelError,
 )
 from pore.families import Family, family_of
+from pore.given import check_unpacked, chosen_masks, custom_masks, shown_images
 from pore.layout import Image, Layout, Tiling
 from pore.packed import PackedWatch
 from pore.padding import letterbox_padding
@@ -128,7 +137,7 @@ class View:
             ProfileMismatchError: An image has another number of tokens than P.
         """
         for image in self.layout.images:
-            bias.check(n=len(image.columns))
+            bias.check(n=image.count)
         n = len(bias)
         if index == "original":
             return bias.divide(scores, self.layout.places(n))
@@ -567,7 +576,10 @@ class Run:
         self._check_recurrent()
         self._check_sharing()
         self._forward: _Forward | None = None
-        self._caches: weakref.WeakKeyDictionary[Any, _CacheState] = weakref.WeakKeyDictionary()
+        self._asked: Asked | None = None
+        self._acts: dict[int, Callable[..., Any]] = {}
+        self._checkpoints: list[Callable[..., Any]] = []
+        self._left: tuple[Tensor | None, Tensor | None] = (None, None)
         self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
         _active[self.model] = self
         try:
@@ -585,7 +597,6 @@ class Run:
         while self._undo:
             self._undo.pop()()
         self._forward = self._watch = None
-        self._caches = weakref.WeakKeyDictionary()
         _active.pop(self.model, None)
 
     def _install(self, tower: TowerStage | None) -> None:
@@ -598,15 +609,19 @@ class Run:
         first = min([stage.layer for stage in self._stages], default=len(layers))
         if self._entry and not self._dense:
             first = 0
+        call = functools.wraps(model.forward)(partial(self._call, model.forward))
+        self._undo.append(override(model, call, "forward"))
         hooks = [
+            base.register_forward_hook(self._model_done),
             base.register_forward_pre_hook(self._before_model, with_kwargs=True),
             base.register_forward_hook(self._after_model, always_call=True),
             decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
         ]
-        for i in range(first, len(layers)):
-            hook = layers[i].register_forward_pre_hook(self._layer_hook(i), with_kwargs=True)
-            hooks.append(hook)
+        self._acts = {i: self._layer_hook(i) for i in range(first, len(layers))}
+        for i, act in self._acts.items():
+            hook = partial(_unless_checkpointed, act)
+            hooks.append(layers[i].register_forward_pre_hook(hook, with_kwargs=True))
         if any(stage.layer == len(layers) for stage in self._stages):
             hooks.append(family.norm(model).register_forward_pre_hook(self._before_norm))
         self._undo.extend(hook.remove for hook in hooks)
@@ -713,6 +728,23 @@ class Run:
             )
         self._forward = _Forward(self.family.inputs(self.model, args, kwargs))
 
+    def _call(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The forward of the whole model, of whose output the caller asks something."""
+        self._asked = asked = Asked(forward, args, kwargs)
+        self._left = None, None
+        try:
+            output = asked.with_loss(self.model, forward(**asked.kwargs), *self._left)
+        finally:
+            self._asked = None
+            self._left = None, None
+        self.report.finished()
+        return output
+
+    def _model_done(self, *_: object) -> None:
+        """After a forward without its head, which was called by itself."""
+        if self._asked is None:
+            self.report.finished()
+
     def _after_model(self, *_: object) -> None:
         if self._forward is not None and self._forward.thread == get_ident():
             self._forward = None
@@ -727,37 +759,48 @@ class Run:
                 "or leave the `with` block first."
             )
         embeds, cache = kwargs[EMBEDS], cache_in(kwargs)
+        self._act_before_checkpoints()
         batch, length = embeds.shape[:2]
-        forward.state = state = self._state(cache, length)
-        self._check_goes_on(state, forward.inputs.get(POSITIONS), length)
-        images = self._images(forward.inputs, batch, length, state)
+        forward.state = state = self._record(cache, batch, length)
+        images, state.marked = self._images(forward.inputs, batch, length, state)
         mask = forward.inputs.get(MASK)  # of which the model may have made others
+        if length > 1 or not state.checked:
+            self._check_goes_on(state, forward.inputs.get(POSITIONS), mask, length)
+        forward.custom = custom_masks(mask, state.seen, length, has_static_slots(cache))
         # Reading the mask of a single new token would cost a synchronisation and tells nothing.
         mask = mask if images or length > 1 else None
         if state.seen and length > 1:
             forward.starts = own_slots(cache, sliding=False), own_slots(cache, sliding=True)
-        start = forward.starts[0]
+        start = forward.starts[0] if forward.custom is None else state.seen
         tokens = token_mask(mask, batch, state.seen, length, embeds.device, start)
         forward.past, forward.tokens = tokens[:, : state.seen], tokens[:, state.seen :]
+        forward.every = forward.tokens
         if state.padding is None:
             state.padding = _padding_before(tokens)
+        layout: Layout | None = None
         if images:
-            forward.layout = Layout.of(images, forward.tokens)
+            check_unpacked(forward.inputs, cache is not None)
+            layout = Layout.of(images, forward.tokens)
             forward.right = not bool(forward.tokens[:, -1].all())
-            if any(stage.attention for stage in self._stages):
-                check_query(forward.layout)
             if self._watch is not None:
-                forward.encoded = self._which(self._watch, forward.layout, embeds)
+                forward.encoded = self._which(self._watch, layout, embeds)
+            if not bool((layout.gather(layout.tokens) | ~layout.valid).all()):
+                layout = self._without_hidden(forward, images)
+        if layout is not None:
+            forward.layout = layout
+            if any(stage.attention for stage in self._stages):
+                check_query(layout)
             types = self._types(forward, length)
             if types is not None and state.seen:
                 forward.own = self.family.masks(self.model, embeds, forward.tokens, None, types)
-            self.report.start(forward.layout)
+            self.report.start(layout)
             if self._watch is not None:
                 self.report.tower(self._watch.tokens)
         elif state.seen == 0:  # or it is a new token, a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
-        if length == 1 and state.tracks and not state.checked:  # once: it asks the device
-            check_own_slot(kwargs.get(MASK), cache)
+        if length == 1 and not state.checked:  # once: it asks the device
+            if state.tracks:
+                check_own_slot(kwargs.get(MASK), cache)
             state.checked = True
         state.seen += length
         if self._entry:
@@ -771,13 +814,24 @@ class Run:
         return args, kwargs
 
     def _after_decoder(self, _: nn.Module, __: object, kwargs: dict[str, Any], output: Any) -> None:
-        if self._forward is None or self._forward.state is None:
+        forward = self._forward
+        if forward is None or forward.state is None:
             return
-        cache = cache_in(output)
-        if cache is not None:  # made by the model where the caller gave none
-            self._caches[cache] = self._forward.state
-        wanted = kwargs.get(WANTED)
-        if isinstance(wanted, int) and wanted > 0:
+        cache = cache_in(kwargs)
+        if cache is None:  # made by the model where the caller gave none
+            cache = cache_in(output)
+        if cache is not None:
+            if forward.state.lacks:
+                forward.state.settings = self.pruner
+                forward.state.is_open = partial(_is_pruned, weakref.ref(self.model))
+            keep_record(cache, forward.state)
+        rows, wanted = None, kwargs.get(WANTED)
+        if self._asked is not None:
+            rows = self._asked.rows(forward.slots, forward.tokens, forward.every)
+            self._left = forward.slots, forward.tokens
+        if rows is not None:
+            output.last_hidden_state = take(output.last_hidden_state, rows, 1)
+        elif isinstance(wanted, int) and wanted > 0:
             # A model that leaves this to its decoder takes fewer tokens for those it asked for.
             output.last_hidden_state = output.last_hidden_state[:, -wanted:]
 
@@ -790,10 +844,12 @@ class Run:
         is_source = i in self._sources.values()
 
         def before(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+            args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             forward = self._forward
             assert forward is not None
+            if forward.looking_ahead:  # the layer itself, where its states are checkpointed
+                return None
             if extra:
                 args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
             hidden = args[0] if args else kwargs[HIDDEN]
@@ -811,6 +867,19 @@ class Run:
             return args, {**kwargs, HIDDEN: hidden}
 
         return before
+
+    def _act_before_checkpoints(self) -> None:
+        """Let layers drop tokens before what is computed again in the backward.
+
+        There the prompt is not known any more, nor need the block last.
+        """
+        for i, layer in enumerate(self.family.layers(self.model)):
+            if i in self._acts and checkpointed(layer):
+                checkpoint = getattr(layer, CHECKPOINT)
+                if checkpoint not in self._checkpoints:
+                    checkpoint = before_checkpoint(self._acts[i], checkpoint)
+                    self._checkpoints.append(checkpoint)
+                    self._undo.append(override(layer, checkpoint, CHECKPOINT))
 
     def _kwargs(
         self,
@@ -842,7 +911,8 @@ class Run:
     def _whole(self, forward: _Forward, hidden: Tensor) -> Track:
         """What layers before the first stage hold in the cache, this forward included."""
         assert forward.state is not None
-        if forward.state.entry is not None:
+        if forward.columns is not None:
+            assert forward.state.entry is not None
             return forward.state.entry
         every = torch.ones(
             len(hidden), forward.state.cached, dtype=torch.bool, device=hidden.device
@@ -870,7 +940,8 @@ class Run:
                 "itself computes only the last token there; as this method drops tokens in them, "
                 "all that are left were."
             )
-        if late or (forward.index is not None and wanted != 1):
+        asked = self._asked is not None and self._asked.single
+        if late or asked or (forward.slots is not None and wanted != 1):
             wanted = 0  # all: the last ones of the full sequence need not be those left
         return process(hidden, inputs, tables, masks, wanted, **kwargs)
 
@@ -986,6 +1057,7 @@ class Run:
                 origin=origin.to(query.device),
                 memory=forward.memory.get(stage.prepare),
                 window=window if window is not None and window < forward.span else None,
+                hides=forward.custom is not None,
             )
             forward.attention = read(attention)
             assert stage.probed is not None
@@ -1084,21 +1156,30 @@ class Run:
                 shorter, chosen = self._shorten(stage, forward, shorter)
                 if chosen is not None:
                     index = chosen if index is None else index.gather(1, chosen)
-        if index is None and state.prompt is None:
+        if index is None and state.entry is None:
             return {**kwargs, EMBEDS: shorter}
+        forward.entered = index
         if state.total is None:
             state.total = forward.past.sum(-1, keepdim=True).to(every.device)
         start = self.family.first_position
         original = (state.total + every.cumsum(-1) - 1).clamp(min=0) + start
         state.total = state.total + every.sum(-1, keepdim=True)
-        past = forward.past if state.prompt is None else state.prompt
-        state.prompt = prompt = torch.cat([past.to(every.device), forward.tokens], 1)
+        forward.before = before = state.entry or Track.unpruned(forward.past)
+        columns = torch.arange(length, device=shorter.device).expand(len(shorter), -1)
+        columns = (columns if index is None else index) + (state.seen - length)
+        # A single new token is never padding, and asking would cost a synchronisation.
+        full = length == 1 or bool(forward.tokens.all())
+        state.entry = before.extended(columns, forward.tokens, full)
+        prompt = state.entry.valid
         forward.past = prompt[:, : -shorter.shape[1]]
         if self._dense and index is not None:
             state.padding = _padding_before(prompt)
         mask = self._entry_mask(forward, kwargs, shorter, index)
         given = forward.inputs.get(POSITIONS)
-        state.last = given[..., -1:] if isinstance(given, Tensor) else None
+        state.last = None
+        if isinstance(given, Tensor):
+            state.last = take(given, _last_valid(every)[:, None], -1)
+        own = given is not None
         given = kwargs.get(POSITIONS)  # of which the model may have made others
         if isinstance(given, Tensor) and given.dim() == 3:
             # Several axes. A plane of text positions in front only serves masks, which are given.
@@ -1110,8 +1191,12 @@ class Run:
             positions = given if index is None else take(given, index, -1)
         elif self._dense:
             positions = (prompt.cumsum(-1) - 1).clamp(min=0)[:, -shorter.shape[1] :] + start
+            if own and isinstance(given, Tensor):
+                positions = positions + self._offset(given - original, every)
         else:
-            positions = original if index is None else take(original, index, -1)
+            positions = given if own and isinstance(given, Tensor) else original
+            positions = positions.expand(len(shorter), -1)
+            positions = positions if index is None else take(positions, index, -1)
         if index is not None and kwargs.get(DEEPSTACK_WHERE) is not None:
             self._check_deepstack(forward)
             stack, embeds = kwargs[DEEPSTACK_WHERE], kwargs[DEEPSTACK_WHAT]
@@ -1131,15 +1216,29 @@ class Run:
             POSITIONS: positions,
         }
 
-    def _check_goes_on(self, state: _CacheState, given: Any, length: int) -> None:
+    def _offset(self, offset: Tensor, tokens: Tensor) -> Tensor:
+        """(B, 1) how far positions of the caller are from those counted from the first token."""
+        last = offset.expand(len(tokens), -1).gather(1, _last_valid(tokens)[:, None])
+        if tokens.shape[1] > 1 and bool(((offset != last) & tokens).any()):
+            raise InputError(
+                f"{self.pruner.name} numbers the tokens that are left anew, which it cannot where "
+                f"the {POSITIONS} given do not count up by one; leave them away, or use a method "
+                "that keeps positions."
+            )
+        return last
+
+    def _check_goes_on(self, state: CacheRecord, given: Any, mask: Any, length: int) -> None:
         """Refuse tokens that do not follow those in the cache.
 
         `generate` cuts a whole conversation by the length of the cache, which lacks what was
         dropped before the first layer.
         """
-        if state.last is None or length == 1 or not isinstance(given, Tensor):
+        if state.last is None or not isinstance(given, Tensor):
             return
-        first, last = given[..., :1], state.last.to(given.device)
+        column = torch.zeros(len(state.last), 1, dtype=torch.long, device=given.device)
+        if isinstance(mask, Tensor) and mask.dim() == 2:  # the first after padding
+            column = mask[:, -length:].long().argmax(1)[:, None].to(given.device)
+        first, last = take(given, column, -1), state.last.to(given.device)
         if first.dim() == 3 and first.shape != last.shape:
             # With and without a plane of text positions in front.
             first, last = first[-1], last[-1]
@@ -1161,15 +1260,20 @@ class Run:
         """
         state, cache = forward.state, cache_in(kwargs)
         assert state is not None
-        assert state.prompt is not None
+        assert state.entry is not None
         length = kwargs[EMBEDS].shape[1]
+        track = state.entry
+        columns = track.columns[:, -shorter.shape[1] :]
         if not self._dense and self._window is not None:
-            columns = torch.arange(length, device=shorter.device).expand(len(shorter), -1)
-            columns = (columns if index is None else index) + (state.seen - length)
-            track = state.entry or Track.unpruned(forward.past)
-            forward.before, forward.columns = track, columns
-            full = length == 1 or bool(forward.tokens.all())
-            state.entry = track = track.extended(columns, forward.tokens, full)
+            forward.columns = columns
+        if forward.custom is not None:
+            rows = columns - (state.seen - length)
+            masks = chosen_masks(forward.custom, rows, track.columns, track.valid)
+            if forward.columns is None:
+                forward.custom = masks
+            return masks
+        if forward.columns is not None:
+            assert self._window is not None
             if state.seen > self._window:
                 short = Shortened(
                     index,
@@ -1187,12 +1291,12 @@ class Run:
                 return masks
         types = None if forward.layout is None else self._types(forward, length)
         if types is None:
-            return state.prompt.long()
+            return track.valid.long()
         types = types.to(shorter.device) if index is None else take(types, index, -1)
         make = partial(self.family.masks, self.model, shorter)
         forward.own = make(forward.tokens, None, types) if state.cached else None
         # What is in the cache lies behind, like text.
-        return make(state.prompt, cache, nn.functional.pad(types, (state.cached, 0)))
+        return make(track.valid, cache, nn.functional.pad(types, (state.cached, 0)))
 
     def _types(self, forward: _Forward, length: int) -> Tensor | None:
         """(B, length) types of a forward's tokens, in a family where they make masks."""
@@ -1223,7 +1327,9 @@ class Run:
         """What the layers from a stage on hold in the cache before this forward."""
         assert forward.state is not None
         track = forward.state.tracks.get(number)
-        return track or forward.before or Track.unpruned(forward.cached)
+        if track is None and forward.columns is not None:
+            track = forward.before
+        return track or Track.unpruned(forward.cached)
 
     def _extended(self, forward: _Forward, track: Track, hidden: Tensor) -> Track:
         """A track with the tokens of this forward that are left."""
@@ -1257,77 +1363,106 @@ class Run:
             starts=forward.fitting(forward.start),
             padding=forward.state.padding,
             own=forward.own,
+            custom=forward.custom,
             rotary=rotary,
             first_position=self.family.first_position,
         )
 
     # -- what the hooks need to know --------------------------------------------------------------
 
-    def _state(self, cache: Any, length: int) -> _CacheState:
-        """What was dropped from a cache, brought up to date with what its owner did to it."""
-        if cache is None:
-            return _CacheState()
-        state = self._caches.get(cache)
-        if state is None:
-            state = self._caches[cache] = self._begun_elsewhere(cache)
-            return state
-        cached = cache.get_seq_length()
-        if isinstance(cached, Tensor):
-            # A static cache cannot be cropped, only reset, and then a prompt follows.
-            cached = int(cached) if length > 1 else state.cached
-        if cached == 0:
-            state = self._caches[cache] = _CacheState()
-        elif cached < state.cached:
-            state.crop(state.cached - cached)
-        return state
+    def _record(self, cache: Any, batch: int, length: int) -> CacheRecord:
+        """What there is to know of a cache, to be brought up to date by this forward.
 
-    def _begun_elsewhere(self, cache: Any) -> _CacheState:
-        """What there is to know of a cache that this run has not filled.
-
-        It is empty, or of the unpruned model; or a copy of one that is known, as where several
-        questions follow one image.
+        Raises:
+            ModelStateError: It lacks tokens that others have dropped, or is not what it was.
         """
-        cached = int(cache.get_seq_length())
+        if cache is None:
+            return CacheRecord()
+        known = record_of(cache)
+        cached = cache.get_seq_length()
+        if isinstance(cached, Tensor):  # a static cache's, on its device
+            cached = int(cached) if known is None or length > 1 else known.cached
+        if known is None:
+            known = self._begun_elsewhere(cache, cached)
         if cached == 0:
-            return _CacheState()
-        layers = self.family.layers(self.model)
-        numbers = [
-            layer_number(self.family.attention(layer))
-            for layer in layers
-            if not self.family.recurrent(layer)
-        ]
-        for known, state in self._caches.items():
-            if is_copy(cache, known, numbers):
-                return state.copied()
-        # Layers that share what others have cached hold nothing.
-        if any(int(cache.get_seq_length(i)) not in (0, cached) for i in numbers):
+            return CacheRecord()
+        if not known.lacks:  # it holds all that came, in blocks or not
+            return CacheRecord(seen=cached, cached=cached, marked=known.marked)
+        if not _same(known.settings, self.pruner):
             raise ModelStateError(
-                "Some layers of this cache lack tokens that were dropped in another block. A "
-                "conversation goes on in the block where it began, over the same cache or a copy."
+                "Some layers of this cache lack tokens that were dropped in another block, by "
+                f"{known.settings!r}. A conversation goes on in the block where it began, or in "
+                "one of the same method and settings, over the same cache or a copy."
             )
-        return _CacheState(seen=cached, cached=cached)
+        if cached != known.cached or batch != known.rows:
+            raise ModelStateError(
+                f"This cache holds {cached} tokens, where {known.cached} of {known.rows} samples "
+                f"were left, and {batch} samples follow: a forward failed halfway, or it was "
+                "changed otherwise than by its own methods. Begin again with a new cache."
+            )
+        return known.copied()
+
+    def _begun_elsewhere(self, cache: Any, cached: int) -> CacheRecord:
+        """What there is to know of a cache without a record.
+
+        It is empty, or of the unpruned model; or it was copied tensor by tensor.
+        """
+        if cached == 0:
+            return CacheRecord()
+        own = [
+            layer_number(self.family.attention(layer))
+            for i, layer in enumerate(self.family.layers(self.model))
+            if not self.family.recurrent(layer) and i not in self._sources
+        ]
+        copied = copied_record(cache, own)
+        if copied is not None:
+            return copied
+        if any(int(cache.get_seq_length(i)) != cached for i in own):
+            raise ModelStateError(
+                "Some layers of this cache lack tokens: they were dropped in another block, or a "
+                "forward failed halfway. Begin again with a new cache."
+            )
+        return CacheRecord(seen=cached, cached=cached)
 
     def _images(
-        self, inputs: dict[str, Any], batch: int, length: int, state: _CacheState
-    ) -> list[Image]:
-        if inputs.get("input_ids") is not None:
-            return self.family.images(self.model, {**inputs, **self._tilings})
+        self, inputs: dict[str, Any], batch: int, length: int, state: CacheRecord
+    ) -> tuple[list[Image], Tensor | None]:
+        """The images of this forward, and the marks that were used for the cache."""
+        if inputs.get(IDS) is not None:
+            return self.family.images(self.model, {**inputs, **self._tilings}), state.marked
         fresh = self._marked is not None and self._marked is not state.marked
         if length == 1 or (state.seen > 0 and not fresh):
-            return []
+            return [], state.marked
         if self._marked is None:
             raise InputError(
                 "The prompt is given as inputs_embeds, which do not tell visual tokens from text; "
                 "say where they are with run.mark_visual(mask), or pass input_ids and pixels."
             )
-        marked = state.marked = self._marked
-        if batch % marked.shape[0] or marked.shape[1] > length:
+        marked = self._marked
+        if batch % marked.shape[0] or marked.shape[1] != length:
             raise InputError(
                 f"mark_visual was given a mask of shape {tuple(marked.shape)}, but the prompt has "
-                f"{batch} samples of {length} tokens."
+                f"{batch} samples of {length} tokens; mark every prompt before it is given."
             )
-        marked = marked.repeat_interleave(batch // marked.shape[0], 0)
-        return marked_images(marked, self.family.grid(self.model))
+        repeated = marked.repeat_interleave(batch // marked.shape[0], 0)
+        return marked_images(repeated, self.family.grid(self.model)), marked
+
+    def _without_hidden(self, forward: _Forward, images: Sequence[Image]) -> Layout | None:
+        """The layout of what the attention mask shows of the images; None where that is nothing.
+
+        Raises:
+            InputError: What is kept was chosen in the vision tower, where no mask is known.
+        """
+        if self.pruner.tower_stage is not None:
+            raise InputError(
+                f"The {MASK} hides visual tokens, but {self.pruner.name} chooses among them in the "
+                "vision tower, which knows of no mask; show them, or use a method that acts on the "
+                "embeddings or in the decoder."
+            )
+        shown = shown_images(images, forward.tokens)
+        if forward.encoded:
+            forward.encoded = [forward.encoded[number] for number, _ in shown]
+        return Layout.of([image for _, image in shown], forward.tokens) if shown else None
 
     def _which(self, watch: TowerWatch, layout: Layout, embeds: Tensor) -> list[int]:
         which = watch.which(layout, embeds)
@@ -1403,23 +1538,6 @@ def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
     return images
 
 
-def is_copy(cache: Any, other: Any, layers: Sequence[int]) -> bool:
-    """Whether two caches hold the same.
-
-    Args:
-        cache: A cache that is not empty.
-        other: Another.
-        layers: The layers of attention, of which the last that has keys tells most.
-    """
-    if any(int(cache.get_seq_length(i)) != int(other.get_seq_length(i)) for i in layers):
-        return False
-    for i in reversed(layers):
-        keys, others = cached_keys(cache, i), cached_keys(other, i)
-        if keys is not None and others is not None and keys.numel():
-            return keys.shape == others.shape and torch.equal(keys, others.to(keys.device))
-    return False
-
-
 def deepstack_of(visual: Tensor, embeds: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """What DeepStack adds to a shortened sequence.
 
@@ -1437,64 +1555,14 @@ def deepstack_of(visual: Tensor, embeds: Tensor, index: Tensor) -> tuple[Tensor,
     return left, embeds[number.gather(1, index)[left].to(embeds.device)]
 
 
-class _CacheState:
-    """What a run knows of one key-value cache.
-
-    Attributes:
-        seen: Tokens of the prompt and the answer so far, dropped ones included.
-        cached: Slots in the cache of the first layer.
-        prompt: (B, cached) bool, False at filling, where a stage on the embeddings shortened.
-        padding: (B,) padding at the front of the sequence that windows are counted over.
-        total: (B, 1) tokens so far, dropped ones included, padding not; likewise.
-        last: (..., B, 1) position of the last token, where the model was given positions; likewise.
-        marked: The marks that were used for it, see `Run.mark_visual`.
-        tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
-        checked: Whether the masks that come with a new token were looked at.
-        entry: What the first layer holds, where a stage on the embeddings has dropped tokens, the
-            others keep their positions and a layer has a sliding window.
-    """
-
-    def __init__(self, seen: int = 0, cached: int = 0) -> None:
-        self.seen = seen
-        self.cached = cached
-        self.prompt: Tensor | None = None
-        self.padding: Tensor | None = None
-        self.total: Tensor | None = None
-        self.last: Tensor | None = None
-        self.marked: Tensor | None = None
-        self.tracks: dict[int, Track] = {}
-        self.checked = False
-        self.entry: Track | None = None
-
-    def copied(self) -> _CacheState:
-        """The same of a copy of the cache."""
-        state = copy.copy(self)
-        state.tracks = dict(self.tracks)
-        return state
-
-    def crop(self, count: int) -> None:
-        """Forget the last `count` tokens, as assisted decoding does with rejected ones.
-
-        Raises:
-            ModelStateError: Some were dropped, so that the layers lost different ones.
-        """
-        for track in self.tracks.values():
-            gone = track.columns[:, -count:]
-            if bool((gone[:, -1] - gone[:, 0] != count - 1).any()):
-                raise ModelStateError(
-                    f"The last {count} tokens were cropped from the cache, but among them were "
-                    "some that are not in every layer; crop no farther back than behind the image."
-                )
-        self.seen -= count
-        self.cached -= count
-        if self.prompt is not None:
-            self.prompt = self.prompt[:, : self.cached]
-        if self.total is not None:
-            self.total = self.total - count
-        if self.last is not None:
-            self.last = self.last - count
-        self.tracks = {number: t.cropped(count) for number, t in self.tracks.items()}
-        self.entry = None if self.entry is None else self.entry.cropped(count)
+def _same(settings: Any, other: Any) -> bool:
+    """Whether two methods are the same with the same settings."""
+    if settings is other:
+        return True
+    try:
+        return type(settings) is type(other) and bool(settings == other)
+    except (RuntimeError, TypeError, ValueError):  # of settings that do not compare, as tensors
+        return False
 
 
 class _Forward:
@@ -1517,6 +1585,10 @@ class _Forward:
             all there.
         before: Which of it the cache of the first layer holds; None likewise.
         starts: Where they start in the model's masks, of layers without and with a sliding window.
+        custom: The caller's masks of which token sees which, over all tokens of that sequence;
+            None where only padding was told.
+        every: (B, length) bool, `tokens` as they came.
+        entered: (B, m) where in this forward the tokens that enter the first layer came; None: all.
         own: Masks of this forward's tokens alone, where they see more than those before them and
             the model's masks may not fit; else None.
         index: (B, m) where the tokens were when they entered the first layer; None: all are there.
@@ -1534,8 +1606,8 @@ class _Forward:
     def __init__(self, inputs: dict[str, Any]) -> None:
         self.inputs = inputs
         self.thread = get_ident()
-        self.ids: Tensor | None = inputs.get("input_ids")
-        self.state: _CacheState | None = None
+        self.ids: Tensor | None = inputs.get(IDS)
+        self.state: CacheRecord | None = None
         self.layout: Layout | None = None
         self.tokens: Tensor
         self.past: Tensor
@@ -1547,6 +1619,9 @@ class _Forward:
         self.columns: Tensor | None = None
         self.before: Track | None = None
         self.starts = (0, 0)
+        self.custom: Any = None
+        self.every: Tensor
+        self.entered: Tensor | None = None
         self.own: Any = None
         self.index: Tensor | None = None
         self.short: Shortened | None = None
@@ -1558,10 +1633,35 @@ class _Forward:
         self.attention: Any = None
         self.encoded: list[int] = []
 
+    @property
+    def slots(self) -> Tensor | None:
+        """(B, m) where in this forward the tokens that are left came; None: all are left."""
+        if self.index is None or self.entered is None:
+            return self.entered if self.index is None else self.index
+        return self.entered.to(self.index.device).gather(1, self.index)
+
     def fitting(self, start: int) -> tuple[int | None, int | None]:
         """`starts`, but None where the model made masks for a cache of other than `start` slots."""
         first, second = self.starts
         return (first if first == start else None), (second if second == start else None)
+
+
+def _unless_checkpointed(
+    act: Callable[..., Any], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A pre-hook of a layer, which has acted already where the layer's states are checkpointed."""
+    return None if checkpointed(layer) else act(args, kwargs)
+
+
+def _is_pruned(model: weakref.ref[nn.Module]) -> bool:
+    """Whether a model is pruned now."""
+    found = model()
+    return found is not None and found in _active
+
+
+def _last_valid(tokens: Tensor) -> Tensor:
+    """(B,) the place of the last of (B, n) tokens that is no padding; 0 where all are."""
+    return (torch.arange(tokens.shape[1], device=tokens.device) * tokens).amax(1)
 
 
 def _padding_before(tokens: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ class ImageReport:
             merged token is the one it was merged into.
         extra: Tokens that reached it and stand for no single patch: CLS, a merged rest.
         grid: (height, width) of the image in tokens, or None where tokens lie on no grid.
+        stages: For every stage, its layer and the raster indices that it left.
+        hidden: Tokens among those seen that the attention mask hides, which never counted.
     """
 
     image: int
@@ -39,6 +41,7 @@ class ImageReport:
     grid: tuple[int, int] | None
     extra: int = 0
     stages: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    hidden: int = 0
 
     @property
     def coordinates(self) -> tuple[tuple[int, int], ...] | None:
@@ -89,7 +92,7 @@ class SampleReport:
     @property
     def mean_visual_tokens(self) -> float:
         """Visual tokens averaged over the decoder layers, as SparseVLM and VisionZip count."""
-        seen = sum(image.seen for image in self.images)
+        seen = sum(image.seen - image.hidden for image in self.images)
         dropped = sum(self.unpruned) - sum(self.tokens)
         return seen - dropped / len(self.tokens)
 
@@ -126,9 +129,7 @@ class TowerWork(NamedTuple):
             if tower is None:
                 return cls(None, None)
             if shape.visual_tokens is not None:
-                tiles = (
-                    len(image.columns) // shape.visual_tokens if tiling is None else tiling.tiles
-                )
+                tiles = image.count // shape.visual_tokens if tiling is None else tiling.tiles
                 grids += [(1, tower.side, tower.side)] * tiles
                 frame = tiling is not None and tiling.grid is None and shape.frame_tokens
                 projected += tiles * (frame or shape.visual_tokens)
@@ -156,6 +157,9 @@ class _Prefill:
 class Report:
     """What a run kept, of every prefill: print it, iterate over samples, or write it as JSON.
 
+    A prefill that failed is not in it. It grows by every prefill, some kilobytes each, for as long
+    as the block lasts; that of an applied run is of the latest alone.
+
     Attributes:
         notes: What was done otherwise than the method's authors or the caller say.
     """
@@ -167,6 +171,7 @@ class Report:
         self._layers = len(family.layers(model))
         self._config: Any = model.config
         self._prefills: deque[_Prefill] = deque(maxlen=history)
+        self._running: _Prefill | None = None
         self.notes: tuple[str, ...] = ()
 
     # -- notes of a running model -----------------------------------------------------------------
@@ -177,24 +182,33 @@ class Report:
             self.notes = (*self.notes, text)
 
     def start(self, layout: Layout) -> None:
-        """Note a prefill with visual tokens."""
-        self._prefills.append(_Prefill(layout.tokens, layout))
+        """Note that a prefill with visual tokens begins; it counts once it is `finished`."""
+        self._running = _Prefill(layout.tokens, layout)
 
     def stage(self, layer: int, layout: Layout) -> None:
-        """Note what is left from `layer` on, in the latest prefill."""
-        self._prefills[-1].stages.append((layer, layout))
+        """Note what is left from `layer` on, in the running prefill."""
+        assert self._running is not None
+        self._running.stages.append((layer, layout))
 
     def probe(self, layer: int, rows: int, ahead: bool, layout: Layout) -> None:
-        """Note attention rows computed in `layer` for every image, in the latest prefill."""
-        self._prefills[-1].probes.append((layer, rows, ahead, layout))
+        """Note attention rows computed in `layer` for every image, in the running prefill."""
+        assert self._running is not None
+        self._running.probes.append((layer, rows, ahead, layout))
 
     def tower(self, tokens: list[int]) -> None:
-        """Note the tokens behind every tower block, in the latest prefill."""
-        self._prefills[-1].tower_tokens = list(tokens)
+        """Note the tokens behind every tower block, in the running prefill."""
+        assert self._running is not None
+        self._running.tower_tokens = list(tokens)
 
     def without_images(self, tokens: Tensor) -> None:
-        """Note a prefill whose prompts have no visual tokens."""
-        self._prefills.append(_Prefill(tokens, None))
+        """Note that a prefill begins whose prompts have no visual tokens."""
+        self._running = _Prefill(tokens, None)
+
+    def finished(self) -> None:
+        """The call of the model has come to its end: what ran counts."""
+        if self._running is not None:
+            self._prefills.append(self._running)
+        self._running = None
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -230,11 +244,12 @@ class Report:
             reports = tuple(
                 ImageReport(
                     image.index,
-                    len(image.columns),
+                    image.count,
                     _patches(kept[-1][1][i]),
                     image.grid,
                     extra=kept[-1][1][i].count(-1),
                     stages=tuple((layer, _patches(rasters[i])) for layer, rasters in kept[1:]),
+                    hidden=image.count - len(image.columns),
                 )
                 for i, image in enumerate(images)
                 if image.row == row

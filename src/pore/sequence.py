@@ -26,6 +26,7 @@ from pore._private import (
     uses_flash,
 )
 from pore.errors import ModelStateError, UnsupportedModelError
+from pore.given import chosen_masks
 
 
 def pack(kept: Tensor, right: bool) -> tuple[Tensor, Tensor]:
@@ -268,6 +269,7 @@ class Shortened:
         starts: Where the chunk starts in the masks that the model makes, of layers without and
             with a sliding window; None where they do not fit a cache that lacks tokens.
         padding: (B,) padding at the front of the full sequence.
+        custom: The caller's masks over the full sequence, in place of all others.
         own: Masks of the chunk alone, as a decoder takes them, to be used in place of those; None
             for nothing more than that a token sees those before it.
         rotary: Makes rotary tables for states (B, m, D) at positions (B, m) for a layer, where the
@@ -287,6 +289,7 @@ class Shortened:
         starts: tuple[int | None, int | None] = (0, 0),
         padding: Tensor | None = None,
         own: Any = None,
+        custom: Any = None,
         rotary: Callable[..., Any] | None = None,
         first_position: int = 0,
     ) -> None:
@@ -299,6 +302,7 @@ class Shortened:
         self._starts = starts
         self._padding = padding
         self._own = own
+        self._custom = custom
         self._rotary = rotary
         self._first_position = first_position
         self._made: dict[tuple[Any, ...], Any] = {}
@@ -354,7 +358,7 @@ class Shortened:
         """
         layer = 0 if attention is None else layer_number(attention)
         unmasked = self.track.full and self._window(layer) is None
-        unmasked = unmasked and kwargs.get(MASK) is None
+        unmasked = unmasked and kwargs.get(MASK) is None and self._custom is None
         rotary = self._rotary if source is None else source._rotary
         if self.index is None and rotary is None and unmasked:
             return kwargs
@@ -412,6 +416,9 @@ class Shortened:
             slots = slots_of(cache, self.length, layer)
         elif slots is None:
             slots = self.track.columns.shape[1]
+        masks = of_layer(self._custom, self._config, layer)
+        if masks is not None:
+            return self._memo(masks, hidden, partial(self._chosen, slots=slots), slots)
         window, sliding = self._window(layer), window_of(self._config, layer) is not None
         start, lost = self._starts[sliding], False
         if self._own is not None or (start is None and self.chunk > 1):
@@ -424,6 +431,14 @@ class Shortened:
             self._mask, slots=slots, window=window, first=first, start=start or 0, lost=lost
         )
         return self._memo(given, hidden, make, slots, window, lost, hidden.shape[1])
+
+    def _chosen(self, masks: Any, hidden: Tensor, *, slots: int) -> Any:
+        """The caller's mask at what is left."""
+        columns = self.track.columns
+        rows = columns[:, -hidden.shape[1] :] - (self.span - self.chunk)
+        mask = chosen_masks(masks, rows, columns, self.track.valid)[..., -slots:]
+        closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return nn.functional.pad(mask, (0, slots - mask.shape[-1]), value=closed)
 
     def _window(self, layer: int) -> int | None:
         """A layer's sliding window, unless it reaches everything."""

@@ -272,7 +272,7 @@ class _Tiles:
         assert view.tower is not None
         for image, encoded in zip(view.layout.images, view.tower, strict=True):
             tiling = image.tiling
-            patches = len(image.columns) if tiling is None else tiling.tiles * tiling.patches
+            patches = image.count if tiling is None else tiling.tiles * tiling.patches
             if encoded.features[..., 0].numel() != patches:
                 raise InputError(
                     f"The tower gave {encoded.features[..., 0].numel()} features for {patches} "

@@ -105,7 +105,8 @@ def _with_newlines(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
                 "faithful=True picks among newline tokens too, but a method before it has dropped "
                 "some tokens; use faithful=False in a chain."
             )
-        visual = [(column, i) for i, column in enumerate(image.columns)]
+        places = range(count) if image.places is None else image.places
+        visual = list(zip(image.columns, places, strict=True))
         rows.append(sorted(visual + [(column, -1) for column in image.structure]))
     widest = max(map(len, rows))
     filled = torch.tensor([row + [(0, 0)] * (widest - len(row)) for row in rows])

@@ -158,7 +158,7 @@ def coordinates(layout: Layout) -> tuple[Tensor, Tensor]:
     places: list[Tensor] = []
     centres: list[tuple[float, float]] = []
     for i, image in enumerate(layout.images):
-        patch = layout.places(len(image.columns))[i].clamp(0, len(image.columns) - 1)
+        patch = layout.places(image.count)[i].clamp(0, image.count - 1)
         found, centre = _lie(image, patch)
         places.append(found)
         centres.append(centre)
