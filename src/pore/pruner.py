@@ -1194,7 +1194,10 @@ class Run:
             if own and isinstance(given, Tensor):
                 positions = positions + self._offset(given - original, every)
         else:
-            positions = given if own and isinstance(given, Tensor) else original
+            positions = given if own and isinstance(given, Tensor) else None
+            if positions is None:  # as the model itself counts, padding too
+                positions = torch.arange(length, device=every.device)[None]
+                positions = positions + (state.seen - length + start)
             positions = positions.expand(len(shorter), -1)
             positions = positions if index is None else take(positions, index, -1)
         if index is not None and kwargs.get(DEEPSTACK_WHERE) is not None:
