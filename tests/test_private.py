@@ -25,9 +25,11 @@ from transformers import (
     modeling_utils,
 )
 
+import family_cases
 import pore
 from models import batch, prompt, tiny_llava
 from pore import _private
+from pore.errors import UnsupportedModelError
 from pore.families import family_of
 
 SOURCE = Path(pore.__file__).parent
@@ -260,7 +262,7 @@ def test_gemma4_spares_rows_of_the_layers_that_share_keys() -> None:
             tables,
             masks,
             wanted,
-            past_key_values=None,
+            **_private.cache_argument(process, None),
         )
         assert torch.equal(hidden, states[:, -left:])
 
@@ -351,3 +353,71 @@ def test_no_other_file_touches_what_is_private() -> None:
     assert {path: lines for path, lines in found.items() if lines} == {}
     named = {line.split(": ")[1] for line in foreign(private, own)}
     assert {"_attn_implementation", "_orig_mod", "_hf_hook", "_deepstack_process"} <= named
+
+
+EVERYONE = [*family_cases.CASES, *family_cases.COUSINS]
+
+
+@pytest.mark.parametrize("case", EVERYONE, ids=lambda case: case.name)
+def test_every_argument_of_decoders_and_layers_is_known(case: family_cases.Case) -> None:
+    """One that is new, or has a new name, is to be looked at: is there one for every token?"""
+    model = case.model()
+    family = family_of(model)
+
+    def arguments(module: nn.Module) -> set[str]:
+        return set(inspect.signature(type(module).forward).parameters) - {"self", "kwargs"}
+
+    assert arguments(family.decoder(model)) <= _private.DECODER
+    for layer in family.layers(model):
+        assert arguments(layer) <= _private.LAYER
+        assert set(family.token_inputs) <= arguments(layer) | arguments(family.decoder(model))
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "attention_mask", "position_ids"])
+@pytest.mark.parametrize("which", ["decoder", "layer"])
+def test_a_renamed_argument_is_refused(
+    which: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_llava()
+    decoder = model.model.language_model
+    module = decoder if which == "decoder" else decoder.layers[0]
+    signature = inspect.signature(type(module).forward)
+    if name not in signature.parameters:
+        pytest.skip("another version of transformers calls it so")
+    other = [
+        one.replace(name="renamed" if one.name == name else one.name)
+        for one in signature.parameters.values()
+        if not (one.name == "position_embeddings" and name == "position_ids")
+    ]
+    forward = type(module).forward
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    changed.__signature__ = signature.replace(parameters=other)  # type: ignore[attr-defined]
+    kind = type(module.__class__.__name__, (type(module),), {"forward": changed})
+    monkeypatch.setattr(module, "__class__", kind)
+    refused = pytest.raises(UnsupportedModelError, match="a name that this version of pore knows")
+    with refused, pore.FastV(keep=4)(model):
+        pass
+
+
+def test_the_cache_is_found_by_what_it_is() -> None:
+    cache = transformers.DynamicCache()
+    for name in ("cache", "past_key_values", "anything"):
+        assert _private.cache_in({"use_cache": True, name: cache}) is cache
+        assert _private.without_cache({"x": 1, name: cache}) == {"x": 1, name: None}
+    assert _private.cache_in((torch.ones(1), cache)) is cache
+    assert _private.cache_in({"x": 1}) is None
+    assert _private.cache_in(None) is None
+
+    def takes(cache: Any) -> None: ...
+
+    def took(past_key_values: Any) -> None: ...
+
+    def unknown(memory: Any) -> None: ...
+
+    assert _private.cache_argument(takes, cache) == {"cache": cache}
+    assert _private.cache_argument(took, cache) == {"past_key_values": cache}
+    with pytest.raises(UnsupportedModelError, match="takes no cache by a name"):
+        _private.cache_argument(unknown, cache)

@@ -126,6 +126,18 @@ _CACHE = ("cache", "past_key_values")
 """What forwards call the cache, newest first: `cache` since transformers 5.24."""
 
 
+DECODER = frozenset(
+    {IDS, EMBEDS, MASK, POSITIONS, WANTED, DEEPSTACK_WHERE, DEEPSTACK_WHAT, *_CACHE}
+    | {"per_layer_inputs", "use_cache"}
+)
+"""All arguments that decoders have; the engine knows what becomes of each."""
+
+LAYER = frozenset(
+    {HIDDEN, MASK, POSITIONS, ROTARY, SHARED_KEYS, *_CACHE} | {"per_layer_input", "use_cache"}
+)
+"""All arguments that decoder layers have, likewise."""
+
+
 @lru_cache(maxsize=1)
 def _cache_class() -> type:
     from transformers import Cache  # late: it takes transformers seconds
@@ -149,6 +161,28 @@ def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with None in place of the cache."""
     kind = _cache_class()
     return {name: None if isinstance(v, kind) else v for name, v in kwargs.items()}
+
+
+@lru_cache(maxsize=64)
+def check_interface(kind: type) -> None:
+    """Refuse a decoder or a layer whose arguments go by names that pore does not know.
+
+    Args:
+        kind: The class of a decoder or of a decoder layer.
+
+    Raises:
+        UnsupportedModelError: It takes no mask, no positions or no cache by a known name.
+    """
+    import transformers
+
+    names = set(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+    for what, known in (("mask", {MASK}), ("positions", {POSITIONS, ROTARY}), ("cache", {*_CACHE})):
+        if not names & known:
+            raise UnsupportedModelError(
+                f"{kind.__name__} of transformers {transformers.__version__} takes no {what} by a "
+                f"name that this version of pore knows ({', '.join(sorted(known))}); use a version "
+                "of transformers that it was tested with, or a newer pore."
+            )
 
 
 def cache_argument(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
@@ -291,7 +325,10 @@ def causal_mask(
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
-    return ALL_MASK_ATTENTION_FUNCTIONS[attention_name(config)](
+    name = attention_name(config)
+    # A kernel of the user's own without masks of its own takes what its arguments say: a 4-D mask.
+    make = ALL_MASK_ATTENTION_FUNCTIONS[name if name in ALL_MASK_ATTENTION_FUNCTIONS else "sdpa"]
+    return make(
         batch_size=hidden.shape[0],
         q_length=length,
         kv_length=valid.shape[1],

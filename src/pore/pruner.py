@@ -38,6 +38,7 @@ from pore._private import (
     before_checkpoint,
     cache_in,
     cached_keys,
+    check_interface,
     checkpointed,
     has_static_slots,
     layer_number,
@@ -602,6 +603,8 @@ class Run:
     def _install(self, tower: TowerStage | None) -> None:
         family, model = self.family, self.model
         base, decoder, layers = family.base(model), family.decoder(model), family.layers(model)
+        for kind in {type(decoder), *map(type, layers)}:
+            check_interface(kind)
         config: Any = decoder.config
         self._decoder_config = config
         windows = [window_of(config, i) for i in range(len(layers))]
@@ -799,7 +802,8 @@ class Run:
         elif state.seen == 0:  # or it is a new token, a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
         if length == 1 and not state.checked:  # once: it asks the device
-            if state.tracks:
+            first = min((self._stages[number].layer for number in state.tracks), default=0)
+            if any(window_of(self._decoder_config, i) is not None for i in range(first)):
                 check_own_slot(kwargs.get(MASK), cache)
             state.checked = True
         state.seen += length

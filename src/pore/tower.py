@@ -126,7 +126,10 @@ class TowerView:
         Returns:
             The selection.
         """
-        if min(counts) == mask.shape[1]:
+        room = [mask.shape[1]] * len(mask)
+        if self.tilings is not None:
+            room = self.shown.sum(1).tolist()
+        if list(counts) == room:
             # Not a copy, whose memory may be laid out otherwise, so that sums round otherwise.
             return TowerSelection(self.features, self.raster, None, structure)
         widest = max(counts)
