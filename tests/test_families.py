@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from pore.families import family_of
 from pore.pruner import Pruner, Stage
 from pore.shapes import model_shape
 from pore.support import support
-from pore.tower import TowerStage, override
+from pore.tower import TowerStage
 from reference import dropped_by_stage
 from test_engine import fingerprint
 from test_matrix import DRAWING, EVERY, Recording, ends
@@ -230,7 +231,8 @@ def hidden_from(case: Case, stages: list[tuple[int, Tensor]], tokens: Tensor) ->
     for i, layer in enumerate(family.layers(model)):
         if family.recurrent(layer):
             mixer: nn.Module = layer.linear_attn  # type: ignore[assignment]
-            undo.append(override(mixer, rows(i, mixer), "forward"))
+            mixer.forward = rows(i, mixer)
+            undo.append(partial(delattr, mixer, "forward"))
         else:
             undo.append(layer.register_forward_pre_hook(hook(i), with_kwargs=True).remove)
     try:

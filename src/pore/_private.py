@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
@@ -41,6 +42,26 @@ there. It runs between two decoder layers, where no hook reaches."""
 SHARED_KEYS = "shared_kv_states"
 """The argument by which decoder layers hand on keys and values to later ones, by kind of layer."""
 
+BEFORE, AFTER = "_forward_pre_hooks", "_forward_hooks"
+HOOKS = {
+    BEFORE: ("_forward_pre_hooks_with_kwargs",),
+    AFTER: ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+}
+"""Where torch keeps the hooks of a module by number, and of those how they are to be called.
+
+`register_forward_hook` gives a handle that takes a hook out, but only once it is in: an interrupt
+may come between."""
+
+STATE = "__getstate__"
+"""The method that says what copies and pickles of a module hold; Python looks in the object first.
+
+`copy.copy`, `copy.deepcopy` and `pickle` all ask it, through `object.__reduce_ex__`."""
+
+CALL = "_call_impl"
+"""The method of a module that its `__call__` is: hooks, and the forward between them.
+
+torch runs hooks after an exception too, where they ask for it, but not after Ctrl-C."""
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model that transformers made, out of the wrapping of torch.compile and of peft.
@@ -53,6 +74,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if hasattr(wrapped, "get_base_model"):
         wrapped = wrapped.get_base_model()
     return wrapped  # type: ignore[no-any-return]
+
+
+def whereabouts(threads: Iterable[int]) -> list[tuple[int, int]]:
+    """Where in its code each of some threads is, by their `get_ident`; none for those that ended.
+
+    `sys._current_frames` is CPython's. A thread that waits stays where it is.
+    """
+    frames = sys._current_frames()
+    found = [frames[thread] for thread in threads if thread in frames]
+    return [(id(frame), frame.f_lasti) for frame in found]
 
 
 def execution_device(module: nn.Module) -> torch.device:
@@ -272,16 +303,30 @@ def attention_kernel(module: nn.Module, name: str) -> Callable[..., Any] | None:
 def register_attention(name: str, kernel: Callable[..., Any]) -> Callable[[], None]:
     """Make a kernel known by a name to all models; what is returned takes it back.
 
+    The name holds no kernel alive, nor then the model that is behind it, and goes with it.
+    """
+
+    def gone(_: object) -> None:
+        forget_attention(name)
+
+    held = weakref.ref(kernel, gone)
+
+    def registered(*args: Any, **kwargs: Any) -> Any:
+        kernel = held()
+        assert kernel is not None
+        return kernel(*args, **kwargs)
+
+    _kernels().register(name, registered)
+    return partial(forget_attention, name)
+
+
+def forget_attention(name: str) -> None:
+    """Make a name of ours unknown again, if it is known.
+
     Registering is public, taking back is not: `del` forgets what one model file overrides, and
     `_global_mapping` is what all of them share.
     """
-    kernels = _kernels()
-    kernels.register(name, kernel)
-
-    def undo() -> None:
-        kernels._global_mapping.pop(name, None)
-
-    return undo
+    _kernels()._global_mapping.pop(name, None)
 
 
 def _kernels() -> Any:

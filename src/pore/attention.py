@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pore._private import attention_kernel, attention_name, register_attention, with_attention
+from pore._private import attention_kernel, attention_name, with_attention
+from pore.changes import Changes
 from pore.errors import ScoreError, UnsupportedModelError
 from pore.layout import Layout
 
@@ -41,13 +42,19 @@ def check_normalize(normalize: str) -> None:
         raise ScoreError(f"normalize must be 'prompt' or 'visual', not {normalize!r}.")
 
 
-class AttentionTap:
-    """Shows the query and key of one attention module to an observer, until removed.
+def tap_attention(
+    changes: Changes,
+    module: nn.Module,
+    observer: Observer,
+    key_bias: Callable[[], Tensor | None] | None = None,
+) -> None:
+    """Show the query and key of one attention module to an observer.
 
     The module gets its own copy of its config, which names a registered function of ours; the
     shared config is not touched.
 
     Args:
+        changes: What takes it back.
         module: An attention module of transformers (with `config` and the attention interface).
         observer: Called with query (B, H, q, d), key (B, G, n, d), the attention mask that the
             kernel gets, the scaling and the soft cap of the logits (or None), and whether the
@@ -59,47 +66,37 @@ class AttentionTap:
         UnsupportedModelError: The module does not use transformers' attention interface.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        observer: Observer,
-        key_bias: Callable[[], Tensor | None] | None = None,
-    ) -> None:
-        def tapped(  # as transformers names them: Qwen-VL's tower gives the mask by name
-            kernel: Kernel,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attention_mask: Tensor | None,
-            *args: Any,
-            **kwargs: Any,
-        ) -> Any:
-            scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
-            observer(
-                query,
-                key,
-                attention_mask,
-                query.shape[-1] ** -0.5 if scaling is None else scaling,
-                kwargs.get("softcap"),
-                getattr(module, "is_causal", True) if causal is None else causal,
-            )
-            bias = key_bias() if key_bias is not None else None
-            if bias is None:
-                return kernel(module, query, key, value, attention_mask, *args, **kwargs)
-            # FlashAttention takes no such mask; SDPA is what every torch has.
-            sdpa = attention_kernel(module, "sdpa")
-            assert sdpa is not None
-            mask = bias[:, None, None].to(query)
-            return sdpa(module, query, key, value, mask, *args, **kwargs)
+    def tapped(  # as transformers names them: Qwen-VL's tower gives the mask by name
+        kernel: Kernel,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
+        observer(
+            query,
+            key,
+            attention_mask,
+            query.shape[-1] ** -0.5 if scaling is None else scaling,
+            kwargs.get("softcap"),
+            getattr(module, "is_causal", True) if causal is None else causal,
+        )
+        bias = key_bias() if key_bias is not None else None
+        if bias is None:
+            return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+        # FlashAttention takes no such mask; SDPA is what every torch has.
+        sdpa = attention_kernel(module, "sdpa")
+        assert sdpa is not None
+        mask = bias[:, None, None].to(query)
+        return sdpa(module, query, key, value, mask, *args, **kwargs)
 
-        self._take_out = _between(module, tapped)
-
-    def remove(self) -> None:
-        """Give the module its config back and forget the function."""
-        self._take_out()
+    _between(changes, module, tapped)
 
 
-def hide_positions(module: nn.Module) -> Callable[[], None]:
+def hide_positions(changes: Changes, module: nn.Module) -> None:
     """Keep the positions of tokens from the kernel of an attention module.
 
     transformers hands them to FlashAttention to tell packed sequences. Where tokens were dropped
@@ -107,10 +104,8 @@ def hide_positions(module: nn.Module) -> Callable[[], None]:
     device in every layer. The module itself may need them (Ministral 3 scales queries by them).
 
     Args:
+        changes: What takes it back.
         module: The attention module.
-
-    Returns:
-        A function that ends this.
 
     Raises:
         UnsupportedModelError: The module does not use transformers' attention interface.
@@ -119,13 +114,14 @@ def hide_positions(module: nn.Module) -> Callable[[], None]:
     def without(kernel: Kernel, *args: Any, **kwargs: Any) -> Any:
         return kernel(module, *args, **{**kwargs, "position_ids": None})
 
-    return _between(module, without)
+    _between(changes, module, without)
 
 
-def _between(module: nn.Module, function: Callable[..., Any]) -> Callable[[], None]:
-    """Put a function between an attention module and its kernel; what is returned takes it out.
+def _between(changes: Changes, module: nn.Module, function: Callable[..., Any]) -> None:
+    """Put a function between an attention module and its kernel.
 
     Args:
+        changes: What takes it out.
         module: The attention module.
         function: Called in place of the kernel, with the kernel in place of the module.
     """
@@ -145,22 +141,17 @@ def _between(module: nn.Module, function: Callable[..., Any]) -> Callable[[], No
 
     def called(of: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # FlashAttention looks its own name up in the config of the module.
-        own, of.config = of.config, config
+        own = of.config
         try:
+            vars(of)["config"] = config
             return function(kernel, *args, **kwargs)
         finally:
-            of.config = own
+            vars(of)["config"] = own
 
     # The suffix keeps checks such as `"flash" in name` of modules true for the copy.
     name = f"{implementation}_pore{next(_names)}"
-    forget = register_attention(name, called)
-    module.config = with_attention(config, name)
-
-    def take_out() -> None:
-        module.config = config
-        forget()
-
-    return take_out
+    changes.kernel(name, called)
+    changes.put(module, "config", with_attention(config, name))
 
 
 @dataclass(frozen=True)

@@ -979,8 +979,8 @@ def _differences(one: Calibration, other: Calibration) -> list[str]:
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and afterwards every module in the mode it was in."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module in training:

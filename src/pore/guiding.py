@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from pore._private import SPARED_ROWS, cache_argument, cache_in, unwrapped
-from pore.attention import AttentionTap, row_logits
+from pore.attention import row_logits, tap_attention
 from pore.bias import Provenance
+from pore.changes import Changes
 from pore.errors import InputError, ScoreError
 from pore.families import family_of, identity
 from pore.layout import Image, Layout
 from pore.pruner import marked_images, unpruned
 from pore.sequence import window_of
-from pore.tower import override
 
 GUIDED, GUIDE = "SGL", "guide"
 """The method that a guide is for, and the word for what it averages (`Provenance.normalize`)."""
@@ -174,18 +174,17 @@ def guide(
     layout = _layout(model, inputs, visual)
     rows, probabilities = _Rows(layout), _Probabilities()
     generate: Any = model.generate
-    undo: list[Callable[[], None]] = []
-    try:
+    with Changes() as changes:
         if layout.images:
             decoder = family.decoder(model)
             config = decoder.config
             if hasattr(decoder, SPARED_ROWS):
                 rows_of_all = partial(_all_rows, getattr(decoder, SPARED_ROWS))
-                undo.append(override(decoder, rows_of_all, SPARED_ROWS))
+                changes.put(decoder, SPARED_ROWS, rows_of_all)
             for i, layer in enumerate(family.layers(model)):
                 if not family.recurrent(layer):
                     observer = rows.observer(window_of(config, i))
-                    undo.append(AttentionTap(family.attention(layer), observer).remove)
+                    tap_attention(changes, family.attention(layer), observer)
         sequences: Tensor = generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -196,9 +195,6 @@ def guide(
             return_dict_in_generate=False,
             logits_processor=LogitsProcessorList([probabilities]),
         )
-    finally:
-        while undo:
-            undo.pop()()
     if inputs.get("inputs_embeds") is None:
         sequences = sequences[:, layout.tokens.shape[1] :]
     answered = _answered(sequences, model)
@@ -232,11 +228,9 @@ def answer_probabilities(model: nn.Module, inputs: Mapping[str, Any], sequences:
     def note(_: nn.Module, __: object, kwargs: dict[str, Any]) -> None:
         positions.append(kwargs.get("position_ids"))
 
-    hook = family_of(model).decoder(model).register_forward_pre_hook(note, with_kwargs=True)
-    try:
+    with Changes() as changes:
+        changes.before(family_of(model).decoder(model), note, with_kwargs=True)
         out = model(**inputs, use_cache=True, logits_to_keep=1)
-    finally:
-        hook.remove()
     logits: Tensor = out.logits
     if more := sequences.shape[1] - 1:
         embeds = inputs.get("inputs_embeds")

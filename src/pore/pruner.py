@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._private import (
+    CALL,
     CHECKPOINT,
     DEEPSTACK,
     DEEPSTACK_WHAT,
@@ -45,11 +47,13 @@ from pore._private import (
     slots_of,
     unwrapped,
     uses_flash,
+    whereabouts,
     without_cache,
 )
 from pore.asked import Asked
-from pore.attention import AttentionTap, LayerAttention, Reader, hide_positions
+from pore.attention import LayerAttention, Reader, hide_positions, tap_attention
 from pore.caches import CacheRecord, copied_record, keep_record, record_of
+from pore.changes import Changes, changes_in, is_changed
 from pore.errors import (
     BudgetError,
     InputError,
@@ -75,7 +79,7 @@ from pore.sequence import (
     token_mask,
     window_of,
 )
-from pore.tower import Encoded, TowerStage, TowerWatch, override, watch_tiling
+from pore.tower import Encoded, TowerStage, TowerWatch, watch_tiling
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
@@ -84,8 +88,7 @@ if TYPE_CHECKING:
 Index = Literal["original", "dense"]
 Positions = Literal["original", "dense"]
 
-# Which run has hooked a model. Kept here, so that the model itself carries nothing of ours.
-_active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
+_PATIENCE = 20.0  # seconds that a thread may stand still while another waits for it to leave
 
 
 @dataclass(frozen=True)
@@ -431,27 +434,31 @@ class Pruner(ABC):
             The run.
         """
         remove(model)
-        run = Run(self, model, history=1)
-        run.__enter__()
-        run.permanent = True
-        return run
+        return Run(self, model, history=1).__enter__()
 
 
 def remove(model: nn.Module) -> None:
     """Take an applied pruner off a model; a model that has none is left alone.
 
+    Also what is left of a block that Ctrl-C kept from ending as it should.
+
     Args:
         model: The model.
 
     Raises:
-        ModelStateError: The model is inside a `with` block, whose end does this.
+        ModelStateError: The model is inside a `with` block, whose end does this; or another thread
+            was generating with it, and stood still; the pruner is taken off all the same.
     """
-    run = _active.get(unwrapped(model))
-    if run is None:
-        return
-    if not run.permanent:
-        raise ModelStateError("This model is pruned by a `with` block; leave the block instead.")
-    run.__exit__(None, None, None)
+    model = unwrapped(model)
+    for changes in changes_in(model):
+        if changes.overdue:
+            changes.undo()
+        elif isinstance(changes, Run) and changes.is_of(model):
+            if changes.in_block:
+                raise ModelStateError(
+                    "This model is pruned by a `with` block; leave the block instead."
+                )
+            changes.__exit__()
 
 
 def unpruned(model: nn.Module) -> nn.Module:
@@ -464,14 +471,21 @@ def unpruned(model: nn.Module) -> nn.Module:
         The module to put hooks on.
 
     Raises:
-        ModelStateError: The model is pruned.
+        ModelStateError: The model is pruned, or shares parts with one that is.
     """
     model = unwrapped(model)
-    if model in _active:
-        raise ModelStateError(
-            f"This model is already pruned by {_active[model].pruner!r}; leave that `with` block, "
-            "or call pore.remove(model), first."
-        )
+    for changes in changes_in(model):
+        if changes.overdue:
+            changes.undo()
+        elif isinstance(changes, Run):
+            raise ModelStateError(
+                f"This model is already pruned by {changes.pruner!r}; leave that `with` block, or "
+                "call pore.remove(model), first."
+            )
+        else:
+            raise ModelStateError(
+                "This model is being measured in another thread; wait until that has ended."
+            )
     return model
 
 
@@ -532,8 +546,10 @@ def check_limits(pruner: Pruner, family: Family) -> None:
             )
 
 
-class Run:
+class Run(Changes):
     """One method at work in one model: a context manager that leaves the model as it was.
+
+    A copy of a run is one of the copied model that has not been entered.
 
     Args:
         pruner: The method and its settings.
@@ -542,15 +558,23 @@ class Run:
     """
 
     def __init__(self, pruner: Pruner, model: nn.Module, history: int | None = None) -> None:
+        super().__init__()
         self.pruner = pruner
         self.model = unwrapped(model)
         self.family = family_of(self.model)
-        self.permanent = False
         self.report = Report(pruner, self.model, self.family, history)
+        self._history = history
         self._marked: Tensor | None = None
         self._watch: TowerWatch | None = None
         self._tilings: dict[str, Sequence[Tiling]] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._calls: list[_Call] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Run, (self.pruner, self.model, self._history)
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether this is a run of a model, of a part of it, or of one that it is a part of."""
+        return self.model in set(model.modules()) or model in set(self.model.modules())
 
     # -- entering and leaving ---------------------------------------------------------------------
 
@@ -582,23 +606,51 @@ class Run:
         self._checkpoints: list[Callable[..., Any]] = []
         self._left: tuple[Tensor | None, Tensor | None] = (None, None)
         self._generator = torch.Generator().manual_seed(int(getattr(self.pruner, "seed", 0)))
-        _active[self.model] = self
         try:
+            super().__enter__()
             self._install(tower)
         except BaseException:
-            self._restore()
+            self.undo()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Unhook the model, whatever happened inside."""
-        self._restore()
+    def _leave(self, *_: object) -> None:
+        """Unhook the model, whatever happened inside.
 
-    def _restore(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        Raises:
+            ModelStateError: Another thread generates with the model, and stands still.
+        """
+        try:
+            self._wait_for_others()
+        finally:
+            self.undo()
+
+    def undo(self) -> None:
+        """Unhook the model at once; what still runs in another thread ends in an error."""
+        for call in list(self._calls):
+            call.cut_short = True
+        super().undo()
         self._forward = self._watch = None
-        _active.pop(self.model, None)
+
+    def _wait_for_others(self) -> None:
+        """Wait until no other thread is inside the model or its `generate`.
+
+        One that streams its answer is, until the last token. It may itself wait for this thread.
+        """
+        before, since = None, time.monotonic()
+        while calls := [call for call in list(self._calls) if call.thread != get_ident()]:
+            places = whereabouts(call.thread for call in calls)
+            if not places:  # these threads have died
+                return
+            if places != before:
+                before, since = places, time.monotonic()
+            elif time.monotonic() - since > _PATIENCE:
+                raise ModelStateError(
+                    "A block was left, or its pruner removed, while another thread still generated "
+                    "with the model and did not go on: its answer is refused. Join the thread "
+                    "before the block ends, and read what it streams inside the block."
+                )
+            time.sleep(0.005)
 
     def _install(self, tower: TowerStage | None) -> None:
         family, model = self.family, self.model
@@ -612,47 +664,44 @@ class Run:
         first = min([stage.layer for stage in self._stages], default=len(layers))
         if self._entry and not self._dense:
             first = 0
-        call = functools.wraps(model.forward)(partial(self._call, model.forward))
-        self._undo.append(override(model, call, "forward"))
-        hooks = [
-            base.register_forward_hook(self._model_done),
-            base.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            base.register_forward_hook(self._after_model, always_call=True),
-            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-            decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
-        ]
+        self.put(
+            model, "forward", functools.wraps(model.forward)(partial(self._call, model.forward))
+        )
+        self.after(base, self._model_done)
+        self.before(base, self._before_model, with_kwargs=True)
+        self.after(base, self._after_model, always_call=True)
+        self.put(base, CALL, self._watched(getattr(base, CALL)))
+        generate: Any = getattr(model, "generate", None)
+        if generate is not None:
+            self.put(model, "generate", self._watched(generate))
+        self.before(decoder, self._before_decoder, with_kwargs=True)
+        self.after(decoder, self._after_decoder, with_kwargs=True)
         self._acts = {i: self._layer_hook(i) for i in range(first, len(layers))}
         for i, act in self._acts.items():
-            hook = partial(_unless_checkpointed, act)
-            hooks.append(layers[i].register_forward_pre_hook(hook, with_kwargs=True))
+            self.before(layers[i], partial(_unless_checkpointed, act), with_kwargs=True)
         if any(stage.layer == len(layers) for stage in self._stages):
-            hooks.append(family.norm(model).register_forward_pre_hook(self._before_norm))
-        self._undo.extend(hook.remove for hook in hooks)
+            self.before(family.norm(model), self._before_norm)
         for layer in layers[first:] if uses_flash(config) else ():
             if not family.recurrent(layer):
-                self._undo.append(hide_positions(family.attention(layer)))
-        self._undo.append(watch_tiling(model, family, self._note_tilings))
+                hide_positions(self, family.attention(layer))
+        watch_tiling(self, model, family, self._note_tilings)
         if self.pruner.reads_tower:
             remember = any(stage.tower for stage in [*self._entry, *self._stages])
             watch = PackedWatch if family.packed else TowerWatch
-            self._watch = watch(model, family, tower, remember)
+            self._watch = watch(self, model, family, tower, remember)
             for note in self._watch.notes:
                 self.report.note(note)
-            self._undo.append(self._watch.remove)
         if hasattr(model, PREFILL):
-            whole = partial(self._prefill_whole, getattr(model, PREFILL))
-            self._undo.append(override(model, whole, PREFILL))
+            self.put(model, PREFILL, partial(self._prefill_whole, getattr(model, PREFILL)))
         if hasattr(decoder, DEEPSTACK):
-            added = partial(self._deepstack, getattr(decoder, DEEPSTACK))
-            self._undo.append(override(decoder, added, DEEPSTACK))
+            self.put(decoder, DEEPSTACK, partial(self._deepstack, getattr(decoder, DEEPSTACK)))
         if hasattr(decoder, SPARED_ROWS):
             spared = partial(self._spare_rows, getattr(decoder, SPARED_ROWS))
-            self._undo.append(override(decoder, spared, SPARED_ROWS))
+            self.put(decoder, SPARED_ROWS, spared)
         for stage in self._stages:
             if stage.attention is not None:
                 assert stage.probed is not None
-                module = family.attention(layers[stage.probed])
-                self._undo.append(AttentionTap(module, self._observer(stage)).remove)
+                tap_attention(self, family.attention(layers[stage.probed]), self._observer(stage))
 
     def _check_recurrent(self) -> None:
         """Refuse stages that need attention where a decoder has layers without."""
@@ -751,6 +800,33 @@ class Run:
     def _after_model(self, *_: object) -> None:
         if self._forward is not None and self._forward.thread == get_ident():
             self._forward = None
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward or `generate` whose end is known, also where it is an interrupt.
+
+        Hooks alone tell too little: torch runs none after Ctrl-C, and `generate` is many forwards.
+        """
+
+        @functools.wraps(function)  # `generate` reads signatures, and so do trainers
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            call = _Call()
+            try:
+                self._calls.append(call)
+                result = function(*args, **kwargs)
+            finally:
+                if call in self._calls:
+                    self._calls.remove(call)
+                if self._forward is not None and self._forward.thread == call.thread:
+                    self._forward = None
+            if call.cut_short:
+                raise ModelStateError(
+                    f"The model was pruned by {self.pruner.name} when this call began, and no "
+                    "more when it ended, so that what it gives is neither pruned nor unpruned; "
+                    "join the thread that calls before the `with` block ends."
+                )
+            return result
+
+        return watched
 
     def _before_decoder(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -883,7 +959,7 @@ class Run:
                 if checkpoint not in self._checkpoints:
                     checkpoint = before_checkpoint(self._acts[i], checkpoint)
                     self._checkpoints.append(checkpoint)
-                    self._undo.append(override(layer, checkpoint, CHECKPOINT))
+                    self.put(layer, CHECKPOINT, checkpoint)
 
     def _kwargs(
         self,
@@ -1572,6 +1648,19 @@ def _same(settings: Any, other: Any) -> bool:
         return False
 
 
+class _Call:
+    """A call of the model or of its `generate` that has not ended yet.
+
+    Attributes:
+        thread: The thread that runs it.
+        cut_short: Whether the model was unhooked meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
+        self.cut_short = False
+
+
 class _Forward:
     """One forward of the model, as it travels through the hooks.
 
@@ -1663,7 +1752,7 @@ def _unless_checkpointed(
 def _is_pruned(model: weakref.ref[nn.Module]) -> bool:
     """Whether a model is pruned now."""
     found = model()
-    return found is not None and found in _active
+    return found is not None and is_changed(found)
 
 
 def _last_valid(tokens: Tensor) -> Tensor:

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from pore._files import write_atomic
 from pore._private import attention_name, cache_argument, cache_in, random_model
+from pore.changes import Changes
 from pore.errors import InputError
 from pore.families import Family, family_of, identity
 from pore.flops import Flops, model_flops
-from pore.pruner import Pruner, check_layer
+from pore.pruner import Pruner, check_layer, unpruned
 from pore.shapes import ModelShape, llava_config
 
 if TYPE_CHECKING:
@@ -451,7 +452,7 @@ def _inputs(
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 
-class Attainable:
+class Attainable(Changes):
     """Runs a LLaMA-like decoder on ever shorter sequences, with stock modules and no pruning code.
 
     Inside the `with` block the decoder's prefill is a plain loop over its layers that takes the
@@ -465,15 +466,14 @@ class Attainable:
     """
 
     def __init__(self, decoder: nn.Module, cuts: Mapping[int, Tensor]) -> None:
+        super().__init__()
         self._decoder: Any = decoder
         self._cuts = dict(cuts)
 
     def __enter__(self) -> Attainable:
-        self._decoder.forward = self._forward  # hides the class's, for this instance only
+        super().__enter__()
+        self.put(self._decoder, "forward", self._forward)
         return self
-
-    def __exit__(self, *_: object) -> None:
-        del self._decoder.forward
 
     def _forward(self, inputs_embeds: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -583,6 +583,7 @@ class _Runner:
                 f"The model lies on {len(devices)} devices; speed is measured on one. Load it "
                 "without device_map, or on a device where all of it fits."
             )
+        unpruned(model)
         self.model = model
         self.family: Family = family_of(model)
         self.device = devices.pop()
@@ -609,12 +610,10 @@ class _Runner:
             torch.cuda.reset_peak_memory_stats(self.device)
 
         marks: list[Any] = []
-        # Around the hooks of the pruner: what it does in the decoder is part of the prefill.
-        hooks = (
-            decoder.register_forward_pre_hook(lambda *_: marks.append(clock.mark()), prepend=True),
-            decoder.register_forward_hook(lambda *_: marks.append(clock.mark())),
-        )
-        try:
+        with Changes() as changes:
+            # Around the hooks of the pruner: what it does in the decoder is part of the prefill.
+            changes.before(decoder, lambda *_: marks.append(clock.mark()), prepend=True)
+            changes.after(decoder, lambda *_: marks.append(clock.mark()))
             start = clock.now()
             logits = model(
                 **{**inputs, "attention_mask": mask[:, :prompt]},
@@ -624,9 +623,6 @@ class _Runner:
             ).logits
             token = logits[:, -1].argmax(-1, keepdim=True)
             first = clock.now()
-        finally:
-            for hook in hooks:
-                hook.remove()
         size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
         steps = self.workload.new_tokens - 1
@@ -664,8 +660,8 @@ class _Runner:
 @contextlib.contextmanager
 def _no_gc() -> Iterator[None]:
     was = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if was:
@@ -776,6 +772,7 @@ def measure(
     Raises:
         InputError: A number is out of range, or device, dtype or attention are given for a model
             that has its own.
+        ModelStateError: The model is pruned.
         UnsupportedModelError: The sizes of the model are not known, or the shape is none.
         PoreError: A pruner does not fit the model.
     """
@@ -882,6 +879,7 @@ def measure_calibration(
     Raises:
         BudgetError: The decoder has no such layer to prune.
         InputError: The model lies on several devices.
+        ModelStateError: The model is pruned.
         UnsupportedModelError: The sizes of the model are not known.
     """
     from pore.calibration import attention_rows
@@ -898,8 +896,8 @@ def measure_calibration(
 
     def bare() -> None:
         config, count = decoder.config, decoder.config.num_hidden_layers
-        config.num_hidden_layers = layer
         try:
+            config.num_hidden_layers = layer
             family.base(model)(**runner.inputs, use_cache=False)
         finally:
             config.num_hidden_layers = count

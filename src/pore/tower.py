@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.attention import AttentionTap, cls_attention, received_attention, visible
+from pore._private import CALL
+from pore.attention import cls_attention, received_attention, tap_attention, visible
+from pore.changes import Changes
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
 from pore.layout import Layout, Tiling, sources
@@ -261,6 +263,7 @@ class TowerWatch:
     `generate` runs the tower before the model, so what it saw is kept until the next time it runs.
 
     Args:
+        changes: What takes the hooks off the model.
         model: The model.
         family: Its adapter.
         stage: The stage in the tower, or None only to watch.
@@ -281,7 +284,12 @@ class TowerWatch:
     in_place: ClassVar[bool] = False
 
     def __init__(
-        self, model: nn.Module, family: Family, stage: TowerStage | None, remember: bool = False
+        self,
+        changes: Changes,
+        model: nn.Module,
+        family: Family,
+        stage: TowerStage | None,
+        remember: bool = False,
     ) -> None:
         self.pixels: Tensor | None = None
         self.selection: TowerSelection | None = None
@@ -306,23 +314,18 @@ class TowerWatch:
         self._prompt: Tensor | None = None
         self._first: Tensor | None = None
         self._at: Tensor | None = None
-        self._undo: list[Callable[[], None]] = []
-        try:
-            self._install(model, family)
-        except BaseException:
-            self.remove()
-            raise
+        self._install(changes, model, family)
 
-    def _install(self, model: nn.Module, family: Family) -> None:
+    def _install(self, changes: Changes, model: nn.Module, family: Family) -> None:
         tower, projector = family.tower(model), family.projector(model)
         features = family.token_features(model)
-        self._undo.append(watch_tiling(model, family, self._note_tiling))
+        watch_tiling(changes, model, family, self._note_tiling)
         if family.tiled_prompts:
-            self._undo.append(watch_prompt(model, family, self._note_prompt))
-        self._hook(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
-        self._hook(projector.register_forward_hook(self._after_projector))
+            watch_prompt(changes, model, family, self._note_prompt)
+        changes.before(tower, self._before_tower, with_kwargs=True)
+        changes.after(projector, self._after_projector)
         if self._remember:  # before a stage chooses
-            self._hook(features.register_forward_pre_hook(self._note_features))
+            changes.before(features, self._note_features)
         stage = self._stage
         if stage is None:
             return
@@ -334,10 +337,10 @@ class TowerWatch:
                 f"The method reads attention of tower layers {wanted}, but the tower has "
                 f"{len(layers)} layers, of which the projector reads layer {read}."
             )
-        self._hook(features.register_forward_pre_hook(self._before_projector))
+        changes.before(features, self._before_projector)
         if stage.merge is not None:
-            self._hook(layers[0].register_forward_pre_hook(self._before_layers, with_kwargs=True))
-        self._hook(layers[read].register_forward_hook(self._after_layer))
+            changes.before(layers[0], self._before_layers, with_kwargs=True)
+        changes.after(layers[read], self._after_layer)
         if attended != wanted:
             self.notes.append(
                 f"Of tower layers {wanted} some attend in windows: in their stead the attention of "
@@ -359,19 +362,9 @@ class TowerWatch:
         for i in sorted({*wanted, *merging}):
             attention = family.tower_attention(layers[i])
             bias = self._sizes if stage.proportional and i in merging else None
-            self._undo.append(AttentionTap(attention, partial(self._observe, i), bias).remove)
+            tap_attention(changes, attention, partial(self._observe, i), bias)
         for i in merging:
-            self._undo.append(
-                override(layers[i], partial(self._forward, layers, i, read + 1), "forward")
-            )
-
-    def _hook(self, handle: Any) -> None:
-        self._undo.append(handle.remove)
-
-    def remove(self) -> None:
-        """Take the hooks off the model."""
-        while self._undo:
-            self._undo.pop()()
+            changes.put(layers[i], "forward", partial(self._forward, layers, i, read + 1))
 
     def which(self, layout: Layout, embeds: Tensor) -> list[int] | None:
         """Which of the images that the tower saw last every image of a prefill is.
@@ -610,24 +603,25 @@ def _in_line(features: Tensor) -> Tensor:
 
 
 def watch_tiling(
-    model: nn.Module, family: Family, note: Callable[[Sequence[Tiling], bool], None]
-) -> Callable[[], None]:
+    changes: Changes,
+    model: nn.Module,
+    family: Family,
+    note: Callable[[Sequence[Tiling], bool], None],
+) -> None:
     """Note how images and videos are tiled whenever a model encodes some.
 
     `generate` encodes them before it calls the model, and then forgets their sizes.
 
     Args:
+        changes: What ends this.
         model: The model.
         family: Its adapter, which says by `encodes` and `encodes_videos` what there is to note.
         note: Called with the tilings, and whether they are of videos, before every encoding.
-
-    Returns:
-        A function that ends this.
     """
     base: Any = family.base(model)
     encoding = False  # some models encode videos by the function that is for images
 
-    def watch(name: str, tilings: Callable[..., Sequence[Tiling]], videos: bool) -> Any:
+    def watch(name: str, tilings: Callable[..., Sequence[Tiling]], videos: bool) -> None:
         encode = getattr(base, name)
 
         @functools.wraps(encode)  # `generate` reads the signature
@@ -639,81 +633,58 @@ def watch_tiling(
             named = dict(bound.arguments)
             named.update(named.pop("kwargs", {}))
             note(tilings(model, named), videos)
-            encoding = True
             try:
+                encoding = True
                 return encode(*args, **kwargs)
             finally:
                 encoding = False
 
-        return override(base, watched, name)
+        changes.put(base, name, watched)
 
-    undo = []
     if family.encodes:
-        undo.append(watch("get_image_features", family.tilings, False))
+        watch("get_image_features", family.tilings, False)
     if family.encodes_videos:
-        undo.append(watch("get_video_features", family.video_tilings, True))
-
-    def end() -> None:
-        for one in undo:
-            one()
-
-    return end
+        watch("get_video_features", family.video_tilings, True)
 
 
 def watch_prompt(
-    model: nn.Module, family: Family, note: Callable[[Tensor | None], None]
-) -> Callable[[], None]:
+    changes: Changes, model: nn.Module, family: Family, note: Callable[[Tensor | None], None]
+) -> None:
     """Note the token ids of prompts before their images are encoded.
 
     `generate` encodes images before it calls the model, and without the token ids.
 
     Args:
+        changes: What ends this.
         model: The model.
         family: Its adapter.
         note: Called with the ids (B, L), or None, before a prompt, and with None behind it.
-
-    Returns:
-        A function that ends this.
     """
-    base, undo = family.base(model), []
+    base = family.base(model)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         note(family.inputs(model, args, kwargs).get("input_ids"))
 
-    def behind(*_: object) -> None:
-        note(None)
+    call = getattr(base, CALL)
 
-    undo.append(base.register_forward_pre_hook(before, with_kwargs=True).remove)
-    undo.append(base.register_forward_hook(behind, always_call=True).remove)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        finally:
+            note(None)
+
+    changes.before(base, before, with_kwargs=True)
+    changes.put(base, CALL, called)
     generate: Any = getattr(model, "generate", None)
     if generate is not None:
 
         @functools.wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
             ids = args[0] if args else kwargs.get("inputs")
-            note(kwargs.get("input_ids") if ids is None else ids)
             try:
+                note(kwargs.get("input_ids") if ids is None else ids)
                 return generate(*args, **kwargs)
             finally:
                 note(None)
 
-        undo.append(override(model, watched, "generate"))
-
-    def end() -> None:
-        for one in undo:
-            one()
-
-    return end
-
-
-def override(module: nn.Module, function: Callable[..., Any], name: str) -> Callable[[], None]:
-    """Give one module another function of some name; what is returned takes it back."""
-    own = module.__dict__.get(name)
-    setattr(module, name, function)
-
-    def undo() -> None:
-        delattr(module, name)
-        if own is not None:  # accelerate puts a `forward` there too
-            setattr(module, name, own)
-
-    return undo
+        changes.put(model, "generate", watched)

@@ -17,7 +17,7 @@ from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
 from pore.families import family_of
 from pore.flops import model_flops
-from pore.pruner import Pruner
+from pore.pruner import Pruner, unpruned
 from pore.report import Report, TowerWork
 from pore.samples import Sample
 from pore.shapes import ModelShape
@@ -56,8 +56,10 @@ def evaluate(
         One answer per sample, in their order.
 
     Raises:
+        ModelStateError: The model is pruned.
         PoreError: A sample has no answer, or the method does not fit the model.
     """
+    unpruned(model)  # whose answers these would not be
     batches = samples
     if not isinstance(batches, Batches):
         batches = Batches(model, processor, batches, batch_size=batch_size)
