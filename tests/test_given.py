@@ -407,6 +407,22 @@ def test_marks_of_another_length_are_refused(name: str, wrong: int) -> None:
             model(inputs_embeds=embeds)
 
 
+def test_marks_hold_for_an_answer_without_a_cache() -> None:
+    """Then the prompt comes again with every token; another one that is as long is refused."""
+    model, inputs = model_of(), batch([prompt(5, 1, 6)])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    more = model.get_input_embeddings()(torch.tensor([[7, 8]]))
+    with torch.no_grad(), pore.DivPrune(KEEP)(model) as run:
+        run.mark_visual(inputs["input_ids"] == IMAGE)
+        model(inputs_embeds=embeds, use_cache=False)
+        model(inputs_embeds=torch.cat([embeds, more], 1), use_cache=False)
+        first, second = run.report
+        assert first.images == second.images
+        assert second.tokens[-1] == first.tokens[-1] + 2
+        with pytest.raises(InputError, match="mark every prompt before it is given"):
+            model(inputs_embeds=torch.cat([more, embeds], 1), use_cache=False)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_static_cache_that_was_reset(name: str) -> None:
     """Then a prompt of one token, which sees nothing but itself."""

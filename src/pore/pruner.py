@@ -565,6 +565,7 @@ class Run(Changes):
         self.report = Report(pruner, self.model, self.family, history)
         self._history = history
         self._marked: Tensor | None = None
+        self._marked_prompt: Tensor | None = None
         self._watch: TowerWatch | None = None
         self._tilings: dict[str, Sequence[Tiling]] = {}
         self._calls: list[_Call] = []
@@ -769,6 +770,7 @@ class Run(Changes):
             visual: (B, L) bool, True at visual tokens; None forgets the marks.
         """
         self._marked = None if visual is None else visual.detach().to("cpu", torch.bool)
+        self._marked_prompt = None
 
     # -- hooks ------------------------------------------------------------------------------------
 
@@ -841,7 +843,9 @@ class Run(Changes):
         self._act_before_checkpoints()
         batch, length = embeds.shape[:2]
         forward.state = state = self._record(cache, batch, length)
-        images, state.marked = self._images(forward.inputs, batch, length, state)
+        images, state.marked = self._images(forward.inputs, embeds, state)
+        if self._marked_prompt is None and state.marked is not None:
+            self._marked_prompt = embeds.detach()
         mask = forward.inputs.get(MASK)  # of which the model may have made others
         if length > 1 or not state.checked:
             self._check_goes_on(state, forward.inputs.get(POSITIONS), mask, length)
@@ -1318,7 +1322,7 @@ class Run(Changes):
         """
         if state.last is None or not isinstance(given, Tensor):
             return
-        column = torch.zeros(len(state.last), 1, dtype=torch.long, device=given.device)
+        column = torch.zeros(state.last.shape[-2], 1, dtype=torch.long, device=given.device)
         if isinstance(mask, Tensor) and mask.dim() == 2:  # the first after padding
             column = mask[:, -length:].long().argmax(1)[:, None].to(given.device)
         first, last = take(given, column, -1), state.last.to(given.device)
@@ -1508,9 +1512,10 @@ class Run(Changes):
         return CacheRecord(seen=cached, cached=cached)
 
     def _images(
-        self, inputs: dict[str, Any], batch: int, length: int, state: CacheRecord
+        self, inputs: dict[str, Any], embeds: Tensor, state: CacheRecord
     ) -> tuple[list[Image], Tensor | None]:
         """The images of this forward, and the marks that were used for the cache."""
+        batch, length = embeds.shape[:2]
         if inputs.get(IDS) is not None:
             return self.family.images(self.model, {**inputs, **self._tilings}), state.marked
         fresh = self._marked is not None and self._marked is not state.marked
@@ -1522,13 +1527,21 @@ class Run(Changes):
                 "say where they are with run.mark_visual(mask), or pass input_ids and pixels."
             )
         marked = self._marked
-        if batch % marked.shape[0] or marked.shape[1] != length:
+        more = length - marked.shape[1]  # tokens of an answer that is generated without a cache
+        goes_on = more > 0 and self._goes_on_from_marked(embeds)
+        if batch % marked.shape[0] or (more != 0 and not goes_on):
             raise InputError(
                 f"mark_visual was given a mask of shape {tuple(marked.shape)}, but the prompt has "
                 f"{batch} samples of {length} tokens; mark every prompt before it is given."
             )
         repeated = marked.repeat_interleave(batch // marked.shape[0], 0)
+        repeated = nn.functional.pad(repeated, (0, more))
         return marked_images(repeated, self.family.grid(self.model)), marked
+
+    def _goes_on_from_marked(self, embeds: Tensor) -> bool:
+        """Whether a prompt begins with the whole one that the marks were first used for."""
+        begun = self._marked_prompt
+        return begun is not None and torch.equal(embeds[:, : begun.shape[1]], begun.to(embeds))
 
     def _without_hidden(self, forward: _Forward, images: Sequence[Image]) -> Layout | None:
         """The layout of what the attention mask shows of the images; None where that is nothing.
