@@ -85,8 +85,10 @@ def _shown(image: PIL.Image.Image) -> PIL.Image.Image:
         return _grey(upright, tags).convert("RGB")
     if upright.mode == "La":  # premultiplied, which Pillow converts to LA alone
         upright = upright.convert("LA")
-    if upright.mode in ("LA", "PA", "RGBA", "RGBa") or (
-        "transparency" in upright.info and upright.mode in ("1", "L", "P", "RGB")
+    if (
+        upright.mode in ("LA", "PA", "RGBA", "RGBa")
+        or ("transparency" in upright.info and upright.mode in ("1", "L", "P", "RGB"))
+        or (upright.mode == "P" and upright.palette.mode == "RGBA")
     ):
         white = PIL.Image.new("RGBA", upright.size, "white")
         upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
@@ -106,9 +108,12 @@ def _grey(image: PIL.Image.Image, tags: Any) -> PIL.Image.Image:
         white, most = (1.0, 2.0) if high <= 2 else (255.0, 255.0)
     else:
         white = most = 2.0 ** (tags.get(_BITS_PER_SAMPLE, (16,))[0] if whole else 16) - 1
+    clear = pixels == image.info.get("transparency", -1) if whole else None
     black, white = (0.0, white) if low >= 0 and high <= most else (low, high)
     if white > black:
         pixels = (pixels - black) * (255 / (white - black))
     if whole and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow sees to it for fewer bits
         pixels = 255 - pixels
+    if clear is not None:
+        pixels[clear] = 255
     return PIL.Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))

@@ -34,17 +34,19 @@ def read_json(path: str | os.PathLike[str], most: int, *, values: int = MAX_VALU
     return parse_json(read_regular(path, most), values=values)
 
 
-def parse_json(text: str | bytes, *, finite: bool = True, values: int = MAX_VALUES) -> Any:
+def parse_json(
+    text: str | bytes, *, finite: bool = True, depth: int = MAX_DEPTH, values: int = MAX_VALUES
+) -> Any:
     """What JSON text holds.
 
     Args:
         text: The text, as UTF-8 where it is bytes.
         finite: Whether to refuse NaN and infinity, which are Python's and not JSON's.
+        depth: How many levels it may have at most.
         values: How many values it may hold at most.
 
     Returns:
-        The document: of at most `MAX_DEPTH` levels, with no key twice in one object, and with texts
-        that UTF-8 can hold.
+        The document, with no key twice in one object, and with texts that UTF-8 can hold.
 
     Raises:
         ValueError: It is no JSON, or not like this; the message says what is wrong.
@@ -74,7 +76,7 @@ def parse_json(text: str | bytes, *, finite: bool = True, values: int = MAX_VALU
         )
     except RecursionError as error:
         raise ValueError(f"it is nested too deeply: {error}.") from error
-    _check(found)
+    _check(found, depth)
     return found
 
 
@@ -91,14 +93,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check(document: Any) -> None:
+def _check(document: Any, depth: int) -> None:
     """Refuse what is too deep, and half surrogate pairs, which escapes can write."""
-    level, depth = [document], 0
+    level, above = [document], 0
     while level:
         below: list[Any] = []
         for value in level:
-            if depth == MAX_DEPTH and isinstance(value, (dict, list)):
-                raise ValueError(f"it is nested too deeply: more than {MAX_DEPTH} levels.")
+            if above == depth and isinstance(value, (dict, list)):
+                raise ValueError(f"it is nested too deeply: more than {depth} levels.")
             if isinstance(value, dict):
                 below += value.keys()
                 below += value.values()
@@ -111,4 +113,4 @@ def _check(document: Any) -> None:
                     raise ValueError(
                         f"it holds half of a surrogate pair in {value[:40]!a}, which is no text."
                     ) from error
-        level, depth = below, depth + 1
+        level, above = below, above + 1

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pore._files import read_regular, shown, write_atomic
-from pore._json import parse_json
+from pore._json import MAX_DEPTH, parse_json
 from pore.errors import ProfileError, ProfileMismatchError, ScoreError
 
 if TYPE_CHECKING:
@@ -867,7 +867,8 @@ def _own(values: Tensor) -> Tensor:
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON would give them back, or ProfileError."""
     try:
-        plain = parse_json(json.dumps(dict(settings), allow_nan=False))
+        # So deep that it can still be read within what holds it.
+        plain = parse_json(json.dumps(dict(settings), allow_nan=False), depth=MAX_DEPTH // 2)
     except (TypeError, ValueError, RecursionError) as error:
         raise ProfileError(
             f"Processor settings must be a mapping of what JSON can hold: {error}."

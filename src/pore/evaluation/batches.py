@@ -106,13 +106,10 @@ class Batches:
         """The samples that are not known to be bad."""
         return [each for number, each in enumerate(self.samples) if number not in self.skipped]
 
-    def size(self, i: int) -> int:
-        """How many samples a batch has, bad ones included."""
-        return len(self._all(i))
-
     def numbers(self, i: int) -> list[int]:
         """The places, among all samples, of those of a batch that are not known to be bad."""
-        return [number for number in self._all(i) if number not in self.skipped]
+        everything = range(len(self.samples))[i * self.batch_size : (i + 1) * self.batch_size]
+        return [number for number in everything if number not in self.skipped]
 
     def inputs(self, i: int) -> dict[str, Any]:
         """The inputs of a batch as the processor gives them, pixels and all.
@@ -184,9 +181,6 @@ class Batches:
         for where in (self._inputs, self._encoded):
             self._drop(where, number // self.batch_size)
         self._check()
-
-    def _all(self, i: int) -> range:
-        return range(len(self.samples))[i * self.batch_size : (i + 1) * self.batch_size]
 
     def _note(self, number: int, reason: str) -> None:
         name = self.samples[number].id

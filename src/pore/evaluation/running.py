@@ -83,11 +83,13 @@ def evaluate(
                         )
                         new = tokens[:, inputs["input_ids"].shape[1] :]
                         given += processor.batch_decode(new, skip_special_tokens=True)
-                    if progress is not None:
-                        progress(batches.size(i))
+                        if progress is not None:
+                            progress(len(new))
             if run is not None:
                 effort += _pruned(run.report)
     samples = batches.samples
+    if progress is not None and len(asked) < len(samples):
+        progress(len(samples) - len(asked))
     return Outcome(
         pruner,
         tuple(
