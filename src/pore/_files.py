@@ -9,12 +9,13 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-try:
+_locks: Any = None
+with suppress(ImportError):  # on Windows, where temporaries of killed writers stay
     import fcntl
-except ImportError:  # Windows: temporaries of killed writers stay there
-    fcntl = None  # type: ignore[assignment]
+
+    _locks = fcntl
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.pore")
 _CLOSED_BY_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -55,7 +56,7 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
             if mode is not None:
                 os.chmod(name, mode)
             os.fsync(file.fileno())
-            if fcntl is None:  # Windows renames no open file; elsewhere it is locked up to its end
+            if _locks is None:  # Windows renames no open file; elsewhere it is locked up to its end
                 file.close()
             os.replace(name, target)
     except BaseException:
@@ -152,9 +153,9 @@ def _temporary(folder: Path, mode: int) -> tuple[int, Path]:
         name = folder / f".{secrets.token_hex(8)}.pore"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSED_BY_EXEC
         descriptor = os.open(name, flags, mode)
-        if fcntl is not None:
+        if _locks is not None:
             with suppress(OSError):  # not every file system has locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _locks.flock(descriptor, _locks.LOCK_EX)
         # Between the making and the locking it may have been taken for one that nobody writes.
         if os.fstat(descriptor).st_nlink:
             return descriptor, name
@@ -163,11 +164,11 @@ def _temporary(folder: Path, mode: int) -> tuple[int, Path]:
 
 def _remove_stale(folder: Path) -> None:
     """Remove the temporary files of writers that were killed: those that nobody holds locked."""
-    if fcntl is None:
+    if _locks is None:
         return
     with suppress(OSError):
         for entry in os.scandir(folder):
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError), open_regular(entry.path) as file:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    _locks.flock(file, _locks.LOCK_SH | _locks.LOCK_NB)
                     os.unlink(entry.path)

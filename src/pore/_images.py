@@ -88,7 +88,7 @@ def _shown(image: PIL.Image.Image) -> PIL.Image.Image:
     if (
         upright.mode in ("LA", "PA", "RGBA", "RGBa")
         or ("transparency" in upright.info and upright.mode in ("1", "L", "P", "RGB"))
-        or (upright.mode == "P" and upright.palette.mode == "RGBA")
+        or (upright.mode == "P" and getattr(upright.palette, "mode", "") == "RGBA")
     ):
         white = PIL.Image.new("RGBA", upright.size, "white")
         upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))

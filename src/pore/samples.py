@@ -337,7 +337,7 @@ def _from_row(
     if not isinstance(asked, str):
         raise InputError(f"Row {number} of the data set: {question!r} is no text.")
     answered = row.get(answer)
-    several = isinstance(answered, (list, tuple)) or getattr(answered, "ndim", 0)
+    several = isinstance(answered, (list, tuple)) or getattr(answered, "ndim", None) == 1
     given: Iterable[Any] = answered if several else [answered]  # type: ignore[assignment]
     try:
         texts = [text for text in map(_text, given) if text is not None]

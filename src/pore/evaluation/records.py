@@ -166,7 +166,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         raise InputError(f"{name} holds no results, or is damaged: {error}") from error
     if not isinstance(found, list) or not found:
         raise InputError(f"{name} holds no list of results.")
-    records = []
+    records: list[Record] = []
     for record in found:
         if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
             raise InputError(f"{name} has a result without all of {', '.join(FIELDS)}.")

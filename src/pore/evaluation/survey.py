@@ -41,6 +41,7 @@ from pore.shapes import ModelShape
 
 _TIMED_BATCH = 8
 _TIMED_ROUNDS = 5
+_LONGEST_NAME = 240  # file systems take 255 bytes, with what comes after it
 _MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token kept
 _OTHERWISE: tuple[Kind, ...] = ("spline", "empirical")
 
@@ -353,6 +354,8 @@ def _measure(host: Pruner, model: Any, processor: Any, layers: int) -> _Measure:
         return _Measure(host.name, name, 1.0, host.guide.calibrate)
     probed = [stage.probed or 0 for stage in attention_stages(host)]
     name = f"{slug}-{'-'.join(map(str, probed))}"
+    if len(name) > _LONGEST_NAME:  # of a model with a hundred layers, all of them looked at
+        name = f"{name[:100]}-{_digest(probed)[:8]}"
     depth = 0.25 + 0.75 * max(probed) / layers  # the decoder runs up to the last layer looked at
     return _Measure(host.name, name, depth, partial(calibrate, model, processor, host=host))
 
