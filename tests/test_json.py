@@ -281,3 +281,11 @@ def test_load_samples_of_what_is_no_file(tmp_path: Path) -> None:
     for name in ("/a\0b", "./" + "x" * 300):
         with pytest.raises(InputError, match="no file or folder"):
             pore.load_samples(name)
+
+
+@pytest.mark.parametrize("name", ["never closed", "keys", "NaN", "too large"])
+def test_settings_of_the_command_line(name: str) -> None:
+    text = HOSTILE[name][0]
+    found = CliRunner().invoke(app, ["evaluate", "--limit", "1", "--set", f"seed={text}"])
+    assert found.exit_code == 1  # FastV has no seed; said in words
+    assert "no setting 'seed'" in " ".join(found.output.split())

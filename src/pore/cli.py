@@ -963,6 +963,7 @@ def _pruner(
     **given: Any,
 ) -> Pruner:
     """A method by name, in any case of letters, as its authors set it up but for what is given."""
+    from pore._json import parse_json
     from pore.budgets import method_named, schedule
     from pore.shapes import ModelShape
 
@@ -973,7 +974,7 @@ def _pruner(
         if not equals:
             raise typer.BadParameter(f"--set {setting!r} is not of the form NAME=VALUE.")
         try:
-            values[name] = json.loads(text)
+            values[name] = parse_json(text)
         except ValueError:
             values[name] = text
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
