@@ -1,40 +1,174 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and read only where reading comes to an end."""
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import re
+import secrets
+import stat
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
+
+_locks: Any = None
+with suppress(ImportError):  # on Windows, where temporaries of killed writers stay
+    import fcntl
+
+    _locks = fcntl
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.pore")
+_CLOSED_BY_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
     """Write `data` to `path` so that a reader sees the old file or the whole new one.
 
+    A file that is there keeps its permissions, and a link to it goes on being one. A new file has
+    the permissions of any new file.
+
     Args:
         path: Where to write; missing parent folders are made.
-        data: Text (written as UTF-8) or bytes.
+        data: Text or bytes. Text is written as UTF-8; halves of surrogate pairs, which come of
+            file names that are no text, as escapes.
 
     Returns:
         The path written.
 
     Raises:
-        OSError: The folder cannot be made or written to; `path` is then as it was.
+        OSError: The folder cannot be made or written to, or `path` is a pipe, a device or anything
+            else but a file; it is then as it was.
     """
-    target = Path(path)
+    payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    target = _resolved(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    payload = data.encode() if isinstance(data, str) else data
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        mode = stat.S_IMODE(_regular(os.stat(target), path).st_mode)
+    except FileNotFoundError:
+        mode = None
+    _remove_stale(target.parent)
+    # Not for a moment more readable than what it replaces; the kernel applies the umask.
+    descriptor, name = _temporary(target.parent, 0o666 if mode is None else mode & 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(payload)
             file.flush()
+            if mode is not None:
+                os.chmod(name, mode)
             os.fsync(file.fileno())
-        # mkstemp makes private files; a result is as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
+            if _locks is None:  # Windows renames no open file; elsewhere it is locked up to its end
+                file.close()
+            os.replace(name, target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # not every system opens folders
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return Path(path)
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to read its bytes, but no pipe, socket or device, where reading may never end.
+
+    Args:
+        path: The file, or a link to it.
+
+    Returns:
+        The open file.
+
+    Raises:
+        OSError: It cannot be opened, or is no file.
+    """
+    try:
+        # Looked at before it is opened, since some devices act on that; and again once it is open,
+        # since only that is certain.
+        _regular(os.stat(path), path)
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _CLOSED_BY_EXEC
+        descriptor = os.open(path, flags)
+    except ValueError as error:
+        raise _no_name(path) from error
+    try:
+        _regular(os.fstat(descriptor), path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """The bytes of a file.
+
+    Args:
+        path: The file, or a link to it.
+        most: The largest number of bytes.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        OSError: It cannot be read, is no file, or is larger than that.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
+            why = f"it is larger than any that pore reads ({most >> 20} MiB)"
+            raise OSError(errno.EFBIG, why, shown(path))
+    return data
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be printed and written, whatever bytes its name has."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _regular(found: os.stat_result, path: str | os.PathLike[str]) -> os.stat_result:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", shown(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", shown(path))
+    return found
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    """The file that is meant, which links may lead to; it need not be there."""
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError as error:
+        raise _no_name(path) from error
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "its links lead round in a circle", shown(path))
     return target
+
+
+def _no_name(path: str | os.PathLike[str]) -> OSError:
+    return OSError(errno.EINVAL, "no file can have such a name", repr(os.fspath(path)))
+
+
+def _temporary(folder: Path, mode: int) -> tuple[int, Path]:
+    """A new file in a folder, open to be written, and locked for as long as it is open."""
+    while True:
+        name = folder / f".{secrets.token_hex(8)}.pore"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSED_BY_EXEC
+        descriptor = os.open(name, flags, mode)
+        if _locks is not None:
+            with suppress(OSError):  # not every file system has locks
+                _locks.flock(descriptor, _locks.LOCK_EX)
+        # Between the making and the locking it may have been taken for one that nobody writes.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        os.close(descriptor)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed: those that nobody holds locked."""
+    if _locks is None:
+        return
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError), open_regular(entry.path) as file:
+                    _locks.flock(file, _locks.LOCK_SH | _locks.LOCK_NB)
+                    os.unlink(entry.path)

@@ -15,12 +15,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
-from pore._files import write_atomic
+from pore._files import read_regular, shown, write_atomic
+from pore._json import MAX_DEPTH, parse_json
 from pore.errors import ProfileError, ProfileMismatchError, ScoreError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Provenance:
     def __post_init__(self) -> None:
         for name in ("model", "revision", "normalize", "template", "date", "host", "source"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
+            if value is not None and not (isinstance(value, str) and _is_text(value)):
                 raise ProfileError(f"provenance.{name} must be text, not {_brief(value)}.")
         for name in ("layer", "samples"):
             value = getattr(self, name)
@@ -155,6 +156,11 @@ class PositionBias:
         for name, number in {**self.parameters, "r2": self.r2 or 0.0}.items():
             if not math.isfinite(number):
                 raise ProfileError(f"{name} of a position bias must be finite, not {number}.")
+        if self.r2 is not None and not -1 <= self.r2 <= 1:
+            raise ProfileError(
+                "r2 is the share of the variance that the fit explains, at most 1 and not far "
+                f"below 0, but here it is {self.r2}."
+            )
         if self.residuals is not None:
             residuals = _own(self.residuals)
             if residuals.shape != values.shape or not torch.isfinite(residuals).all():
@@ -599,11 +605,11 @@ class PositionBias:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
-    def from_json(cls, text: str) -> PositionBias:
+    def from_json(cls, text: str | bytes) -> PositionBias:
         """Read what `to_json` wrote.
 
         Args:
-            text: The JSON text; trusted in nothing.
+            text: The JSON text, or its bytes in UTF-8; trusted in nothing.
 
         Returns:
             The bias.
@@ -753,7 +759,7 @@ def load_biases(
         ProfileError: It cannot be found or read.
     """
 
-    def decode(text: str) -> tuple[PositionBias, ...]:
+    def decode(text: bytes) -> tuple[PositionBias, ...]:
         document = _document(text)
         if not isinstance(document, dict) or document.get("schema") != _HOST_SCHEMA:
             return (_decode(document),)
@@ -808,9 +814,10 @@ def _find(
 ) -> str | os.PathLike[str]:
     """A local path, or where the hub's file has been downloaded to."""
     local = Path(repo_id_or_path)
-    if local.is_dir():
+    # Not pathlib's, which raise errors for names that no file can have.
+    if os.path.isdir(local):
         return local / filename
-    if local.exists() or local.suffix == ".json":
+    if os.path.exists(local) or local.suffix == ".json":
         return local
 
     from huggingface_hub import hf_hub_download
@@ -830,22 +837,15 @@ def _find(
         ) from error
 
 
-def _read(path: str | os.PathLike[str], decode: Callable[[str], _Decoded]) -> _Decoded:
+def _read(path: str | os.PathLike[str], decode: Callable[[bytes], _Decoded]) -> _Decoded:
     """A file's content, or ProfileError."""
-    name = os.fspath(path)
+    name = shown(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        return decode(read_regular(path, _MAX_BYTES))
     except OSError as error:
         raise ProfileError(
             f"Cannot read the position bias {name}: {error.strerror or error}."
         ) from error
-    if len(data) > _MAX_BYTES:
-        raise ProfileError(f"{name} is larger than any position bias ({_MAX_BYTES >> 20} MiB).")
-    try:
-        return decode(data.decode())
-    except UnicodeDecodeError as error:
-        raise ProfileError(f"{name} is not a position bias: it is not UTF-8 text.") from error
     except ProfileError as error:
         raise ProfileError(f"{name}: {error}") from error
 
@@ -867,7 +867,8 @@ def _own(values: Tensor) -> Tensor:
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON would give them back, or ProfileError."""
     try:
-        plain = json.loads(json.dumps(dict(settings), allow_nan=False))
+        # So deep that it can still be read within what holds it.
+        plain = parse_json(json.dumps(dict(settings), allow_nan=False), depth=MAX_DEPTH // 2)
     except (TypeError, ValueError, RecursionError) as error:
         raise ProfileError(
             f"Processor settings must be a mapping of what JSON can hold: {error}."
@@ -926,6 +927,15 @@ def _model_name(model: str) -> tuple[str, str]:
     return owner, re.sub(r"-v(?=\d)", "-", name.removesuffix("-hf"))
 
 
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it, which half of a surrogate pair it cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _brief(value: object) -> str:
     """A value for a message, cut short."""
     text = repr(value)
@@ -946,20 +956,12 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _document(text: str) -> Any:
+def _document(text: str | bytes) -> Any:
     """JSON text of any origin, or ProfileError."""
-
-    def no_constant(name: str) -> NoReturn:
-        raise ProfileError(f"a position bias holds finite numbers only, not {name}.")
-
     try:
-        return json.loads(text, parse_constant=no_constant)
-    except RecursionError as error:
-        raise ProfileError("not a position bias: nested too deeply.") from error
-    except ProfileError:
-        raise
+        return parse_json(text)
     except ValueError as error:
-        raise ProfileError(f"not a position bias, or cut off: {error}.") from error
+        raise ProfileError(f"not a position bias, or cut off: {error}") from error
 
 
 def _decode(document: Any) -> PositionBias:

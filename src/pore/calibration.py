@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._files import write_atomic
+from pore._json import read_json
 from pore._private import execution_device
 from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
@@ -1055,17 +1056,12 @@ _Decoded = TypeVar("_Decoded", Calibration, HostCalibration)
 def _load(path: str | os.PathLike[str], decode: Callable[[Any], _Decoded]) -> _Decoded:
     name = os.fspath(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        return decode(read_json(path, _MAX_BYTES))
     except OSError as error:
         raise CalibrationError(
             f"Cannot read the calibration {name}: {error.strerror or error}."
         ) from error
-    if len(data) > _MAX_BYTES:
-        raise CalibrationError(f"{name} is larger than any calibration.")
-    try:
-        return decode(json.loads(data.decode()))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CalibrationError(f"{name} is no calibration, or damaged: {error}") from error
 
 

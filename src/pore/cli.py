@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pore.bias import PositionBias
     from pore.calibration import HostCalibration
-    from pore.evaluation import survey
+    from pore.evaluation import Outcome, survey
     from pore.pruner import Pruner
     from pore.samples import Sample
     from pore.support import Support
@@ -134,6 +134,10 @@ Questions = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="Split of a data set.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many samples.")]
+MaxBad = Annotated[
+    float,
+    typer.Option(help="Share of bad samples to put up with; a single one always, unless it is 0."),
+]
 Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples of a batch.")]
 
 
@@ -174,6 +178,7 @@ def demo(
     images: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 700,
     test: Annotated[str, typer.Option(help="Samples with answers, to ask.")] = "embedded:test",
     questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 700,
+    max_bad: MaxBad = 0.01,
     batch_size: Batch = 32,
     seed: Annotated[int, typer.Option(help="Seed of Random and of the bootstrap.")] = 0,
     device: Device = "auto",
@@ -206,6 +211,7 @@ def demo(
         batch_size=batch_size,
         seed=seed,
         example_keep=0.25 if 0.25 in keeps else keeps[0],
+        max_bad=max_bad,
     )
     began = time.monotonic()
     with _progress() as told:
@@ -231,7 +237,7 @@ def demo(
     console = _stdout()
     _print_results(result.records)
     for line in facts(result):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     for difference in result.differences:
         if difference.second.reweight == settings.kind:
             console.print(f"  {difference}", highlight=False)
@@ -432,6 +438,7 @@ def evaluate(
             "--out", "-o", help="Folder for results. [default: none; runs/all with --all]"
         ),
     ] = None,
+    max_bad: MaxBad = 0.01,
     batch_size: Batch = 16,
     seed: Annotated[int, typer.Option(help="Seed of methods that draw and of the bootstrap.")] = 0,
     device: Device = "auto",
@@ -458,6 +465,8 @@ def evaluate(
     """
     from pore.evaluation import Batches, compare, survey, time_prefill, write_records
     from pore.evaluation import evaluate as ask
+    from pore.evaluation.outcome import common
+    from pore.evaluation.records import skips
     from pore.evaluation.reweighting import reweighted
 
     if guide is not None and not every:
@@ -484,6 +493,7 @@ def evaluate(
                 max_new_tokens=max_new_tokens,
                 timing=timing,
                 seed=seed,
+                max_bad=max_bad,
             ),
             (model, calibration, samples),
             None if guide in (None, model) else _load(guide, device, dtype, attn),
@@ -494,8 +504,9 @@ def evaluate(
     for one in map(_keep, keep or ["25%"]):
         plain = _pruner(*(method, settings, loaded, one, average), layer=layer, normalize=normalize)
         pruners += [plain] if biases is None else [plain, reweighted(plain, biases)]
-    batches = Batches(loaded, processor, asked, batch_size=batch_size)
+    batches = Batches(loaded, processor, asked, batch_size=batch_size, max_bad=max_bad)
     done, total = 0, len(asked) * len(pruners)
+    outcomes: list[Outcome] = []
     with _progress() as told:
 
         def advance(count: int) -> None:
@@ -503,17 +514,22 @@ def evaluate(
             done += count
             told("asking", done / total)
 
-        outcomes = [
-            ask(
-                loaded,
-                processor,
-                batches,
-                pruner,
-                max_new_tokens=max_new_tokens,
-                progress=advance,
+        told("looking at the samples", 0.0)
+        batches.sift()
+        for pruner in pruners:
+            outcomes.append(
+                ask(
+                    loaded,
+                    processor,
+                    batches,
+                    pruner,
+                    max_new_tokens=max_new_tokens,
+                    progress=advance,
+                )
             )
-            for pruner in pruners
-        ]
+            if out is not None:  # whatever becomes of the others
+                write_records(out, [outcome.record() for outcome in outcomes])
+        outcomes = common(outcomes)
         if timing:
             told("timing the prefill", 1.0)
             times = time_prefill(loaded, batches, pruners, count=1)
@@ -521,6 +537,8 @@ def evaluate(
     records = [outcome.record() for outcome in outcomes]
     console = _stdout()
     _print_results(records)
+    for line in skips(records):
+        console.print(line, highlight=False, markup=False)
     if biases is not None:
         for plain_outcome, other in zip(outcomes[1::2], outcomes[2::2], strict=True):
             console.print(str(compare(plain_outcome, other, seed=seed)), highlight=False)
@@ -627,13 +645,14 @@ def plot(
         pore plot profile.calibration.json --kind spline
     """
     from pore import plotting
+    from pore._files import open_regular
     from pore.calibration import HostCalibration
     from pore.evaluation.records import read_records
 
     for source in sources:
         # Results are a list, a calibration is not; each reader then checks what it gets.
-        with source.open(encoding="utf-8", errors="replace") as file:
-            is_list = file.read(64).lstrip().startswith("[")
+        with open_regular(source) as file:
+            is_list = file.read(64).lstrip().startswith(b"[")
         if is_list:
             figure = plotting.accuracy_over_flops(read_records(source))
             path = plotting.save(figure, out / "accuracy.png")
@@ -831,7 +850,7 @@ def _survey(
     parts = ("cost", "mean", "accuracy", "thirds")
     console.print(table(result.records, title=title, parts=parts, taught=result.taught))
     for line in (*notes(result), "", *findings(result)):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     for line in result.reasons:
         console.print(f"Left out: {line}", highlight=False, markup=False)
     console.print(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.", highlight=False)
@@ -944,6 +963,7 @@ def _pruner(
     **given: Any,
 ) -> Pruner:
     """A method by name, in any case of letters, as its authors set it up but for what is given."""
+    from pore._json import parse_json
     from pore.budgets import method_named, schedule
     from pore.shapes import ModelShape
 
@@ -954,7 +974,7 @@ def _pruner(
         if not equals:
             raise typer.BadParameter(f"--set {setting!r} is not of the form NAME=VALUE.")
         try:
-            values[name] = json.loads(text)
+            values[name] = parse_json(text)
         except ValueError:
             values[name] = text
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]

@@ -6,16 +6,21 @@ a list of samples is small and one bad image is one bad sample.
 
 from __future__ import annotations
 
-import io
-import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pore._files import read_regular, shown
+from pore._images import open_image
+from pore._json import parse_json
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +29,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 EMBEDDED = "embedded:"
 EMBEDDED_SAMPLES = 1000
-_TEXTS = ("question", "answer", "id", "kind", "third")
+_TEXTS = ("answer", "id", "kind", "third")
+_LARGEST = 1 << 30
+_WHOLE = 1e15  # above it, floats are written with an exponent
+_MISSING = ("NAType", "NaTType")  # of pandas, which need not be there
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,9 @@ class Sample:
         id: Names the sample in messages and reports.
         image: The image, its file, its encoded bytes, or None for a question without one.
         question: The question, without template and placeholder.
-        answer: The right answer, where known.
+        answer: The right answer, where known. A number becomes text, a whole one without a point,
+            and True and False their names. NaN, what pandas has for it, and blank text are no
+            answer; nor are they a kind or a third.
         kind: Kind of question, for accuracy per kind.
         third: Third of the image that the answer is in ("top", "middle", "bottom"), where known.
     """
@@ -47,28 +57,29 @@ class Sample:
     kind: str | None = None
     third: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("answer", "kind", "third"):
+            try:
+                object.__setattr__(self, name, _text(getattr(self, name)))
+            except ValueError as error:
+                raise InputError(f"The {name} of sample {self.id} {error}") from error
+
     def load_image(self) -> PIL.Image.Image:
-        """The whole image, upright as its EXIF data say, in RGB.
+        """The whole image as a viewer shows it, in RGB; see `pore._images.open_image`.
 
         Raises:
-            InputError: There is no image, or it is missing, damaged or cut off.
+            InputError: There is no image, it is missing, damaged or cut off, or it is none of the
+                formats and shapes that are opened.
         """
-        import PIL.Image
-        import PIL.ImageOps
-
         if self.image is None:
             raise InputError(f"Sample {self.id} has no image.")
         try:
-            if isinstance(self.image, PIL.Image.Image):
-                return self.image.convert("RGB")
-            file = io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image
-            with PIL.Image.open(file) as image:
-                return PIL.ImageOps.exif_transpose(image).convert("RGB")
+            return open_image(self.image)
         except Exception as error:  # decoders of damaged files raise all kinds of errors
-            what = "" if isinstance(self.image, (bytes, PIL.Image.Image)) else f" {self.image}"
+            what = f" {shown(self.image)}" if isinstance(self.image, (str, os.PathLike)) else ""
+            why = str(error) if isinstance(error, InputError) else _reason(error)
             raise InputError(
-                f"The image{what} of sample {self.id} cannot be read: "
-                f"{type(error).__name__}: {error}"
+                f"The image{what} of sample {self.id} cannot be read: {why}"
             ) from error
 
 
@@ -107,21 +118,23 @@ def load_samples(
         raise InputError(f"The number of samples must be at least 1, not {limit}.")
     name = os.fspath(source)
     path = Path(name)
-    if questions is not None and not path.is_dir():
+    # Not pathlib's, which raise errors for names that no file can have.
+    is_folder = os.path.isdir(name)
+    if questions is not None and not is_folder:
         raise InputError(f"Questions go with a folder of images, which {name} is not.")
     if name.startswith(EMBEDDED):
         return from_scenes(name.removeprefix(EMBEDDED), limit or EMBEDDED_SAMPLES)
-    if path.is_dir():
+    if is_folder:
         if questions is None:
             raise InputError(
                 f"{name} is a folder of images; give the questions to ask about them, or a text "
                 "file with one on each line."
             )
         return from_folder(path, questions)[:limit]
-    if path.suffix in (".jsonl", ".ndjson") or path.is_file():
+    if path.suffix in (".jsonl", ".ndjson") or os.path.exists(name):
         return from_jsonl(path)[:limit]
     if path.is_absolute() or name.startswith("."):
-        raise InputError(f"There is no file or folder {name}.")
+        raise InputError(f"There is no file or folder {shown(name)}.")
     return from_dataset(
         name, split=split, image=image, question=question, answer=answer, limit=limit
     )
@@ -145,8 +158,8 @@ def from_folder(
         InputError: There is no such folder or file, no image or no question.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"There is no folder {root}.")
+    if not os.path.isdir(root):
+        raise InputError(f"There is no folder {shown(root)}.")
     if isinstance(questions, (str, os.PathLike)):
         text = _read(Path(questions), "questions")
         questions = [line.strip() for line in text.splitlines() if line.strip()]
@@ -161,7 +174,8 @@ def from_folder(
     if not names:
         raise InputError(f"There is no image ({', '.join(SUFFIXES)}) in the folder {root}.")
     return [
-        Sample(name, root / name, questions[i % len(questions)]) for i, name in enumerate(names)
+        Sample(shown(name), root / name, questions[i % len(questions)])
+        for i, name in enumerate(names)
     ]
 
 
@@ -169,8 +183,9 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     """Samples from a file with one JSON object on each line.
 
     Each has `question` and `image`, the image's path relative to the file, and may have `answer`,
-    `id`, `kind` and `third`; other keys are passed over. A sample without an id gets the name of
-    the file and the number of its line.
+    `id`, `kind` and `third`; other keys are passed over. Of these, numbers and true and false are
+    taken as texts, and null, NaN, an empty list and blank text as not being there. A sample without
+    an id gets the name of the file and the number of its line.
 
     Args:
         path: The file; blank lines are passed over.
@@ -188,15 +203,15 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
         if line.strip():
             try:
                 samples.append(_from_line(line, file, number))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{file}, line {number}: {error}") from error
+            except ValueError as error:
+                raise InputError(f"{shown(file)}, line {number}: {error}") from error
     if not samples:
         raise InputError(f"There is no sample in {file}.")
     return samples
 
 
 def _from_line(line: str, file: Path, number: int) -> Sample:
-    found = json.loads(line)
+    found = parse_json(line, finite=False)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object.")
     if not isinstance(found.get("image"), str) or not found["image"]:
@@ -206,13 +221,12 @@ def _from_line(line: str, file: Path, number: int) -> Sample:
     texts = {}
     for name in _TEXTS:
         value = found.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f'"{name}" must be a text, not {json.dumps(value)[:60]}.')
-        texts[name] = value
+        try:
+            texts[name] = _text(None if value == [] else value)
+        except ValueError as error:
+            raise ValueError(f'"{name}" {error}') from error
     return Sample(
-        texts["id"] or f"{file.name}:{number}",
+        texts["id"] or f"{shown(file.name)}:{number}",
         file.parent / found["image"],
         found["question"],
         texts["answer"],
@@ -272,8 +286,8 @@ def from_dataset(
         split: The split to load, where `dataset` is a name.
         image: Column that holds the image, as an image, a path or encoded bytes.
         question: Column that holds the question.
-        answer: Column that holds the answer, passed over where there is none; of a list of texts
-            the most frequent counts.
+        answer: Column that holds the answer, passed over where there is none; of a list the most
+            frequent counts. What is taken for an answer is said at `Sample`.
         limit: At most so many samples, from the first.
 
     Returns:
@@ -317,17 +331,21 @@ def _from_row(
     number: int, row: Mapping[str, Any], *, image: str, question: str, answer: str
 ) -> Sample:
     name = row.get("question_id", row.get("id"))
+    if _is_missing(name):
+        name = None
     asked = row[question]
     if not isinstance(asked, str):
         raise InputError(f"Row {number} of the data set: {question!r} is no text.")
     answered = row.get(answer)
-    if isinstance(answered, (list, tuple)) and all(isinstance(a, str) for a in answered):
-        answered = Counter(answered).most_common(1)[0][0] if answered else None
-    if not isinstance(answered, (str, int, float, type(None))):
+    several = isinstance(answered, (list, tuple)) or getattr(answered, "ndim", None) == 1
+    given: Iterable[Any] = answered if several else [answered]  # type: ignore[assignment]
+    try:
+        texts = [text for text in map(_text, given) if text is not None]
+    except ValueError as error:
         raise InputError(
-            f"Row {number} of the data set: {answer!r} holds no text; name the column of the "
-            "answers, or one that does not exist to have none."
-        )
+            f"Row {number} of the data set: {answer!r} holds no text: it {error} Name the "
+            "column of the answers, or one that does not exist to have none."
+        ) from error
     picture = row[image]
     if isinstance(picture, Mapping):  # as datasets stores images that it does not decode
         picture = picture["bytes"] or picture["path"]
@@ -335,7 +353,7 @@ def _from_row(
         f"{number}" if name is None else f"{number}:{name}",
         picture,
         asked,
-        None if answered is None else str(answered),
+        Counter(texts).most_common(1)[0][0] if texts else None,
     )
 
 
@@ -367,10 +385,42 @@ class _Stream(Iterable[Sample]):
         return (self.make(number, row) for number, row in enumerate(self.dataset))
 
 
+def _text(value: Any) -> str | None:
+    """A text or a number as text, and None for what is missing; ValueError says what else it is."""
+    if _is_missing(value):
+        return None
+    if isinstance(value, str):
+        return value if value.strip() else None
+    written = str(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE:
+        return str(int(value))
+    if isinstance(value, int) or (isinstance(value, (float, Decimal)) and math.isfinite(value)):
+        return written
+    raise ValueError(f"must be a text or a finite number, not {value!r:.60}.")
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is None, NaN or what pandas has for these."""
+    if value is None or type(value).__name__ in _MISSING:
+        return True
+    unequal = value != value  # as nothing but NaN and NaT is
+    return isinstance(unequal, (bool, np.bool_)) and bool(unequal)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{type(error).__name__}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
+
+
 def _read(path: Path, what: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path, _LARGEST).decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"Cannot read the {what} in {path}: {error.strerror or error}.") from error
+        raise InputError(
+            f"Cannot read the {what} in {shown(path)}: {error.strerror or error}."
+        ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"The {what} in {path} are not UTF-8 text.") from error
+        raise InputError(f"The {what} in {shown(path)} are not UTF-8 text.") from error

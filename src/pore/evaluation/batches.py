@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,8 +16,32 @@ from pore.families import identity
 from pore.prompts import build_inputs, processor_settings, prompt_template
 from pore.samples import Sample
 
+_log = logging.getLogger(__name__)
+
 # What a forward needs beside image features; with anything else, features are not all there is.
 _PLAIN = {"input_ids", "attention_mask", "pixel_values"}
+
+
+class Skipped(NamedTuple):
+    """A sample that could not be asked.
+
+    Attributes:
+        number: Its place among the samples, from 0.
+        id: Its id.
+        reason: What was wrong with it.
+    """
+
+    number: int
+    id: str
+    reason: str
+
+
+def listed(skipped: Sequence[Skipped]) -> str:
+    """Some of the samples that could not be asked, as a sentence after another."""
+    if not skipped:
+        return ""
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return " Skipped: " + "; ".join(f"{one.id}: {one.reason}" for one in skipped[:3]) + more
 
 
 class Batches:
@@ -30,9 +56,15 @@ class Batches:
         samples: The samples; each needs an answer.
         batch_size: Samples of a batch.
         memory: Bytes that may be held; batches beyond are made again for every method.
+        max_bad: The share of bad samples (no answer, no readable image, refused by the processor)
+            up to which they are skipped, by every method from then on. A single one of three or
+            more always is, unless the share is 0.
+
+    Attributes:
+        skipped: The bad samples so far, by their place among the samples.
 
     Raises:
-        InputError: There is no sample, or one has no answer to compare with.
+        InputError: There is no sample, or too many have no answer to compare with.
     """
 
     def __init__(
@@ -43,14 +75,14 @@ class Batches:
         *,
         batch_size: int = 32,
         memory: int = 2 << 30,
+        max_bad: float = 0.01,
     ) -> None:
         if not samples:
             raise InputError("There are no samples to evaluate on.")
         if batch_size < 1:
             raise InputError(f"A batch has at least 1 sample, not {batch_size}.")
-        for sample in samples:
-            if sample.answer is None:
-                raise InputError(f"Sample {sample.id!r} has no answer to compare with.")
+        if not 0 <= max_bad <= 1:
+            raise InputError(f"max_bad is a share from 0 to 1, not {max_bad!r}.")
         self.model = model
         self.processor = processor
         self.samples = tuple(samples)
@@ -59,26 +91,61 @@ class Batches:
         self._inputs: dict[int, dict[str, Any]] = {}
         self._encoded: dict[int, dict[str, Any]] = {}
         self._encodes = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self._max_bad = max_bad
+        self.skipped: dict[int, Skipped] = {}
+        for number, sample in enumerate(self.samples):
+            if sample.answer is None:
+                self._note(number, f"Sample {sample.id!r} has no answer to compare with.")
+        self._check()
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
 
-    def batch(self, i: int) -> tuple[Sample, ...]:
-        """The samples of a batch."""
-        return self.samples[i * self.batch_size : (i + 1) * self.batch_size]
+    @property
+    def good(self) -> list[Sample]:
+        """The samples that are not known to be bad."""
+        return [each for number, each in enumerate(self.samples) if number not in self.skipped]
+
+    def numbers(self, i: int) -> list[int]:
+        """The places, among all samples, of those of a batch that are not known to be bad."""
+        everything = range(len(self.samples))[i * self.batch_size : (i + 1) * self.batch_size]
+        return [number for number in everything if number not in self.skipped]
 
     def inputs(self, i: int) -> dict[str, Any]:
-        """The inputs of a batch as the processor gives them, pixels and all."""
+        """The inputs of a batch as the processor gives them, pixels and all.
+
+        Args:
+            i: Number of the batch.
+
+        Returns:
+            Inputs of the good samples, those of `numbers(i)`; nothing where there is none.
+
+        Raises:
+            InputError: More samples are bad than are put up with.
+        """
         if i in self._inputs:
             return self._inputs[i]
-        model = self.model
-        made: dict[str, Any] = dict(
-            build_inputs(self.processor, self.batch(i), model.device, model.dtype)
+        numbers = self.numbers(i)
+        made, bad = good_inputs(
+            self.model, self.processor, [self.samples[number] for number in numbers]
         )
+        for place, reason in bad.items():
+            self._note(numbers[place], reason)
+        self._check()
         return self._hold(self._inputs, i, made)
 
     def encoded(self, i: int) -> dict[str, Any]:
-        """The inputs of a batch with image features for pixels, where the model takes them."""
+        """The inputs of a batch with image features for pixels, where the model takes them.
+
+        Args:
+            i: Number of the batch.
+
+        Returns:
+            As `inputs` gives them.
+
+        Raises:
+            InputError: As `inputs`.
+        """
         if i in self._encoded:
             return self._encoded[i]
         inputs = self.inputs(i)
@@ -88,17 +155,102 @@ class Batches:
         output = self.model.get_image_features(pixel_values=rest.pop("pixel_values"))
         # Only what the decoder reads; the tower's hidden states would fill the memory.
         rest["mm_encoder_outputs"] = {"image": type(output)(pooler_output=output.pooler_output)}
-        self._inputs.pop(i, None)
+        self._drop(self._inputs, i)
         return self._hold(self._encoded, i, rest)
+
+    def sift(self) -> None:
+        """Make all inputs once, so that bad samples are known before the first question is asked.
+
+        Raises:
+            InputError: More samples are bad than are put up with.
+        """
+        for i in range(len(self)):
+            self.inputs(i)
+
+    def skip(self, number: int, reason: str) -> None:
+        """Leave a sample out from now on.
+
+        Args:
+            number: Its place among the samples.
+            reason: Why.
+
+        Raises:
+            InputError: More samples are bad than are put up with.
+        """
+        self._note(number, reason)
+        for where in (self._inputs, self._encoded):
+            self._drop(where, number // self.batch_size)
+        self._check()
+
+    def _note(self, number: int, reason: str) -> None:
+        name = self.samples[number].id
+        self.skipped[number] = Skipped(number, name, reason)
+        _log.warning("Skipped the sample %s: %s", name, reason)
+
+    def _check(self) -> None:
+        """Refuse more bad samples than are put up with."""
+        bad, n = len(self.skipped), len(self.samples)
+        one = n > 2 and self._max_bad > 0
+        if bad > max(one, int(self._max_bad * n + 1e-9)):
+            raise InputError(
+                f"{bad} of {n} samples are bad, more than the share max_bad={self._max_bad:g} "
+                f"allows; mend the data, or raise max_bad.{listed(list(self.skipped.values()))}"
+            )
+        if bad == n:
+            raise InputError(f"All samples are bad.{listed(list(self.skipped.values()))}")
 
     def _hold(
         self, where: dict[int, dict[str, Any]], i: int, made: dict[str, Any]
     ) -> dict[str, Any]:
-        size = sum(_bytes(value) for value in made.values())
+        size = _bytes(made)
         if size <= self._left:
             self._left -= size
             where[i] = made
         return made
+
+    def _drop(self, where: dict[int, dict[str, Any]], i: int) -> None:
+        self._left += _bytes(where.pop(i, {}))
+
+
+def good_inputs(
+    model: Any, processor: Any, samples: Sequence[Sample]
+) -> tuple[dict[str, Any], dict[int, str]]:
+    """The inputs of the samples that can be asked, and what is wrong with the others.
+
+    Args:
+        model: The model that the inputs are for.
+        processor: Its processor.
+        samples: The samples of a batch.
+
+    Returns:
+        Inputs of the good samples, empty where there is none; reasons by place of the bad ones.
+
+    Raises:
+        InputError: The processor refuses together what it takes one by one.
+    """
+    bad: dict[int, str] = {}
+    loaded: dict[int, Sample] = {}
+    for place, sample in enumerate(samples):
+        try:
+            image = None if sample.image is None else sample.load_image()
+            loaded[place] = replace(sample, image=image)
+        except InputError as error:
+            bad[place] = str(error)
+    if not loaded:
+        return {}, bad
+    try:
+        made = dict(build_inputs(processor, [*loaded.values()], model.device, model.dtype))
+    except InputError:
+        for place, sample in list(loaded.items()):
+            try:
+                build_inputs(processor, [sample], model.device, model.dtype)
+            except InputError as error:
+                bad[place] = str(error)
+                del loaded[place]
+        if not loaded:
+            return {}, bad
+        made = dict(build_inputs(processor, [*loaded.values()], model.device, model.dtype))
+    return made, bad
 
 
 def _bytes(value: Any) -> int:

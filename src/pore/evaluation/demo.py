@@ -20,7 +20,7 @@ from pore.calibration import Calibration, calibrate
 from pore.errors import BudgetError, InputError
 from pore.evaluation import page
 from pore.evaluation.batches import Batches
-from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
+from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, common, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
@@ -50,6 +50,7 @@ class Settings:
         batch_size: Questions of a batch.
         seed: Seed of Random and of the bootstrap.
         example_keep: The budget that examples are drawn at; one of `keeps`.
+        max_bad: Share of bad samples to put up with, as in `calibrate` and `Batches`.
     """
 
     layer: int = 2
@@ -58,6 +59,7 @@ class Settings:
     batch_size: int = 32
     seed: int = 0
     example_keep: int | float = 0.25
+    max_bad: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,11 @@ def run(
     planned = [pruner for _, pruner in lineup(settings, even, even, grid)]
     work = Work(_all_work(planned, len(calibration), len(test), visual, layers), progress)
 
+    batches = Batches(
+        model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
+    )
+    batches.sift()
+
     work.start("measuring the position bias")
     measured = calibrate(
         model,
@@ -150,6 +157,7 @@ def run(
         work.through(calibration, _CALIBRATION_COST),
         settings.layer,
         batch_size=settings.batch_size,
+        max_bad=settings.max_bad,
         progress=False,
         source=about.calibration,
     )
@@ -160,7 +168,6 @@ def run(
     plotting.save(plotting.figure1(measured.mean, bias), out / "figure1.png")
     plotting.save(plotting.figure2(measured.mean, bias, measured.sem), out / "figure2.png")
 
-    batches = Batches(model, processor, test, batch_size=settings.batch_size)
     outcomes = []
     methods = lineup(settings, bias, rope, grid)
     for keep, pruner in methods:
@@ -174,8 +181,9 @@ def run(
             progress=work.done(cost(pruner, visual, layers)),
         )
         outcomes.append(replace(answered, budget=keep))
+    outcomes = common(outcomes)
     work.start("timing the prefill, methods in turns")
-    timed = Batches(model, processor, test[:_TIMED_BATCH], batch_size=_TIMED_BATCH)
+    timed = Batches(model, processor, batches.good[:_TIMED_BATCH], batch_size=_TIMED_BATCH)
     times = time_prefill(
         model,
         timed,
@@ -192,7 +200,7 @@ def run(
     plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
 
     work.start("drawing examples and the report")
-    examples = tuple(_examples(processor, test, outcomes, settings, grid, out / "examples"))
+    examples = tuple(_examples(processor, batches.good, outcomes, settings, grid, out / "examples"))
     result = Result(
         settings,
         measured,
@@ -306,7 +314,7 @@ def seen_image(processor: Any, image: Image.Image) -> Image.Image:
 
 def _examples(
     processor: Any,
-    test: Sequence[Sample],
+    asked: Sequence[Sample],
     outcomes: Sequence[Outcome],
     settings: Settings,
     grid: tuple[int, int],
@@ -317,8 +325,8 @@ def _examples(
     shown = outcomes[1 + 5 * number : 6 + 5 * number]
     host, reweighted = shown[0], shown[1]
     chosen: dict[int, str] = {}
-    for i, sample in enumerate(test):
-        if sample.kind is not None and sample.kind not in {test[j].kind for j in chosen}:
+    for i, sample in enumerate(asked):
+        if sample.kind is not None and sample.kind not in {asked[j].kind for j in chosen}:
             chosen[i] = f"the first question of kind “{sample.kind}”"
     for wanted, title in (
         ((False, True), "the first questions that only PoRe gets right"),
@@ -329,7 +337,7 @@ def _examples(
         chosen |= dict.fromkeys(found[:2], title)
     for count, (i, title) in enumerate(chosen.items(), 1):
         panels = [_panel(outcome, outcome.answers[i], grid) for outcome in shown]
-        sample = test[i]
+        sample = asked[i]
         figure = plotting.kept_tokens(
             seen_image(processor, sample.load_image()),
             panels,

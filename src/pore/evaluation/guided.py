@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from pore.bias import Provenance
 from pore.calibration import Calibration, calibrate_guide
 from pore.errors import InputError, UnsupportedModelError
-from pore.evaluation.batches import Batches, conditions
+from pore.evaluation.batches import Batches, conditions, good_inputs
 from pore.families import Family, family_of, identity
 from pore.guiding import GUIDE, GUIDED, Guide, guide
 from pore.methods.sgl import SGL
@@ -40,7 +40,9 @@ class Guiding:
         self.processor = processor
         self.max_new_tokens = max_new_tokens
         self.itself = itself
-        self._guides: WeakKeyDictionary[Batches, dict[int, Guide]] = WeakKeyDictionary()
+        self._guides: WeakKeyDictionary[Batches, dict[int, tuple[list[int], Guide]]] = (
+            WeakKeyDictionary()
+        )
 
     @property
     def name(self) -> str:
@@ -70,30 +72,43 @@ class Guiding:
         """
         return Guided(keep, layer=int(0.4 * shape.decoder.layers), guide=self)
 
-    def guide(self, batches: Batches, i: int) -> Guide:
+    def guide(self, batches: Batches, i: int) -> Guide | None:
         """The guide of a batch, made once.
 
         Args:
-            batches: Batches of the model that is pruned.
+            batches: Batches of the model that is pruned. Samples that this model's processor
+                refuses are skipped there too.
             i: Number of the batch.
 
         Returns:
-            The guide.
+            The guide; None where no sample of the batch is good.
 
         Raises:
-            PoreError: The model cannot answer, see `pore.guide`.
+            PoreError: The model cannot answer, see `pore.guide`; or too many samples are bad.
         """
         made = self._guides.setdefault(batches, {})
-        if i not in made:
-            own = batches
-            if not self.itself:
-                size = batches.batch_size
-                own = Batches(
-                    self.model, self.processor, batches.samples, batch_size=size, memory=0
-                )
+        numbers, found = made.get(i, ([], None))
+        if found is None or numbers != batches.numbers(i):
             with torch.inference_mode():
-                made[i] = guide(self.model, own.encoded(i), max_new_tokens=self.max_new_tokens)
-        return made[i]
+                inputs = self._inputs(batches, i)
+                if not inputs:
+                    return None
+                found = guide(self.model, inputs, max_new_tokens=self.max_new_tokens)
+            made[i] = batches.numbers(i), found
+        return found
+
+    def _inputs(self, batches: Batches, i: int) -> dict[str, Any]:
+        """What this model is asked of a batch."""
+        if self.itself:
+            return batches.encoded(i)
+        if not batches.inputs(i):
+            return {}
+        numbers = batches.numbers(i)
+        samples = [batches.samples[number] for number in numbers]
+        inputs, bad = good_inputs(self.model, self.processor, samples)
+        for place, reason in bad.items():
+            batches.skip(numbers[place], f"for {self.name}, which guides: {reason}")
+        return inputs
 
     def calibrate(self, samples: Iterable[Sample], **settings: Any) -> Calibration:
         """What P of the guided method is fitted to, by `pore.calibrate_guide`.
@@ -123,7 +138,7 @@ class Guided(SGL):
 
     guide: Guiding  # type: ignore[assignment]
 
-    def of(self, batches: Batches, i: int) -> SGL:
+    def of(self, batches: Batches, i: int) -> SGL | None:
         """The method with the guide of a batch.
 
         Args:
@@ -131,10 +146,11 @@ class Guided(SGL):
             i: Number of the batch.
 
         Returns:
-            The method.
+            The method; None where no sample of the batch is good.
         """
+        made = self.guide.guide(batches, i)
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SGL(**{**settings, "guide": self.guide.guide(batches, i)})
+        return None if made is None else SGL(**{**settings, "guide": made})
 
     @property
     def looks_at(self) -> list[int]:
@@ -166,20 +182,22 @@ class Guided(SGL):
 
 
 def stretches(
-    pruner: Pruner | None, batches: Batches, count: int
-) -> Iterator[tuple[Pruner | None, range]]:
+    pruner: Pruner | None, batches: Batches, numbers: Sequence[int]
+) -> Iterator[tuple[Pruner | None, Sequence[int]]]:
     """What prunes which batches: a method all of them, a guided one each with a guide of its own.
 
     Args:
         pruner: The method, or None for the unpruned model.
         batches: The batches.
-        count: How many of them, from the first.
+        numbers: Which of them.
 
     Yields:
         Pruners that can be entered, and numbers of batches.
     """
     if isinstance(pruner, Guided):
-        for i in range(count):
-            yield pruner.of(batches, i), range(i, i + 1)
+        for i in numbers:
+            one = pruner.of(batches, i)
+            if one is not None:
+                yield one, [i]
     else:
-        yield pruner, range(count)
+        yield pruner, numbers

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any
 
 from pore.errors import InputError
+from pore.evaluation.batches import Skipped, listed
 from pore.evaluation.guided import Guided
 from pore.evaluation.statistics import Paired, paired, wilson
 from pore.pruner import Pruner
@@ -54,16 +55,18 @@ class Outcome:
 
     Attributes:
         pruner: The method and its settings; None for the unpruned model.
-        answers: One per question, in the order of the samples.
+        answers: One per question that was asked, in the order of the samples.
         prefill_ms: Median time of the prefill per question, where it was measured.
         budget: The budget it is listed under, where that is not the `keep` of the method itself;
             in words where it is no number of tokens left at the end.
+        skipped: The samples that could not be asked, in their order.
     """
 
     pruner: Pruner | None
     answers: tuple[Answer, ...]
     prefill_ms: float | None = None
     budget: int | float | str | None = None
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def method(self) -> str:
@@ -170,6 +173,7 @@ class Outcome:
             "accuracy_by_kind": self.accuracy_by(lambda answer: answer.kind),
             "accuracy_by_third": self.accuracy_by(lambda answer: answer.third),
             "n": len(self.answers),
+            "skipped": [{"id": one.id, "reason": one.reason} for one in self.skipped],
             "tokens_after": self.tokens_after,
             "mean_tokens": self.mean_tokens,
             "acts_in": self.acts_in,
@@ -178,6 +182,32 @@ class Outcome:
             "flops": self.flops,
             "prefill_ms": self.prefill_ms,
         }
+
+
+def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Outcomes over the same questions: those that none of them had to skip.
+
+    Args:
+        outcomes: Outcomes of the same samples.
+
+    Returns:
+        The outcomes, in their order.
+
+    Raises:
+        InputError: No question is left.
+    """
+    skipped = {one.number: one for outcome in outcomes for one in outcome.skipped}
+    together = tuple(skipped[number] for number in sorted(skipped))
+    found = []
+    for outcome in outcomes:
+        own = {one.number for one in outcome.skipped}
+        numbers = (i for i in range(len(outcome.answers) + len(own)) if i not in own)
+        pairs = zip(numbers, outcome.answers, strict=True)
+        answers = tuple(answer for number, answer in pairs if number not in skipped)
+        if outcome.answers and not answers:
+            raise InputError(f"No question was asked by every method.{listed(together)}")
+        found.append(replace(outcome, answers=answers, skipped=together))
+    return found
 
 
 def label(method: str, reweight: str | None) -> str:
@@ -246,7 +276,7 @@ class Difference:
 def compare(
     first: Outcome, second: Outcome, *, seed: int = 0, third: str | None = None
 ) -> Difference:
-    """Compare two settings question by question.
+    """Compare two settings question by question, over those that neither had to skip.
 
     Args:
         first: One outcome.
@@ -258,8 +288,9 @@ def compare(
         The difference, second less first, with its interval and test.
 
     Raises:
-        InputError: They did not answer the same questions, or none about this third.
+        InputError: They are not of the same samples, or none is about this third.
     """
+    first, second = common([first, second])
     if _asked(first.answers) != _asked(second.answers):
         raise InputError("Two outcomes can be compared only if they answer the same questions.")
     chosen = [third in (None, answer.third) for answer in first.answers]

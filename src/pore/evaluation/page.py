@@ -149,7 +149,8 @@ def findings(result: Survey) -> list[str]:
     unpruned, *pruned = result.records
     lines = [
         f"Unpruned, the model answers {tables.percent(unpruned['accuracy'])} % of "
-        f"{unpruned['n']} questions right."
+        f"{unpruned['n']} questions right.",
+        *tables.skips(result.records),
     ]
     for budget, block in tables.groups(pruned):
         best = sorted(block, key=lambda record: -float(record["accuracy"]))[:3]
@@ -234,6 +235,7 @@ def facts(result: Result) -> list[str]:
     return [
         f"Unpruned, the model answers {tables.percent(unpruned['accuracy'])} % of "
         f"{unpruned['n']} questions right.",
+        *tables.skips(result.records),
         _bias(result),
     ]
 

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pore._files import write_atomic
+from pore._files import shown, write_atomic
+from pore._json import read_json
 from pore.errors import InputError
 from pore.evaluation.outcome import UNPRUNED, budget_label, label
 from pore.methods import methods
@@ -32,6 +33,7 @@ FIELDS = (
     "accuracy_by_kind",
     "accuracy_by_third",
     "n",
+    "skipped",
     "tokens_after",
     "mean_tokens",
     "acts_in",
@@ -42,8 +44,69 @@ FIELDS = (
 )
 """The fields of a record, in order."""
 
+_MAX_BYTES = 64 << 20
+_LARGEST = 1e30  # of FLOPs
+
 # Results written before these fields came are read all the same.
-_LATER: dict[str, Any] = {"mean_tokens": None, "acts_in": None, "looks_at": [], "guide": None}
+_LATER: dict[str, Any] = {
+    "skipped": [],
+    "mean_tokens": None,
+    "acts_in": None,
+    "looks_at": [],
+    "guide": None,
+}
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= _LARGEST
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and value <= 1
+
+
+def _shares(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_share, value.values()))
+
+
+def _list(value: Any, right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(right, value))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _skip(value: Any) -> bool:
+    return isinstance(value, dict) and all(_text(value.get(name)) for name in ("id", "reason"))
+
+
+def _or_none(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or right(value)
+
+
+# What a field that others read can be; the rest, of methods of any kind, is not looked at.
+_RIGHT: dict[str, Callable[[Any], bool]] = {
+    "method": _text,
+    "reweight": _or_none(_text),
+    "keep": _or_none(lambda value: _text(value) or _number(value) or _list(value, _number)),
+    "accuracy": _share,
+    "ci": lambda value: _list(value, _share) and len(value) == 2 and value[0] <= value[1],
+    "accuracy_by_kind": _shares,
+    "accuracy_by_third": _shares,
+    "n": lambda value: type(value) is int and 1 <= value <= _LARGEST,
+    "skipped": lambda value: _list(
+        value,
+        lambda one: isinstance(one, dict) and all(_text(one.get(k)) for k in ("id", "reason")),
+    ),
+    "tokens_after": _number,
+    "mean_tokens": _or_none(_number),
+    "acts_in": _or_none(_text),
+    "looks_at": lambda value: _list(value, lambda one: type(one) is int),
+    "guide": _or_none(_text),
+    "flops": _or_none(_number),
+    "prefill_ms": _or_none(_number),
+}
 
 
 def write_records(folder: str | os.PathLike[str], records: Sequence[Record]) -> tuple[Path, Path]:
@@ -93,19 +156,28 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         Its records.
 
     Raises:
-        InputError: It holds no records.
-        OSError: It cannot be read.
+        InputError: It holds no records, or some that no evaluation can have given.
+        OSError: It cannot be read, or is larger than any.
     """
+    name = shown(path)
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(path, _MAX_BYTES)
     except ValueError as error:
-        raise InputError(f"{os.fspath(path)} is no JSON: {error}.") from error
+        raise InputError(f"{name} holds no results, or is damaged: {error}") from error
     if not isinstance(found, list) or not found:
-        raise InputError(f"{os.fspath(path)} holds no list of results.")
+        raise InputError(f"{name} holds no list of results.")
+    records: list[Record] = []
     for record in found:
         if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
-            raise InputError(f"{os.fspath(path)} has a result without all of {', '.join(FIELDS)}.")
-    return [record | {k: v for k, v in _LATER.items() if k not in record} for record in found]
+            raise InputError(f"{name} has a result without all of {', '.join(FIELDS)}.")
+        records.append(record | {k: v for k, v in _LATER.items() if k not in record})
+        for field, right in _RIGHT.items():
+            if not right(records[-1][field]):
+                raise InputError(
+                    f"{name} has a result with {record.get(field)!r:.60} for {field}, which "
+                    "cannot be."
+                )
+    return records
 
 
 def to_csv(records: Iterable[Record]) -> str:
@@ -117,6 +189,8 @@ def to_csv(records: Iterable[Record]) -> str:
         for name in FIELDS:
             if name == "ci":
                 row["ci_low"], row["ci_high"] = record[name]
+            elif name == "skipped":
+                row[name] = len(record[name])
             elif name == "looks_at":
                 row[name] = " ".join(map(str, record[name]))
             elif name.startswith("accuracy_by_"):
@@ -162,6 +236,17 @@ def interval(record: Record) -> str:
     """Half the width of a record's confidence interval, in percentage points."""
     low, high = record["ci"]
     return f"{50 * (high - low):.1f}"
+
+
+def skips(records: Sequence[Record]) -> list[str]:
+    """Which samples no method was asked, as a sentence; nothing where all of them were asked."""
+    skipped = records[0]["skipped"]
+    if not skipped:
+        return []
+    some = "; ".join(f"{one['id']} ({one['reason']})" for one in skipped[:5])
+    more = f"; and {len(skipped) - 5} more, named in results.json" if len(skipped) > 5 else ""
+    count = len(skipped) + records[0]["n"]
+    return [f"{len(skipped)} of {count} samples are bad and left out of everything: {some}{more}"]
 
 
 def columns(records: Sequence[Record], field: str) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 from pore.bias import PositionBias, load_biases
 from pore.calibration import attention_stages
 from pore.errors import InputError
+from pore.evaluation.batches import good_inputs
 from pore.families import family_of
 from pore.profiles import available, published
-from pore.prompts import build_inputs
 from pore.pruner import Pruner
 from pore.samples import Sample
 
@@ -81,7 +81,7 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     Args:
         model: The model, with rotary embeddings.
         processor: Its processor.
-        samples: Some samples, each with an image.
+        samples: Some samples, each with an image; bad ones are passed over.
 
     Returns:
         The prior over the visual tokens of the first image.
@@ -89,7 +89,9 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     Raises:
         PoreError: The samples have no images, or the model no rotary embedding of one base.
     """
-    inputs = build_inputs(processor, samples, model.device, model.dtype)
+    inputs, bad = good_inputs(model, processor, samples)
+    if not inputs:
+        raise InputError(f"All samples for the RoPE prior are bad: {'; '.join(bad.values())}")
     family = family_of(model)
     images = family.images(model, inputs)
     if not images:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     max_new_tokens: int = 16,
+    max_bad: float = 0.01,
     progress: Progress | None = None,
 ) -> Outcome:
     """Ask a model questions, and compare its greedy answers with the right ones.
@@ -50,53 +52,62 @@ def evaluate(
         pruner: The method (`guided.Guided` for SGL), or None for the unpruned model.
         batch_size: Samples of a batch; that of `Batches` is its own.
         max_new_tokens: Longest answer.
+        max_bad: The share of bad samples up to which they are skipped, as in `Batches`, which have
+            their own.
         progress: Told how many more samples are done.
 
     Returns:
-        One answer per sample, in their order.
+        One answer per good sample, in their order, and the samples skipped.
 
     Raises:
         ModelStateError: The model is pruned.
-        PoreError: A sample has no answer, or the method does not fit the model.
+        PoreError: Too many samples are bad, or the method does not fit the model.
     """
     unpruned(model)  # whose answers these would not be
     batches = samples
     if not isinstance(batches, Batches):
-        batches = Batches(model, processor, batches, batch_size=batch_size)
+        batches = Batches(model, processor, batches, batch_size=batch_size, max_bad=max_bad)
     pixels = pruner is not None and pruner.reads_tower
+    asked: list[int] = []
     given: list[str] = []
     effort: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for one, numbers in stretches(pruner, batches, len(batches)):
+        for one, numbers in stretches(pruner, batches, range(len(batches))):
             with nullcontext() if one is None else one(model) as run:
                 for i in numbers:
                     inputs = batches.inputs(i) if pixels else batches.encoded(i)
-                    if run is None:
-                        effort += _unpruned(model, inputs)
-                    tokens = model.generate(
-                        **inputs, max_new_tokens=max_new_tokens, do_sample=False
-                    )
-                    new = tokens[:, inputs["input_ids"].shape[1] :]
-                    given += processor.batch_decode(new, skip_special_tokens=True)
-                    if progress is not None:
-                        progress(len(new))
+                    if inputs:
+                        asked += batches.numbers(i)
+                        if run is None:
+                            effort += _unpruned(model, inputs)
+                        tokens = model.generate(
+                            **inputs, max_new_tokens=max_new_tokens, do_sample=False
+                        )
+                        new = tokens[:, inputs["input_ids"].shape[1] :]
+                        given += processor.batch_decode(new, skip_special_tokens=True)
+                        if progress is not None:
+                            progress(len(new))
             if run is not None:
                 effort += _pruned(run.report)
+    samples = batches.samples
+    if progress is not None and len(asked) < len(samples):
+        progress(len(samples) - len(asked))
     return Outcome(
         pruner,
         tuple(
             Answer(
-                id=sample.id,
-                question=sample.question,
-                expected=str(sample.answer),
+                id=samples[number].id,
+                question=samples[number].question,
+                expected=str(samples[number].answer),
                 given=text.strip(),
-                right=is_right(text, str(sample.answer)),
-                kind=sample.kind,
-                third=sample.third,
+                right=is_right(text, str(samples[number].answer)),
+                kind=samples[number].kind,
+                third=samples[number].third,
                 **spent,
             )
-            for sample, text, spent in zip(batches.samples, given, effort, strict=True)
+            for number, text, spent in zip(asked, given, effort, strict=True)
         ),
+        skipped=tuple(batches.skipped[i] for i in sorted(batches.skipped.keys() - set(asked))),
     )
 
 
@@ -149,7 +160,7 @@ def time_prefill(
 
     Args:
         model: The model.
-        batches: Inputs; the first `count` batches are used.
+        batches: Inputs; the first `count` batches that have any are used.
         pruners: The methods; None is the unpruned model.
         count: Batches per measurement.
         rounds: Measurements per method.
@@ -158,14 +169,14 @@ def time_prefill(
     Returns:
         For each method the median time in milliseconds per sample; without that of making guides.
     """
-    count = min(count, len(batches))
-    inputs = [batches.inputs(i) for i in range(count)]
-    samples = sum(len(batch["input_ids"]) for batch in inputs)
+    made = ((i, batches.inputs(i)) for i in range(len(batches)))
+    inputs = dict(islice(((i, batch) for i, batch in made if batch), count))
+    samples = sum(len(batch["input_ids"]) for batch in inputs.values())
     seconds: list[list[float]] = [[] for _ in pruners]
     for measured in [False] + [True] * rounds:
         for times, pruner in zip(seconds, pruners, strict=True):
             spent = 0.0
-            for one, numbers in stretches(pruner, batches, count):
+            for one, numbers in stretches(pruner, batches, list(inputs)):
                 with torch.inference_mode(), nullcontext() if one is None else one(model):
                     _synchronise(model)
                     began = time.perf_counter()

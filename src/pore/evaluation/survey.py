@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pore import plotting
 from pore._files import write_atomic
+from pore._json import read_json
 from pore.bias import Kind, PositionBias, save_biases
 from pore.budgets import scheduled
 from pore.calibration import Calibration, HostCalibration, attention_stages, calibrate
@@ -26,7 +27,7 @@ from pore.evaluation import page
 from pore.evaluation.batches import Batches, conditions
 from pore.evaluation.demo import fair_cells
 from pore.evaluation.guided import Guided, Guiding
-from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, compare
+from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, common, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
@@ -40,6 +41,8 @@ from pore.shapes import ModelShape
 
 _TIMED_BATCH = 8
 _TIMED_ROUNDS = 5
+_LONGEST_NAME = 240  # file systems take 255 bytes, with what comes after it
+_MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token kept
 _OTHERWISE: tuple[Kind, ...] = ("spline", "empirical")
 
 
@@ -55,6 +58,7 @@ class Settings:
         max_new_tokens: Longest answer.
         timing: Whether to measure the prefill.
         seed: Seed of methods that draw, and of the bootstrap.
+        max_bad: Share of bad samples to put up with, as in `calibrate` and `Batches`.
     """
 
     keeps: tuple[int | float, ...] = (1 / 3, 2 / 9, 1 / 9)
@@ -64,6 +68,7 @@ class Settings:
     max_new_tokens: int = 8
     timing: bool = True
     seed: int = 0
+    max_bad: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,11 @@ def run(
     timed = min(len(test), _TIMED_BATCH) * (_TIMED_ROUNDS + 1) * len(costs) * settings.timing
     looking = len(calibration) * sum(measure.cost for measure in looks.values())
     work = Work(looking + len(test) * sum(costs) + timed, progress)
-    batches = Batches(model, processor, test, batch_size=settings.batch_size)
+    work.start("looking at the samples")
+    batches = Batches(
+        model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
+    )
+    batches.sift()
     store = _Store(out / "answers", _conditions(model, processor, batches, settings))
 
     outcomes: list[Outcome] = []
@@ -186,20 +195,22 @@ def run(
         where = "" if keep is None else f", {budget_label(named)}"
         work.start(f"asking: {outcome.label}{where}")
         advance = work.done(cost(pruner, visual, layers))
-        answers = store.load(pruner, batches.samples)
+        answers = store.load(pruner, batches.good)
         if answers is not None:
             advance(len(test))
+            skipped = tuple(batches.skipped[number] for number in sorted(batches.skipped))
         else:
-            answers = evaluate(
+            asked = evaluate(
                 model,
                 processor,
                 batches,
                 pruner,
                 max_new_tokens=settings.max_new_tokens,
                 progress=advance,
-            ).answers
+            )
+            answers, skipped = asked.answers, asked.skipped
             store.save(pruner, answers)
-        outcomes.append(replace(outcome, answers=answers))
+        outcomes.append(replace(outcome, answers=answers, skipped=skipped))
         write_records(out, [each.record() for each in outcomes])
 
     def fit(measure: _Measure) -> tuple[PositionBias, ...]:
@@ -208,6 +219,7 @@ def run(
             work.through(calibration, measure.cost),
             batch_size=settings.batch_size,
             checkpoint=out / "calibrations" / f"{measure.name}.json",
+            max_bad=settings.max_bad,
             progress=False,
             source=about.calibration,
         )
@@ -227,9 +239,10 @@ def run(
                     ask(keep, reweighted(pruner, biases[name]))
             except PoreError as error:  # only now seen not to run, as at a budget without a grid
                 left_out.append(LeftOut(pruner.name, keep, str(error)))
+        outcomes = common(outcomes)
         if settings.timing:
             work.start("timing the prefill, methods in turns")
-            outcomes = _timed(model, processor, test, outcomes, out / "timing.json", work)
+            outcomes = _timed(model, processor, batches.good, outcomes, out / "timing.json", work)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{len(outcomes)} of {len(costs)} settings are done and kept in {out}: the same "
@@ -341,6 +354,8 @@ def _measure(host: Pruner, model: Any, processor: Any, layers: int) -> _Measure:
         return _Measure(host.name, name, 1.0, host.guide.calibrate)
     probed = [stage.probed or 0 for stage in attention_stages(host)]
     name = f"{slug}-{'-'.join(map(str, probed))}"
+    if len(name) > _LONGEST_NAME:  # of a model with a hundred layers, all of them looked at
+        name = f"{name[:100]}-{_digest(probed)[:8]}"
     depth = 0.25 + 0.75 * max(probed) / layers  # the decoder runs up to the last layer looked at
     return _Measure(host.name, name, depth, partial(calibrate, model, processor, host=host))
 
@@ -437,8 +452,8 @@ def _answer(entry: Mapping[str, Any]) -> Answer:
 def _json(path: Path) -> Any:
     """What a JSON file holds; None where there is no whole one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path, _MAX_BYTES, values=_MAX_VALUES)
+    except (OSError, ValueError):
         return None
 
 

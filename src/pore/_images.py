@@ -1,0 +1,119 @@
+"""Pictures of any origin, as a viewer shows them.
+
+Pillow alone would clip what has more than 256 levels, drop transparency without a background, leave
+a picture on its side, and start other programs for some formats.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pore._files import open_regular
+from pore.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import PIL.Image
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened. Pillow decodes these itself; for others, such as PostScript, it starts programs
+that run what the file says."""
+MAX_ASPECT = 256
+"""A picture is at most so many times as long as wide. Processors that make the shorter side 336
+pixels make 29 million of such a one already."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+
+
+def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
+    """A picture in RGB as a viewer shows it.
+
+    Upright as its EXIF data say, whether it comes as a file, bytes or a PIL image; the first one of
+    an animation; on white where it is transparent. Grey of 16 bits (modes I;16 and I) goes from 0
+    to 65535 or what a TIFF says. Grey of floats (mode F) goes from 0 to 1, or from 0 to 255 where
+    some are above 2; grey with numbers outside of these from the least to the largest that there
+    is. CMYK is converted without a colour profile, and profiles of RGB are not applied.
+
+    Args:
+        source: The picture, its file, or its encoded bytes in one of the `FORMATS`.
+
+    Returns:
+        The picture, a copy, whose data are all there.
+
+    Raises:
+        InputError: It is in no such format, has more pixels than Pillow's limit against
+            decompression bombs, is more than `MAX_ASPECT` times as long as wide, or has NaN or
+            infinity for pixels.
+        Exception: Whatever else decoders of damaged files raise.
+    """
+    import PIL.Image
+
+    if isinstance(source, PIL.Image.Image):
+        return _shown(source)
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+        PIL.Image.init()
+        known = [name for name in FORMATS if name in PIL.Image.OPEN]
+        try:
+            with PIL.Image.open(file, formats=known) as image:
+                return _shown(image)
+        except PIL.UnidentifiedImageError as error:
+            raise InputError(f"it is damaged, or none of {', '.join(known)}.") from error
+        except PIL.Image.DecompressionBombError as error:
+            raise InputError(
+                f"it has more than {2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)} pixels; make it "
+                "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            ) from error
+
+
+def _shown(image: PIL.Image.Image) -> PIL.Image.Image:
+    import PIL.Image
+    import PIL.ImageOps
+
+    width, height = image.size
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"it is of {width} × {height} pixels, more than {MAX_ASPECT} times as long as wide, "
+            "which processors may blow up to gigabytes; cut it."
+        )
+    tags: Any = getattr(image, "tag_v2", {})  # of a TIFF
+    upright = PIL.ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):
+        return _grey(upright, tags).convert("RGB")
+    if upright.mode == "La":  # premultiplied, which Pillow converts to LA alone
+        upright = upright.convert("LA")
+    if (
+        upright.mode in ("LA", "PA", "RGBA", "RGBa")
+        or ("transparency" in upright.info and upright.mode in ("1", "L", "P", "RGB"))
+        or (upright.mode == "P" and getattr(upright.palette, "mode", "") == "RGBA")
+    ):
+        white = PIL.Image.new("RGBA", upright.size, "white")
+        upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+def _grey(image: PIL.Image.Image, tags: Any) -> PIL.Image.Image:
+    """Grey with more than 256 levels, as 256."""
+    import PIL.Image
+
+    pixels = np.asarray(image).astype(np.float64)
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite(low + high):
+        raise InputError("it has NaN or infinity for pixels.")
+    whole = image.mode.startswith("I;16")
+    if image.mode == "F":
+        white, most = (1.0, 2.0) if high <= 2 else (255.0, 255.0)
+    else:
+        white = most = 2.0 ** (tags.get(_BITS_PER_SAMPLE, (16,))[0] if whole else 16) - 1
+    clear = pixels == image.info.get("transparency", -1) if whole else None
+    black, white = (0.0, white) if low >= 0 and high <= most else (low, high)
+    if white > black:
+        pixels = (pixels - black) * (255 / (white - black))
+    if whole and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow sees to it for fewer bits
+        pixels = 255 - pixels
+    if clear is not None:
+        pixels[clear] = 255
+    return PIL.Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
