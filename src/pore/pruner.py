@@ -43,8 +43,9 @@ from pore.families import Family, family_of
 from pore.layout import Image, Layout, Tiling
 from pore.packed import PackedWatch
 from pore.padding import letterbox_padding
+from pore.precision import full_precision, scoring
 from pore.report import Report
-from pore.selection import budget
+from pore.selection import budget, check_features
 from pore.sequence import (
     Shortened,
     Track,
@@ -194,7 +195,8 @@ class Stage:
     Attributes:
         layer: The first decoder layer (from 0) that sees fewer tokens. 0 acts on the embeddings,
             the number of layers on what the last layer gives.
-        rule: Decides which tokens stay.
+        rule: Decides which tokens stay. It runs out of any autocast, and without a graph unless it
+            `merges`; so do `attention` and `prepare`, always without a graph.
         attention: Takes from the attention of layer - 1 what the rule reads, such as `LastToken`;
             None when it reads none.
         ahead: Whether the reader looks at layer instead, whose queries and keys are then computed
@@ -994,6 +996,7 @@ class Run:
     def _view(self, stage: Stage, forward: _Forward, hidden: Tensor) -> View:
         assert forward.layout is not None
         forward.layout = layout = forward.layout.to(hidden.device)
+        check_features(layout.gather(hidden), layout.valid)
         attention = forward.attention if stage.attention is not None else None
         if isinstance(attention, Tensor):
             if attention.is_floating_point() and not bool(torch.isfinite(attention).all()):
@@ -1028,13 +1031,16 @@ class Run:
     def _prepare(self, forward: _Forward, embeds: Tensor) -> None:
         for stage in self._stages:
             if stage.prepare is not None and stage.prepare not in forward.memory:
-                forward.memory[stage.prepare] = stage.prepare(self._view(stage, forward, embeds))
+                with scoring():
+                    made = stage.prepare(self._view(stage, forward, embeds))
+                forward.memory[stage.prepare] = made
 
     def _shorten(
         self, stage: Stage, forward: _Forward, hidden: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Apply a stage to the states: the new states, and the old position of each (None: all)."""
-        selection = stage.rule(self._view(stage, forward, hidden))
+        with full_precision() if stage.merges else scoring():
+            selection = stage.rule(self._view(stage, forward, hidden))
         layout = forward.layout
         assert layout is not None
         if selection.features is not None:
