@@ -193,10 +193,10 @@ def bipartite_matching(
 ) -> Matching:
     """Match the tokens at even places with the most similar at odd places, and merge the best.
 
-    ToMe's bipartite soft matching. Where none is to be merged, all stay in their order. Of the tokens at even places the `count` with the most similar
+    ToMe's bipartite soft matching. Of the tokens at even places the `count` with the most similar
     partner, by cosine, are merged into it; several may go into one. What stays of the even places
     comes first: in order with a CLS token, else by descending similarity, as in the authors' code;
-    then all of the odd ones.
+    then all of the odd ones. Where none is to be merged, all stay in their order.
 
     Args:
         metric: (I, n, d) what similarity is measured on.

@@ -459,7 +459,9 @@ def unpruned(model: nn.Module) -> nn.Module:
 
 
 def check_query(layout: Layout) -> None:
-    """Refuse a prompt that ends with a visual token, where no text looks at the image.
+    """Refuse a prompt that ends with a visual token, for methods that drop tokens in the decoder.
+
+    No text looks at the image there, and the answer follows a token that may be dropped on the way.
 
     Args:
         layout: Where the visual tokens lie.
@@ -473,7 +475,8 @@ def check_query(layout: Layout) -> None:
         row = layout.images[int(at_end.nonzero()[0])].row
         raise InputError(
             f"The prompt of sample {row} ends with a visual token, so no text token looks at "
-            "the image; put the question behind the image, and pass both in one piece."
+            "the image, and the answer would follow a token that may be dropped; put the question "
+            "after the image, and pass both in one piece."
         )
 
 
@@ -737,7 +740,7 @@ class Run:
         if images:
             forward.layout = Layout.of(images, forward.tokens)
             forward.right = not bool(forward.tokens[:, -1].all())
-            if any(stage.attention for stage in self._stages):
+            if self._stages:
                 check_query(forward.layout)
             if self._watch is not None:
                 forward.encoded = self._which(self._watch, forward.layout, embeds)

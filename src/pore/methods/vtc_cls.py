@@ -55,9 +55,9 @@ class VTCCLS(Pruner):
         first = self.start_layer + (count if self.start_layer < 0 else 0)
         if not 0 <= first <= read:
             raise BudgetError(
-                f"start_layer={self.start_layer} is no layer up to {read}, whose output the "
-                f"projector reads, in a tower of {count} layers; choose 0 to {read}, or {-count} to "
-                f"{read - count}."
+                f"start_layer={self.start_layer} is none of the layers up to {read}, whose output "
+                f"the projector reads, of a tower of {count}; choose 0 to {read}, or, from the "
+                f"end, {-count} to {read - count}."
             )
         return range(first, read + 1)
 
