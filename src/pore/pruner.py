@@ -459,7 +459,7 @@ def unpruned(model: nn.Module) -> nn.Module:
 
 
 def check_query(layout: Layout) -> None:
-    """Refuse a prompt that ends with a visual token, for methods that drop tokens in the decoder.
+    """Refuse a prompt that ends with a visual token, for methods in the decoder or of a question.
 
     No text looks at the image there, and the answer follows a token that may be dropped on the way.
 
