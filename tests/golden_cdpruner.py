@@ -80,9 +80,12 @@ def _check_choice(
     for name, got in (("similarity", similarity), ("kernel", kernel)):
         if name in tensors:
             worst.compare(got, tensors[name])
+    # Of a kernel of too low a rank the authors' code picks some again, which ours does on request.
+    again = any(len(row.unique()) < len(row) for row in tensors["order"])
     for faithful in (False, True):
         order = greedy_map(kernel, count, valid, faithful)
-        assert torch.equal(order, tensors["order"])
+        assert torch.equal(order, tensors["order"]) or (again and not faithful)
+    order = tensors["order"]
     assert torch.equal(order.sort(-1).values, tensors["sorted"])
     mask = torch.zeros_like(tensors["index_mask"]).scatter(1, order, 1)
     assert torch.equal(mask, tensors["index_mask"])

@@ -36,19 +36,24 @@ def check(file: Any) -> float:
 
 def _check_selection(file: Any, features: Tensor) -> float:
     tensors: dict[str, Tensor] = file.tensors
-    count = budget(file.params["ratio"], features.shape[1])
+    count = budget(float(file.params["ratio"]), features.shape[1])
     distance = cosine_distance(features)
     valid = torch.ones(features.shape[:2], dtype=torch.bool)
-    for faithful in (False, True):
+    for faithful in (True,) if _repeats(tensors["order"]) else (False, True):
         order, rank = farthest(distance, count, valid, faithful)
         assert torch.equal(order[0], tensors["order"])
-        assert torch.equal((rank[0] < count).nonzero()[:, 0], tensors["order"].sort()[0])
+        assert torch.equal((rank[0] < count).nonzero()[:, 0], tensors["order"].unique())
     if "sorted" in tensors:
         assert torch.equal(tensors["order"].sort()[0], tensors["sorted"])
     if "distance" not in tensors:
         return 0.0
     torch.testing.assert_close(distance[0], tensors["distance"], rtol=1e-4, atol=1e-6)
     return float((distance[0] - tensors["distance"]).abs().max())
+
+
+def _repeats(order: Tensor) -> bool:
+    """Whether the authors' code picked a token again, which ours does only on request."""
+    return len(order.unique()) < len(order)
 
 
 def _check_end_to_end(file: Any, vision: dict[str, Tensor]) -> float:
@@ -58,10 +63,11 @@ def _check_end_to_end(file: Any, vision: dict[str, Tensor]) -> float:
     projector.load_state_dict({"weight": weight, "bias": bias})
     weights = {k.removeprefix("vision."): v for k, v in vision.items()}
     model = llava_of(file.params["vision_config"], weights, projector, weight.shape[0])
-    pruner = pore.DivPrune(keep=file.params["ratio"], faithful=True)
+    pruner = pore.DivPrune(keep=float(file.params["ratio"]), faithful=True)
     got, run = visual_embeddings(model, pruner, tensors["pixel_values"])
-    plain, _ = visual_embeddings(model, replace(pruner, faithful=False), tensors["pixel_values"])
-    assert torch.equal(got, plain)  # nothing is duplicated
+    if not _repeats(tensors["order"]):
+        plain = replace(pruner, faithful=False)
+        assert torch.equal(got, visual_embeddings(model, plain, tensors["pixel_values"])[0])
     start = int((tensors["input_ids"][0] == file.params["image_token_id"]).nonzero()[0])
     (image,) = run.report.samples[0].images
     visual = tensors["keep_indices"]

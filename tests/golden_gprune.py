@@ -111,7 +111,7 @@ def _check_end_to_end(file: Any, worst: _Worst) -> None:
     tensors, params = file.tensors, file.params
     model, inputs = _model(file)
     pruner = _Spy(
-        keep=params["keep_ratio"],
+        keep=float(params["keep_ratio"]),
         similarity=params["similarity"],
         temperature=params["temperature"],
         iterations=params["iterations"],

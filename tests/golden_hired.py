@@ -53,7 +53,7 @@ def check(file: Any) -> float:
     tensors, params = file.tensors, file.params
     weights = {k: v for k, v in tensors.items() if k.startswith("weights.")}
     keys, tiled = tensors.keys() - weights.keys(), "tokens_per_patch" in tensors
-    rate, alpha = params["token_budget_rate"], params.get("alpha", 0.5)
+    rate, alpha = float(params["token_budget_rate"]), params.get("alpha", 0.5)
     pruner = _Spy(keep=rate, alpha=alpha, faithful=True)
     if weights:
         expected = _END_TO_END_TILES if tiled else _END_TO_END_PLAIN

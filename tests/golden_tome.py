@@ -16,6 +16,7 @@ from pore.methods.tome import parse_r
 _ROUND = {
     "dst_idx", "effective_r", "metric", "size", "source", "src_idx", "unm_idx", "unmerged", "x",
 }  # fmt: skip
+_INDICES = {"dst_idx", "src_idx", "unm_idx"}  # the authors make none in a round that merges nothing
 _END_TO_END = {
     "first_block_output", "hidden_states_minus2", "last_block_output", "pixel_values", "schedule",
     "sizes_last", "sizes_minus2", "source_minus2", "tokens_after_layer",
@@ -61,21 +62,26 @@ def _r(r: Any, form: str) -> Any:
 def _check_rounds(params: dict[str, Any], tensors: dict[str, Tensor]) -> float:
     cls, distill = params["class_token"], params["distill_token"]
     rounds = range(len(params["r"]))
-    assert tensors.keys() == {"x"} | {f"{name}_{i}" for name in _ROUND for i in rounds}
+    known = {"x"} | {f"{name}_{i}" for name in _ROUND for i in rounds}
+    idle = [i for i in rounds if not int(tensors[f"effective_r_{i}"])]
+    optional = {f"{name}_{i}" for name in _INDICES for i in idle}
+    assert known - optional <= tensors.keys() <= known, tensors.keys() ^ known
     x, worst = tensors["x"], 0.0
     sizes = torch.ones(x.shape[:2])
     source = torch.eye(x.shape[1]).expand(len(x), -1, -1)
     for i, r in enumerate(params["r"]):
-        count = min(r, (x.shape[1] - cls - distill) // 2)
+        count = max(min(r, (x.shape[1] - cls - distill) // 2), 0)
         assert count == int(tensors[f"effective_r_{i}"])
         matching = bipartite_matching(tensors[f"metric_{i}"], count, cls, distill)
-        _check_indices(matching, {name: tensors[f"{name}_{i}"] for name in _ROUND}, distill)
+        if count:
+            _check_indices(matching, {name: tensors[f"{name}_{i}"] for name in _INDICES}, distill)
         x, sizes = matching.means(x, sizes), matching.sums(sizes[..., None])[..., 0]
         source = matching.sums(source)
         torch.testing.assert_close(x, tensors[f"x_{i}"], **_CLOSE)
         assert torch.equal(sizes, tensors[f"size_{i}"])
         assert torch.equal(source, tensors[f"source_{i}"])
-        undone = x.gather(1, _where(matching)[..., None].expand(-1, -1, x.shape[-1]))
+        where = _where_the_authors_look(matching) if count else _where(matching)
+        undone = x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))
         torch.testing.assert_close(undone, tensors[f"unmerged_{i}"], **_CLOSE)
         worst = max(worst, float((x - tensors[f"x_{i}"]).abs().max()))
     return worst
@@ -87,6 +93,16 @@ def _where(matching: Matching) -> Tensor:
     where = torch.empty(images, left + matching.source.shape[1], dtype=torch.long)
     where.scatter_(1, matching.places, torch.arange(left).expand(images, -1))
     return where.scatter_(1, matching.source, matching.target)
+
+
+def _where_the_authors_look(matching: Matching) -> Tensor:
+    """`_where`, as their `unmerge` has it: as if what is left of the even places came first.
+
+    With a distillation token it does not, and those from the second on are mixed up.
+    """
+    order = (matching.places % 2).argsort(dim=1, stable=True)
+    assert torch.equal(matching.target, order.argsort(1).gather(1, matching.target))
+    return _where(Matching(matching.places.gather(1, order), matching.source, matching.target))
 
 
 def _check_indices(matching: Matching, expected: dict[str, Tensor], distill: bool) -> None:
@@ -109,7 +125,7 @@ def _check_end_to_end(file: Any, weights: dict[str, Tensor], tracked: bool) -> f
     assert params["class_token"]
     settings = {"proportional": params["prop_attn"], "weighted": tracked}
     forms: list[Any] = [schedule]
-    if "r_form" in params:
+    if "r_form" in params and tracked:  # LightCompress reads a pair as (start, step)
         forms.append(_r(params["r"], params["r_form"]))
         assert parse_r(layers, forms[-1])[:layers] == schedule
     worst = 0.0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import pore
 from golden_models import llava_of, tower_view, visual_embeddings
+from pore.errors import BudgetError
 from pore.merging import add_group_means, compact, nearest, strided
 from pore.methods.visionzip import tile_order, zip_tokens
 from pore.selection import top_k
@@ -46,27 +48,40 @@ def check(file: Any) -> float:
 
 def _check_selection(params: dict[str, Any], tensors: dict[str, Tensor]) -> float:
     attention, states = tensors["cls_attention_heads"], tensors["hidden_states"]
-    pruner = _pruner(params)
+    total, patches = params["dominant"] + params["contextual"], attention.shape[2]
     view = tower_view(
         states[:, 1:],
         attention[None],
         cls_feature=states[:, 0],
         keys=(tensors["metric"][:, None],),  # of one head, which is its own mean
     )
-    selection = pruner._select(view)
-    assert selection.valid is None
     order = attention.sum(1).argsort(dim=-1, descending=True)[:, : params["dominant"] - 1] + 1
     assert torch.equal(tensors["all_indices"], nn.functional.pad(order, (1, 0)))
-    _check_positions(params, tensors, selection.raster + 1)
     worst = _check_groups(tensors)
-    torch.testing.assert_close(selection.features, tensors["tokens"], **_CLOSE)
-    return max(worst, float((selection.features - tensors["tokens"]).abs().max()))
+    if total > patches:  # all and CLS, for which a prompt has no room
+        with pytest.raises(BudgetError):
+            pore.VisionZip(total, params["contextual"], faithful=True)._select(view)
+        return worst
+    for pruner in _pruners(total, params["contextual"], patches):
+        selection = pruner._select(view)
+        assert selection.valid is None
+        _check_positions(params, tensors, selection.raster + 1)
+        torch.testing.assert_close(selection.features, tensors["tokens"], **_CLOSE)
+        worst = max(worst, float((selection.features - tensors["tokens"]).abs().max()))
+    return worst
 
 
 def _check_end_to_end(file: Any, weights: dict[str, Tensor]) -> float:
+    params = file.params
+    weights = {k.removeprefix("weights."): v for k, v in weights.items()}
+    patches = file.tensors["cls_attention_sum"].shape[1]
+    pruners = _pruners(params["total_tokens"], params["contextual"], patches)
+    return max(_check_run(file, weights, pruner) for pruner in pruners)
+
+
+def _check_run(file: Any, weights: dict[str, Tensor], pruner: pore.VisionZip) -> float:
     tensors: dict[str, Tensor] = file.tensors
     params, config = file.params, file.config
-    weights = {k.removeprefix("weights."): v for k, v in weights.items()}
     model = llava_of(config, weights, nn.Identity(), config["hidden_size"])
     seen: list[Any] = []
 
@@ -75,8 +90,7 @@ def _check_end_to_end(file: Any, weights: dict[str, Tensor]) -> float:
             seen.append((view, super()._select(view)))
             return seen[-1][1]
 
-    pruner = Spy(keep=params["total_tokens"], contextual=params["contextual"])
-    got, run = visual_embeddings(model, pruner, tensors["pixel_values"])
+    got, run = visual_embeddings(model, Spy(**vars(pruner)), tensors["pixel_values"])
     ((view, selection),) = seen
     states = torch.cat([view.cls_feature[:, None], view.features], 1)
     for found, name in (
@@ -97,9 +111,10 @@ def _check_end_to_end(file: Any, weights: dict[str, Tensor]) -> float:
     return max(worst, float((got - tensors["visual_features"]).abs().max()))
 
 
-def _pruner(params: dict[str, Any]) -> pore.VisionZip:
-    contextual = params["contextual"]
-    return pore.VisionZip(keep=params["dominant"] + contextual, contextual=contextual)
+def _pruners(total: int, contextual: int, patches: int) -> list[pore.VisionZip]:
+    """The method; the default differs where as many tokens are left as there are patches."""
+    kinds = (True, False) if total < patches else (True,)
+    return [pore.VisionZip(total, contextual, faithful) for faithful in kinds]
 
 
 def _check_positions(params: dict[str, Any], tensors: dict[str, Tensor], found: Tensor) -> None:

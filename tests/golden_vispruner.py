@@ -58,11 +58,12 @@ def _check_choice(file: Any, view: TowerView) -> None:
     important, diverse = tensors["important"], tensors["diverse"]
     order = view.cls_attention[0].mean(1).argsort(dim=-1, descending=True)
     assert torch.equal(order[:, : int(count * ratio)], important)
-    others = order[:, important.shape[1] :]
-    rounds = -(-(others.shape[1] - diverse.shape[1]) // 8)
+    others, wanted = order[:, important.shape[1] :], count - important.shape[1]
+    exact = diverse.shape[1] == wanted  # where not, the authors' indexing went wrong
+    rounds = -(-(others.shape[1] - wanted) // 8)
     assert params.get("iterations", rounds) == rounds
-    for faithful in (False, True):
-        chosen = dissimilar(view.features, others, diverse.shape[1], faithful)
+    for faithful in (False, True) if exact else (True,):
+        chosen = dissimilar(view.features, others, wanted, faithful)
         assert torch.equal(chosen, diverse)
         pruner = pore.VisPruner(keep=count, important_ratio=ratio, faithful=faithful)
         selection = pruner._select(view)

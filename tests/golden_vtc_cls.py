@@ -17,7 +17,7 @@ _END_TO_END = (_SELECTION - {"cls_attention_heads", "image_features"}) | {"pixel
 def check(file: Any) -> float:
     """Assert that pore gives what the file holds; the largest absolute difference."""
     tensors, params = file.tensors, file.params
-    start = params["start_layer"]
+    start = params["start_layer"] or 0  # the authors' None is all layers
     pruner = pore.VTCCLS(keep=params["token_num"], start_layer=start)
     weights = {k: v for k, v in tensors.items() if k.startswith("weights.")}
     if weights:

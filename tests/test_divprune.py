@@ -53,6 +53,20 @@ def test_filling_does_not_matter(size: Any, faithful: bool) -> None:
     assert torch.equal(farthest(wide, count, filled, faithful)[0], order)
 
 
+@given(sizes)
+def test_an_embedding_of_zeros_is_like_no_other(size: Any) -> None:
+    """It has cosine 0 to all, itself included, and is picked like any token as far from others."""
+    images, tokens, seed = size
+    features = torch.randn(images, tokens, 8, generator=torch.Generator().manual_seed(seed))
+    features[:, 0] = 0.0
+    distance = cosine_distance(features)
+    assert torch.equal(distance[:, 0], torch.ones(images, tokens))
+    assert torch.equal(distance[:, :, 0], torch.ones(images, tokens))
+    order, _ = farthest(distance, tokens, torch.ones(images, tokens, dtype=torch.bool))
+    for row in order.tolist():
+        assert sorted(row) == list(range(tokens))
+
+
 class TestFaithful:
     def duplicates(self) -> Tensor:
         """(1, 16, 8) six different vectors and ten copies of them."""

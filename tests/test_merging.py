@@ -154,7 +154,9 @@ def test_matching(images: int, n: int, protected: int, seed: int, data: st.DataO
         for a in merged:
             groups[near[a]].append(a)
         places = matching.places[i].tolist()
-        if odd:
+        if count == 0:
+            assert places == list(range(n))
+        elif odd:
             first = list(range(protected)) + (sorted(stay) if cls else stay)
             assert places == first + odd
         for slot, place in enumerate(places):

@@ -248,6 +248,12 @@ class TestFaithful:
         assert all(len(set(row)) == 145 for row in exact.tolist())
         assert torch.equal(exact[:, :72], raster[:, :72])
 
+    @pytest.mark.parametrize(("patches", "keep"), [(576, 0.11), (9, 0.1), (4, 0.1), (1, 0.5)])
+    def test_training_where_the_grid_has_another_number(self, patches: int, keep: float) -> None:
+        pruner = pore.PruMergePlus(keep=keep, rule="prumerge", faithful=True)
+        with pytest.raises(BudgetError, match="not as many patches"):
+            pruner._select(view_of(1, patches, 0))
+
     def test_effivlm_takes_the_mean_of_all_images(self) -> None:
         view = view_of(3, 60, 1, sharp=3.0)
         scores, _ = attention_and_keys(view)

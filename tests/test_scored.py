@@ -210,3 +210,28 @@ def test_higher_is_kept_first() -> None:
     with torch.no_grad(), pore.Scored(3, lambda *_: scores)(model) as run:
         model(**TestBadInput.inputs)
     assert list(run.report.samples[0].images[0].kept) == wanted
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.bool])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_whole_numbers_and_truth_values_are_scores(dtype: torch.dtype, layer: int) -> None:
+    """Ragged images too, whose filling has no score."""
+    model, inputs = tiny_llava(), batch(PROMPTS)
+    wanted = {1, 4, 7, 15}
+
+    def scorer(states: Tensor, layout: Layout, _: Tensor | None) -> Tensor:
+        return torch.isin(layout.raster, torch.tensor([*wanted])).to(dtype)
+
+    with torch.no_grad(), pore.Scored(len(wanted), scorer, layer)(model) as run:
+        model(**inputs)
+    for sample in run.report:
+        assert all(set(image.kept) == wanted for image in sample.images)
+
+
+def test_complex_scores_are_refused() -> None:
+    def scorer(states: Tensor, layout: Layout, _: Tensor | None) -> Tensor:
+        return torch.zeros(layout.valid.shape, dtype=torch.complex64)
+
+    model = tiny_llava()
+    with pore.Scored(4, scorer)(model), pytest.raises(ScoreError, match="real numbers"):
+        model(**batch(PROMPTS))

@@ -115,3 +115,41 @@ def test_shares_that_find_no_room_go_to_the_others() -> None:
     assert proportional_shares(10, [1, 0, 0], [4, 8, 4]) == [4, 4, 2]
     with pytest.raises(BudgetError, match="only 5 remain"):
         proportional_shares(6, [1, 1], [2, 3])
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool, torch.float16, torch.bfloat16])
+@given(st.integers(1, 4), st.integers(1, 12), st.integers(0, 999), st.data())
+def test_scores_of_every_real_type(
+    dtype: torch.dtype, images: int, n: int, seed: int, data: st.DataObject
+) -> None:
+    """Whole numbers and truth values rank as the same numbers in float64 do, ends of ranges too."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 5, (images, n), generator=generator).to(dtype)
+    valid = torch.rand(images, n, generator=generator) < 0.7
+    if dtype in INTEGERS:
+        scores[:, 0], scores[:, -1] = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    counts = [data.draw(st.integers(0, int(row.sum()))) for row in valid]
+    got = top_k(scores, counts, valid)
+    for row, ok, count, marked in zip(scores.tolist(), valid, counts, got, strict=True):
+        places = [i for i in range(n) if ok[i]]
+        expected = sorted(places, key=lambda i: (-float(row[i]), i))[:count]
+        assert marked.nonzero()[:, 0].tolist() == sorted(expected)
+
+
+def test_numbers_too_large_for_float64_are_told_apart() -> None:
+    scores = torch.tensor([[2**60, 2**60 + 1, 2**60 + 2]])
+    assert top_k(scores, [1]).tolist() == [[False, False, True]]
+
+
+def test_complex_scores_are_refused() -> None:
+    with pytest.raises(ScoreError, match="real numbers"):
+        top_k(torch.zeros(1, 3, dtype=torch.complex64), [1])
+
+
+def test_what_is_not_valid_may_be_nan() -> None:
+    scores = torch.tensor([[float("nan"), 1.0, 2.0, float("inf")]])
+    valid = torch.tensor([[False, True, True, False]])
+    assert top_k(scores, [1], valid).tolist() == [[False, False, True, False]]

@@ -20,6 +20,7 @@ from pore._private import attention_kernel, attention_name, with_attention
 from pore.changes import Changes
 from pore.errors import ScoreError, UnsupportedModelError
 from pore.layout import Layout
+from pore.precision import scoring
 
 Normalize = Literal["prompt", "visual"]
 Kernel = Callable[..., Any]
@@ -51,7 +52,7 @@ def tap_attention(
     """Show the query and key of one attention module to an observer.
 
     The module gets its own copy of its config, which names a registered function of ours; the
-    shared config is not touched.
+    shared config is not touched. The observer reads out of any autocast and graph.
 
     Args:
         changes: What takes it back.
@@ -76,14 +77,15 @@ def tap_attention(
         **kwargs: Any,
     ) -> Any:
         scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
-        observer(
-            query,
-            key,
-            attention_mask,
-            query.shape[-1] ** -0.5 if scaling is None else scaling,
-            kwargs.get("softcap"),
-            getattr(module, "is_causal", True) if causal is None else causal,
-        )
+        with scoring():
+            observer(
+                query,
+                key,
+                attention_mask,
+                query.shape[-1] ** -0.5 if scaling is None else scaling,
+                kwargs.get("softcap"),
+                getattr(module, "is_causal", True) if causal is None else causal,
+            )
         bias = key_bias() if key_bias is not None else None
         if bias is None:
             return kernel(module, query, key, value, attention_mask, *args, **kwargs)
@@ -218,7 +220,7 @@ class LayerAttention:
         )
         if self.window is not None or self.hides:
             columns, valid = (x.to(logits.device) for x in (self.columns, self.layout.valid))
-            seen = (logits[:, 0] > -torch.inf).any(1).gather(1, columns) & valid
+            seen = (logits[:, 0] != -torch.inf).any(1).gather(1, columns) & valid
             if not bool(seen.any(1).all()):
                 image = self.layout.images[int((~seen.any(1)).nonzero()[0])]
                 if self.hides:

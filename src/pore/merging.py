@@ -18,8 +18,11 @@ def working(states: Tensor) -> Tensor:
     return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
+@torch.no_grad()
 def cosine(one: Tensor, other: Tensor) -> Tensor:
     """Cosine similarity between all pairs of tokens of two sets; 0 where a token is all zeros.
+
+    It is what tokens are chosen by, and has no graph.
 
     Args:
         one: (I, a, d) tokens.
@@ -193,17 +196,20 @@ def bipartite_matching(
     ToMe's bipartite soft matching. Of the tokens at even places the `count` with the most similar
     partner, by cosine, are merged into it; several may go into one. What stays of the even places
     comes first: in order with a CLS token, else by descending similarity, as in the authors' code;
-    then all of the odd ones.
+    then all of the odd ones. Where none is to be merged, all stay in their order.
 
     Args:
         metric: (I, n, d) what similarity is measured on.
         count: How many tokens to merge, at most half of those that may be.
         cls: Whether token 0 is a CLS token, which stays and takes no other.
-        distill: Whether the token behind it is a distillation token, likewise; it stays there.
+        distill: Whether the token after it is a distillation token, likewise; it stays there.
 
     Returns:
         The matching, of m = n - count tokens.
     """
+    if count == 0:
+        places = torch.arange(metric.shape[1], device=metric.device).expand(len(metric), -1)
+        return Matching(places, places[:, :0], places[:, :0])
     similarity = cosine(metric[:, ::2], metric[:, 1::2])
     if cls:
         similarity[:, 0] = -torch.inf

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pore.attention import received_attention
 from pore.errors import BudgetError, ModelStateError
 from pore.layout import Packing
+from pore.precision import scoring
 from pore.tower import Encoded, TowerSelection, TowerView, TowerWatch
 
 
@@ -101,7 +102,8 @@ class PackedWatch(TowerWatch):
         for image, features in enumerate(torch.split(tokens, self._sizes_of)):
             n = len(features)
             read = {i: (query[image], key[image]) for i, (query, key) in layers.items()}
-            received = {i: self._received(query, key) for i, (query, key) in read.items()}
+            with scoring():
+                received = {i: self._received(query, key) for i, (query, key) in read.items()}
             attention = [received[i] for i in self._wanted]
             view = TowerView(
                 features=features[None],
@@ -113,7 +115,7 @@ class PackedWatch(TowerWatch):
                 grid=self._packing.grids[image],
                 groups=torch.arange(n * group, device=features.device).view(n, group),
             )
-            selection = self._stage.rule(view)
+            selection = self._choose(view)
             self._check_merged(view, selection)
             self._whole = self._whole and selection.features is view.features
             kept.append(_kept_of(selection))

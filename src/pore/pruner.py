@@ -66,8 +66,9 @@ from pore.given import check_unpacked, chosen_masks, custom_masks, shown_images
 from pore.layout import Image, Layout, Tiling
 from pore.packed import PackedWatch
 from pore.padding import letterbox_padding
+from pore.precision import full_precision, scoring
 from pore.report import Report
-from pore.selection import budget
+from pore.selection import budget, check_features
 from pore.sequence import (
     Shortened,
     Track,
@@ -216,7 +217,8 @@ class Stage:
     Attributes:
         layer: The first decoder layer (from 0) that sees fewer tokens. 0 acts on the embeddings,
             the number of layers on what the last layer gives.
-        rule: Decides which tokens stay.
+        rule: Decides which tokens stay. It runs out of any autocast, and without a graph unless it
+            `merges`; so do `attention` and `prepare`, always without a graph.
         attention: Takes from the attention of layer - 1 what the rule reads, such as `LastToken`;
             None when it reads none.
         ahead: Whether the reader looks at layer instead, whose queries and keys are then computed
@@ -490,7 +492,9 @@ def unpruned(model: nn.Module) -> nn.Module:
 
 
 def check_query(layout: Layout) -> None:
-    """Refuse a prompt that ends with a visual token, where no text looks at the image.
+    """Refuse a prompt that ends with a visual token, for methods in the decoder or of a question.
+
+    No text looks at the image there, and the answer follows a token that may be dropped on the way.
 
     Args:
         layout: Where the visual tokens lie.
@@ -504,7 +508,8 @@ def check_query(layout: Layout) -> None:
         row = layout.images[int(at_end.nonzero()[0])].row
         raise InputError(
             f"The prompt of sample {row} ends with a visual token, so no text token looks at "
-            "the image; put the question behind the image, and pass both in one piece."
+            "the image, and the answer would follow a token that may be dropped; put the question "
+            "after the image, and pass both in one piece."
         )
 
 
@@ -871,7 +876,7 @@ class Run(Changes):
                 layout = self._without_hidden(forward, images)
         if layout is not None:
             forward.layout = layout
-            if any(stage.attention for stage in self._stages):
+            if self._stages:
                 check_query(layout)
             types = self._types(forward, length)
             if types is not None and state.seen:
@@ -1156,6 +1161,7 @@ class Run(Changes):
     def _view(self, stage: Stage, forward: _Forward, hidden: Tensor) -> View:
         assert forward.layout is not None
         forward.layout = layout = forward.layout.to(hidden.device)
+        check_features(layout.gather(hidden), layout.valid)
         attention = forward.attention if stage.attention is not None else None
         if isinstance(attention, Tensor):
             if attention.is_floating_point() and not bool(torch.isfinite(attention).all()):
@@ -1190,13 +1196,16 @@ class Run(Changes):
     def _prepare(self, forward: _Forward, embeds: Tensor) -> None:
         for stage in self._stages:
             if stage.prepare is not None and stage.prepare not in forward.memory:
-                forward.memory[stage.prepare] = stage.prepare(self._view(stage, forward, embeds))
+                with scoring():
+                    made = stage.prepare(self._view(stage, forward, embeds))
+                forward.memory[stage.prepare] = made
 
     def _shorten(
         self, stage: Stage, forward: _Forward, hidden: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Apply a stage to the states: the new states, and the old position of each (None: all)."""
-        selection = stage.rule(self._view(stage, forward, hidden))
+        with full_precision() if stage.merges else scoring():
+            selection = stage.rule(self._view(stage, forward, hidden))
         layout = forward.layout
         assert layout is not None
         if selection.features is not None:

@@ -11,22 +11,37 @@ from torch import Tensor
 from pore.errors import BudgetError, ScoreError
 
 _NOT_FINITE = (
-    "Scores hold NaN or infinity, so no tokens can be chosen; look for overflow in the model (fp16 "
+    "{} hold NaN or infinity, so no tokens can be chosen; look for overflow in the model (fp16 "
     "where it needs bf16?) or for damaged weights or inputs."
 )
 
 
-def check_finite(*scores: Tensor) -> None:
+def check_finite(*scores: Tensor, what: str = "Scores") -> None:
     """Refuse scores that nothing can be chosen by, for methods that do not end in `top_k`.
 
     Args:
         scores: Any shapes.
+        what: What they are, where they are no scores, for the message.
 
     Raises:
         ScoreError: One is NaN or infinite.
     """
     if not bool(torch.stack([torch.isfinite(one).all() for one in scores]).all()):
-        raise ScoreError(_NOT_FINITE)
+        raise ScoreError(_NOT_FINITE.format(what))
+
+
+def check_features(features: Tensor, valid: Tensor) -> None:
+    """Refuse visual tokens that say nothing, whatever a method makes of them; waits for the device.
+
+    Args:
+        features: (I, t, D) what a method chooses among.
+        valid: (I, t) bool, False where an image has fewer tokens.
+
+    Raises:
+        ScoreError: A token holds NaN or infinity.
+    """
+    if not bool((torch.isfinite(features).all(-1) | ~valid).all()):
+        raise ScoreError(_NOT_FINITE.format("Visual tokens"))
 
 
 def check_keep(keep: int | float) -> None:
@@ -92,17 +107,16 @@ def check_scores(scores: Tensor, counts: Tensor, valid: Tensor) -> None:
 
     Raises:
         BudgetError: A row has fewer valid entries than its count.
-        ScoreError: A valid score is NaN or infinite.
+        ScoreError: A valid score is NaN or infinite, or scores are complex and have no order.
     """
+    if scores.is_complex():
+        raise ScoreError(f"Scores must be real numbers, not {scores.dtype}.")
     finite = (torch.isfinite(scores) | ~valid).all()
     enough = (counts <= valid.sum(-1)).all()
     if bool(finite & enough):
         return
     if not bool(finite):
-        raise ScoreError(
-            "Scores hold NaN or infinity, so no tokens can be chosen; look for overflow in the "
-            "model (fp16 where it needs bf16?) or for damaged weights or inputs."
-        )
+        raise ScoreError(_NOT_FINITE.format("Scores"))
     raise BudgetError(
         f"Asked to keep {counts.tolist()} tokens where only {valid.sum(-1).tolist()} remain."
     )
@@ -144,7 +158,8 @@ def top_k(scores: Tensor, counts: Sequence[int] | Tensor, valid: Tensor | None =
     """Mark the highest scores of every row; of equal scores the earlier one wins.
 
     Args:
-        scores: (I, n) scores, higher is kept first; entries that are not `valid` are ignored.
+        scores: (I, n) scores of any real type, whole numbers and truth values too; higher is kept
+            first. Entries that are not `valid` are ignored.
         counts: How many to mark in each of the I rows.
         valid: (I, n) bool, False where a shorter row is filled up; None means all are valid.
 
@@ -153,14 +168,15 @@ def top_k(scores: Tensor, counts: Sequence[int] | Tensor, valid: Tensor | None =
 
     Raises:
         BudgetError: A row has fewer valid entries than its count.
-        ScoreError: A valid score is NaN or infinite.
+        ScoreError: A valid score is NaN or infinite, or scores are complex.
     """
     counts = torch.as_tensor(counts, device=scores.device)
     if valid is None:
         valid = torch.ones_like(scores, dtype=torch.bool)
     check_scores(scores, counts, valid)
-    # `descending` sorts put NaN first and keep the order of equal entries when stable.
-    order = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    # Stable sorts keep the order of equal entries; whole numbers have no -inf for what is ignored.
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    order = order.gather(-1, (~valid.gather(-1, order)).long().argsort(dim=-1, stable=True))
     rank = torch.empty_like(order).scatter_(
         -1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
     )

@@ -23,7 +23,8 @@ from pore.changes import Changes
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
 from pore.layout import Layout, Tiling, sources
-from pore.selection import budget
+from pore.precision import full_precision
+from pore.selection import budget, check_finite
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class TowerView:
         cls_feature: (I, C) the CLS token's feature of the same layer; None in a tower without, and
             where tokens are made of several patches, for which it is not as wide as they are.
         cls_attention: (S, I, H, N) attention of the CLS token to the patches in the S layers asked
-            for, after a softmax over CLS and patches; at least float32. In a tower without CLS the
-            mean attention that the patches receive. Of a token of several patches, their mean.
+            for, after a softmax over CLS and patches; at least float32, without a graph. In a tower
+            without CLS the mean attention that the patches receive. Of a token of several patches,
+            their mean.
         queries: S tensors (I, H, n, d), as that attention is computed from; CLS first.
         keys: S tensors (I, H, n, d), likewise.
         raster: (I, N) the patch that every feature stands for, where blocks have merged.
@@ -241,7 +243,8 @@ class TowerStage:
     anew, as in the authors' code of the methods that act here.
 
     Attributes:
-        rule: Decides what goes on to the projector.
+        rule: Decides what goes on to the projector. It runs out of any autocast; what is chosen by
+            should have no graph, what is kept or merged has.
         layers: Given the index of the layer whose output the projector reads, and the number of
             layers of the tower: the layers whose attention the rule reads.
         merge: Called in every block up to the one that the projector reads, after its attention;
@@ -376,10 +379,14 @@ class TowerWatch:
         Returns:
             The number of each image in the tower's call; None where these are features that were
             made before.
+
+        Raises:
+            ScoreError: The features hold NaN or infinity, which equals nothing.
         """
         which = None if self._first is None else sources(layout.images, len(self._first))
         if self._first is None or which is None:
             return None
+        check_finite(self._first, what="Visual tokens")
         at = torch.zeros_like(layout.rows) if self._at is None else self._at[which].to(layout.rows)
         found = embeds[layout.rows, layout.columns.gather(1, at[:, None])[:, 0]]
         return which if torch.equal(found, self._first[which].to(found)) else None
@@ -471,13 +478,20 @@ class TowerWatch:
     def _observe(
         self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, *_: object
     ) -> None:
-        if self.has_cls and not self._family.cls_first:
-            query, key = query.roll(1, 2), key.roll(1, 2)
         self._queries[i], self._keys[i] = query, key
         if i in self._wanted:
             self._real = visible(mask, len(query))
             read = cls_attention if self.has_cls else received_attention
-            self._attention[i] = read(query, key, scaling, self._real)
+            self._attention[i] = read(*self._cls_first(query, key), scaling, self._real)
+
+    def _cls_first(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Queries or keys (I, H, n, d) of the tower with the CLS token, if there is one, in front.
+
+        Made where they are used, as what an observer makes has no graph.
+        """
+        if not self.has_cls or self._family.cls_first:
+            return parts
+        return tuple(part.roll(1, 2) for part in parts)
 
     # -- merging inside the blocks ----------------------------------------------------------------
 
@@ -509,12 +523,13 @@ class TowerWatch:
             layers=len(layers),
             patches=self._patches,
             states=states,
-            keys=self._keys[i],
+            keys=self._cls_first(self._keys[i])[0],
             sizes=sizes,
             raster=raster,
             has_cls=self.has_cls,
         )
-        merged = self._stage.merge(block)
+        with full_precision():
+            merged = self._stage.merge(block)
         self.tokens.append(merged.states.shape[1])
         self._block = None if merged is block and self._block is None else merged
         return merged.states + layer.mlp(layer.layer_norm2(merged.states))  # type: ignore[no-any-return]
@@ -557,18 +572,25 @@ class TowerWatch:
             features=features,
             cls_feature=self._states[:, own] if cls and groups is None else None,
             cls_attention=torch.stack(attention) if attention else features.new_empty(0),
-            queries=tuple(self._queries[i] for i in self._wanted),
-            keys=tuple(self._keys[i] for i in self._wanted),
+            queries=self._cls_first(*(self._queries[i] for i in self._wanted)),
+            keys=self._cls_first(*(self._keys[i] for i in self._wanted)),
             raster=raster,
             tilings=self.tilings,
             groups=groups,
             real=self._real,
         )
-        self.selection = selection = self._stage.rule(view)
+        self.selection = selection = self._choose(view)
         self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
         if selection.valid is None:
             return (selection.features, *args[1:])
         return (selection.features[selection.valid][None], *args[1:])
+
+    def _choose(self, view: TowerView) -> TowerSelection:
+        """What the stage's rule decides."""
+        assert self._stage is not None
+        check_finite(view.features, what="Visual tokens")
+        with full_precision():
+            return self._stage.rule(view)
 
     def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self._features = _in_line(args[0])

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families import Family
 from pore.layout import Layout
-from pore.pruner import Limit, Pruner, Selection, Stage, View
+from pore.pruner import Limit, Pruner, Selection, Stage, View, check_query
 from pore.selection import budget, check_finite, check_keep
 from pore.tower import even_shares
 
@@ -208,6 +208,7 @@ class CDPruner(Pruner):
         tiled = any(image.tiles > 1 for image in view.layout.images)
         tiles = _padded_tiles(view) if self.faithful and tiled else _tiles(view)
         if self.relevance is None:
+            check_query(view.layout)  # what comes in a later piece is not there to be relevant to
             scores = mean_cosine(tiles.features, prompt_embedding(view)[tiles.images])
         else:
             device = tiles.features.device  # CLIP may be on another

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pore.attention import LayerAttention
 from pore.errors import BudgetError
 from pore.families import Family
+from pore.merging import cosine, working
 from pore.pruner import Pruner, Selection, Stage, View, check_layer
 from pore.selection import budget, check_keep, check_scores
 
@@ -97,11 +98,11 @@ class DART(Pruner):
     def _select(self, view: View) -> Selection:
         layout, norms = view.layout, view.attention
         valid, device = layout.valid, norms.device
-        visual, visual_norms = view.norm(view.features), layout.gather(norms)
+        visual, visual_norms = view.norm(working(view.features)), layout.gather(norms)
         own, is_own = largest(visual_norms, self.image_pivots, valid)
         text, is_text = largest(norms[layout.rows], self.text_pivots, layout.text_behind)
         images = torch.arange(len(own), device=device)[:, None]
-        texts = view.norm(view.hidden_states[layout.rows[:, None], text])
+        texts = view.norm(working(view.hidden_states[layout.rows[:, None], text]))
         similarity = cosine(torch.cat([visual[images, own], texts], 1), visual)
         found = torch.cat([is_own, is_text], 1)
         counts = torch.tensor(view.budget(self.keep), device=device)
@@ -155,21 +156,6 @@ def largest(norms: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tensor]:
     order = norms.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     index = order[:, :count]
     return index, valid.gather(1, index)
-
-
-def cosine(pivots: Tensor, tokens: Tensor) -> Tensor:
-    """The cosine between pivots and tokens.
-
-    Args:
-        pivots: (I, P, D) states.
-        tokens: (I, t, D) states.
-
-    Returns:
-        (I, P, t) cosines, at least float32; 0 with a state of zeros.
-    """
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    one, other = (nn.functional.normalize(x.to(dtype), dim=-1) for x in (pivots, tokens))
-    return torch.matmul(one, other.mT)
 
 
 def shares(total: Tensor, exists: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pore.errors import BudgetError, InputError
 from pore.families import Family
 from pore.layout import Layout
+from pore.merging import cosine
 from pore.pruner import Limit, Pruner, Selection, Stage, View
 from pore.selection import budget, check_keep
 
@@ -122,11 +123,9 @@ def cosine_distance(features: Tensor) -> Tensor:
         features: (I, t, D) embeddings.
 
     Returns:
-        (I, t, t) distances, at least float32.
+        (I, t, t) distances, at least float32; 1 from an embedding of zeros.
     """
-    unit = features.to(torch.promote_types(features.dtype, torch.float32))
-    unit = unit / unit.norm(dim=-1, keepdim=True)
-    return 1 - torch.matmul(unit, unit.transpose(1, 2))
+    return 1 - cosine(features, features)
 
 
 def farthest(

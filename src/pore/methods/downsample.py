@@ -8,10 +8,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from pore.errors import BudgetError, InputError
 from pore.families import Family
+from pore.merging import working
 from pore.pruner import Limit, Pruner, Selection, Stage, View
 from pore.selection import check_keep
 
@@ -60,21 +61,22 @@ class Downsample(Pruner):
         counts = view.budget(self.keep)
         ends = torch.tensor(counts, device=layout.raster.device)[:, None]
         slots = torch.arange(layout.valid.shape[1], device=ends.device)
-        features, raster = view.features.clone(), layout.raster.clone()
+        every, raster, cells = view.features, layout.raster.clone(), []
         for i, (image, count) in enumerate(zip(layout.images, counts, strict=True)):
             if image.grid is None or layout.counts[i] != image.grid[0] * image.grid[1]:
                 raise InputError("Visual tokens that fill no grid cannot be down-sampled.")
-            features[i, :count] = _pooled(features[i, : len(image.columns)], image.grid, count)
+            pooled = _pooled(every[i, : len(image.columns)], image.grid, count)
+            cells.append(pad(pooled, (0, 0, 0, every.shape[1] - count)))
             raster[i, :count] = _centres(image.grid, count).to(raster.device)
-        return Selection(layout.valid & (slots < ends), features, raster)
+        return Selection(layout.valid & (slots < ends), torch.stack(cells), raster)
 
 
 def _pooled(features: Tensor, grid: tuple[int, int], count: int) -> Tensor:
     """(h*w, D) features on a grid, averaged to (count, D)."""
     if count == features.shape[0]:
         return features
-    cells = features.T.reshape(1, -1, *grid)
-    return adaptive_avg_pool2d(cells.float(), coarse_grid(grid, count))[0].flatten(1).T.to(features)
+    cells = working(features).T.reshape(1, -1, *grid)
+    return adaptive_avg_pool2d(cells, coarse_grid(grid, count))[0].flatten(1).T.to(features)
 
 
 def _centres(grid: tuple[int, int], count: int) -> Tensor:

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from pore.errors import BudgetError, ScoreError
+from pore.merging import cosine
 from pore.pruner import Pruner, Selection, Stage, View
 from pore.selection import check_keep, proportional_shares, top_k
 
@@ -117,9 +117,8 @@ def transition(features: Tensor, valid: Tensor, similarity: float, temperature: 
         (I, t, t) rows that sum to one, at least float32; 0 where there is no link. An embedding of
         length 0 passes on to all alike.
     """
-    unit = normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-    cosine = torch.matmul(unit, unit.mT)
-    logits = (cosine / temperature).masked_fill(cosine < similarity, _CLOSED)
+    alike = cosine(features, features)
+    logits = (alike / temperature).masked_fill(alike < similarity, _CLOSED)
     return logits.masked_fill(~valid[:, None], -torch.inf).softmax(-1)
 
 

@@ -70,12 +70,13 @@ class HiPrune(Pruner):
         grid = view.grid or (side, side)
         if grid[0] * grid[1] != n:
             raise InputError(f"{n} patches lie on no square grid, so no patch has neighbours.")
-        objects, deep = (
-            view.pooled(received_attention(query, key, query.shape[-1] ** -0.5, view.real).mean(1))[
-                :, -n:
-            ]  # without CLS
-            for query, key in zip(view.queries, view.keys, strict=True)
-        )
+        with torch.no_grad():
+            objects, deep = (
+                view.pooled(received_attention(q, k, q.shape[-1] ** -0.5, view.real).mean(1))[
+                    :, -n:
+                ]  # without CLS
+                for q, k in zip(view.queries, view.keys, strict=True)
+            )
         shown, counts = view.shown, view.budgets(self.keep)
         if self.faithful:
             shown, counts = torch.ones_like(shown), _whole_shares(view, self.keep)

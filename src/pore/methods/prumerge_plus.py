@@ -54,7 +54,8 @@ class PruMergePlus(Pruner):
             mean number of outliers of all images of a call; "vtc-cls" comes out near the budget
             (at 576 patches 66 for 64); "prumerge" takes `keep` as the share of the best, and as
             many again from a grid that repeats some of them, for which it loses as many of the
-            first other patches. Adaptively it takes one image at a time, and truncates as PruMerge.
+            first other patches; a grid of another number is an error. Adaptively it takes one
+            image at a time, and truncates as PruMerge.
     """
 
     keep: int | float | None = None
@@ -150,9 +151,16 @@ class PruMergePlus(Pruner):
         assert self.keep is not None
         images, size = scores.shape
         ratio = self.keep if isinstance(self.keep, float) else self.keep / size
-        step = int(1 / ratio)
-        best = scores.argsort(dim=-1, descending=True, stable=True)[:, : int(size * ratio)]
-        grid = torch.arange(step // 2, size - 1, step, device=best.device)
+        step, count = int(1 / ratio), int(size * ratio)
+        places = range(step // 2, size - 1, step)
+        if count == 0 or len(places) != count:
+            raise BudgetError(
+                f"The authors' code stops with an error where its grid has not as many patches as "
+                f"are best, or none are: here {len(places)} and {count} of {size}. Choose another share (an "
+                "eighth of 576 works), or faithful=False."
+            )
+        best = scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
+        grid = torch.tensor(places, device=best.device, dtype=torch.long)
         kept = torch.cat([best, grid.expand(images, -1)], 1)
         check_room([kept.shape[1]], size)
         others = torch.ones_like(scores, dtype=torch.bool).scatter_(1, kept, False)

@@ -534,6 +534,7 @@ def recycle(
     return Selection(slots < kept + added, states, raster.gather(1, old).masked_fill(~stays, -1))
 
 
+@torch.no_grad()
 def density_peaks(
     x: Tensor, counts: Sequence[int], valid: Tensor, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

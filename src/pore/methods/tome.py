@@ -12,7 +12,7 @@ from torch import nn
 
 from pore.errors import BudgetError
 from pore.families import Family
-from pore.merging import bipartite_matching
+from pore.merging import bipartite_matching, working
 from pore.pruner import Limit, Pruner
 from pore.selection import budget, check_keep
 from pore.tower import Block, TowerSelection, TowerStage, TowerView
@@ -112,7 +112,7 @@ class ToMe(Pruner):
             count = min(parse_r(block.layers, self.r)[block.number], patches // 2)
         if count <= 0:
             return block
-        matching = bipartite_matching(block.keys.mean(1), count, bool(cls))
+        matching = bipartite_matching(working(block.keys).mean(1), count, bool(cls))
         weights = block.sizes if self.weighted else torch.ones_like(block.sizes)
         return replace(
             block,

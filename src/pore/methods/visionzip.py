@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pore.errors import BudgetError
-from pore.merging import add_group_means, compact, gather, nearest, strided
+from pore.merging import add_group_means, compact, gather, nearest, strided, working
 from pore.pruner import Pruner
 from pore.selection import check_keep, top_k
 from pore.tower import TowerSelection, TowerStage, TowerView
@@ -39,10 +39,13 @@ class VisionZip(Pruner):
         contextual: How many of them are merged ones, of every tile where the model cuts images into
             tiles, among which `keep` is shared out. None takes the authors' 10 in 64, rounded half
             to even: 30 of 192, 20 of 128, 10 of 64.
+        faithful: Merge also where as many tokens are to be left as the image has patches. To the
+            authors' code CLS is one more, so that it still keeps CLS and merges some.
     """
 
     keep: int | float
     contextual: int | None = None
+    faithful: bool = False
 
     name: ClassVar[str] = "VisionZip"
     source: ClassVar[str] = "arXiv 2412.04467"
@@ -72,10 +75,10 @@ class VisionZip(Pruner):
     def _select(self, view: TowerView) -> TowerSelection:
         counts = view.budgets(self.keep)
         shown = view.shown
-        if counts == shown.sum(1).tolist():
+        if not self.faithful and counts == shown.sum(1).tolist():
             return view.select(shown, counts)
         features, raster = view.features, view.raster
-        metric = view.pooled(view.keys[0].mean(1))
+        metric = view.pooled(working(view.keys[0]).mean(1))
         merged = self._merged(counts)
         kept = [count - extra for count, extra in zip(counts, merged, strict=True)]
         if view.cls_feature is None:

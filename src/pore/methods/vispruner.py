@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from pore.errors import BudgetError
+from pore.merging import cosine
 from pore.pruner import Pruner
 from pore.selection import budget, check_finite, check_keep
 from pore.tower import TowerSelection, TowerStage, TowerView, even_shares
@@ -115,8 +115,7 @@ def dissimilar(features: Tensor, candidates: Tensor, count: int, faithful: bool 
     """
     if count == 0:
         return candidates[:, :0]
-    unit = normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-    similarity = torch.matmul(unit, unit.mT)
+    similarity = cosine(features, features)
     images = torch.arange(len(features), device=features.device)[:, None, None]
     while (excess := candidates.shape[1] - count) > 0:
         one, other = candidates[:, 0::2], candidates[:, 1::2]

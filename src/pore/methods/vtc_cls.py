@@ -27,7 +27,8 @@ class VTCCLS(Pruner):
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
-        start_layer: 0-based index of the first tower layer summed.
+        start_layer: 0-based index of the first tower layer summed. Below 0 it counts from the
+            tower's end, as the authors' slices do: with -3 the last layer but two is the first.
     """
 
     keep: int | float
@@ -38,8 +39,8 @@ class VTCCLS(Pruner):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        if self.start_layer < 0:
-            raise BudgetError(f"start_layer={self.start_layer} is no 0-based tower layer.")
+        if isinstance(self.start_layer, bool) or not isinstance(self.start_layer, int):
+            raise BudgetError(f"start_layer={self.start_layer!r} is no index of a tower layer.")
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> VTCCLS:
@@ -50,13 +51,15 @@ class VTCCLS(Pruner):
         """One stage, in the tower."""
         return [TowerStage(self._select, layers=self._layers)]
 
-    def _layers(self, read: int, _: int) -> range:
-        if self.start_layer > read:
+    def _layers(self, read: int, count: int) -> range:
+        first = self.start_layer + (count if self.start_layer < 0 else 0)
+        if not 0 <= first <= read:
             raise BudgetError(
-                f"start_layer={self.start_layer} lies behind layer {read}, whose output the "
-                f"projector reads; choose 0 to {read}."
+                f"start_layer={self.start_layer} is none of the layers up to {read}, whose output "
+                f"the projector reads, of a tower of {count}; choose 0 to {read}, or, from the "
+                f"end, {-count} to {read - count}."
             )
-        return range(self.start_layer, read + 1)
+        return range(first, read + 1)
 
     def _select(self, view: TowerView) -> TowerSelection:
         return keep_highest(view, view.cls_attention.mean(2).sum(0), self.keep)

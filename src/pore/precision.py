@@ -1,0 +1,30 @@
+"""What surrounds the model does not reach the scores: no autocast, and no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Leave `torch.autocast`, on every device: tensors are multiplied in the types that they have.
+
+    For what makes new features of scores. What is scored alone goes into `scoring`.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    with ExitStack() as stack:
+        for kind in kinds:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
+def scoring() -> Iterator[None]:
+    """`full_precision`, and no graph: gradients go through what is kept, not through the choice."""
+    with full_precision(), torch.no_grad():
+        yield
