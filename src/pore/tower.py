@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore._private import CALL
+from pore._private import CALL, checkpointed
 from pore.attention import cls_attention, received_attention, tap_attention, visible
 from pore.changes import Changes
 from pore.errors import BudgetError, InputError, UnsupportedModelError
@@ -456,6 +456,14 @@ class TowerWatch:
         return features[order], place[order], None
 
     def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._stage is not None and self._stage.merge is not None:
+            layers = self._family.tower_layers(self._model)
+            if torch.is_grad_enabled() and any(checkpointed(layer) for layer in layers):
+                raise UnsupportedModelError(
+                    "Patches are merged from block to block of the vision tower, which gradient "
+                    "checkpointing computes again one by one; turn gradient checkpointing off for "
+                    "the vision tower."
+                )
         self.pixels = self._family.pixels(args, kwargs)
         self._block = None
         self.tokens = []
@@ -585,10 +593,25 @@ class TowerWatch:
             return (selection.features, *args[1:])
         return (selection.features[selection.valid][None], *args[1:])
 
+    def _check_graph(self, view: TowerView) -> None:
+        """Refuse weights of merged features whose gradients reentrant checkpoints would lose."""
+        assert self._stage is not None
+        if not (self._stage.merges and view.features.requires_grad):
+            return
+        layers = self._family.tower_layers(self._model)
+        for i, key in zip(self._wanted, view.keys, strict=True):
+            trained = any(weight.requires_grad for weight in layers[i].parameters())
+            if trained and checkpointed(layers[i]) and not key.requires_grad:
+                raise UnsupportedModelError(
+                    "Features are merged by what tower layers compute, which reentrant gradient "
+                    "checkpointing keeps from the gradients; use use_reentrant=False."
+                )
+
     def _choose(self, view: TowerView) -> TowerSelection:
         """What the stage's rule decides."""
         assert self._stage is not None
         check_finite(view.features, what="Visual tokens")
+        self._check_graph(view)
         with full_precision():
             return self._stage.rule(view)
 
