@@ -45,8 +45,8 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) build runs
 
-# torch goes first, in exactly the version of the constraints: a range would take the newest build,
-# with gigabytes of CUDA.
+# torch goes first, in exactly the version of the constraints, so that nothing after it takes another.
+# Which build of it comes is pip's choice: see CONTRIBUTING.md for one without CUDA.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pore needs Python 3.10")'
 	@echo "Setting up $(VENV): once, for some minutes."

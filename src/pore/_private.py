@@ -140,6 +140,9 @@ ROTARY = "position_embeddings"
 WANTED = "logits_to_keep"
 """The tokens whose logits are asked for: a number of last ones, or positions."""
 
+TOWER_READ = ("vision_feature_layer", "vision_feature_select_strategy")
+"""What of the vision tower the projector reads; of a call, or else of the config."""
+
 LABELS = "labels"
 """(B, L) the tokens that a loss is of, -100 where it is of none."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pore._private import MASK, PACKED, POSITIONS
+from pore._private import MASK, PACKED, POSITIONS, TOWER_READ
 from pore.errors import InputError
 from pore.layout import Image
 
@@ -63,6 +63,26 @@ def chosen_masks(masks: Any, rows: Tensor, columns: Tensor, valid: Tensor) -> An
     masks = masks.gather(3, columns[:, None, None].expand(-1, heads, count, -1))
     closed = False if masks.dtype == torch.bool else torch.finfo(masks.dtype).min
     return masks.masked_fill(~valid[:, None, None], closed)
+
+
+def check_tower(inputs: Mapping[str, Any], config: Any) -> None:
+    """Refuse that the projector reads something else of the vision tower than the config says.
+
+    Args:
+        inputs: The model's arguments by name.
+        config: The model's config.
+
+    Raises:
+        InputError: It is asked to, so that a method that reads the tower would read elsewhere.
+    """
+    for name in TOWER_READ:
+        given = inputs.get(name)
+        if given is not None and given != getattr(config, name, given):
+            raise InputError(
+                f"The method reads what goes through the vision tower, where the config says "
+                f"{name}={getattr(config, name)!r}; leave {name}={given!r} away, or set it in the "
+                "config before the block."
+            )
 
 
 def check_unpacked(inputs: Mapping[str, Any], cached: bool) -> None:

@@ -62,7 +62,7 @@ from pore.errors import (
     UnsupportedModelError,
 )
 from pore.families import Family, family_of
-from pore.given import check_unpacked, chosen_masks, custom_masks, shown_images
+from pore.given import check_tower, check_unpacked, chosen_masks, custom_masks, shown_images
 from pore.layout import Image, Layout, Tiling
 from pore.packed import PackedWatch
 from pore.padding import letterbox_padding
@@ -816,6 +816,8 @@ class Run(Changes):
 
         @functools.wraps(function)  # `generate` reads signatures, and so do trainers
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if self.pruner.reads_tower:
+                check_tower(kwargs, self.model.config)
             call = _Call()
             try:
                 self._calls.append(call)
