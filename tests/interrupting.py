@@ -77,8 +77,7 @@ def whole_state(model: torch.nn.Module) -> list[Any]:
     found: list[Any] = [sorted(ALL_ATTENTION_FUNCTIONS)]
     for module in model.modules():
         held = vars(module)
-        hooks = [
-            (key, tuple(value)) for key, value in held.items() if "hooks" in key and isinstance(value, dict)
-        ]
+        named = [(key, value) for key, value in held.items() if "hooks" in key]
+        hooks = [(key, tuple(value)) for key, value in named if isinstance(value, dict)]
         found.append((type(module), {key: id(value) for key, value in held.items()}, hooks))
     return found
