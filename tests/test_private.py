@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
+import pickle
 import re
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +136,79 @@ def test_modules_call_the_kernel_that_their_config_names(attention: str) -> None
     assert "scaling" in names
     assert torch.equal(logits, expected)
     assert dict(modeling_utils.ALL_ATTENTION_FUNCTIONS) == before
+
+
+def test_a_name_of_ours_goes_with_its_kernel() -> None:
+    """`register_attention` holds no kernel alive, as transformers' own registry does."""
+    known = modeling_utils.ALL_ATTENTION_FUNCTIONS
+    before = dict(known)
+
+    def ours(*_: Any) -> str:
+        return "ours"
+
+    forget = _private.register_attention("pore_test", ours)
+    assert known["pore_test"]() == "ours"
+    del ours
+    assert dict(known) == before
+    forget()  # once more
+    assert dict(known) == before
+
+
+@pytest.mark.parametrize("hooks", _private.HOOKS)
+def test_where_torch_keeps_hooks(hooks: str) -> None:
+    """`_forward_hooks` and `_forward_pre_hooks`, and of each the flags by the same number."""
+    flags = {"_forward_pre_hooks": {"with_kwargs": True}}
+    how = flags.get(hooks, {"with_kwargs": True, "always_call": True})
+    name = {"_forward_pre_hooks": "register_forward_pre_hook"}.get(hooks, "register_forward_hook")
+    module, fresh = nn.Linear(1, 1), vars(nn.Linear(1, 1))
+    handle = getattr(module, name)(print, **how)
+    held = {key for key, value in vars(module).items() if "hooks" in key and value != fresh[key]}
+    assert held == {hooks, *_private.HOOKS[hooks]}
+    assert list(vars(module)[hooks].items()) == [(handle.id, print)]
+    assert all(list(vars(module)[flag]) == [handle.id] for flag in _private.HOOKS[hooks])
+
+
+def test_copies_and_pickles_ask_the_object_for_its_state() -> None:
+    """`__getstate__`, in the object itself before its class."""
+    module: Any = nn.Linear(1, 1)
+    vars(module)[_private.STATE] = partial(_told, module)
+    for twin in (copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert twin.told == 1
+        assert _private.STATE not in vars(twin)
+
+
+def _told(module: Any) -> dict[str, Any]:
+    state = {**type(module).__getstate__(module), "told": 1}
+    del state[_private.STATE]
+    return state
+
+
+def test_a_call_of_a_module() -> None:
+    """`_call_impl`, which one module may have of its own."""
+    module: Any = nn.Linear(1, 1)
+    vars(module)[_private.CALL] = lambda *args, **kwargs: (args, kwargs)
+    assert module(1, a=2) == ((1,), {"a": 2})
+
+
+def test_whereabouts_of_threads() -> None:
+    """`sys._current_frames`: one that waits stays, one that has ended is nowhere."""
+    inside, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        inside.set()
+        go.wait(60)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert inside.wait(60)
+    assert thread.ident is not None
+    seen = []
+    while len(seen) < 2 or seen[-1] != seen[-2]:
+        seen.append(_private.whereabouts([thread.ident]))
+    assert len(seen[-1]) == 1
+    go.set()
+    thread.join()
+    assert _private.whereabouts([thread.ident]) == []
 
 
 def test_a_module_without_eager_attention_has_no_kernel() -> None:

@@ -143,12 +143,13 @@ def _between(changes: Changes, module: nn.Module, function: Callable[..., Any]) 
 
     def called(of: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # FlashAttention looks its own name up in the config of the module.
-        own = of.config
+        held = vars(of)
+        own = held["config"]
         try:
-            vars(of)["config"] = config
+            held["config"] = config
             return function(kernel, *args, **kwargs)
         finally:
-            vars(of)["config"] = own
+            held["config"] = own  # where no interrupt can come between
 
     # The suffix keeps checks such as `"flash" in name` of modules true for the copy.
     name = f"{implementation}_pore{next(_names)}"

@@ -122,8 +122,9 @@ class Changes:
         self._made.append(edit)
         mark = _mark(module)
         if mark is None:
-            mark = vars(module)[STATE] = _Mark(module)
-        mark.edits.append(edit)
+            vars(module)[STATE] = _Mark(module, edit)
+        else:
+            mark.edits.append(edit)
 
     # -- and taking them back ---------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class Changes:
             latest()
             if latest in self._made:
                 self._made.remove(latest)
-        self._block = None
+        self._block = self._offered = None
 
 
 class _Edit:
@@ -157,20 +158,18 @@ class _Edit:
         """Take it back."""
         self.restore(vars(self.module))
         mark = _mark(self.module)
-        if mark is None:
-            return
-        if self in mark.edits:
-            mark.edits.remove(self)
-        if not mark.edits:
+        if mark is not None and mark.edits == [self]:
             vars(self.module).pop(STATE, None)
+        elif mark is not None and self in mark.edits:
+            mark.edits.remove(self)
 
 
 class _Mark:
     """What a changed module has as its `__getstate__`, by which Python copies and pickles it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, edit: _Edit) -> None:
         self.module = module
-        self.edits: list[_Edit] = []
+        self.edits = [edit]
 
     def __call__(self) -> State:
         """What the module would hold without the changes."""

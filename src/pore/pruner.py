@@ -822,11 +822,11 @@ class Run(Changes):
             try:
                 self._calls.append(call)
                 result = function(*args, **kwargs)
-            finally:
-                if call in self._calls:
-                    self._calls.remove(call)
+            finally:  # at first what no interrupt can come between
                 if self._forward is not None and self._forward.thread == call.thread:
                     self._forward = None
+                if call in self._calls:
+                    self._calls.remove(call)
             if call.cut_short:
                 raise ModelStateError(
                     f"The model was pruned by {self.pruner.name} when this call began, and no "
