@@ -490,7 +490,8 @@ class TowerWatch:
         if i in self._wanted:
             self._real = visible(mask, len(query))
             read = cls_attention if self.has_cls else received_attention
-            self._attention[i] = read(*self._cls_first(query, key), scaling, self._real)
+            query, key = self._cls_first(query, key)
+            self._attention[i] = read(query, key, scaling, self._real)
 
     def _cls_first(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Queries or keys (I, H, n, d) of the tower with the CLS token, if there is one, in front.

@@ -156,8 +156,8 @@ class PruMergePlus(Pruner):
         if count == 0 or len(places) != count:
             raise BudgetError(
                 f"The authors' code stops with an error where its grid has not as many patches as "
-                f"are best, or none are: here {len(places)} and {count} of {size}. Choose another share (an "
-                "eighth of 576 works), or faithful=False."
+                f"are best, or none are: here {len(places)} and {count} of {size}. Choose another "
+                "share (an eighth of 576 works), or faithful=False."
             )
         best = scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
         grid = torch.tensor(places, device=best.device, dtype=torch.long)
