@@ -40,7 +40,11 @@ OTHERS: list[Pruner] = [
 def every() -> list[Any]:
     named = [pytest.param(usual(name, KEEP), id=name) for name in EVERY]
     all_ = [pytest.param(usual(name, N), id=f"{name} keeping all") for name in EVERY]
-    return [*named, *all_, *(pytest.param(pruner, id=repr(pruner)) for pruner in OTHERS)]
+    return [
+        *named,
+        *all_,
+        *(pytest.param(pruner, id=repr(pruner).partition(" at 0x")[0]) for pruner in OTHERS),
+    ]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -131,7 +135,7 @@ def test_an_embedding_of_zeros(pruner: Pruner) -> None:
 @pytest.mark.parametrize(
     "pruner",
     [
-        pytest.param(pruner, id=repr(pruner))
+        pytest.param(pruner, id=repr(pruner).partition(" at 0x")[0])
         for pruner in [*(usual(name, KEEP) for name in EVERY), *OTHERS[:-1]]
         if pruner.tower_stage is not None and pruner.tower_stage.merge is None
     ],

@@ -30,7 +30,7 @@ OTHERS: list[Pruner] = [
     "pruner",
     [
         *(pytest.param(usual(name, KEEP), id=name) for name in EVERY if name not in SHORTER),
-        *(pytest.param(pruner, id=repr(pruner)) for pruner in OTHERS),
+        *(pytest.param(pruner, id=f"{pruner.name} {i}") for i, pruner in enumerate(OTHERS)),
     ],
 )
 def test_refused_by_what_drops_tokens_in_the_decoder(pruner: Pruner, side: str) -> None:
