@@ -202,17 +202,19 @@ def _unchanged(before: list[_Mark], marks: list[_Mark]) -> bool:
 def _read(model: nn.Module) -> str | None:
     found = hashlib.blake2b(digest_size=16)
     formats: set[str] = set()
-    seen: dict[int, bytes] = {}  # tied weights have several names
+    # Tied weights have several names; offloaded ones come and go, one in the place of another.
+    seen: dict[int, tuple[weakref.ref[Tensor], bytes]] = {}
     for name, tensor in loaded_weights(model):
         parts = plain_parts(tensor)
         if any(part.device.type == "meta" for part in parts):
             return None
-        if id(tensor) not in seen:
-            seen[id(tensor)] = b"".join(map(_content, parts))
+        known = seen.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            known = seen[id(tensor)] = weakref.ref(tensor), b"".join(map(_content, parts))
         kinds = [str(part.dtype).removeprefix("torch.") for part in parts]
         formats.update(kinds)
         head = json.dumps([name, kinds, [list(part.shape) for part in parts]])
-        found.update(head.encode() + b"\0" + seen[id(tensor)])
+        found.update(head.encode() + b"\0" + known[1])
     return f"{'+'.join(sorted(formats))}:{found.hexdigest()}"
 
 
