@@ -363,10 +363,10 @@ class TestPictures:
     def test_what_cannot_be_read(self, tmp_path: Path) -> None:
         missing = picture_of(tmp_path / "missing.png")
         assert missing == picture_of("\0") == "unreadable"
-        assert picture_of(tmp_path) == "no file"
+        assert picture_of(tmp_path) == "unreadable"
         assert picture_of(None) == "none"
         os.mkfifo(tmp_path / "pipe.png")
-        assert picture_of(tmp_path / "pipe.png") == "no file"  # and does not wait for a writer
+        assert picture_of(tmp_path / "pipe.png") == "unreadable"  # and does not wait for a writer
         broken = PIL.Image.new("RGB", (2, 2))
         broken.close()
         assert picture_of(broken) == "unreadable"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pore
@@ -24,15 +24,18 @@ from pore.evaluation.records import read_records
 from test_calibration import LAYERS, make_processor, make_samples, run
 
 OLD = Path(__file__).parent / "saved_by_0_1"
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.text() | numbers,
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
+few = settings(max_examples=40)
 documents = st.dictionaries(st.text().filter(lambda key: key != CHECKSUM), values)
 
 
 class TestSeal:
+    @few
     @given(documents)
     def test_it_comes_back(self, document: dict[str, Any]) -> None:
         for text in (
@@ -43,6 +46,7 @@ class TestSeal:
         (one, other) = json.loads(sealed_list([document, {}]))
         assert (unseal(one), unseal(other)) == (document, {})
 
+    @few
     @given(documents, documents)
     def test_other_content_is_refused(self, one: dict[str, Any], other: dict[str, Any]) -> None:
         sealed = {**other, CHECKSUM: seal(one)[CHECKSUM]}
@@ -52,6 +56,7 @@ class TestSeal:
             with pytest.raises(ValueError, match='remove the entry "checksum"'):
                 unseal(sealed)
 
+    @few
     @given(documents)
     def test_older_files_have_none(self, document: dict[str, Any]) -> None:
         assert unseal(document) == document
@@ -91,7 +96,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
         "calibrations": Saved(several.save(folder / "host.json"), HostCalibration.load),
         "results": Saved(folder / "results.json", read_records),
         "answers": Saved(answers, lambda path: store.load(None, samples)),
-        "timing": Saved(timing, survey._json),
+        "timing": Saved(timing, lambda path: survey._json(path).get("prefill_ms")),
     }
 
 
@@ -117,11 +122,12 @@ def test_every_flipped_bit_is_refused_or_harmless(kind: str, saved: dict[str, Sa
                 refused += 1
                 continue
             # The answers of a survey are asked again, and its times measured again.
-            assert found in (content, None, {}), f"bit {bit % 8} of byte {bit // 8}"
+            assert found in (content, None), f"bit {bit % 8} of byte {bit // 8}"
             refused += found != content
     finally:
         path.write_bytes(whole)
-    assert refused > 0.95 * min(2000, len(bits))
+    # What is harmless lies in the name of the checksum, or beyond a number's precision.
+    assert refused > 0.9 * min(2000, len(bits))
     assert load(path) == content
 
 
@@ -219,6 +225,6 @@ class TestOld:
         assert {record["weights"] for record in records} == {None}
 
     def test_results_of_the_benchmarks(self) -> None:
-        for path in (Path(__file__).parents[1] / "benchmarks" / "results").glob("embedded-*.json"):
-            if "differences" not in path.name:
-                assert read_records(path)
+        folder = Path(__file__).parents[1] / "benchmarks" / "results"
+        for name in ("all", "questions", "questions-k1", "questions-k3"):
+            assert read_records(folder / f"embedded-2100-{name}.json")

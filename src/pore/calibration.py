@@ -235,12 +235,11 @@ class Calibration:
                 "data into shards, and merge each once."
             )
         _check_overlap(self.samples, other.samples)
-        unknown = {
-            name: None
-            for name in _LATER
-            if None in (getattr(self.provenance, name), getattr(other.provenance, name))
-        }
-        if unknown or None in (self.samples, other.samples):
+        known = {name: _of_both(self, other, name) for name in ("processor", *_LATER)}
+        samples = None
+        if self.samples is not None and other.samples is not None:
+            samples = b"".join(sorted(_split(self.samples) + _split(other.samples)))
+        if samples is None or known["weights"] is None:
             _log.warning("Of what is merged, a part is of unknown weights or samples.")
         sources = {
             source
@@ -255,7 +254,7 @@ class Calibration:
                 self.provenance,
                 source="; ".join(sorted(sources)) or None,
                 date=max(filter(None, (self.provenance.date, other.provenance.date)), default=None),
-                **unknown,
+                **known,
             ),
             passes=tuple(sorted(self.passes + other.passes)),
             seen=self.seen + other.seen,
@@ -264,9 +263,7 @@ class Calibration:
             grid=both[0].grid if both else None,
             sums=tuple(map(sum, zip(*(one.sums for one in both), strict=True))),
             squares=tuple(map(sum, zip(*(one.squares for one in both), strict=True))),
-            samples=None
-            if self.samples is None or other.samples is None
-            else b"".join(sorted(_split(self.samples) + _split(other.samples))),
+            samples=samples,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -1066,6 +1063,14 @@ def _resume(
         )
     _log.info("Going on after %d samples, from %s", state.seen, name)
     return state
+
+
+def _of_both(one: Calibration, other: Calibration, condition: str) -> Any:
+    """A condition as far as two calibrations that agree on it both know it."""
+    a, b = (getattr(each.provenance, condition) for each in (one, other))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return {key: value for key, value in a.items() if key in b}
+    return a if b is not None else None
 
 
 def _differences(one: Calibration, other: Calibration) -> list[str]:

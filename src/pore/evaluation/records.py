@@ -159,7 +159,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         path: The file.
 
     Returns:
-        Its records.
+        Its records, each of `FIELDS`; other fields are passed over.
 
     Raises:
         InputError: It holds no records, some that no evaluation can have given, or one that does
