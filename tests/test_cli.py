@@ -345,7 +345,7 @@ def test_demo(model: Path, tmp_path: Path) -> None:
         *("-o", tmp_path, "-b", "3"),
     )
     assert len(read_records(tmp_path / "results.json")) == 6
-    assert tuple(json.loads((tmp_path / "results.json").read_text())[0]) == FIELDS
+    assert tuple(json.loads((tmp_path / "results.json").read_text())[0]) == (*FIELDS, "checksum")
     assert "FastV + RoPE prior" in found.output
     assert "report.html" in found.output
     assert (tmp_path / "report.html").exists()

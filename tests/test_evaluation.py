@@ -381,7 +381,7 @@ def test_demo_writes_what_it_says(result: demo.Result) -> None:
         "examples",
         "report.html",
     }
-    found = json.loads((folder / "results.json").read_text())
+    found = read_records(folder / "results.json")
     assert found == json.loads(json.dumps(result.records))
     assert all(tuple(record) == FIELDS for record in found)
     methods = ["FastV", "FastV", "FastV", "Random", "Downsample"]

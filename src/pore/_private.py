@@ -11,7 +11,7 @@ import inspect
 import sys
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -96,12 +96,72 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def commit(config: Any) -> str | None:
-    """The commit on the hub of a checkpoint that was loaded from there.
+    """The revision on the hub of a checkpoint, as its config was told.
 
-    `_commit_hash` is where `from_pretrained` notes it; None where it was not loaded from there, and
-    with transformers from 5.18 on, which notes it nowhere.
+    `_commit_hash` is where `from_pretrained` notes it, up to transformers 5.17; and `note_commit`.
+    None where neither did.
     """
     found: str | None = getattr(config, "_commit_hash", None)
+    return found
+
+
+def note_commit(config: Any, revision: str) -> None:
+    """Let a config tell the revision it was loaded from; `to_dict` leaves `_commit_hash` out."""
+    config._commit_hash = revision
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place: `_version`; None where nothing counts it."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def plain_parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a tensor is made of: itself, but where it wraps others, as quantised ones.
+
+    `__tensor_flatten__` is how they are named to torch.compile.
+    """
+    wrapped: Any = tensor
+    if not hasattr(wrapped, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = wrapped.__tensor_flatten__()
+    return [part for name in names for part in plain_parts(getattr(wrapped, name))]
+
+
+def loaded_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All that a checkpoint of a model would hold, by name; what is offloaded, as it is read.
+
+    `_hf_hook` is accelerate's hook on a module whose weights it has offloaded; they are on "meta"
+    until it is called.
+    """
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        path, _, own = name.rpartition(".")
+        if tensor.device.type != "meta" or not hasattr(model.get_submodule(path), "_hf_hook"):
+            yield name, tensor
+            continue
+        from accelerate.utils import align_module_device, has_offloaded_params
+
+        module = model.get_submodule(path)
+        if not has_offloaded_params(module):
+            yield name, tensor
+            continue
+        with align_module_device(module, torch.device("cpu")):
+            yield name, getattr(module, own)
+
+
+def adapter_states(model: nn.Module) -> list[Any]:
+    """Of every layer with adapters of peft, which are active and how much each counts."""
+    found: list[Any] = []
+    for name, module in model.named_modules():
+        layer: Any = module
+        # Models of transformers have methods of this name, layers of peft a property.
+        if isinstance(off := getattr(layer, "disable_adapters", None), bool):
+            scaling = {key: str(value) for key, value in getattr(layer, "scaling", {}).items()}
+            found.append([name, off, list(layer.active_adapters), scaling])
     return found
 
 

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from pore._files import read_regular, shown, write_atomic
 from pore._json import MAX_DEPTH, parse_json
+from pore._sealed import seal, sealed_text, unseal
 from pore.errors import ProfileError, ProfileMismatchError, ScoreError
+from pore.identity import same_weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,7 +42,9 @@ _MAX_POSITIONS = 1 << 20
 _MAX_BYTES = 64 << 20
 _MAX_STAGES = 1 << 10
 _Decoded = TypeVar("_Decoded")
-_CHECKED = ("model", "revision", "layer", "normalize", "processor", "template")
+_NAMES = ("model", "revision")
+_CONTENT = ("weights", "config")
+_CHECKED = (*_NAMES, *_CONTENT, "layer", "normalize", "processor", "template")
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,12 @@ class Provenance:
         date: When, as an ISO 8601 date.
         host: The pruning method whose scores were averaged.
         source: The data set, or the paper and table.
+        weights: The fingerprint of the model's weights (`pore.identity.weights_of`).
+        config: The settings in its config that decide what it computes (`config_of` there).
 
     Raises:
-        ProfileError: A field has the wrong type, or `processor` cannot be written as JSON.
+        ProfileError: A field has the wrong type, or `processor` or `config` cannot be written as
+            JSON.
     """
 
     model: str | None = None
@@ -74,9 +81,12 @@ class Provenance:
     date: str | None = None
     host: str | None = None
     source: str | None = None
+    weights: str | None = None
+    config: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("model", "revision", "normalize", "template", "date", "host", "source"):
+        texts = ("model", "revision", "normalize", "template", "date", "host", "source", "weights")
+        for name in texts:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and _is_text(value)):
                 raise ProfileError(f"provenance.{name} must be text, not {_brief(value)}.")
@@ -86,8 +96,9 @@ class Provenance:
                 raise ProfileError(
                     f"provenance.{name} must be a whole number, not {_brief(value)}."
                 )
-        if self.processor is not None:
-            object.__setattr__(self, "processor", _plain(self.processor))
+        for name in ("processor", "config"):
+            if (settings := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _plain(settings))
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,7 +393,7 @@ class PositionBias:
             parts.append(f"{raised:.0f} raised to the floor")
         for f in fields(Provenance):
             value = getattr(self.provenance, f.name)
-            if value is not None and f.name not in ("processor", "template"):
+            if value is not None and f.name not in ("processor", "template", *_CONTENT):
                 parts.append(f"{f.name} {value}")
         if self.allowed:
             parts.append(f"not checked: {', '.join(sorted(self.allowed))}")
@@ -459,12 +470,18 @@ class PositionBias:
         normalize: str | None = None,
         processor: Mapping[str, Any] | None = None,
         template: str | None = None,
+        weights: str | Callable[[], str | None] | None = None,
+        config: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         """Refuse to be used under other conditions than those it was measured under.
 
-        What is unknown (None) on either side is not compared; of `processor`, the settings that
-        both sides name are. Of `model`, a local path is compared by its last part, and the
-        authors' checkpoints and their conversions by llava-hf count as the same model.
+        What is unknown (None) on either side is not compared; of `processor` and `config`, the
+        settings that both sides name are. Of `model`, a local path is compared by its last part,
+        and the authors' checkpoints and their conversions by llava-hf count as the same model.
+
+        `weights` and `config` are of a model by its name, so they are compared where that is the
+        same: a model or a revision that is another, or was allowed, has others. Weights in another
+        number format cannot be compared, and pass.
 
         Args:
             n: Number of visual positions at hand.
@@ -474,6 +491,8 @@ class PositionBias:
             normalize: The word for what the host reads.
             processor: Settings of the image processor.
             template: The prompt template.
+            weights: The fingerprint of the model's weights, or what gives it where it is needed.
+            config: The settings of the model's config, or what gives them.
 
         Raises:
             ProfileMismatchError: Something differs; the message names all of it, and the way
@@ -482,6 +501,8 @@ class PositionBias:
         here = {
             "model": model,
             "revision": revision,
+            "weights": weights,
+            "config": config,
             "layer": layer,
             "normalize": normalize,
             "processor": None if processor is None else _plain(processor),
@@ -492,9 +513,11 @@ class PositionBias:
         if n is not None and n != len(self):
             differences.append(f"positions: the profile has {len(self)}, here are {n}")
             ways.append(_OTHER_LENGTH)
-        names = []
+        names: list[str] = []
         for name in _CHECKED:
             if name in self.allowed:
+                continue
+            if name in _CONTENT and not self.allowed.union(names).isdisjoint(_NAMES):
                 continue
             found = _difference(name, getattr(self.provenance, name), here[name])
             differences += found
@@ -518,7 +541,9 @@ class PositionBias:
         """The same bias, for use where the named fields differ. The override is not saved.
 
         Args:
-            names: Of "model", "revision", "layer", "normalize", "processor", "template".
+            names: Of "model", "revision", "weights", "config", "layer", "normalize", "processor",
+                "template". Another model or revision has other weights and another config, which
+                are then not compared either.
 
         Returns:
             A copy whose `check` passes over these fields.
@@ -588,8 +613,11 @@ class PositionBias:
         )
 
     def to_json(self) -> str:
-        """The bias as JSON text: schema, version, and every field but `allowed`."""
-        document: dict[str, Any] = {
+        """The bias as JSON text: schema, version, every field but `allowed`, and a checksum."""
+        return sealed_text(self._document())
+
+    def _document(self) -> dict[str, Any]:
+        return {
             "schema": _SCHEMA,
             "version": _VERSION,
             "kind": self.kind,
@@ -601,8 +629,6 @@ class PositionBias:
             "values": self.values.tolist(),
             "residuals": None if self.residuals is None else self.residuals.tolist(),
         }
-        lines = (f' "{key}": {json.dumps(value)}' for key, value in document.items())
-        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> PositionBias:
@@ -732,9 +758,9 @@ def save_biases(path: str | os.PathLike[str], biases: Sequence[PositionBias]) ->
         raise ProfileError(f"A host has 1 to {_MAX_STAGES} stages, not {len(biases)}.")
     if len(biases) == 1:
         return biases[0].save(path)
-    stages = ",\n".join(bias.to_json().rstrip() for bias in biases)
-    head = f' "schema": "{_HOST_SCHEMA}",\n "version": {_VERSION},\n "stages": '
-    return write_atomic(path, f"{{\n{head}[\n{stages}\n]\n}}\n")
+    stages = [seal(bias._document()) for bias in biases]
+    document = {"schema": _HOST_SCHEMA, "version": _VERSION, "stages": stages}
+    return write_atomic(path, sealed_text(document))
 
 
 def load_biases(
@@ -763,6 +789,7 @@ def load_biases(
         document = _document(text)
         if not isinstance(document, dict) or document.get("schema") != _HOST_SCHEMA:
             return (_decode(document),)
+        document = _unsealed(document)
         stages = document.get("stages")
         if (
             document.keys() != {"schema", "version", "stages"}
@@ -886,18 +913,23 @@ def _grid(grid: Sequence[int], n: int) -> tuple[int, int]:
 
 
 def _difference(name: str, profile: Any, here: Any) -> list[str]:
-    """What differs in one field, in words; nothing where either side is unknown."""
-    if profile is None or here is None:
+    """What differs in one field, in words; nothing where either side is unknown.
+
+    `here` may be a function that gives it, which is called where the profile's is known.
+    """
+    if profile is None:
         return []
-    if name == "processor":
+    here = here() if callable(here) else here
+    if here is None:
+        return []
+    if isinstance(profile, Mapping):
         return [
-            f"processor.{key}: the profile says {_brief(profile[key])}, here it is "
-            f"{_brief(here[key])}"
+            f"{name}.{key}: the profile says {_brief(profile[key])}, here it is {_brief(here[key])}"
             for key in sorted(profile.keys() & here.keys())
             if profile[key] != here[key]
         ]
-    same = _same_model(profile, here) if name == "model" else profile == here
-    if same:
+    alike = _ALIKE.get(name)
+    if profile == here or (alike is not None and alike(profile, here)):
         return []
     return [f"{name}: the profile says {_brief(profile)}, here it is {_brief(here)}"]
 
@@ -906,6 +938,10 @@ def _same_model(one: str, other: str) -> bool:
     owner, name = _model_name(one)
     other_owner, other_name = _model_name(other)
     return name == other_name and (owner == other_owner or not owner or not other_owner)
+
+
+# What counts as the same in a field, where that is more than what is equal.
+_ALIKE: dict[str, Callable[[Any, Any], bool]] = {"model": _same_model, "weights": same_weights}
 
 
 def _model_name(model: str) -> tuple[str, str]:
@@ -964,6 +1000,14 @@ def _document(text: str | bytes) -> Any:
         raise ProfileError(f"not a position bias, or cut off: {error}") from error
 
 
+def _unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document whose checksum, where it has one, is right, or ProfileError."""
+    try:
+        return unseal(document)
+    except ValueError as error:
+        raise ProfileError(str(error)) from error
+
+
 def _decode(document: Any) -> PositionBias:
     """A position bias from JSON of any origin, or ProfileError."""
     if isinstance(document, dict) and document.get("schema") == _HOST_SCHEMA:
@@ -975,6 +1019,7 @@ def _decode(document: Any) -> PositionBias:
             f"a position bias of version {_brief(document.get('version'))}, but this pore reads "
             f"version {_VERSION}. Update pore, or calibrate again."
         )
+    document = _unsealed(document)
     if document.keys() != _FIELDS.keys():
         wrong = sorted(document.keys() ^ _FIELDS.keys())
         raise ProfileError(f"missing or unknown fields: {_brief(wrong)}.")

@@ -7,13 +7,21 @@ itself the attention kernel, the output projection and the MLP do not run; nor d
 on, the final norm and the language model head.
 
 Attention is summed in whole multiples of 2⁻⁶², its squares in multiples of 2⁻¹²⁴, by integers of
-any size. So a sum is the same whatever the order: shards, merges and interruptions change nothing,
-and the variance has no cancellation. What a host reads need not be a share: sums over heads, text
-tokens or layers are summed just so, as long as they are from 0 to 2³⁰.
+any size. So the sums depend on what the model computes of each sample and on nothing else: not on
+order, shards, merges or interruptions; and the variance has no cancellation. What a host reads need
+not be a share: sums over heads, text tokens or layers are summed just so, as long as they are from
+0 to 2³⁰.
+
+What the model computes of a sample is the same to the last bit only in a batch of the same make-up:
+in another one, kernels add in another order. Where samples fall into other batches, as with another
+`batch_size`, or with shards or a `limit` that do not end with a batch, the mean moves by rounding.
+Measured on the embedded model, Ā of a position moves by up to 2e-6 of its value in float32 and 7e-3
+in bfloat16, and an exponential P by up to 1e-7 and 2e-3. With `batch_size=1` nothing moves.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
 import json
@@ -37,11 +45,19 @@ from torch import Tensor, nn
 from pore._files import write_atomic
 from pore._json import read_json
 from pore._private import execution_device
+from pore._sealed import seal, sealed_text, unseal
 from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
-from pore.errors import CalibrationError, InputError, ProfileError, ScoreError
+from pore.errors import (
+    CalibrationError,
+    InputError,
+    ProfileError,
+    ScoreError,
+    StaleCheckpointError,
+)
 from pore.families import family_of, identity
 from pore.guiding import GUIDE, GUIDED, Guide, guide
+from pore.identity import forget, picture_of
 from pore.layout import Image, Layout
 from pore.methods.fastv import FastV
 from pore.prompts import build_inputs, processor_settings, prompt_template
@@ -62,7 +78,14 @@ _MAX_POSITIONS = 1 << 20
 _MAX_STAGES = 1 << 10
 _BITS = 62  # fractions in multiples of 2^-62 fit an int64
 _LARGEST = 1 << 30
-_CONDITIONS = ("model", "revision", "host", "layer", "normalize", "processor", "template")
+_CONDITIONS = (
+    *("model", "revision", "weights", "config", "host", "layer", "normalize"),
+    *("processor", "template"),
+)
+_LATER = ("weights", "config")
+"""Conditions that older files do not know."""
+_CONTENT_BYTES, _ID_BYTES = 8, 4
+_MARK_BYTES = _CONTENT_BYTES + _ID_BYTES
 _EARLY = 50
 _MOSTLY_BAD = 0.5
 
@@ -94,6 +117,8 @@ class Calibration:
         sums: For each of the N positions the sum of the attention, in units of 2⁻⁶²; empty before
             the first image.
         squares: The sum of its square, in units of 2⁻¹²⁴.
+        samples: Of every sample gone through, 8 bytes for its picture and prompt and 4 for its id,
+            in order; None for a file of an older pore, of which this is unknown.
     """
 
     provenance: Provenance
@@ -105,6 +130,7 @@ class Calibration:
     grid: tuple[int, int] | None = None
     sums: tuple[int, ...] = field(default=(), repr=False)
     squares: tuple[int, ...] = field(default=(), repr=False)
+    samples: bytes | None = field(default=b"", repr=False)
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -183,6 +209,9 @@ class Calibration:
     def merge(self, other: Calibration) -> Calibration:
         """The calibration over the samples of both: exact, and the same in any order.
 
+        Files of an older pore do not say which weights and samples they are of. They are merged
+        with a warning, and the union does not say it either.
+
         Args:
             other: A calibration of other samples under the same conditions.
 
@@ -190,7 +219,8 @@ class Calibration:
             The union. It can be merged on, but no longer resumed.
 
         Raises:
-            CalibrationError: The conditions differ, or both hold the same pass over samples.
+            CalibrationError: The conditions differ, or both hold the same sample: of one id, with
+                one picture and one question. Where ids differ, a warning is logged.
         """
         differences = _differences(self, other)
         if differences:
@@ -204,6 +234,13 @@ class Calibration:
                 "These calibrations hold the same samples, which would count twice; split the "
                 "data into shards, and merge each once."
             )
+        _check_overlap(self.samples, other.samples)
+        known = {name: _of_both(self, other, name) for name in ("processor", *_LATER)}
+        samples = None
+        if self.samples is not None and other.samples is not None:
+            samples = b"".join(sorted(_split(self.samples) + _split(other.samples)))
+        if samples is None or known["weights"] is None:
+            _log.warning("Of what is merged, a part is of unknown weights or samples.")
         sources = {
             source
             for one in (self, other)
@@ -217,6 +254,7 @@ class Calibration:
                 self.provenance,
                 source="; ".join(sorted(sources)) or None,
                 date=max(filter(None, (self.provenance.date, other.provenance.date)), default=None),
+                **known,
             ),
             passes=tuple(sorted(self.passes + other.passes)),
             seen=self.seen + other.seen,
@@ -225,6 +263,7 @@ class Calibration:
             grid=both[0].grid if both else None,
             sums=tuple(map(sum, zip(*(one.sums for one in both), strict=True))),
             squares=tuple(map(sum, zip(*(one.squares for one in both), strict=True))),
+            samples=samples,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -239,7 +278,7 @@ class Calibration:
         Raises:
             OSError: It cannot be written.
         """
-        return write_atomic(path, self._encode())
+        return write_atomic(path, sealed_text(self._document()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -257,10 +296,9 @@ class Calibration:
         """
         return _load(path, _decode)
 
-    def _encode(self) -> str:
-        document = {"schema": _SCHEMA, "version": _VERSION, **asdict(self)}
-        lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+    def _document(self) -> dict[str, Any]:
+        samples = None if self.samples is None else base64.b64encode(self.samples).decode()
+        return {"schema": _SCHEMA, "version": _VERSION, **asdict(self), "samples": samples}
 
     def _counted(self) -> int:
         if self.count == 0:
@@ -273,13 +311,15 @@ class Calibration:
     def _including(
         self,
         samples: Sequence[Sample],
+        marks: bytes,
         measured: Sequence[tuple[Layout | Guide, np.ndarray]],
         bad: Sequence[BadSample],
     ) -> Calibration:
-        """With one more batch of samples, some measured and some bad."""
+        """With one more batch of samples, of which `marks` tell, some measured and some bad."""
         state = replace(
             self,
             passes=(_digest(self.passes[0], samples),),
+            samples=None if self.samples is None else self.samples + marks,
             seen=self.seen + len(samples),
             bad=(*self.bad, *bad),
         )
@@ -386,9 +426,9 @@ class HostCalibration:
         """
         if len(self.stages) == 1:
             return self.stages[0].save(path)
-        stages = ",\n".join(stage._encode().rstrip() for stage in self.stages)
-        head = f' "schema": {json.dumps(_HOST_SCHEMA)},\n "version": {_VERSION},\n "stages": '
-        return write_atomic(path, f"{{\n{head}[\n{stages}\n]\n}}\n")
+        stages = [seal(stage._document()) for stage in self.stages]
+        document = {"schema": _HOST_SCHEMA, "version": _VERSION, "stages": stages}
+        return write_atomic(path, sealed_text(document))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HostCalibration:
@@ -409,13 +449,16 @@ class HostCalibration:
     def _including(
         self,
         samples: Sequence[Sample],
+        marks: bytes,
         measured: Sequence[tuple[Layout | Guide, np.ndarray]],
         bad: Sequence[BadSample],
     ) -> HostCalibration:
-        """With one more batch of samples, some measured and some bad."""
+        """With one more batch of samples, of which `marks` tell, some measured and some bad."""
         return HostCalibration(
             tuple(
-                stage._including(samples, [(layout, rows[i]) for layout, rows in measured], bad)
+                stage._including(
+                    samples, marks, [(layout, rows[i]) for layout, rows in measured], bad
+                )
                 for i, stage in enumerate(self.stages)
             )
         )
@@ -483,7 +526,9 @@ def calibrate(
     and in its dtype. The model is left as it was, also by an exception or an interruption.
 
     With `checkpoint`, the state is written whole every `every` samples and whenever the pass ends,
-    by whatever end. The same call then goes on where it stopped and gives the same result.
+    by whatever end. The same call then goes on where it stopped and gives the same result. It is
+    the same where the weights, the config, the processor and the template are, and where samples
+    have the same pictures, questions and ids, wherever they lie and whatever they are called.
 
     Args:
         model: A supported vision-language model of transformers, not pruned.
@@ -515,7 +560,7 @@ def calibrate(
         InputError: The processor has no chat template, or the host does not rank by attention.
         CalibrationError: An argument is out of range; more than `max_bad` of the samples are bad,
             or all; images have different grids; the host reads what is no attention; the
-            checkpoint is damaged, or of other conditions or samples.
+            checkpoint is damaged, or (`StaleCheckpointError`) of other conditions or samples.
         ScoreError: `normalize` is unknown, or attention is NaN or infinite from the start.
         KeyboardInterrupt: Passed on, with a message that says how to go on.
     """
@@ -650,6 +695,7 @@ def _through(
     """One pass over the samples; `stages` says in provenance what is read, `settings` how."""
     _check_arguments(batch_size, every, max_bad, limit)
     dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+    forget(model)  # a pass over the data is worth a pass over the weights
     origin = Provenance(
         **identity(model),
         host=reader.host,
@@ -671,8 +717,9 @@ def _through(
     known = [n for n in (operator.length_hint(samples, -1), limit) if n is not None and n >= 0]
     total = min(known, default=None)
     stream = islice(samples, limit)
+    marks = partial(_marks, _tokens(processor))
     if checkpoint is not None and Path(checkpoint).exists():
-        state = _resume(checkpoint, start, stream)
+        state = _resume(checkpoint, start, stream, marks)
     saved = state.seen
     device = _device(model)
 
@@ -694,7 +741,7 @@ def _through(
                     )
                 for one in bad:
                     _log.warning("Skipped the sample %s: %s", one.id, one.reason)
-                state = state._including(batch, measured, bad)
+                state = state._including(batch, marks(batch), measured, bad)
                 _check_bad(state, max_bad, total)
                 bar.update(bar.task_ids[0], completed=state.seen, bad=len(state.bad))
                 if state.seen - saved >= every:
@@ -931,8 +978,54 @@ def _digest(before: str, samples: Sequence[Sample]) -> str:
     return before
 
 
+def _tokens(processor: Any) -> str:
+    """How a processor's tokenizer reads: the token ids of the template."""
+    ids = processor.tokenizer(prompt_template(processor))["input_ids"]
+    return json.dumps(ids)
+
+
+def _marks(tokens: str, samples: Sequence[Sample]) -> bytes:
+    """Of every sample what `Calibration.samples` holds."""
+
+    def short(size: int, *texts: str) -> bytes:
+        text = json.dumps(texts).encode()
+        return hashlib.blake2b(text, digest_size=size).digest()
+
+    return b"".join(
+        short(_CONTENT_BYTES, tokens, sample.question, picture_of(sample.image))
+        + short(_ID_BYTES, sample.id)
+        for sample in samples
+    )
+
+
+def _split(samples: bytes) -> list[bytes]:
+    return [samples[i : i + _MARK_BYTES] for i in range(0, len(samples), _MARK_BYTES)]
+
+
+def _check_overlap(one: bytes | None, other: bytes | None) -> None:
+    """Refuse samples that are in both, and say where only their ids differ."""
+    if one is None or other is None:
+        return
+    same = len(set(_split(one)) & set(_split(other)))
+    if same:
+        raise CalibrationError(
+            f"These calibrations share {same} samples, which would count twice; split the data "
+            "into shards that have no sample in common, and merge each once."
+        )
+    pictures, others = ({mark[:_CONTENT_BYTES] for mark in _split(own)} for own in (one, other))
+    if twice := len(pictures & others):
+        _log.warning(
+            "What is merged shares %d samples by picture and question, though not by id; they "
+            "count twice.",
+            twice,
+        )
+
+
 def _resume(
-    checkpoint: str | os.PathLike[str], start: HostCalibration, stream: Iterator[Sample]
+    checkpoint: str | os.PathLike[str],
+    start: HostCalibration,
+    stream: Iterator[Sample],
+    marks: Callable[[Sequence[Sample]], bytes],
 ) -> HostCalibration:
     """The state in a checkpoint, if it is of this call; `stream` then stands at what is left."""
     name = os.fspath(checkpoint)
@@ -947,28 +1040,52 @@ def _resume(
     for one, other in zip(start.stages, state.stages, strict=False):
         differences += [each for each in _differences(one, other) if each not in differences]
     if differences:
-        raise CalibrationError(
+        raise StaleCheckpointError(
             f"The checkpoint {name} was made under other conditions than this call has: "
             + "; ".join(differences)
             + f". {away}"
         )
     done = list(islice(stream, state.seen))
-    if state.stages[0].passes != (_digest(start.stages[0].passes[0], done),):
-        raise CalibrationError(
+    first = state.stages[0]
+    if first.passes != (_digest(start.stages[0].passes[0], done),):
+        raise StaleCheckpointError(
             f"The checkpoint {name} has gone through {state.seen} samples that are not the first "
             "ones of this call (fewer, others, in another order, or with answers of another "
             f"length). {away}"
+        )
+    if first.samples is not None and (here := marks(done)) != first.samples:
+        pairs = zip(done, _split(here), _split(first.samples), strict=True)
+        ids = [sample.id for sample, mark, before in pairs if mark != before]
+        raise StaleCheckpointError(
+            f"The checkpoint {name} has gone through samples of the same ids and questions, but "
+            f"{len(ids)} of them have another picture now, or other tokens: {', '.join(ids[:3])}"
+            f"{', ...' if len(ids) > 3 else ''}. {away}"
         )
     _log.info("Going on after %d samples, from %s", state.seen, name)
     return state
 
 
+def _of_both(one: Calibration, other: Calibration, condition: str) -> Any:
+    """A condition as far as two calibrations that agree on it both know it."""
+    a, b = (getattr(each.provenance, condition) for each in (one, other))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return {key: value for key, value in a.items() if key in b}
+    return a if b is not None else None
+
+
 def _differences(one: Calibration, other: Calibration) -> list[str]:
-    """What differs in the conditions of two calibrations, in words."""
-    pairs = [
-        (name, getattr(one.provenance, name), getattr(other.provenance, name))
-        for name in _CONDITIONS
-    ]
+    """What differs in the conditions of two calibrations, in words.
+
+    What older files do not know, a condition or a setting in one, is passed over.
+    """
+    pairs = []
+    for name in _CONDITIONS:
+        a, b = getattr(one.provenance, name), getattr(other.provenance, name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            keys = [key for key in sorted(a.keys() & b.keys()) if a[key] != b[key]]
+            a, b = ({key: settings[key] for key in keys} for settings in (a, b))
+        if name not in _LATER or None not in (a, b):
+            pairs.append((name, a, b))
     pairs.append(("dtype", one.dtype, other.dtype))
     if one.count and other.count:
         pairs.append(("positions", len(one), len(other)))
@@ -1042,6 +1159,7 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
     "grid": (list, type(None)),
     "sums": list,
     "squares": list,
+    "samples": (str, type(None)),
 }
 
 
@@ -1056,13 +1174,21 @@ _Decoded = TypeVar("_Decoded", Calibration, HostCalibration)
 def _load(path: str | os.PathLike[str], decode: Callable[[Any], _Decoded]) -> _Decoded:
     name = os.fspath(path)
     try:
-        return decode(read_json(path, _MAX_BYTES))
+        found = decode(read_json(path, _MAX_BYTES))
     except OSError as error:
         raise CalibrationError(
             f"Cannot read the calibration {name}: {error.strerror or error}."
         ) from error
     except ValueError as error:
         raise CalibrationError(f"{name} is no calibration, or damaged: {error}") from error
+    stage = found.stages[0] if isinstance(found, HostCalibration) else found
+    if stage.samples is None or stage.provenance.weights is None:
+        _log.warning(
+            "%s does not say which weights and pictures it is of, as files of an older pore do "
+            "not; that they are those at hand cannot be checked.",
+            name,
+        )
+    return found
 
 
 def _check_fields(
@@ -1076,14 +1202,17 @@ def _check_fields(
             f"it is of version {str(found.get('version'))[:40]}, and this pore reads version "
             f"{_VERSION}."
         )
-    if found.keys() != fields.keys():
+    content = unseal(found)
+    if schema == _SCHEMA:
+        content.setdefault("samples", None)  # older files have none
+    if content.keys() != fields.keys():
         raise ValueError(
-            f"missing or unknown fields: {', '.join(sorted(found.keys() ^ fields.keys()))[:200]}."
+            f"missing or unknown fields: {', '.join(sorted(content.keys() ^ fields.keys()))[:200]}."
         )
     for name, types in fields.items():
-        if not isinstance(found[name], types) or isinstance(found[name], bool):
+        if not isinstance(content[name], types) or isinstance(content[name], bool):
             raise ValueError(f"the field {name} is of a wrong type.")
-    return found
+    return content
 
 
 def _decode_host(document: Any) -> HostCalibration:
@@ -1094,7 +1223,7 @@ def _decode_host(document: Any) -> HostCalibration:
     if not 1 <= len(found["stages"]) <= _MAX_STAGES:
         raise ValueError(f"there must be 1 to {_MAX_STAGES} stages.")
     stages = tuple(map(_decode, found["stages"]))
-    passes = {(s.passes, s.seen, s.count, s.bad, s.grid, len(s)) for s in stages}
+    passes = {(s.passes, s.seen, s.count, s.bad, s.grid, len(s), s.samples) for s in stages}
     if len(passes) != 1:
         raise ValueError("its stages have not seen the same samples.")
     return HostCalibration(stages)
@@ -1130,7 +1259,17 @@ def _decode(document: Any) -> Calibration:
         grid=None if grid is None else cast("tuple[int, int]", tuple(grid)),
         sums=tuple(found["sums"]),
         squares=tuple(found["squares"]),
+        samples=_decode_samples(found["samples"], found["seen"]),
     )
+
+
+def _decode_samples(samples: str | None, seen: int) -> bytes | None:
+    if samples is None:
+        return None
+    decoded = base64.b64decode(samples, validate=True)
+    if len(decoded) != _MARK_BYTES * seen:
+        raise ValueError("samples must tell of every sample gone through.")
+    return decoded
 
 
 def _check_sums(sums: list[Any], squares: list[Any], count: int, grid: list[int] | None) -> None:

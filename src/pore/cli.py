@@ -108,8 +108,8 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(
         "--allow",
-        help="Use P although it was measured with another model, revision, layer, normalize, "
-        "processor or template: the one named. Repeatable.",
+        help="Use P although it was measured with another model, revision, weights, config, layer, "
+        "normalize, processor or template: the one named. Repeatable.",
     ),
 ]
 Normalize = Annotated[

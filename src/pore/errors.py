@@ -35,3 +35,7 @@ class ProfileMismatchError(ProfileError):
 
 class CalibrationError(PoreError):
     """Calibration cannot start, cannot resume, or saw too many bad samples."""
+
+
+class StaleCheckpointError(CalibrationError):
+    """A checkpoint is of another model, of other conditions or of other samples than the call."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from pore._private import note_commit
 from pore.embedded import embedded_model
 from pore.errors import InputError, UnsupportedModelError
 
@@ -36,7 +37,8 @@ def load_model(
         dtype: One of `DTYPES`.
         attn: Attention implementation, such as "sdpa", "flash_attention_2" or "eager"; None is
             the choice of transformers.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub. The commit is noted in the model's config, for
+            `pore.families.names_of`.
 
     Returns:
         The model, in evaluation mode on the device, and the processor.
@@ -77,9 +79,22 @@ def load_model(
             attn_implementation=attn,
         ).to(target)
         processor = AutoProcessor.from_pretrained(path, revision=revision)
+        if found := _commit(path, revision):
+            note_commit(model.config, found)
     except (ImportError, KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"transformers cannot load {name!r} as asked: {error}") from error
     return model.eval(), processor
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    """The commit that a model on the hub was loaded from; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if os.path.isdir(path):
+        return None
+    found = try_to_load_from_cache(path, "config.json", revision=revision)
+    # A file lies in the folder of its commit, whatever branch or tag was asked for.
+    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else revision
 
 
 def choose_device(name: str) -> Any:

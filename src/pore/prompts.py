@@ -32,6 +32,22 @@ _SETTINGS = (
     "do_normalize",
     "image_mean",
     "image_std",
+    "do_convert_rgb",
+    "patch_size",
+    "temporal_patch_size",
+    "merge_size",
+    "min_pixels",
+    "max_pixels",
+    "image_grid_pinpoints",
+    "do_image_splitting",
+    "max_image_size",
+    "crop_to_patches",
+    "min_patches",
+    "max_patches",
+    "do_pan_and_scan",
+    "pan_and_scan_min_crop_size",
+    "pan_and_scan_max_num_crops",
+    "pan_and_scan_min_ratio_to_activate",
 )
 
 

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from pore._files import write_atomic
 from pore._private import attention_name, cache_argument, cache_in, random_model
+from pore._sealed import seal
 from pore.changes import Changes
 from pore.errors import InputError
-from pore.families import Family, family_of, identity
+from pore.families import Family, family_of, names_of
 from pore.flops import Flops, model_flops
 from pore.pruner import Pruner, check_layer, unpruned
 from pore.shapes import ModelShape, llava_config
@@ -286,8 +287,8 @@ class SpeedResult:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """The result as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent)
+        """The result as JSON text, with a checksum."""
+        return json.dumps(seal(self.to_dict()), indent=indent)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the JSON to a file, whole or not at all.
@@ -351,7 +352,7 @@ class CalibrationResult:
         Returns:
             The path written.
         """
-        return write_atomic(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        return write_atomic(path, json.dumps(seal(self.to_dict()), indent=2) + "\n")
 
 
 # -- building ---------------------------------------------------------------------------------
@@ -1047,7 +1048,7 @@ def _model(model: nn.Module, shape: ModelShape, runner: _Runner) -> dict[str, An
     decoder: Any = runner.family.decoder(model)
     weights = list(model.parameters())
     return {
-        "name": identity(model)["model"],
+        "name": names_of(model)["model"],
         "sizes": asdict(shape),
         "parameters": sum(p.numel() for p in weights),
         "weights_bytes": sum(p.nbytes for p in weights),

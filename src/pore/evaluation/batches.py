@@ -269,12 +269,17 @@ def conditions(model: Any, processor: Any) -> dict[str, Any]:
         processor: Its processor.
 
     Returns:
-        The model's identity and floating type, the processor's settings and the prompt template.
+        The model's identity and floating type, how it generates, the processor's settings, the
+        prompt template and how the tokenizer reads it.
     """
+    template = prompt_template(processor)
+    generation = model.generation_config.to_dict()
     found = {
         **identity(model),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "generation": {k: v for k, v in generation.items() if k != "transformers_version"},
         "processor": processor_settings(processor),
-        "template": prompt_template(processor),
+        "template": template,
+        "tokens": processor.tokenizer(template)["input_ids"],
     }
-    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]

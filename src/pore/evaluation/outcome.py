@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
 
@@ -60,6 +60,8 @@ class Outcome:
         budget: The budget it is listed under, where that is not the `keep` of the method itself;
             in words where it is no number of tokens left at the end.
         skipped: The samples that could not be asked, in their order.
+        asked: Of the model that was asked, its `model` and `revision` by name and the fingerprint
+            of its `weights`; what is unknown is left out.
     """
 
     pruner: Pruner | None
@@ -67,6 +69,7 @@ class Outcome:
     prefill_ms: float | None = None
     budget: int | float | str | None = None
     skipped: tuple[Skipped, ...] = ()
+    asked: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -181,6 +184,7 @@ class Outcome:
             "guide": self.guide,
             "flops": self.flops,
             "prefill_ms": self.prefill_ms,
+            **{name: self.asked.get(name) for name in ("model", "revision", "weights")},
         }
 
 

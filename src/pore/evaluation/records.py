@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pore._files import shown, write_atomic
 from pore._json import read_json
+from pore._sealed import sealed_list, unseal
 from pore.errors import InputError
 from pore.evaluation.outcome import UNPRUNED, budget_label, label
 from pore.methods import methods
@@ -41,8 +41,11 @@ FIELDS = (
     "guide",
     "flops",
     "prefill_ms",
+    "model",
+    "revision",
+    "weights",
 )
-"""The fields of a record, in order."""
+"""The fields of a record, in order; a file adds a checksum to each record."""
 
 _MAX_BYTES = 64 << 20
 _LARGEST = 1e30  # of FLOPs
@@ -54,6 +57,9 @@ _LATER: dict[str, Any] = {
     "acts_in": None,
     "looks_at": [],
     "guide": None,
+    "model": None,
+    "revision": None,
+    "weights": None,
 }
 
 
@@ -106,6 +112,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "guide": _or_none(_text),
     "flops": _or_none(_number),
     "prefill_ms": _or_none(_number),
+    **dict.fromkeys(("model", "revision", "weights"), _or_none(_text)),
 }
 
 
@@ -122,9 +129,8 @@ def write_records(folder: str | os.PathLike[str], records: Sequence[Record]) -> 
     Raises:
         OSError: They cannot be written.
     """
-    text = json.dumps(list(records), indent=2, allow_nan=False) + "\n"
     return (
-        write_atomic(Path(folder) / "results.json", text),
+        write_atomic(Path(folder) / "results.json", sealed_list(records)),
         write_atomic(Path(folder) / "results.csv", to_csv(records)),
     )
 
@@ -142,7 +148,7 @@ def write_differences(folder: str | os.PathLike[str], differences: Iterable[Diff
     Raises:
         OSError: It cannot be written.
     """
-    text = json.dumps([each.record() for each in differences], indent=2, allow_nan=False) + "\n"
+    text = sealed_list(each.record() for each in differences)
     return write_atomic(Path(folder) / "differences.json", text)
 
 
@@ -153,10 +159,11 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         path: The file.
 
     Returns:
-        Its records.
+        Its records, each of `FIELDS`; other fields are passed over.
 
     Raises:
-        InputError: It holds no records, or some that no evaluation can have given.
+        InputError: It holds no records, some that no evaluation can have given, or one that does
+            not match its checksum.
         OSError: It cannot be read, or is larger than any.
     """
     name = shown(path)
@@ -167,10 +174,14 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     if not isinstance(found, list) or not found:
         raise InputError(f"{name} holds no list of results.")
     records: list[Record] = []
-    for record in found:
+    for number, record in enumerate(found, 1):
+        try:
+            record = unseal(record) if isinstance(record, dict) else record
+        except ValueError as error:
+            raise InputError(f"{name}, result {number}: {error}") from error
         if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
             raise InputError(f"{name} has a result without all of {', '.join(FIELDS)}.")
-        records.append(record | {k: v for k, v in _LATER.items() if k not in record})
+        records.append({field: (_LATER | record)[field] for field in FIELDS})
         for field, right in _RIGHT.items():
             if not right(records[-1][field]):
                 raise InputError(

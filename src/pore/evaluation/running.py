@@ -16,8 +16,9 @@ from pore.evaluation.answers import is_right
 from pore.evaluation.batches import Batches
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
-from pore.families import family_of
+from pore.families import family_of, names_of
 from pore.flops import model_flops
+from pore.identity import weights_of
 from pore.pruner import Pruner, unpruned
 from pore.report import Report, TowerWork
 from pore.samples import Sample
@@ -108,7 +109,13 @@ def evaluate(
             for number, text, spent in zip(asked, given, effort, strict=True)
         ),
         skipped=tuple(batches.skipped[i] for i in sorted(batches.skipped.keys() - set(asked))),
+        asked=described(model),
     )
+
+
+def described(model: Any) -> dict[str, str | None]:
+    """Which model is asked, for `Outcome.asked`."""
+    return {**names_of(model), "weights": weights_of(model)}
 
 
 def _pruned(report: Report) -> Iterator[dict[str, Any]]:

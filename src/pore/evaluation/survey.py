@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 from pore import plotting
 from pore._files import write_atomic
 from pore._json import read_json
+from pore._sealed import sealed_list, sealed_text, unseal
 from pore.bias import Kind, PositionBias, save_biases
 from pore.budgets import scheduled
 from pore.calibration import Calibration, HostCalibration, attention_stages, calibrate
-from pore.errors import PoreError, ProfileError
+from pore.errors import PoreError, ProfileError, StaleCheckpointError
 from pore.evaluation import page
 from pore.evaluation.batches import Batches, conditions
 from pore.evaluation.demo import fair_cells
@@ -30,8 +31,9 @@ from pore.evaluation.guided import Guided, Guiding
 from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, common, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
-from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
-from pore.families import family_of, identity
+from pore.evaluation.running import Told, Work, cost, described, evaluate, time_prefill
+from pore.families import family_of, names_of
+from pore.identity import forget, picture_of
 from pore.loading import EMBEDDED
 from pore.methods import SGL, Downsample, methods
 from pore.pruner import Pruner, check_limits
@@ -144,7 +146,7 @@ def run(
     """Ask all methods, with P and without, and write everything into a folder.
 
     Files are written whole or not at all. What a former call with the same conditions has left in
-    the folder is taken from there.
+    the folder is taken from there: with the same weights and pictures, whatever they are called.
 
     Args:
         model: A supported model, every image of which has the same visual tokens.
@@ -165,6 +167,8 @@ def run(
         OSError: A file cannot be written.
         KeyboardInterrupt: Passed on, with a message that says how to go on.
     """
+    for one, _ in ((model, processor), guide or (model, processor)):
+        forget(one)  # what was changed unseen since it was last asked is to be noticed
     shape = ModelShape.from_config(model.config)
     visual, layers = shape.image_tokens, shape.decoder.layers
     guiding = Guiding(
@@ -186,12 +190,13 @@ def run(
     batches.sift()
     store = _Store(out / "answers", _conditions(model, processor, batches, settings))
 
+    whose = described(model)
     outcomes: list[Outcome] = []
     biases: dict[str, tuple[PositionBias, ...]] = {}
 
     def ask(keep: int | None, pruner: Pruner | None) -> None:
         named = f"mean {keep}" if settings.average and keep is not None else keep
-        outcome = Outcome(pruner, (), budget=named)
+        outcome = Outcome(pruner, (), budget=named, asked=whose)
         where = "" if keep is None else f", {budget_label(named)}"
         work.start(f"asking: {outcome.label}{where}")
         advance = work.done(cost(pruner, visual, layers))
@@ -215,14 +220,20 @@ def run(
 
     def fit(measure: _Measure) -> tuple[PositionBias, ...]:
         work.start(f"measuring the position bias for {measure.host}")
-        measured = measure.take(
-            work.through(calibration, measure.cost),
+        checkpoint = out / "calibrations" / f"{measure.name}.json"
+        take = partial(
+            measure.take,
             batch_size=settings.batch_size,
-            checkpoint=out / "calibrations" / f"{measure.name}.json",
+            checkpoint=checkpoint,
             max_bad=settings.max_bad,
             progress=False,
             source=about.calibration,
         )
+        try:
+            measured = take(work.through(calibration, measure.cost))
+        except StaleCheckpointError:  # of another model or other samples in this folder
+            checkpoint.unlink()
+            measured = take(work.through(calibration, measure.cost))
         stages = measured.stages if isinstance(measured, HostCalibration) else (measured,)
         return tuple(_fitted(stage, settings.kind) for stage in stages)
 
@@ -242,7 +253,15 @@ def run(
         outcomes = common(outcomes)
         if settings.timing:
             work.start("timing the prefill, methods in turns")
-            outcomes = _timed(model, processor, batches.good, outcomes, out / "timing.json", work)
+            outcomes = _timed(
+                model,
+                processor,
+                batches.good,
+                outcomes,
+                out / "timing.json",
+                work,
+                store.conditions,
+            )
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{len(outcomes)} of {len(costs)} settings are done and kept in {out}: the same "
@@ -255,7 +274,7 @@ def run(
     differences = tuple(_differences(outcomes, settings.seed))
     write_records(out, records)
     write_differences(out, differences)
-    write_atomic(out / "left_out.json", json.dumps([asdict(e) for e in left_out], indent=2) + "\n")
+    write_atomic(out / "left_out.json", sealed_list(map(asdict, left_out)))
     plotting.save(plotting.accuracy_over_flops(records, taught), out / "accuracy.png")
     if differences:
         compared = [difference.record() for difference in differences]
@@ -327,7 +346,7 @@ def taught_layer(model: Any) -> int | None:
     """
     from pore.embedded import TAUGHT_LAYER
 
-    return TAUGHT_LAYER if identity(model)["model"] == EMBEDDED else None
+    return TAUGHT_LAYER if names_of(model)["model"] == EMBEDDED else None
 
 
 class _Measure(NamedTuple):
@@ -382,11 +401,13 @@ def _timed(
     outcomes: Sequence[Outcome],
     path: Path,
     work: Work,
+    conditions: Mapping[str, Any],
 ) -> list[Outcome]:
     """Outcomes with the time of their prefill, measured in turns, or taken from the file."""
-    settings = [_digest(_described(outcome.pruner)) for outcome in outcomes]
+    here = {**conditions, "device": str(model.device)}
+    settings = [_digest([here, _described(outcome.pruner)]) for outcome in outcomes]
     found = _json(path)
-    times = found.get("prefill_ms") if isinstance(found, dict) else None
+    times = found.get("prefill_ms")
     if not isinstance(times, list) or found.get("settings") != settings:
         batches = Batches(model, processor, test[:_TIMED_BATCH], batch_size=_TIMED_BATCH)
         pruners = [outcome.pruner for outcome in outcomes]
@@ -394,7 +415,7 @@ def _timed(
         times = time_prefill(
             model, batches, pruners, count=1, rounds=_TIMED_ROUNDS, progress=advance
         )
-        write_atomic(path, json.dumps({"settings": settings, "prefill_ms": times}) + "\n")
+        write_atomic(path, sealed_text({"settings": settings, "prefill_ms": times}))
     return [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
 
 
@@ -417,10 +438,10 @@ class _Store:
 
     def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
         self._folder = folder
-        self._conditions = dict(conditions)
+        self.conditions = dict(conditions)
 
     def _place(self, pruner: Pruner | None) -> tuple[Path, dict[str, Any]]:
-        setting = self._conditions | {"method": _described(pruner)}
+        setting = self.conditions | {"method": _described(pruner)}
         name = _slug(Outcome(pruner, ()).label)
         return self._folder / f"{name}-{_digest(setting)[:12]}.json", setting
 
@@ -428,7 +449,7 @@ class _Store:
         """The answers to these samples; None where there are none, or the file is damaged."""
         path, setting = self._place(pruner)
         found = _json(path)
-        if not isinstance(found, dict) or found.get("setting") != setting:
+        if found.get("setting") != setting:
             return None
         try:
             answers = tuple(_answer(entry) for entry in found["answers"])
@@ -440,28 +461,30 @@ class _Store:
     def save(self, pruner: Pruner | None, answers: Sequence[Answer]) -> None:
         """Write the answers, whole or not at all."""
         path, setting = self._place(pruner)
-        lines = ",\n".join(json.dumps(asdict(answer)) for answer in answers)
-        head = json.dumps(setting)
-        write_atomic(path, f'{{"setting": {head},\n"answers": [\n{lines}\n]}}\n')
+        document = {"setting": setting, "answers": [asdict(answer) for answer in answers]}
+        write_atomic(path, sealed_text(document))
 
 
 def _answer(entry: Mapping[str, Any]) -> Answer:
     return Answer(**{**entry, "kept": tuple(tuple(image) for image in entry["kept"])})
 
 
-def _json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no whole one."""
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is none that is whole and as it was saved."""
     try:
-        return read_json(path, _MAX_BYTES, values=_MAX_VALUES)
+        found = read_json(path, _MAX_BYTES, values=_MAX_VALUES)
+        return unseal(found) if isinstance(found, dict) else {}
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def _conditions(model: Any, processor: Any, batches: Batches, settings: Settings) -> dict[str, Any]:
     """What answers depend on beside the method, as JSON gives it back."""
     from pore import __version__
 
-    asked = [(s.id, s.question, s.answer, s.kind, s.third) for s in batches.samples]
+    asked = [
+        (s.id, s.question, s.answer, s.kind, s.third, picture_of(s.image)) for s in batches.samples
+    ]
     return {
         "pore": __version__,
         **conditions(model, processor),

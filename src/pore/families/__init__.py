@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+import re
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ from pore.families.qwen_vl import Qwen3VL as Qwen3VL
 from pore.families.qwen_vl import Qwen35 as Qwen35
 from pore.families.qwen_vl import QwenVL as QwenVL
 from pore.families.video_llava import VideoLlava as VideoLlava
+from pore.identity import config_of, weights_of
+
+# The folder of a model in the cache of the hub.
+_CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
 
 
 @cache
@@ -90,8 +95,8 @@ def family_of(model: nn.Module) -> Family:
     )
 
 
-def identity(model: nn.Module) -> dict[str, Any]:
-    """What names a checkpoint, for a position bias to say where it was measured.
+def names_of(model: nn.Module) -> dict[str, str | None]:
+    """The names of a checkpoint.
 
     A local folder is known by its last part only, so that nothing of the machine is told.
 
@@ -100,11 +105,38 @@ def identity(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `model`, the hub id, folder name or "embedded" (None for a model that was not loaded), and
-        `revision`, the commit on the hub where that is known.
+        `revision`, the commit on the hub where that is known: transformers from 5.18 on does not
+        tell it, `pore.loading.load_model` does.
     """
     config: Any = model.config
-    name = getattr(config, "name_or_path", "") or None
+    name, revision = getattr(config, "name_or_path", "") or None, commit(config)
     if name is not None and Path(name).is_dir():
         path = Path(name).resolve()
         name = "embedded" if path == Path(embedded_model()).resolve() else path.name
-    return {"model": name, "revision": commit(config)}
+        cached = _CACHED.search(path.as_posix())
+        if cached:
+            owner, repository, snapshot = cached.groups()
+            name, revision = f"{owner}/{repository}", revision or snapshot
+    return {"model": name, "revision": revision}
+
+
+def identity(model: nn.Module) -> dict[str, Any]:
+    """What a model is, for a position bias, a calibration or answers to say where they come from.
+
+    Args:
+        model: A model of transformers.
+
+    Returns:
+        What `names_of` gives, and of its content `weights`, a fingerprint, and `config`, settings;
+        see `pore.identity`.
+    """
+    return {**names_of(model), "weights": weights_of(model), "config": config_of(model)}
+
+
+def at_hand(model: nn.Module) -> dict[str, Any]:
+    """The same for `PositionBias.check`, which asks for the content only where it has to know."""
+    return {
+        **names_of(model),
+        "weights": partial(weights_of, model),
+        "config": partial(config_of, model),
+    }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pore.errors import BudgetError, ProfileMismatchError
-from pore.families import Family, identity
+from pore.families import Family, at_hand
 
 if TYPE_CHECKING:
     from pore.bias import PositionBias
@@ -92,4 +92,4 @@ def check_stages(
         if bias is not None:
             assert stage.probed is not None
             normalize = getattr(stage.attention, "normalize", None)
-            bias.check(layer=stage.probed + 1, normalize=normalize, **identity(model))
+            bias.check(layer=stage.probed + 1, normalize=normalize, **at_hand(model))

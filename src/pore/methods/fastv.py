@@ -17,7 +17,7 @@ from pore.attention import (
     text_visual_attention,
 )
 from pore.errors import BudgetError, InputError
-from pore.families import Family, identity
+from pore.families import Family, at_hand
 from pore.padding import cap, visible_patches
 from pore.pruner import Pruner, Selection, Stage, View, check_layer
 from pore.selection import check_keep, top_k
@@ -74,7 +74,7 @@ class FastV(Pruner):
         """Refuse a layer that the decoder lacks, and a bias measured under other conditions."""
         check_layer(self.layer, family, model)
         if self.reweight is not None:
-            self.reweight.check(layer=self.layer, normalize=self.normalize, **identity(model))
+            self.reweight.check(layer=self.layer, normalize=self.normalize, **at_hand(model))
 
     def _select(self, view: View) -> Selection:
         scores, valid = view.attention, view.layout.valid

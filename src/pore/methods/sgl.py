@@ -68,7 +68,8 @@ class SGL(Pruner):
         check_layer(self.layer, family, model, first=0)
         if self.reweight is not None:
             seen = self.guide.provenance
-            self.reweight.check(model=seen.model, revision=seen.revision, normalize=seen.normalize)
+            conditions = ("model", "revision", "weights", "config", "normalize")
+            self.reweight.check(**{name: getattr(seen, name) for name in conditions})
 
     @property
     def looks_at(self) -> list[int]:

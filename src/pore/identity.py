@@ -1,0 +1,254 @@
+"""What models and pictures are, told by their content: names can be those of others too.
+
+A model is its weights and its config. The fingerprint of weights is of every byte: one changed
+weight is noticed for certain, wherever it lies, and any other change but for a chance of about
+2⁻⁶⁴. It is the same on every device, and for weights that accelerate has offloaded. How attention
+is computed, and what only shapes the output, is no part of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pore._files import open_regular
+from pore._images import open_image
+from pore._private import adapter_states, loaded_weights, plain_parts, unwrapped, version_of
+
+_BLOCK = 1 << 15
+"""Words of 8 bytes that are reduced to one."""
+
+# Blocks at a time: what a CPU's cache holds, and what keeps a GPU busy.
+_AT_A_TIME = {"cpu": 4, "cuda": 512}
+
+# Odd numbers whose bits look random, as int64: products with them lose nothing and spread bits.
+_KEY, _FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x7F51AFD7ED558CCD, 0x44CEB9FE1A85EC53
+
+# Of a config, what does not change what the model computes of its inputs, or is told by weights
+# (the number format, quantisation) or by the generation config (the tokens that end an answer).
+_NO_MATTER = frozenset(
+    (
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_factor",
+        "initializer_range",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "quantization_config",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    )
+)
+
+
+class _Mark(NamedTuple):
+    """By what a tensor is known to be as it was: the object, PyTorch's count of changes, where."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    address: int
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[list[_Mark], str | None]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def weights_of(model: nn.Module) -> str | None:
+    """The fingerprint of a model's weights: number formats and a digest, as "bfloat16:5f3c...".
+
+    Of all parameters and saved buffers: names, number formats, shapes and bytes; of adapters also
+    which are active. So weights converted to another format have another fingerprint.
+
+    It is kept for a model until PyTorch counts a change of a weight. A change through `.data` is
+    not counted; `forget` lets such a model be read again. Offloaded weights are read once.
+
+    Args:
+        model: A model of transformers, which may be wrapped by torch.compile or peft.
+
+    Returns:
+        The fingerprint, or None where weights are on the meta device and nowhere else.
+    """
+    model = unwrapped(model)
+    marks = _marks(model)
+    before, found = _known.get(model, (None, None))
+    if marks is None or before is None or not _unchanged(before, marks):
+        found = _read(model)
+        if marks is not None:
+            _known[model] = marks, found
+    adapters = adapter_states(model)
+    if found is None or not adapters:
+        return found
+    formats, _, digest = found.partition(":")
+    return f"{formats}:{_digest(digest, adapters)}"
+
+
+def forget(model: nn.Module) -> None:
+    """Read the weights of a model again when next asked for, however they may have changed.
+
+    Args:
+        model: The model.
+    """
+    _known.pop(unwrapped(model), None)
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Whether two fingerprints can be of the same weights.
+
+    Those of different number formats can: how a checkpoint was converted, nothing tells.
+
+    Args:
+        one: What `weights_of` gave.
+        other: Likewise.
+    """
+    return one == other or one.partition(":")[0] != other.partition(":")[0]
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The settings in a model's config that decide what it computes.
+
+    Args:
+        model: A model of transformers.
+
+    Returns:
+        Values as JSON holds them, by a name such as "text_config.rope_parameters.rope_theta".
+    """
+    config: Any = unwrapped(model).config
+    settings = json.loads(json.dumps(config.to_dict(), default=str))
+    return dict(sorted(_flat(settings)))
+
+
+def picture_of(image: Any) -> str:
+    """The fingerprint of a picture: of the bytes of a file, or of what is seen of a loaded image.
+
+    Args:
+        image: As in `Sample.image`.
+
+    Returns:
+        A digest; of what cannot be read, a word for it, so that it is another one once it can.
+    """
+    if image is None:
+        return "none"
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).hexdigest()
+    if isinstance(image, (str, os.PathLike)):
+        return _file(Path(image))
+    try:
+        seen = open_image(image)
+    except Exception:  # decoders of damaged files raise all kinds of errors
+        return "unreadable"
+    head = f"{seen.size} ".encode()
+    return hashlib.blake2b(head + seen.tobytes(), digest_size=16).hexdigest()
+
+
+def _file(path: Path) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    try:
+        with open_regular(path) as file:
+            while part := file.read(1 << 20):
+                found.update(part)
+    except OSError:
+        return "unreadable"
+    return found.hexdigest()
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if name in _NO_MATTER or name.startswith("_"):
+            continue
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+def _marks(model: nn.Module) -> list[_Mark] | None:
+    """Marks of all that can change; None where PyTorch does not count changes."""
+    marks = []
+    for tensors in (model.parameters(), model.buffers()):
+        for part in (part for tensor in tensors for part in plain_parts(tensor)):
+            version = version_of(part)
+            if version is None:
+                return None
+            marks.append(_Mark(weakref.ref(part), version, part.data_ptr()))
+    return marks
+
+
+def _unchanged(before: list[_Mark], marks: list[_Mark]) -> bool:
+    return len(before) == len(marks) and all(
+        one.tensor() is other.tensor() and one[1:] == other[1:]
+        for one, other in zip(before, marks, strict=True)
+    )
+
+
+def _read(model: nn.Module) -> str | None:
+    found = hashlib.blake2b(digest_size=16)
+    formats: set[str] = set()
+    # Tied weights have several names; offloaded ones come and go, one in the place of another.
+    seen: dict[int, tuple[weakref.ref[Tensor], bytes]] = {}
+    for name, tensor in loaded_weights(model):
+        parts = plain_parts(tensor)
+        if any(part.device.type == "meta" for part in parts):
+            return None
+        known = seen.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            known = seen[id(tensor)] = weakref.ref(tensor), b"".join(map(_content, parts))
+        kinds = [str(part.dtype).removeprefix("torch.") for part in parts]
+        formats.update(kinds)
+        head = json.dumps([name, kinds, [list(part.shape) for part in parts]])
+        found.update(head.encode() + b"\0" + known[1])
+    return f"{'+'.join(sorted(formats))}:{found.hexdigest()}"
+
+
+@torch.no_grad()
+def _content(tensor: Tensor) -> bytes:
+    """A few bytes for a tensor's bytes, whatever its device and strides."""
+    data = tensor.detach()
+    if data.device.type not in _AT_A_TIME:  # whose integers of 64 bits are not to be relied on
+        data = data.cpu()
+    data = data.contiguous().reshape(-1).view(torch.uint8)
+    whole = len(data) // 8 * 8
+    tail = bytes(data[whole:].tolist())
+    words = data[:whole]
+    words = (words.clone() if words.storage_offset() % 8 else words).view(torch.int64)
+    keys = torch.arange(1, _BLOCK + 1, device=words.device) * _KEY
+    blocks = words[: len(words) // _BLOCK * _BLOCK].view(-1, _BLOCK)
+    step = _AT_A_TIME[words.device.type]
+    sums: list[int] = []
+    for start in range(0, len(blocks), step):
+        sums += _mixed(blocks[start : start + step], keys).tolist()
+    rest = words[blocks.numel() :]
+    sums.append(int(_mixed(rest, keys[: len(rest)])))
+    return struct.pack(f"<{len(sums)}q", *sums) + tail
+
+
+def _mixed(words: Tensor, keys: Tensor) -> Tensor:
+    """The sum of words, each mixed with its place by steps that lose nothing; modulo 2⁶⁴."""
+    mixed = words + keys
+    mixed *= _FIRST
+    mixed ^= (mixed >> 32) & 0xFFFFFFFF
+    mixed *= _SECOND
+    mixed ^= (mixed >> 29) & 0x7FFFFFFFF
+    return mixed.sum(-1)
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
