@@ -18,7 +18,10 @@ from models import IMAGE, PAD, in_float64
 from pore.errors import BudgetError, InputError
 from pore.families import family_of
 from pore.tower import even_shares
+from test_matrix import EVERY, usual
 
+# ToMe cannot meet a budget here.
+IN_TOWER = [n for n in EVERY if usual(n, 6).tower_stage is not None and n != "ToMe"]
 SIZES = [(60, 50), (20, 60)]
 TEXTS = [([1, 2, 3], [4, 5]), ([1], [4, 5, 6])]
 PRUNERS = [
@@ -110,6 +113,18 @@ def test_keep_all_is_bit_equal(model: Any, kind: Any, side: str) -> None:
         dense = model(**inputs).logits
         with kind(keep=1.0)(model):
             assert torch.equal(model(**inputs).logits, dense)
+
+
+@pytest.mark.parametrize("name", IN_TOWER)
+def test_keep_all_in_the_tower_is_bit_equal_where_padding_was_cut(model: Any, name: str) -> None:
+    """Patches that show nothing but padding are not in the prompt, but they are projected."""
+    pruner = usual(name, 1.0)
+    for which in ([0], [1], [0, 1]):
+        inputs = inputs_of(model, which)
+        with torch.no_grad():
+            dense = model(**inputs).logits
+            with pruner(model):
+                assert torch.equal(model(**inputs).logits, dense)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -323,3 +323,26 @@ def test_a_prepared_mask_for_a_shortened_cache_is_refused() -> None:
         again = torch.cat([answer, torch.tensor([[7, 8]])], 1)
         with pytest.raises(ModelStateError, match="dynamic cache"):
             model.generate(input_ids=again, **settings, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("pruner", [Some((1,)), Some((2,)), pore.FastV(7, layer=2)], ids=repr)
+def test_windows_that_come_after_the_pruned_layer(pruner: Pruner) -> None:
+    """A batch whose padding is longer than what is left: the model's masks are of short layers.
+
+    transformers makes them for the first layer with a window; but all of those are given ours.
+    """
+    case = Long([FULL, FULL, SLIDING, SLIDING, FULL, SLIDING], window=64)
+    prompts = [[5, -1, 6, -2, 7, 8, 9], [5, 6, 7]]
+    settings = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "suppress_tokens": [100, 101, 102],
+    }
+    with torch.no_grad(), pruner(case.model()):
+        together = case.model().generate(**case.inputs(prompts), **settings)
+        for row, prompt in enumerate(prompts):
+            alone = case.model().generate(**case.inputs([prompt]), **settings)
+            for got, expected in zip(together.logits, alone.logits, strict=True):
+                torch.testing.assert_close(got[row], expected[0], **CLOSE)

@@ -408,6 +408,16 @@ def layer_number(attention: nn.Module) -> int:
 # -- masks and caches -----------------------------------------------------------------------------
 
 
+def has_masks(config: Any) -> bool:
+    """Whether transformers knows what masks the kernel of a config takes.
+
+    A kernel that a user has registered without is given what the caller gave, or nothing.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return attention_name(config) in ALL_MASK_ATTENTION_FUNCTIONS
+
+
 def causal_mask(
     hidden: Tensor,
     valid: Tensor,
@@ -433,9 +443,8 @@ def causal_mask(
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
-    name = attention_name(config)
-    # A kernel of the user's own without masks of its own takes what its arguments say: a 4-D mask.
-    make = ALL_MASK_ATTENTION_FUNCTIONS[name if name in ALL_MASK_ATTENTION_FUNCTIONS else "sdpa"]
+    # A kernel of the user's own without masks takes what its arguments are said to be: a 4-D mask.
+    make = ALL_MASK_ATTENTION_FUNCTIONS[attention_name(config) if has_masks(config) else "sdpa"]
     return make(
         batch_size=hidden.shape[0],
         q_length=length,

@@ -40,8 +40,10 @@ from pore._private import (
     before_checkpoint,
     cache_in,
     cached_keys,
+    causal_mask,
     check_interface,
     checkpointed,
+    has_masks,
     has_static_slots,
     layer_number,
     slots_of,
@@ -1092,8 +1094,9 @@ class Run(Changes):
             kwargs[HIDDEN] = hidden
         forward.looking_ahead = True
         try:
-            # Past the hooks of the layer, of which this is one.
-            layer.forward(*([hidden, *args[1:]] if args else []), **kwargs)
+            with torch.no_grad():  # only to be scored by
+                # Past the hooks of the layer, of which this is one.
+                layer.forward(*([hidden, *args[1:]] if args else []), **kwargs)
         except _Seen:
             pass
         finally:
@@ -1389,12 +1392,27 @@ class Run(Changes):
                 return masks
         types = None if forward.layout is None else self._types(forward, length)
         if types is None:
-            return track.valid.long()
+            return self._padding_mask(track, kwargs.get(MASK), shorter, cache)
         types = types.to(shorter.device) if index is None else take(types, index, -1)
         make = partial(self.family.masks, self.model, shorter)
         forward.own = make(forward.tokens, None, types) if state.cached else None
         # What is in the cache lies behind, like text.
         return make(track.valid, cache, nn.functional.pad(types, (state.cached, 0)))
+
+    def _padding_mask(self, track: Track, given: Any, shorter: Tensor, cache: Any) -> Any:
+        """What tells the decoder which tokens of a shortened prompt are padding."""
+        config, length = self._decoder_config, shorter.shape[1]
+        if has_masks(config):
+            return track.valid.long()
+        if given is None and track.full:
+            return None
+        slots = track.valid.shape[1] if cache is None else slots_of(cache, length, 0)
+        left = track.valid[:, -slots:]
+        valid = nn.functional.pad(left, (0, slots - left.shape[1]))
+        if given is not None:
+            return valid.to(given.dtype)
+        offset = left.shape[1] - length
+        return causal_mask(shorter, valid, config=config, length=length, offset=offset)
 
     def _types(self, forward: _Forward, length: int) -> Tensor | None:
         """(B, length) types of a forward's tokens, in a family where they make masks."""

@@ -20,6 +20,7 @@ from pore._private import (
     ROTARY,
     cache_in,
     causal_mask,
+    has_masks,
     layer_number,
     sliding_layers,
     slots_of,
@@ -497,6 +498,9 @@ class Shortened:
         if mask is None and self.track.full and window is None and not lost:
             return None  # purely causal, and an ascending choice of positions still is
         columns, valid = (x.to(hidden.device) for x in (self.track.columns, self.track.valid))
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not has_masks(self._config):
+            left = valid[:, -slots:]  # for a kernel of the user's own, as the caller gives it
+            return nn.functional.pad(left, (0, slots - left.shape[1])).to(mask.dtype)
         if self.chunk > 1 and hasattr(mask, "mask_mod"):  # FlexAttention's
             inside = self._inside(mask, start, hidden.device)
             return self._causal(hidden, columns, valid, slots, window, first, inside)
