@@ -169,6 +169,7 @@ class Stop(Exception):
     list(zip(KINDS, [Stop, KeyboardInterrupt, KeyboardInterrupt, SystemExit], strict=True)),
     ids=ids,
 )
+@torch.no_grad()  # an interrupt may keep a `no_grad` inside from ending
 def test_inside_a_forward(model: Any, pruner: Any, error: type[BaseException]) -> None:
     """At every call, which is where signals come: other threads go on, with the right logits."""
     inputs = batch([prompt(3, 1, 5)], dtype=torch.float32)
