@@ -593,7 +593,13 @@ class Shortened:
 
 
 def token_mask(
-    attention_mask: Any, batch: int, seen: int, length: int, device: Any, start: int = 0
+    attention_mask: Any,
+    batch: int,
+    seen: int,
+    length: int,
+    device: Any,
+    start: int = 0,
+    padding: Tensor | None = None,
 ) -> Tensor:
     """Which tokens of the sequence so far are no padding, read off whatever mask the model got.
 
@@ -605,6 +611,7 @@ def token_mask(
         length: Tokens of this forward.
         device: Where to put the result.
         start: Slots before them that a prepared mask was made for.
+        padding: (B,) padding at the front of the tokens in the cache, where that is known.
 
     Returns:
         (B, seen + length) bool.
@@ -624,6 +631,10 @@ def token_mask(
         )
     tokens = attention_mask.to(device)
     if tokens.dim() == 4:  # some query, itself at least, looks at every token that is no padding
+        if start != seen and padding is not None:  # a static cache's, which lacks some
+            own = token_mask(own_part(tokens, length, start), batch, 0, length, device)
+            past = torch.arange(seen, device=device) >= padding.to(device)[:, None]
+            return torch.cat([past, own], 1)
         if start != seen:
             raise ModelStateError(
                 f"The attention mask was prepared for {start} cached tokens, but {seen} came and "
