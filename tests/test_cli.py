@@ -243,6 +243,7 @@ def test_a_bias_of_another_template_is_refused(
 ) -> None:
     document = json.loads(profile.read_text())
     document["provenance"]["template"] = "Q: {question} A:"
+    del document["checksum"]
     other = tmp_path / "other.json"
     other.write_text(json.dumps(document))
     common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1")

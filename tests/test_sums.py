@@ -24,7 +24,7 @@ from test_whose import Call, ways
 class TestSums:
     """They depend on what the model computes of each sample, and on nothing else."""
 
-    empty = Calibration(pore.bias.Provenance(), "float32", ("",))
+    empty = Calibration(pore.bias.Provenance(), "float32", ("",), samples=b"")
 
     @settings(max_examples=60)
     @given(

@@ -25,8 +25,15 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, CHECKSUM: _checksum(plain)}
 
 
-def unseal(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document without its checksum, which is checked; older files have none.
+def content(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document without its checksum, which `check` is for."""
+    return {key: value for key, value in document.items() if key != CHECKSUM}
+
+
+def check(document: Mapping[str, Any]) -> None:
+    """Refuse a document that is not as it was sealed; older files have no checksum.
+
+    Readers look at the content first, whose message says more where that is wrong too.
 
     Args:
         document: As read from a file of any origin.
@@ -34,14 +41,18 @@ def unseal(document: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: The checksum is not that of the content; the message says how to go on.
     """
-    content = {key: value for key, value in document.items() if key != CHECKSUM}
-    if CHECKSUM in document and document[CHECKSUM] != _checksum(content):
+    if CHECKSUM in document and document[CHECKSUM] != _checksum(content(document)):
         raise ValueError(
             "its content does not match its checksum, so it is damaged, or was changed by hand. "
             'If you changed it and mean it, remove the entry "checksum" as well; otherwise get '
             "the file anew from where it came."
         )
-    return content
+
+
+def unseal(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a document that is as it was sealed, or ValueError as of `check`."""
+    check(document)
+    return content(document)
 
 
 def sealed_text(document: Mapping[str, Any]) -> str:
@@ -67,6 +78,6 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+def _checksum(plain: Mapping[str, Any]) -> str:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

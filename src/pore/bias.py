@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pore._files import read_regular, shown, write_atomic
 from pore._json import MAX_DEPTH, parse_json
-from pore._sealed import seal, sealed_text, unseal
+from pore._sealed import check, content, seal, sealed_text
 from pore.errors import ProfileError, ProfileMismatchError, ScoreError
 from pore.identity import same_weights
 
@@ -789,10 +789,9 @@ def load_biases(
         document = _document(text)
         if not isinstance(document, dict) or document.get("schema") != _HOST_SCHEMA:
             return (_decode(document),)
-        document = _unsealed(document)
         stages = document.get("stages")
         if (
-            document.keys() != {"schema", "version", "stages"}
+            content(document).keys() != {"schema", "version", "stages"}
             or document["version"] != _VERSION
             or not isinstance(stages, list)
             or not 1 <= len(stages) <= _MAX_STAGES
@@ -800,7 +799,9 @@ def load_biases(
             raise ProfileError(
                 f"not the biases of a host of version {_VERSION}. Update pore, or calibrate again."
             )
-        return tuple(map(_decode, stages))
+        biases = tuple(map(_decode, stages))
+        _check_sum(document)
+        return biases
 
     return _read(_find(repo_id_or_path, filename, revision, token), decode)
 
@@ -1000,10 +1001,10 @@ def _document(text: str | bytes) -> Any:
         raise ProfileError(f"not a position bias, or cut off: {error}") from error
 
 
-def _unsealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document whose checksum, where it has one, is right, or ProfileError."""
+def _check_sum(document: Mapping[str, Any]) -> None:
+    """Refuse a document that is not as it was saved."""
     try:
-        return unseal(document)
+        check(document)
     except ValueError as error:
         raise ProfileError(str(error)) from error
 
@@ -1019,7 +1020,7 @@ def _decode(document: Any) -> PositionBias:
             f"a position bias of version {_brief(document.get('version'))}, but this pore reads "
             f"version {_VERSION}. Update pore, or calibrate again."
         )
-    document = _unsealed(document)
+    sealed, document = document, content(document)
     if document.keys() != _FIELDS.keys():
         wrong = sorted(document.keys() ^ _FIELDS.keys())
         raise ProfileError(f"missing or unknown fields: {_brief(wrong)}.")
@@ -1038,7 +1039,7 @@ def _decode(document: Any) -> PositionBias:
         raise ProfileError(f"unknown fields of the provenance: {_brief(wrong)}.")
     residuals = document["residuals"]
     r2 = document["r2"]
-    return PositionBias(
+    bias = PositionBias(
         _vector(document["values"], n, "values"),
         cast(Kind, document["kind"]),
         grid=None if grid is None else (grid[0], grid[1]),
@@ -1053,6 +1054,8 @@ def _decode(document: Any) -> PositionBias:
         residuals=None if residuals is None else _vector(residuals, n, "residuals"),
         provenance=Provenance(**document["provenance"]),
     )
+    _check_sum(sealed)
+    return bias
 
 
 def _vector(numbers: list[Any], n: int | None, name: str) -> Tensor:

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from pore._files import write_atomic
 from pore._json import read_json
 from pore._private import execution_device
-from pore._sealed import seal, sealed_text, unseal
+from pore._sealed import check, content, seal, sealed_text
 from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
 from pore.errors import (
@@ -118,7 +118,7 @@ class Calibration:
             the first image.
         squares: The sum of its square, in units of 2⁻¹²⁴.
         samples: Of every sample gone through, 8 bytes for its picture and prompt and 4 for its id,
-            in order; None for a file of an older pore, of which this is unknown.
+            in order; None where it is unknown, as in files of an older pore.
     """
 
     provenance: Provenance
@@ -130,7 +130,7 @@ class Calibration:
     grid: tuple[int, int] | None = None
     sums: tuple[int, ...] = field(default=(), repr=False)
     squares: tuple[int, ...] = field(default=(), repr=False)
-    samples: bytes | None = field(default=b"", repr=False)
+    samples: bytes | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -710,6 +710,7 @@ def _through(
                 provenance=replace(origin, **stage),
                 dtype=str(dtype).removeprefix("torch."),
                 passes=(settings,),
+                samples=b"",
             )
             for stage in stages
         )
@@ -1202,17 +1203,17 @@ def _check_fields(
             f"it is of version {str(found.get('version'))[:40]}, and this pore reads version "
             f"{_VERSION}."
         )
-    content = unseal(found)
+    found = content(found)
     if schema == _SCHEMA:
-        content.setdefault("samples", None)  # older files have none
-    if content.keys() != fields.keys():
+        found.setdefault("samples", None)  # older files have none
+    if found.keys() != fields.keys():
         raise ValueError(
-            f"missing or unknown fields: {', '.join(sorted(content.keys() ^ fields.keys()))[:200]}."
+            f"missing or unknown fields: {', '.join(sorted(found.keys() ^ fields.keys()))[:200]}."
         )
     for name, types in fields.items():
-        if not isinstance(content[name], types) or isinstance(content[name], bool):
+        if not isinstance(found[name], types) or isinstance(found[name], bool):
             raise ValueError(f"the field {name} is of a wrong type.")
-    return content
+    return cast("dict[str, Any]", found)
 
 
 def _decode_host(document: Any) -> HostCalibration:
@@ -1226,6 +1227,7 @@ def _decode_host(document: Any) -> HostCalibration:
     passes = {(s.passes, s.seen, s.count, s.bad, s.grid, len(s), s.samples) for s in stages}
     if len(passes) != 1:
         raise ValueError("its stages have not seen the same samples.")
+    check(document)
     return HostCalibration(stages)
 
 
@@ -1249,7 +1251,7 @@ def _decode(document: Any) -> Calibration:
         provenance = Provenance(**found["provenance"])
     except (TypeError, ProfileError) as error:
         raise ValueError(f"its provenance: {error}") from error
-    return Calibration(
+    measured = Calibration(
         provenance=provenance,
         dtype=found["dtype"],
         passes=tuple(found["passes"]),
@@ -1261,6 +1263,8 @@ def _decode(document: Any) -> Calibration:
         squares=tuple(found["squares"]),
         samples=_decode_samples(found["samples"], found["seen"]),
     )
+    check(document)
+    return measured
 
 
 def _decode_samples(samples: str | None, seen: int) -> bytes | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pore._files import shown, write_atomic
 from pore._json import read_json
-from pore._sealed import sealed_list, unseal
+from pore._sealed import check, sealed_list
 from pore.errors import InputError
 from pore.evaluation.outcome import UNPRUNED, budget_label, label
 from pore.methods import methods
@@ -175,10 +175,6 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         raise InputError(f"{name} holds no list of results.")
     records: list[Record] = []
     for number, record in enumerate(found, 1):
-        try:
-            record = unseal(record) if isinstance(record, dict) else record
-        except ValueError as error:
-            raise InputError(f"{name}, result {number}: {error}") from error
         if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
             raise InputError(f"{name} has a result without all of {', '.join(FIELDS)}.")
         records.append({field: (_LATER | record)[field] for field in FIELDS})
@@ -188,6 +184,10 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
                     f"{name} has a result with {record.get(field)!r:.60} for {field}, which "
                     "cannot be."
                 )
+        try:
+            check(record)
+        except ValueError as error:
+            raise InputError(f"{name}, result {number}: {error}") from error
     return records
 
 
