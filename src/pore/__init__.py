@@ -17,6 +17,8 @@ from pore.calibration import HostCalibration as HostCalibration
 from pore.calibration import calibrate as calibrate
 from pore.calibration import calibrate_guide as calibrate_guide
 from pore.chain import Chain as Chain
+from pore.checking import CheckResult as CheckResult
+from pore.checking import check as check
 from pore.embedded import embedded_model as embedded_model
 from pore.errors import PoreError as PoreError
 from pore.families import Family as Family

@@ -12,6 +12,7 @@ import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -19,6 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from pore.errors import UnsupportedModelError
+
+TESTED = ("5.16.0", "5.20.0", "5.23.0", "5.24.0")
+"""The versions of transformers that all tests were run on, the newest last.
+
+On a newer one the library proves itself for a kind of model before it prunes one (`checking`)."""
+
+
+def newest_tested() -> str:
+    """The newest version of transformers that all tests were run on."""
+    return TESTED[-1]
+
+
+def beyond_tested() -> bool:
+    """Whether this transformers is newer than that."""
+    import transformers  # late: it takes transformers seconds
+    from packaging.version import Version
+
+    return Version(transformers.__version__) > Version(newest_tested())
+
 
 DEEPSTACK = "_deepstack_process"
 """The method of a Qwen3-VL decoder that adds features of lower tower layers to visual tokens.
@@ -95,6 +115,18 @@ def execution_device(module: nn.Module) -> torch.device:
     return torch.device(hooked._hf_hook.execution_device)
 
 
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seed torch's generator of the CPU, and put it back afterwards.
+
+    `torch.manual_seed` would seed those of the other devices too, which `fork_rng` puts back only
+    where it is told of each.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
 def commit(config: Any) -> str | None:
     """The revision on the hub of a checkpoint, as its config was told.
 
@@ -163,6 +195,32 @@ def adapter_states(model: nn.Module) -> list[Any]:
             scaling = {key: str(value) for key, value in getattr(layer, "scaling", {}).items()}
             found.append([name, off, list(layer.active_adapters), scaling])
     return found
+
+
+def from_config(
+    kind: Any, config: Any, dtype: torch.dtype, attention: dict[str, str], experts: str | None
+) -> Any:
+    """A model of a class with the weights of its initialiser.
+
+    `_from_config` is what the auto classes build a model with.
+
+    Args:
+        kind: The class of the model.
+        config: Its config.
+        dtype: Type of its weights.
+        attention: The attention kernel of every part: "" for the whole, or a name of
+            `sub_configs`.
+        experts: What multiplies a mixture of experts; None is the choice of transformers.
+    """
+    return kind._from_config(
+        config, dtype=dtype, attn_implementation=attention, experts_implementation=experts
+    )
+
+
+def experts_name(config: Any) -> str | None:
+    """What multiplies the experts of a model, such as "grouped_mm": `_experts_implementation`."""
+    name: str | None = getattr(config, "_experts_implementation", None)
+    return name
 
 
 def random_model(kind: Any, config: Any, dtype: torch.dtype, attention: str) -> Any:
@@ -397,6 +455,13 @@ def _kernels() -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     return ALL_ATTENTION_FUNCTIONS
+
+
+def kernel_names() -> list[str]:
+    """The names of all attention kernels and of what makes masks for them."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return [*sorted(_kernels().keys()), *sorted(ALL_MASK_ATTENTION_FUNCTIONS.keys())]
 
 
 def layer_number(attention: nn.Module) -> int:

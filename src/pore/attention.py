@@ -95,7 +95,7 @@ def tap_attention(
         mask = bias[:, None, None].to(query)
         return sdpa(module, query, key, value, mask, *args, **kwargs)
 
-    _between(changes, module, tapped)
+    between(changes, module, tapped)
 
 
 def hide_positions(changes: Changes, module: nn.Module) -> None:
@@ -116,10 +116,10 @@ def hide_positions(changes: Changes, module: nn.Module) -> None:
     def without(kernel: Kernel, *args: Any, **kwargs: Any) -> Any:
         return kernel(module, *args, **{**kwargs, "position_ids": None})
 
-    _between(changes, module, without)
+    between(changes, module, without)
 
 
-def _between(changes: Changes, module: nn.Module, function: Callable[..., Any]) -> None:
+def between(changes: Changes, module: nn.Module, function: Callable[..., Any]) -> None:
     """Put a function between an attention module and its kernel.
 
     Args:

@@ -780,6 +780,46 @@ def models(
     )
 
 
+@app.command()
+def check(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder, or 'embedded': the model shipped here.")
+    ] = "embedded",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attn: Attn = None,
+    revision: Revision = None,
+) -> None:
+    """Prove pruning on this machine, with the installed versions, for a kind of model.
+
+    Makes a tiny random twin of the model from its config alone, and runs on it what must hold:
+    keeping all changes nothing, pruned equals masked, a batch its samples, cached decoding a full
+    forward, and the model is left clean. Takes seconds; exits with 1 where something fails.
+
+    Examples:
+
+        pore check
+
+        pore check Qwen/Qwen2.5-VL-7B-Instruct --dtype bfloat16 --attn eager
+    """
+    from pore.checking import check as prove
+    from pore.loading import load_twin
+
+    found = prove(load_twin(model, device=device, dtype=dtype, attn=attn, revision=revision))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        table = _table("", "weights", "what must hold", "found")
+        for row in found.rows:
+            mark = "[green]holds[/green]" if row.holds else "[red]FAILS[/red]"
+            table.add_row(mark, row.dtype, escape(row.name), escape(row.finding))
+        _stdout().print(table)
+        _stdout().print(escape(found.summary), highlight=False)
+    if not found.passed:
+        raise typer.Exit(_EXIT_ERROR)
+
+
 def _taken(one: Support) -> Iterator[str]:
     """What a family takes, and by reason what it does not."""
     everywhere = [name for name, limits in one.limits.items() if not limits]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from pore._private import note_commit
@@ -49,25 +50,14 @@ def load_model(
         OSError: There is no such model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
-
-    from pore.families import families
 
     if dtype not in DTYPES:
         raise InputError(f"{dtype!r} is no number format; choose from {', '.join(DTYPES)}.")
     target = choose_device(device)
     path = resolve(name)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
-    if config.model_type not in families():
-        # Said before gigabytes are loaded; `pore models` lists what is known.
-        raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type!r} model, of no family that pore knows. "
-            f"It knows: {', '.join(sorted(families()))}."
-        )
+    _config(name, revision)  # before gigabytes are loaded
     if dtype == "auto" and target.type == "cpu":
         dtype = "float32"
     disable_progress_bar()
@@ -95,6 +85,77 @@ def _commit(path: str, revision: str | None) -> str | None:
     found = try_to_load_from_cache(path, "config.json", revision=revision)
     # A file lies in the folder of its commit, whatever branch or tag was asked for.
     return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else revision
+
+
+def load_twin(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str | None = None,
+    revision: str | None = None,
+) -> Any:
+    """A tiny model with random weights, of the classes of a checkpoint: only its config is read.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        device: As in `load_model`.
+        dtype: As in `load_model`.
+        attn: As in `load_model`.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The model, in evaluation mode on the device.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows, or has no twin.
+        InputError: There is no such device or number format, or transformers cannot make it so.
+        OSError: There is no such model.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    from pore._private import seeded
+    from pore.checking.twin import twin_of
+
+    if dtype not in DTYPES:
+        raise InputError(f"{dtype!r} is no number format; choose from {', '.join(DTYPES)}.")
+    target = choose_device(device)
+    config = _config(name, revision)
+    tiny, _ = twin_of(config)
+    if dtype != "auto":
+        kind = getattr(torch, dtype)
+    else:
+        kind = torch.float32 if target.type == "cpu" else config.dtype or torch.float32
+    try:
+        with seeded():
+            model = AutoModelForImageTextToText.from_config(
+                tiny, dtype=kind, attn_implementation=attn
+            ).to(target)
+    except (ImportError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"transformers cannot make a {name!r} as asked: {error}") from error
+    with suppress(OSError):  # a checkpoint need not say how to generate
+        said = GenerationConfig.from_pretrained(resolve(name), revision=revision)
+        model.generation_config.cache_implementation = said.cache_implementation
+    return model.eval()
+
+
+def _config(name: str, revision: str | None) -> Any:
+    """The config of a checkpoint of a family that pore knows."""
+    from transformers import AutoConfig
+
+    from pore.families import families
+
+    try:
+        config = AutoConfig.from_pretrained(resolve(name), revision=revision)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
+    if config.model_type not in families():  # `pore models` lists what is known
+        raise UnsupportedModelError(
+            f"{name!r} is a {config.model_type!r} model, of no family that pore knows. "
+            f"It knows: {', '.join(sorted(families()))}."
+        )
+    return config
 
 
 def choose_device(name: str) -> Any:

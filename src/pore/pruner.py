@@ -38,6 +38,7 @@ from pore._private import (
     SPARED_ROWS,
     WANTED,
     before_checkpoint,
+    beyond_tested,
     cache_in,
     cached_keys,
     causal_mask,
@@ -596,6 +597,10 @@ class Run(Changes):
         unpruned(self.model)
         check_limits(self.pruner, self.family)
         self.pruner.check(self.model, self.family)
+        if beyond_tested():
+            from pore.checking import prove  # late: it prunes models by itself
+
+            prove(self.model)
         tower = self.pruner.tower_stage
         stages = [s for s in self.pruner.stages() if isinstance(s, Stage)]
         if tower is not None:

@@ -78,7 +78,22 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UnsupportedModelError: pore does not know the model; the message lists those it does.
     """
-    config = getattr(model, "config", None)
+    return family_of_config(getattr(model, "config", None), type(model).__name__)
+
+
+def family_of_config(config: Any, name: str) -> Family:
+    """The adapter for models of a config.
+
+    Args:
+        config: The config of a whole model.
+        name: What to call the model in an error.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        UnsupportedModelError: As `family_of`.
+    """
     model_type = getattr(config, "model_type", None)
     vision = getattr(config, "vision_config", None)
     known = families()
@@ -86,9 +101,9 @@ def family_of(model: nn.Module) -> Family:
     found = found or known.get(str(model_type))
     if found is not None:
         return found
-    names = ", ".join(f"{kind.name} ({name})" for name, kind in known.items())
+    names = ", ".join(f"{kind.name} ({key})" for key, kind in known.items())
     raise UnsupportedModelError(
-        f"pore does not know {type(model).__name__} (model_type {model_type!r}"
+        f"pore does not know {name} (model_type {model_type!r}"
         f"{'' if vision else ', no vision tower in its config'}). Families that it knows: {names}. "
         f"To describe another takes a few lines: a subclass of pore.Family with its name and "
         f"model_types = ({str(model_type)!r},), see docs/adding-a-family.md."

@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart, whole_tiles
+from pore.families.base import (
+    TAG,
+    Family,
+    Noise,
+    comes_with,
+    placeholder_runs,
+    tiles_apart,
+    whole_tiles,
+)
 from pore.layout import Image, Tiling
 
 
@@ -80,6 +88,24 @@ class AyaVision(Family):
                 images.append([])
         return [image for image in images if image]
 
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of two tiles and the whole view."""
+        config: Any = model.config
+        height, width = self.grid(model)
+        ids = self.tagged(config.image_token_id, height * width)
+        side = config.vision_config.image_size
+        return ids, {"pixel_values": noise(3, 3, side, side)}
+
+    def tagged(self, token: int, count: int) -> list[int]:
+        """The token ids of an image of three tiles.
+
+        Args:
+            token: The placeholder.
+            count: Tokens of a tile.
+        """
+        tile = [token] * count
+        return [TAG, TAG + 1, *tile, TAG + 2, *tile, TAG + 3, *tile, TAG + 4]
+
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, `downsample_factor` squared in a token."""
         config: Any = model.config
@@ -109,3 +135,7 @@ class Cohere2Vision(AyaVision):
             else:
                 images.append([tile])
         return images
+
+    def tagged(self, token: int, count: int) -> list[int]:
+        """The token ids of an image of three tiles."""
+        return [TAG, *[*[token] * count, TAG + 1] * 3, TAG + 2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any, ClassVar, Literal
@@ -14,6 +14,12 @@ from torch import Tensor, nn
 
 from pore.errors import InputError, UnsupportedModelError
 from pore.layout import Image, Packing, Tiling
+
+Noise = Callable[..., Tensor]
+"""Makes (...) random pixels, given their shape."""
+
+TAG = 90
+"""The first of ten token ids that mean nothing to a tiny twin: tags, breaks and separators."""
 
 
 class Family:
@@ -298,9 +304,8 @@ class Family:
         """
         if not comes_with(inputs, "image"):
             return []
-        token, grid = self.placeholder, self.grid(model)
-        token_id = token if isinstance(token, int) else getattr(model.config, token)
-        columns = placeholder_runs(inputs["input_ids"], token_id)
+        grid = self.grid(model)
+        columns = placeholder_runs(inputs["input_ids"], self.placeholder_id(model))
         if grid is not None:
             return equal_images(columns, grid[0] * grid[1], grid)
         return [
@@ -312,6 +317,57 @@ class Family:
     def grid(self, model: nn.Module) -> tuple[int, int] | None:
         """(height, width) in visual tokens that an image has on its own, None if it varies."""
         return None
+
+    def shrink(self, config: dict[str, Any]) -> None:
+        """Mend the config of a tiny twin (`pore check`), whose sizes were chosen by their names.
+
+        Args:
+            config: The config as plain types, which this changes.
+        """
+
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image as `pore check` gives it to a tiny twin, without a processor.
+
+        The default is for a `grid` and a square picture.
+
+        Args:
+            model: The twin.
+            noise: Makes random pixels of a shape.
+
+        Returns:
+            The token ids that stand for the image in a prompt, tags and breaks among them, and what
+            the model gets besides; a batch is these put one behind another.
+
+        Raises:
+            UnsupportedModelError: The family does not say.
+        """
+        config: Any = model.config
+        grid, vision = self.grid(model), getattr(config, "vision_config", None)
+        side = getattr(vision, "image_size", None)
+        if grid is None or not isinstance(side, int):
+            raise UnsupportedModelError(
+                f"{self.name} does not say what its models take for an image, so nothing can be "
+                "checked: give its adapter a method `example` (docs/adding-a-family.md)."
+            )
+        count = grid[0] * grid[1]
+        return [self.placeholder_id(model)] * count, {"pixel_values": noise(1, 3, side, side)}
+
+    def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
+        """What the model gets besides token ids and images, by token, for `pore check`.
+
+        Args:
+            model: The twin.
+            ids: (B, L) token ids.
+            answer: How many of them, at the end, are of an answer.
+        """
+        if self.token_types is None:
+            return {}
+        return {self.token_types: (ids == self.placeholder_id(model)).long()}
+
+    def placeholder_id(self, model: nn.Module) -> int:
+        """The token id of the placeholder."""
+        token = self.placeholder
+        return token if isinstance(token, int) else int(getattr(model.config, token))
 
     def pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """The pixels among the arguments of a call of `tower(model)`.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._private import block_masks, cache_argument
-from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
+from pore.families.base import Family, Noise, by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
 
@@ -99,6 +99,21 @@ class Gemma4(Family):
         view[y, x] = patches[real].view(-1, side, side, 3)
         return [view.permute(4, 0, 2, 1, 3).reshape(3, height * side, width * side)]
 
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of 4 x 4 tokens."""
+        config: Any = model.config
+        side = 4 * self._side(model)
+        y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        ids = [config.boi_token_id, *[config.image_token_id] * 16, config.eoi_token_id]
+        return ids, {
+            "pixel_values": noise(1, side**2, self._values(config.vision_config)),
+            "image_position_ids": torch.stack([x.flatten(), y.flatten()], -1)[None],
+        }
+
+    def _values(self, vision: Any) -> int:
+        """Numbers in a patch."""
+        return int(3 * vision.patch_size**2)
+
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images and videos of a prompt: runs of their tokens; time stamps part the frames."""
         config: Any = model.config
@@ -143,6 +158,9 @@ class Gemma4Unified(Gemma4):
     def _side(self, model: nn.Module) -> int:
         """Patches are as large as what becomes a token."""
         return 1
+
+    def _values(self, vision: Any) -> int:
+        return int(3 * (vision.patch_size * vision.pooling_kernel_size) ** 2)
 
 
 def _averaged(grids: Sequence[tuple[int, int]]) -> Tiling:

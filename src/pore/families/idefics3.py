@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart, whole_tiles
+from pore.families.base import (
+    TAG,
+    Family,
+    Noise,
+    comes_with,
+    placeholder_runs,
+    tiles_apart,
+    whole_tiles,
+)
 from pore.layout import Image, Tiling
 
 
@@ -75,6 +83,16 @@ class Idefics3(Family):
                 one = grid if len(image) == 1 else None
                 images.append(Image(row, index, found, one, structure=structure))
         return images
+
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of two tiles and the whole view."""
+        config: Any = model.config
+        height, width = self.grid(model)
+        fake, whole, first, second, newline = range(TAG, TAG + 5)
+        tile = [config.image_token_id] * (height * width)
+        ids = [fake, first, *tile, fake, second, *tile, newline, fake, whole, *tile, fake]
+        side = config.vision_config.image_size
+        return ids, {"pixel_values": noise(1, 3, 3, side, side)}
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, `scale_factor` by `scale_factor` in a token."""

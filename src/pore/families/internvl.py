@@ -8,7 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from pore.errors import InputError
-from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart, unbroken
+from pore.families.base import (
+    TAG,
+    Family,
+    Noise,
+    comes_with,
+    placeholder_runs,
+    tiles_apart,
+    unbroken,
+)
 from pore.layout import Image, Tiling
 
 
@@ -69,6 +77,13 @@ class InternVL(Family):
                     )
                 images.append(Image(row, index, run, grid if len(run) == size else None))
         return images
+
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of two tiles and the whole view."""
+        config: Any = model.config
+        height, width = self.grid(model)
+        ids = [TAG, *[config.image_token_id] * (3 * height * width), TAG + 1]
+        return ids, {"pixel_values": noise(3, 3, *config.vision_config.image_size)}
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, two by two in a token."""

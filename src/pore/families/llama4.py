@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pore.errors import InputError
-from pore.families.base import Family, comes_with, placeholder_runs, tiles_apart
+from pore.families.base import TAG, Family, Noise, comes_with, placeholder_runs, tiles_apart
 from pore.layout import Image, Tiling
 
 
@@ -95,6 +95,21 @@ class Llama4(Family):
                 one = grid if len(found) == grid[0] * grid[1] else None
                 images.append(Image(row, index, found, one, structure=structure))
         return images
+
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of two tiles and the whole view."""
+        config: Any = model.config
+        height, width = self.grid(model)
+        tile = [config.image_token_id] * (height * width)
+        ids = [config.boi_token_id, *tile, TAG, *tile, TAG + 1, TAG + 2, *tile]
+        side = config.vision_config.image_size
+        return [*ids, config.eoi_token_id], {"pixel_values": noise(3, 3, side, side)}
+
+    def shrink(self, config: dict[str, Any]) -> None:
+        """The adapter takes the squares of patches as wide as the tower's MLP."""
+        vision = config["vision_config"]
+        merge = round(1 / vision["pixel_shuffle_ratio"])
+        vision["intermediate_size"] = vision["hidden_size"] * merge**2
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, two by two in a token."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._private import tiles_of
-from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
+from pore.families.base import Family, Noise, by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
 
@@ -67,6 +67,16 @@ class LlavaNext(Family):
             tilings = inputs.get("video_tilings")
             found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
         return by_place(found)
+
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image, higher than wide, in two tiles of which padding is cut off."""
+        config: Any = model.config
+        side = config.vision_config.image_size
+        sizes = torch.tensor([[2 * side, side - side // 4]])
+        (tiling,) = self.tilings(model, {"image_sizes": sizes})
+        pixels = noise(1, tiling.tiles, 3, side, side)
+        ids = [self.placeholder_id(model)] * len(tiling.slots)
+        return ids, {"pixel_values": pixels, "image_sizes": sizes}
 
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pore.families.base import Family, comes_with, encoded_images, placeholder_runs
+from pore.families.base import TAG, Family, Noise, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Packing, Tiling
 
 
@@ -90,6 +90,14 @@ class Mistral3(Family):
         length = inputs["input_ids"].shape[1]
         return [replace(i, structure=_breaks(i, visual[i.row], length)) for i in found]
 
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of 4 x 4 tokens."""
+        config: Any = model.config
+        side = 4 * config.vision_config.patch_size * self.merge_size(model)
+        ids = [*([*[config.image_token_id] * 4, TAG] * 4)[:-1], TAG + 1]
+        sizes = torch.tensor([[side, side]])
+        return ids, {"pixel_values": noise(1, 3, side, side), "image_sizes": sizes}
+
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""
 
@@ -127,6 +135,12 @@ class LightOnOcr(Mistral3):
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: image tokens, cut by what each image comes to."""
         return [replace(image, structure=()) for image in super().images(model, inputs)]
+
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of 4 x 4 tokens, without breaks."""
+        ids, inputs = super().example(model, noise)
+        token = self.placeholder_id(model)
+        return [one for one in ids if one == token], inputs
 
 
 def _sizes(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:

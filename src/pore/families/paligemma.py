@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pore._private import cache_argument
@@ -38,6 +39,11 @@ class PaliGemma(Family):
             token_type_ids=types,
             **cache_argument(create, cache),
         )
+
+    def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
+        """The tokens of a prompt see each other, those of an answer what came before them."""
+        behind = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - answer
+        return {"token_type_ids": behind.long().expand_as(ids)}
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The patch grid of the tower, as for 224 pixels and patches of 14: (16, 16)."""

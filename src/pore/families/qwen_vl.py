@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from pore._private import window_order
-from pore.families.base import Family, by_place, comes_with, encoded_images, placeholder_runs
+from pore.families.base import (
+    TAG,
+    Family,
+    Noise,
+    by_place,
+    comes_with,
+    encoded_images,
+    placeholder_runs,
+)
 from pore.layout import Image, Packing, Tiling
 
 
@@ -124,6 +133,20 @@ class QwenVL(Family):
             found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
         return by_place(found)
 
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image of 4 x 4 tokens."""
+        config: Any = model.config
+        vision = config.vision_config
+        side = 4 * vision.spatial_merge_size
+        values = 3 * vision.temporal_patch_size * vision.patch_size**2
+        ids = [getattr(config, "vision_start_token_id", TAG), *[config.image_token_id] * 16]
+        grid = torch.tensor([[1, side, side]])
+        return ids, {"pixel_values": noise(side**2, values), "image_grid_thw": grid}
+
+    def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
+        """Which tokens are of images: positions on three axes go by them."""
+        return {"mm_token_type_ids": (ids == self.placeholder_id(model)).int()}
+
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""
 
@@ -138,6 +161,12 @@ class Qwen3VL(QwenVL):
     name = "Qwen3-VL"
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     deepstack = True
+
+    def shrink(self, config: dict[str, Any]) -> None:
+        """As many tower layers give features to the decoder as before, and one more gives none."""
+        vision = config["vision_config"]
+        count = len(vision["deepstack_visual_indexes"])
+        vision["deepstack_visual_indexes"], vision["depth"] = list(range(count)), count + 1
 
 
 class Qwen35(QwenVL):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from pore.families.base import by_place, comes_with, encoded_images, placeholder_runs
+from pore.families.base import Noise, by_place, comes_with, encoded_images, placeholder_runs
 from pore.families.llava import Llava
 from pore.layout import Image, Tiling
 
@@ -38,6 +39,14 @@ class VideoLlava(Llava):
         if "pixel_values_images" in named:
             named["pixel_values"] = named.pop("pixel_values_images")
         return named
+
+    def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
+        """One image."""
+        ids, inputs = super().example(model, noise)
+        old = "pixel_values_images"
+        if old in inspect.signature(type(self.base(model)).forward).parameters:
+            inputs[old] = inputs.pop("pixel_values")
+        return ids, inputs
 
     def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """Frame by frame: the CLS token, and the patches row by row."""
