@@ -49,19 +49,15 @@ def load_model(
         OSError: There is no such model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
     from pore.families import families
 
-    if dtype not in DTYPES:
-        raise InputError(f"{dtype!r} is no number format; choose from {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     target = choose_device(device)
     path = resolve(name)
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
+    config = load_config(name, revision=revision)
     if config.model_type not in families():
         # Said before gigabytes are loaded; `pore models` lists what is known.
         raise UnsupportedModelError(
@@ -95,6 +91,41 @@ def _commit(path: str, revision: str | None) -> str | None:
     found = try_to_load_from_cache(path, "config.json", revision=revision)
     # A file lies in the folder of its commit, whatever branch or tag was asked for.
     return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else revision
+
+
+def load_config(name: str, *, revision: str | None = None) -> Any:
+    """The configuration of a model.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The configuration, of any model that transformers knows.
+
+    Raises:
+        InputError: It cannot be read.
+        OSError: There is no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(resolve(name), revision=revision)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
+
+
+def check_dtype(name: str) -> None:
+    """Refuse what is none of `DTYPES`.
+
+    Args:
+        name: The name of a number format.
+
+    Raises:
+        InputError: Says which there are.
+    """
+    if name not in DTYPES:
+        raise InputError(f"{name!r} is no number format; choose from {', '.join(DTYPES)}.")
 
 
 def choose_device(name: str) -> Any:

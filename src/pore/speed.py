@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from pore._files import write_atomic
 from pore._private import attention_name, cache_argument, cache_in, random_model
 from pore._sealed import seal
+from pore._text import cell
 from pore.changes import Changes
 from pore.errors import InputError
 from pore.families import Family, family_of, names_of
@@ -1079,7 +1080,7 @@ def table(result: SpeedResult) -> Table:
         f"{result.hardware.get('gpu', result.hardware['cpu'])}"
     )
     caption = f"medians (and quartiles) in ms, of {work.repeats} interleaved runs"
-    shown = Table(title=title, caption=caption)
+    shown = Table(title=cell(title), caption=caption)
     shown.add_column("setting", overflow="fold")
     shown.add_column("tokens", justify="right", no_wrap=True)
     for header in (
@@ -1098,7 +1099,7 @@ def table(result: SpeedResult) -> Table:
         timing, ideal = setting.timing, setting.attainable
         peak = timing.peak_memory
         shown.add_row(
-            setting.name,
+            cell(setting.name),
             _steps(setting.tokens),
             f"{setting.flops.total / 1e12:.3g}",
             _cell(timing.prefill),
