@@ -98,9 +98,10 @@ def _value(kind: type[Pruner], name: str, text: str) -> Any:
                 return _read(value, hint, exact)
             except _Unfit:
                 continue
+    shown = f"{name}={text[:80]!r}"
     if (how := how_else(kind, name)) is not None:
-        raise InputError(f"{kind.name} takes no {name!r} from --set {name}={text}: {how}.")
-    raise InputError(f"{kind.name} takes no --set {name}={text}: {name!r} is {_in_words(hint)}.")
+        raise InputError(f"{kind.name} takes no {name!r} from --set {shown}: {how}.")
+    raise InputError(f"{kind.name} takes no --set {shown}: {name!r} is {_in_words(hint)}.")
 
 
 def _hint(kind: type[Pruner], name: str) -> Any:

@@ -46,6 +46,7 @@ from pore._files import write_atomic
 from pore._json import read_json
 from pore._private import execution_device
 from pore._sealed import seal, sealed_text, unseal
+from pore._text import Screen
 from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
 from pore.errors import (
@@ -1115,7 +1116,6 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _bar(progress: bool, total: int | None, state: HostCalibration) -> Progress:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -1132,14 +1132,14 @@ def _bar(progress: bool, total: int | None, state: HostCalibration) -> Progress:
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{speed:.1f} samples/s")
 
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     bar = Progress(
         TextColumn("Calibrating"),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[bad]} bad"),
+        TextColumn("{task.fields[bad]} bad", markup=False),
         console=console,
         disable=not (progress and console.is_terminal),
     )

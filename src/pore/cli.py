@@ -921,7 +921,7 @@ def _print_results(records: Sequence[dict[str, Any]]) -> None:
             table(records, title="Right answers in %", parts=("cost", "accuracy", "thirds"))
         )
         console.print(table(records, title="Right answers in %, by kind", parts=("kinds",)))
-    console.print(
+    _say(
         "tokens: visual ones at the last layer; GFLOPs: of the prefill with tower, multiply-add = "
         "2; ms: prefill per question, median\n",
         style="dim",
