@@ -6,8 +6,10 @@ import ast
 import csv
 import inspect
 import io
+import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,6 +253,21 @@ def test_tables_show_text_as_it_is(text: str) -> None:
         # As the title, the budget and the method's name; as kind and third only its beginning.
         assert printed.count(line.strip()) >= 3
         assert line[:5].strip() in printed
+
+
+@pytest.mark.parametrize(("right", "shown"), [(0, "0.0 [0.0, 35.4]"), (7, "100.0 [64.6, 100.0]")])
+def test_intervals_are_printed_whole(right: int, shown: str, tmp_path: Path) -> None:
+    """At the ends a Wilson interval lies on one side: 0 of 7 is no 0.0 ± 17.7."""
+    one = outcome("m")
+    answers = tuple(replace(one.answers[0], right=bool(right)) for _ in range(7))
+    records = [replace(one, answers=answers).record()]
+    assert shown in plain_print(table(records))
+    content = str(page._table(records))
+    assert shown in re.sub("<[^>]*>", "", content)
+    survey = SimpleNamespace(records=[records[0], records[0]], taught=None, differences=[])
+    assert shown in page.findings(survey)[-1]  # type: ignore[arg-type]
+    row = dict(zip(*csv.reader(io.StringIO(to_csv(records))), strict=True))
+    assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}]" in shown
 
 
 @pytest.mark.parametrize("text", NASTY, ids=repr)

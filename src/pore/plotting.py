@@ -545,18 +545,20 @@ def kept_tokens(
         raise InputError(f"There is nothing to draw on a grid of {grid[0]}×{grid[1]}.")
     pixels = _pixels(image)
     shape = float(np.clip(pixels.shape[0] / pixels.shape[1], 1 / _LONGEST, _LONGEST))
+    captions = [for_figure(panel.caption, 28, 3) for panel in panels]
+    room = 0.85 + 0.16 * max((caption.count("\n") for caption in captions), default=0)
     with _style():
         from matplotlib.figure import Figure
 
         count = len(panels) + 1
         side = 2.05
-        figure = Figure(figsize=(side * count + 0.2, side * shape + 0.85), layout="constrained")
+        figure = Figure(figsize=(side * count + 0.2, side * shape + room), layout="constrained")
         axes = figure.subplots(1, count, squeeze=False)[0]
         # As long as the image, but for one that is much longer than wide.
         place: Any = {"extent": (0, grid[1], grid[0], 0), "aspect": shape * grid[1] / grid[0]}
         axes[0].imshow(pixels, **place)
         axes[0].set_title("image", fontsize=8.5, loc="center", fontweight="normal")
-        for axis, panel in zip(axes[1:], panels, strict=True):
+        for axis, panel, caption in zip(axes[1:], panels, captions, strict=True):
             if panel.cells is not None:
                 shown = _averaged(pixels, panel.cells)
                 note = f"averaged to {panel.cells[0]}×{panel.cells[1]}"
@@ -573,7 +575,7 @@ def kept_tokens(
             if panel.right is not None:
                 color, sign = (_GREEN, "  ✓") if panel.right else (_VERMILION, "  ✗")
             axis.set_title(
-                for_figure(panel.caption, 28, 3) + sign,
+                caption + sign,
                 fontsize=8.5,
                 loc="center",
                 color=color,
@@ -767,6 +769,7 @@ def _title(figure: Figure, text: str, size: float) -> None:
     """A title over the whole figure, in lines as long as it is wide."""
     width = int(figure.get_figwidth() * 72 / (0.62 * size))
     shown = for_figure(text, max(width, 20), 4)
+    figure.set_figheight(figure.get_figheight() + shown.count("\n") * 1.5 * size / 72)
     figure.suptitle(shown, fontsize=size, fontweight="bold", x=0.01, ha="left")
 
 
