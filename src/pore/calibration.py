@@ -46,7 +46,6 @@ from pore._files import write_atomic
 from pore._json import read_json
 from pore._private import execution_device
 from pore._sealed import seal, sealed_text, unseal
-from pore._text import Screen
 from pore.attention import LayerAttention, Normalize
 from pore.bias import Kind, PositionBias, Provenance
 from pore.errors import (
@@ -1126,6 +1125,8 @@ def _bar(progress: bool, total: int | None, state: HostCalibration) -> Progress:
         TimeRemainingColumn,
     )
     from rich.text import Text
+
+    from pore._text import Screen
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from pore._files import write_atomic
 from pore._private import attention_name, cache_argument, cache_in, random_model
 from pore._sealed import seal
-from pore._text import cell
 from pore.changes import Changes
 from pore.errors import InputError
 from pore.families import Family, family_of, names_of
@@ -1072,6 +1071,8 @@ def table(result: SpeedResult) -> Table:
         One row for each setting; times are medians with quartiles.
     """
     from rich.table import Table
+
+    from pore._text import cell
 
     model, work = result.model, result.workload
     title = (
