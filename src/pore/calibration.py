@@ -1116,7 +1116,6 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _bar(progress: bool, total: int | None, state: HostCalibration) -> Progress:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -1128,19 +1127,21 @@ def _bar(progress: bool, total: int | None, state: HostCalibration) -> Progress:
     )
     from rich.text import Text
 
+    from pore._text import Screen
+
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{speed:.1f} samples/s")
 
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     bar = Progress(
         TextColumn("Calibrating"),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[bad]} bad"),
+        TextColumn("{task.fields[bad]} bad", markup=False),
         console=console,
         disable=not (progress and console.is_terminal),
     )

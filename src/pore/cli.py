@@ -6,6 +6,7 @@ for any other. Whatever is slow to import is imported by the command that needs 
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -13,13 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
+from pore._text import Screen, cell, for_terminal, visible
 from pore.errors import InputError, PoreError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from pore.bias import PositionBias
+    from pore.bias import Kind, PositionBias
     from pore.calibration import HostCalibration
     from pore.evaluation import Outcome, survey
+    from pore.evaluation.guided import Guiding
     from pore.pruner import Pruner
     from pore.samples import Sample
     from pore.support import Support
@@ -38,6 +39,9 @@ _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 _PAPER_KEEPS = ["50%", "25%", "128", "10%"]
 _DEMO_KEEPS = ["50%", "25%", "22.2%", "10%"]
 _SURVEYED = 700
+_SEEDS = 2**63 - 1
+# Wrong usage of any kind; typer has no name of its own for it.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 # What the widest table needs where the width of the output is unknown, as in a pipe.
 _WIDTH = 118
 
@@ -45,18 +49,34 @@ _WIDTH = 118
 class _Group(TyperGroup):
     """Turns the errors that users can mend into messages and exit codes."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the arguments before the command."""
+        with _usage():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; exit with 1 on an error, with 130 when interrupted."""
         try:
-            return super().invoke(ctx)
+            with _usage():
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            _stderr().print(f"[yellow]Interrupted.[/yellow] {escape(str(error))}".strip())
+            _complain("Interrupted.", "yellow", error)
             raise typer.Exit(_EXIT_INTERRUPTED) from error
         except (PoreError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            _stderr().print(f"[red]Error:[/red] {escape(str(error))}")
+            _complain("Error:", "red", error)
             raise typer.Exit(_EXIT_ERROR) from error
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Wrong usage, which typer prints itself, with nothing in it that a terminal obeys."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = for_terminal(error.message)
+        raise
 
 
 app = typer.Typer(
@@ -85,7 +105,10 @@ Attn = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Method = Annotated[str, typer.Option(help="Pruning method; `pore methods` lists them.")]
-Keep = Annotated[str, typer.Option(help="Visual tokens kept per image: 128, 0.25 or 25%.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(help="Visual tokens kept per image: 128, 0.25 or 25%. [default: 25%]"),
+]
 Keeps = Annotated[
     list[str], typer.Option("--keep", help="Visual tokens kept: 128, 0.25 or 25%. Repeatable.")
 ]
@@ -180,7 +203,9 @@ def demo(
     questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 700,
     max_bad: MaxBad = 0.01,
     batch_size: Batch = 32,
-    seed: Annotated[int, typer.Option(help="Seed of Random and of the bootstrap.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=_SEEDS, help="Seed of Random and of the bootstrap.")
+    ] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attn: Attn = None,
@@ -234,14 +259,12 @@ def demo(
             ),
             progress=told,
         )
-    console = _stdout()
     _print_results(result.records)
-    for line in facts(result):
-        console.print(line, highlight=False, markup=False)
+    _say(*facts(result))
     for difference in result.differences:
         if difference.second.reweight == settings.kind:
-            console.print(f"  {difference}", highlight=False)
-    console.print(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.", highlight=False)
+            _say(f"  {difference}")
+    _say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
 
 
 @app.command()
@@ -256,8 +279,11 @@ def calibrate(
         str, typer.Option(help="Method that P is for; `pore methods` says which can divide by it.")
     ] = "FastV",
     keep: Annotated[
-        str, typer.Option(help="Its budget, which matters where its layers depend on it.")
-    ] = "25%",
+        str | None,
+        typer.Option(
+            help="Its budget, which matters where its layers depend on it. [default: 25%]"
+        ),
+    ] = None,
     layer: Layer = None,
     normalize: Normalize = None,
     settings: Set = None,
@@ -295,24 +321,24 @@ def calibrate(
     from pore.bias import save_biases
     from pore.calibration import calibrate as measure
 
+    form = _form(kind)
+    (budget,) = _budgets([keep] if keep else None, settings)
     loaded, processor = _load(model, device, dtype, attn, revision)
     kept = checkpoint or out.with_name(f"{out.stem}.calibration.json")
     measured = measure(
         loaded,
         processor,
         _samples(samples, limit=limit, questions=questions, split=split),
-        host=_pruner(method, settings, loaded, _keep(keep), layer=layer, normalize=normalize),
+        host=_pruner(method, settings, loaded, budget, layer=layer, normalize=normalize),
         batch_size=batch_size,
         checkpoint=kept,
         max_bad=max_bad,
         source=samples,
     )
-    biases = measured.fit(kind)  # type: ignore[arg-type]
+    biases = measured.fit(form)
     save_biases(out, biases)
-    console = _stdout()
-    for bias in biases:
-        console.print(repr(bias), highlight=False)
-    console.print(f"Wrote {out}, and the sums to {kept}.", highlight=False)
+    _say(*map(repr, biases))
+    _say(f"Wrote {out}, and the sums to {kept}.")
     if figures is not None:
         _draw_biases(measured, biases, figures)
 
@@ -323,7 +349,7 @@ def generate(
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     model: Model = "embedded",
     method: Method = "FastV",
-    keep: Keep = "25%",
+    keep: Keep = None,
     average: Average = False,
     layer: Layer = None,
     reweight: Reweight = None,
@@ -359,12 +385,13 @@ def generate(
 
     sample = Sample(image.name, image, question)
     sample.load_image()
+    (budget,) = _budgets([keep] if keep else None, settings)
     loaded, processor = _load(model, device, dtype, attn, revision)
     pruner = None
     if not unpruned:
         biases = _biases(reweight, allow, loaded, processor, [sample])
         pruner = _pruner(
-            *(method, settings, loaded, _keep(keep), average), layer=layer, normalize=normalize
+            *(method, settings, loaded, budget, average), layer=layer, normalize=normalize
         )
         pruner = pruner if biases is None else reweighted(pruner, biases)
     inputs = build_inputs(processor, [sample], loaded.device, loaded.dtype)
@@ -378,18 +405,18 @@ def generate(
             report = run.report
     new = tokens[:, inputs["input_ids"].shape[1] :]
     answer = processor.batch_decode(new, skip_special_tokens=True)[0].strip()
-    if draw is not None:
-        _draw_kept(loaded, processor, sample, report, answer, draw)
+    # The answer first: whatever becomes of the picture, it is not lost.
     if as_json:
         found = {"answer": answer, "report": None if report is None else report.to_dict()}
         typer.echo(json.dumps(found, indent=2))
-        return
-    console = _stdout()
-    console.print(answer, highlight=False, markup=False, style="bold")
-    if report is not None:
-        console.print(str(report), highlight=False, markup=False, style="dim")
+    else:
+        _say(answer, style="bold")
+        if report is not None:
+            _say(str(report), style="dim")
     if draw is not None:
-        console.print(f"Wrote {draw}.", highlight=False)
+        _draw_kept(loaded, processor, sample, report, answer, draw)
+        if not as_json:
+            _say(f"Wrote {draw}.")
 
 
 @app.command()
@@ -412,8 +439,8 @@ def evaluate(
     guide: Annotated[
         str | None,
         typer.Option(
-            help="With --all: a smaller model that guides SGL, of a kind that cuts images into the "
-            "same tokens. [default: the model itself]"
+            help="With --all or --method SGL: a smaller model that guides SGL, of a kind that cuts "
+            "images into the same tokens. [default: the model itself]"
         ),
     ] = None,
     method: Method = "FastV",
@@ -440,7 +467,10 @@ def evaluate(
     ] = None,
     max_bad: MaxBad = 0.01,
     batch_size: Batch = 16,
-    seed: Annotated[int, typer.Option(help="Seed of methods that draw and of the bootstrap.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=_SEEDS, help="Seed of methods that draw and of the bootstrap."),
+    ] = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attn: Attn = None,
@@ -459,18 +489,25 @@ def evaluate(
 
         pore evaluate --all --limit 2100 --out runs/all
 
-        pore evaluate --all -m llava-hf/llava-1.5-13b-hf --guide llava-hf/llava-1.5-7b-hf
+        pore evaluate --method SGL -m llava-hf/llava-1.5-13b-hf --guide llava-hf/llava-1.5-7b-hf
 
         pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
     """
     from pore.evaluation import Batches, compare, survey, time_prefill, write_records
     from pore.evaluation import evaluate as ask
+    from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import common
+    from pore.evaluation.page import footnotes
     from pore.evaluation.records import skips
     from pore.evaluation.reweighting import reweighted
+    from pore.methods import SGL
 
-    if guide is not None and not every:
-        raise InputError("--guide is for --all: leave it away, or ask every method.")
+    budgets = _budgets(keep, settings)
+    guided = not every and method.lower() == SGL.name.lower()
+    if guide is not None and not (every or guided):
+        raise InputError(
+            f"--guide is for --all and for --method SGL, not for {method}: leave it away."
+        )
     loaded, processor = _load(model, device, dtype, attn, revision)
     limit = _SURVEYED if every and limit is None else limit
     asked = list(_samples(samples, limit=limit, questions=questions, split=split))
@@ -499,10 +536,17 @@ def evaluate(
             None if guide in (None, model) else _load(guide, device, dtype, attn),
         )
         return
+    guiding = None
+    if guided:
+        itself = guide in (None, model)
+        other = (loaded, processor) if itself else _load(str(guide), device, dtype, attn)
+        guiding = Guiding(*other, max_new_tokens=max_new_tokens, itself=itself)
     biases = _biases(reweight, allow, loaded, processor, asked[:64])
     pruners: list[Pruner | None] = [None]
-    for one in map(_keep, keep or ["25%"]):
-        plain = _pruner(*(method, settings, loaded, one, average), layer=layer, normalize=normalize)
+    for one in budgets:
+        plain = _pruner(
+            *(method, settings, loaded, one, average, guiding), layer=layer, normalize=normalize
+        )
         pruners += [plain] if biases is None else [plain, reweighted(plain, biases)]
     batches = Batches(loaded, processor, asked, batch_size=batch_size, max_bad=max_bad)
     done, total = 0, len(asked) * len(pruners)
@@ -535,16 +579,14 @@ def evaluate(
             times = time_prefill(loaded, batches, pruners, count=1)
             outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
     records = [outcome.record() for outcome in outcomes]
-    console = _stdout()
+    written = () if out is None else write_records(out, records)
     _print_results(records)
-    for line in skips(records):
-        console.print(line, highlight=False, markup=False)
+    _say(*skips(records), *footnotes(records))
     if biases is not None:
-        for plain_outcome, other in zip(outcomes[1::2], outcomes[2::2], strict=True):
-            console.print(str(compare(plain_outcome, other, seed=seed)), highlight=False)
-    if out is not None:
-        paths = write_records(out, records)
-        console.print(f"Wrote {' and '.join(map(str, paths))}.", highlight=False)
+        for without, with_p in zip(outcomes[1::2], outcomes[2::2], strict=True):
+            _say(str(compare(without, with_p, seed=seed)))
+    if written:
+        _say(f"Wrote {' and '.join(map(str, written))}.")
 
 
 @app.command()
@@ -558,7 +600,10 @@ def bench(
         typer.Option("--model", "-m", help="Hub id, folder, or 'embedded' instead of a shape."),
     ] = None,
     method: Method = "FastV",
-    keep: Keeps = ["128"],  # noqa: B006 - typer copies it
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Visual tokens kept: 128, 0.25 or 25%. Repeatable. [default: 128]"),
+    ] = None,
     average: Average = False,
     layer: Layer = None,
     settings: Set = None,
@@ -594,7 +639,7 @@ def bench(
 
     if (shape is None) == (model is None):
         raise typer.BadParameter("Give either --shape or --model.")
-    keeps = list(map(_keep, keep))
+    keeps = _budgets(keep, settings, "128")
     if model is not None:
         loaded, _ = _load(model, device, dtype, attn)
     else:
@@ -613,11 +658,11 @@ def bench(
             command=_command(),
             progress=lambda run, runs, name: told(name, run / runs),
         )
-    console = _stdout()
-    console.print(speed.table(result))
     if out is not None:
         result.save(out)
-        console.print(f"Wrote {out}.", highlight=False)
+    _stdout().print(speed.table(result))
+    if out is not None:
+        _say(f"Wrote {out}.")
 
 
 @app.command()
@@ -649,6 +694,7 @@ def plot(
     from pore.calibration import HostCalibration
     from pore.evaluation.records import read_records
 
+    form = _form(kind)
     for source in sources:
         # Results are a list, a calibration is not; each reader then checks what it gets.
         with open_regular(source) as file:
@@ -656,10 +702,10 @@ def plot(
         if is_list:
             figure = plotting.accuracy_over_flops(read_records(source))
             path = plotting.save(figure, out / "accuracy.png")
-            _stdout().print(f"Wrote {path}.", highlight=False)
+            _say(f"Wrote {path}.")
         else:
             measured = HostCalibration.load(source)
-            _draw_biases(measured, measured.fit(kind), out)  # type: ignore[arg-type]
+            _draw_biases(measured, measured.fit(form), out)
 
 
 @app.command()
@@ -688,16 +734,11 @@ def flops(
         pore flops --model embedded --keep 36 --layer 3
     """
     from pore.flops import Probe, model_flops, paper_flops, tokens_per_layer
-    from pore.loading import resolve
+    from pore.loading import load_config
     from pore.selection import budget
     from pore.shapes import ModelShape, model_shape
 
-    if model is None:
-        sizes = model_shape(shape)
-    else:
-        from transformers import AutoConfig
-
-        sizes = ModelShape.from_config(AutoConfig.from_pretrained(resolve(model)))
+    sizes = model_shape(shape) if model is None else ModelShape.from_config(load_config(model))
     visual, layers = sizes.image_tokens, sizes.decoder.layers
     rows = []
     for one in (1.0, *map(_keep, keep)):
@@ -731,11 +772,11 @@ def methods() -> None:
     table = _table("method", "reweight", "settings", "what it does", "source")
     for name, kind in registered().items():
         table.add_row(
-            f"[bold]{escape(name)}[/bold]",
+            cell(name, "bold"),
             "yes" if kind.reweightable else "-",
-            escape("\n".join(_setting(field) for field in fields(kind))),  # type: ignore[arg-type]
-            escape(_first_line(kind)),
-            escape(kind.source),
+            "\n".join(_setting(field) for field in fields(kind)),  # type: ignore[arg-type]
+            _first_line(kind),
+            kind.source,
         )
     _stdout().print(table)
 
@@ -765,18 +806,16 @@ def models(
         return
     table = _table("family", "methods")
     for one in found:
-        name, model_types = escape(one.family.name), escape(", ".join(one.model_types))
-        taken = escape("\n".join(_taken(one)))
-        table.add_row(f"[bold]{name}[/bold]\n[dim]{model_types}[/dim]", taken)
-    console = _stdout()
-    console.print(table)
+        name = cell(one.family.name, "bold")
+        name.append_text(cell("\n" + ", ".join(one.model_types), "not bold dim"))
+        table.add_row(name, "\n".join(_taken(one)))
+    _stdout().print(table)
     others = sorted(registered().keys() - found[0].limits.keys())
     if others:
-        console.print(f"Set up with more than a model: {', '.join(others)}", highlight=False)
-    console.print(f"Shipped with the package: --model {EMBEDDED}", highlight=False)
-    console.print(
+        _say(f"Set up with more than a model: {', '.join(others)}")
+    _say(
+        f"Shipped with the package: --model {EMBEDDED}",
         f"Shapes with random weights, for bench and flops: {', '.join(SHAPES)}, llava-WIDTHxLAYERS",
-        highlight=False,
     )
 
 
@@ -812,10 +851,10 @@ def check(
     else:
         table = _table("", "weights", "what must hold", "found")
         for row in found.rows:
-            mark = "[green]holds[/green]" if row.holds else "[red]FAILS[/red]"
-            table.add_row(mark, row.dtype, escape(row.name), escape(row.finding))
+            mark = cell("holds", "green") if row.holds else cell("FAILS", "red")
+            table.add_row(mark, row.dtype, cell(row.name), cell(row.finding))
         _stdout().print(table)
-        _stdout().print(escape(found.summary), highlight=False)
+        _stdout().print(found.summary)
     if not found.passed:
         raise typer.Exit(_EXIT_ERROR)
 
@@ -842,9 +881,21 @@ def _taken(one: Support) -> Iterator[str]:
 # -- what the commands share ----------------------------------------------------------------------
 
 
-def _stdout() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+def _stdout() -> Screen:
+    console = Screen()
+    return console if console.is_terminal else Screen(width=_WIDTH)
+
+
+def _say(*lines: str, style: str = "") -> None:
+    """Print text as it is, not broken into lines: a terminal does that, and files need none."""
+    console = _stdout()
+    for line in lines:
+        console.print(line, style=style, soft_wrap=True)
+
+
+def _complain(what: str, style: str, error: BaseException) -> None:
+    console = Screen(stderr=True)
+    console.print(cell(what, style), str(error), soft_wrap=True)
 
 
 def _survey(
@@ -885,15 +936,12 @@ def _survey(
             guide=guide,
             progress=told,
         )
-    console = _stdout()
     title = "Right answers in % with 95 % interval, by third of the image"
     parts = ("cost", "mean", "accuracy", "thirds")
-    console.print(table(result.records, title=title, parts=parts, taught=result.taught))
-    for line in (*notes(result), "", *findings(result)):
-        console.print(line, highlight=False, markup=False)
-    for line in result.reasons:
-        console.print(f"Left out: {line}", highlight=False, markup=False)
-    console.print(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.", highlight=False)
+    _stdout().print(table(result.records, title=title, parts=parts, taught=result.taught))
+    _say(*notes(result), "", *findings(result))
+    _say(*(f"Left out: {line}" for line in result.reasons))
+    _say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
 
 
 def _print_results(records: Sequence[dict[str, Any]]) -> None:
@@ -903,9 +951,9 @@ def _print_results(records: Sequence[dict[str, Any]]) -> None:
     console = _stdout()
     title = "Right answers in % with 95 % interval, by kind of question and third of the image"
     whole = table(records, title=title)
-    width = Console(width=1000).measure(whole).maximum
+    width = Screen(width=1000).measure(whole).maximum
     if not console.is_terminal:
-        console = Console(width=max(width, _WIDTH))
+        console = Screen(width=max(width, _WIDTH))
     if width <= console.width:
         console.print(whole)
     else:
@@ -913,15 +961,11 @@ def _print_results(records: Sequence[dict[str, Any]]) -> None:
             table(records, title="Right answers in %", parts=("cost", "accuracy", "thirds"))
         )
         console.print(table(records, title="Right answers in %, by kind", parts=("kinds",)))
-    console.print(
+    _say(
         "tokens: visual ones at the last layer; GFLOPs: of the prefill with tower, multiply-add = "
         "2; ms: prefill per question, median\n",
         style="dim",
     )
-
-
-def _stderr() -> Console:
-    return Console(stderr=True, soft_wrap=True)
 
 
 @contextmanager
@@ -942,14 +986,14 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=_stderr(),
+        TextColumn("{task.description}", markup=False),
+        console=Screen(stderr=True, soft_wrap=True),
         transient=True,
     ) as bar:
         task = bar.add_task("", total=1.0)
 
         def tell(what: str, share: float) -> None:
-            bar.update(task, description=escape(what), completed=share)
+            bar.update(task, description=visible(what), completed=share)
 
         yield tell
 
@@ -966,8 +1010,9 @@ def _random_model(shape: str, device: str, dtype: str, attn: str | None) -> Any:
     import torch
 
     from pore import speed
-    from pore.loading import choose_device
+    from pore.loading import check_dtype, choose_device
 
+    check_dtype(dtype)
     target = choose_device(device)
     if dtype == "auto":
         dtype = "float32" if target.type == "cpu" else "bfloat16"
@@ -994,50 +1039,77 @@ def _keep(text: str) -> int | float:
         ) from None
 
 
+def _budgets(
+    keep: list[str] | None, settings: list[str] | None, default: str = "25%"
+) -> list[int | float]:
+    """The budgets of --keep, which --set may not give once more."""
+    if keep and any(setting.startswith("keep=") for setting in settings or []):
+        raise InputError("keep is given twice, by --keep and by --set.")
+    return list(map(_keep, keep or [default]))
+
+
+def _form(text: str) -> Kind:
+    """A form of P that can be fitted, seen before anything is measured."""
+    from pore.bias import Kind
+
+    forms = [form for form in get_args(Kind) if form != "rope"]
+    if text not in forms:
+        raise InputError(f"{text!r} is no form of P to fit; choose from {', '.join(forms)}.")
+    return text  # type: ignore[return-value]
+
+
 def _pruner(
     method: str,
     settings: list[str] | None,
     model: Any,
     keep: int | float,
     average: bool = False,
+    guiding: Guiding | None = None,
     **given: Any,
 ) -> Pruner:
     """A method by name, in any case of letters, as its authors set it up but for what is given."""
-    from pore._json import parse_json
-    from pore.budgets import method_named, schedule
+    from pore._settings import check_names, how_else, read_settings
+    from pore.budgets import method_named, scheduled
+    from pore.evaluation.guided import Guided
     from pore.shapes import ModelShape
 
     kind = method_named(method)
-    values = {name: value for name, value in given.items() if value is not None}
-    for setting in settings or []:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"--set {setting!r} is not of the form NAME=VALUE.")
-        try:
-            values[name] = parse_json(text)
-        except ValueError:
-            values[name] = text
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in known:
-            raise InputError(
-                f"{kind.name} has no setting {name!r}; it has {', '.join(sorted(known))}."
-            )
-    if average:
-        return schedule(kind, model, keep, **values)
-    usual = None
+    values = read_settings(kind, settings or [])
+    for name, value in given.items():
+        if value is not None:
+            check_names(kind, [name])
+            if name in values:
+                raise InputError(f"{name} is given twice, by --{name} and by --set.")
+            values[name] = value
+    set_up: Callable[..., Pruner | None] = kind.usual
+    if guiding is not None:
+        kind, set_up, values["guide"] = Guided, guiding.usual, guiding
+    shape = None
     with suppress(UnsupportedModelError):  # without its sizes, there is no set-up for the model
-        usual = kind.usual(keep, ModelShape.from_config(model.config))
+        shape = ModelShape.from_config(model.config)
+
+    def made(keep: int | float) -> Pruner | None:
+        usual = None if shape is None else set_up(keep, shape)
+        return None if usual is None else replace(usual, **values)  # type: ignore[type-var]
+
+    if average:
+        if "keep" in values:
+            raise InputError("--average looks for the budget itself; leave --set keep=... away.")
+        return scheduled(made, kind.name, shape or ModelShape.from_config(model.config), keep)
+    usual = made(keep)
     if usual is not None:
-        return replace(usual, **values)  # type: ignore[type-var]
-    needed = {name for name, field in known.items() if _required(field)} - {"keep"}
-    if needed - values.keys():
+        return usual
+    needed = [f.name for f in fields(kind) if _required(f) and f.name not in {"keep", *values}]  # type: ignore[arg-type]
+    for name in needed:
+        if (how := how_else(kind, name)) is not None:
+            raise InputError(f"{kind.name} needs a {name}: {how}.")
+    if needed:
         raise InputError(
             f"{kind.name} needs more than a budget: "
-            + ", ".join(f"--set {name}=..." for name in sorted(needed - values.keys()))
+            + ", ".join(f"--set {name}=..." for name in sorted(needed))
             + "."
         )
-    return kind(keep=keep, **values)  # type: ignore[call-arg]
+    return kind(**{"keep": keep, **values})
 
 
 def _required(field: Any) -> bool:
@@ -1179,6 +1251,10 @@ def _first_line(documented: object) -> str:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal has no letters for is spelled out, rather than all being lost.
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="pore")
 
 

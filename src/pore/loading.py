@@ -53,11 +53,10 @@ def load_model(
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
-    if dtype not in DTYPES:
-        raise InputError(f"{dtype!r} is no number format; choose from {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     target = choose_device(device)
     path = resolve(name)
-    _config(name, revision)  # before gigabytes are loaded
+    _known_config(name, revision)  # before gigabytes are loaded
     if dtype == "auto" and target.type == "cpu":
         dtype = "float32"
     disable_progress_bar()
@@ -118,10 +117,9 @@ def load_twin(
     from pore._private import seeded
     from pore.checking.twin import twin_of
 
-    if dtype not in DTYPES:
-        raise InputError(f"{dtype!r} is no number format; choose from {', '.join(DTYPES)}.")
+    check_dtype(dtype)
     target = choose_device(device)
-    config = _config(name, revision)
+    config = _known_config(name, revision)
     tiny, _ = twin_of(config)
     if dtype != "auto":
         kind = getattr(torch, dtype)
@@ -140,22 +138,52 @@ def load_twin(
     return model.eval()
 
 
-def _config(name: str, revision: str | None) -> Any:
+def _known_config(name: str, revision: str | None) -> Any:
     """The config of a checkpoint of a family that pore knows."""
-    from transformers import AutoConfig
-
     from pore.families import families
 
-    try:
-        config = AutoConfig.from_pretrained(resolve(name), revision=revision)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
+    config = load_config(name, revision=revision)
     if config.model_type not in families():  # `pore models` lists what is known
         raise UnsupportedModelError(
             f"{name!r} is a {config.model_type!r} model, of no family that pore knows. "
             f"It knows: {', '.join(sorted(families()))}."
         )
     return config
+
+
+def load_config(name: str, *, revision: str | None = None) -> Any:
+    """The configuration of a model.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The configuration, of any model that transformers knows.
+
+    Raises:
+        InputError: It cannot be read.
+        OSError: There is no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(resolve(name), revision=revision)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
+
+
+def check_dtype(name: str) -> None:
+    """Refuse what is none of `DTYPES`.
+
+    Args:
+        name: The name of a number format.
+
+    Raises:
+        InputError: Says which there are.
+    """
+    if name not in DTYPES:
+        raise InputError(f"{name!r} is no number format; choose from {', '.join(DTYPES)}.")
 
 
 def choose_device(name: str) -> Any:

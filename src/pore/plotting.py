@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 from pore._files import write_atomic
+from pore._text import for_figure
 from pore.errors import InputError, PoreError
 from pore.evaluation.outcome import UNPRUNED, budget_label, label
 from pore.evaluation.records import marks
@@ -56,6 +58,9 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
+    # Whatever users wrote is text: a question about dollars holds no formula, and no LaTeX runs.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 _Z95 = 1.96
 # A panel is drawn at most so many times as long as wide.
@@ -87,7 +92,9 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
         The file's content.
     """
     buffer = io.BytesIO()
-    with _style():
+    with _style(), warnings.catch_warnings():
+        # Boxes stand for what the font lacks, such as emoji.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.06)
     return buffer.getvalue()
 
@@ -124,12 +131,12 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
         The figure.
 
     Raises:
-        InputError: The lengths differ, or no grid is known.
+        InputError: The lengths differ, the mean is none of attention, or no grid is known.
         PoreError: matplotlib is not installed.
     """
     before, after = _before_after(mean, bias)
     grid = grid or bias.grid
-    if grid is None or grid[0] * grid[1] != len(before):
+    if grid is None or min(grid) < 1 or grid[0] * grid[1] != len(before):
         raise InputError(f"A grid of {len(before)} visual tokens is needed to draw a map.")
     with _style():
         from matplotlib.figure import Figure
@@ -172,7 +179,7 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
         The figure.
 
     Raises:
-        InputError: The lengths differ.
+        InputError: The lengths differ, the mean is none of attention, or an error is none.
         PoreError: matplotlib is not installed.
     """
     before, after = _before_after(mean, bias)
@@ -187,17 +194,17 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
 
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        left.plot(position, before, color=_BLUE, lw=1.1, label="mean attention $\\bar{A}$")
-        name = f"fit $P$ ({bias.kind})" + (
-            f", $R^2$ = {bias.r2:.2f}" if bias.r2 is not None and bias.kind != "empirical" else ""
+        left.plot(position, before, color=_BLUE, lw=1.1, label="mean attention Ā")
+        name = f"fit P ({for_figure(bias.kind)})" + (
+            f", R² = {bias.r2:.2f}" if bias.r2 is not None and bias.kind != "empirical" else ""
         )
         left.plot(position, fit, color=_VERMILION, lw=2.2, label=name)
-        right.plot(position, after, color=_GREEN, lw=1.1, label="reweighted $\\bar{A} / P$")
+        right.plot(position, after, color=_GREEN, lw=1.1, label="reweighted Ā / P")
         right.axhline(1.0, color=_GREY, lw=1.4, ls=(0, (4, 3)), label="no position favoured")
         top = float(max(before.max(), after.max()))
         if sem is not None:
             # The error relative to the mean is the same before and after a division by P.
-            spread = _Z95 * _vector(sem, len(before)) / np.asarray(mean, dtype=np.float64)
+            spread = _relative(_Z95 * _vector(sem, len(before)), mean)
             top = float(np.nanmax([top, *(before * (1 + spread)), *(after * (1 + spread))]))
             for axis, values, color in ((left, before, _BLUE), (right, after, _GREEN)):
                 axis.fill_between(
@@ -213,7 +220,7 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
         right.set_title("After")
         for axis in (left, right):
             axis.set_xlabel("visual token, in raster order")
-            axis.set_xlim(0, len(before) - 1)
+            axis.set_xlim(0, max(len(before) - 1, 1))
             axis.legend(loc="upper left")
         left.set_ylim(0.0, 1.35 * top)
         left.set_ylabel("attention, relative to the mean")
@@ -235,9 +242,10 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None
         The figure.
 
     Raises:
-        InputError: No record says its FLOPs.
+        InputError: No record says its FLOPs, or one says something else than a number.
         PoreError: matplotlib is not installed.
     """
+    _check(records, names=("reweight", "acts_in"), shares=("accuracy",), costs=("flops",))
     known = [record for record in records if record["flops"] is not None]
     if not known:
         raise InputError("No result says its FLOPs, so there is nothing to draw accuracy over.")
@@ -246,7 +254,8 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None
     for record in known:
         if record["method"] != UNPRUNED:
             methods.setdefault(label(record["method"], record["reweight"]), []).append(record)
-    if len(methods) > len(_CYCLE) and all(r.get("acts_in") for r in known if r not in unpruned):
+    placed = all(points[0].get("acts_in") in _PLACES for points in methods.values())
+    if len(methods) > len(_CYCLE) and placed:
         return _by_place(unpruned, methods, taught)
     with _style():
         from matplotlib.figure import Figure
@@ -261,7 +270,9 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None
         for i, (name, points) in enumerate(methods.items()):
             points = sorted(points, key=lambda record: record["flops"])
             color, marker = _CYCLE[i % len(_CYCLE)], _MARKERS[i % len(_MARKERS)]
-            _point(axis, points, name, color, marker, (i - (len(methods) - 1) / 2) * step)
+            _point(
+                axis, points, for_figure(name), color, marker, (i - (len(methods) - 1) / 2) * step
+            )
         axis.set_xlabel("FLOPs of the prefill, tower included (billions; multiply-add = 2)")
         axis.set_ylabel("accuracy (%)")
         axis.set_title("Accuracy over cost, with 95 % confidence")
@@ -298,6 +309,8 @@ def _by_place(
         for name, points in methods.items()
         if points[0]["reweight"] is None
     }
+    if not own:
+        raise InputError("All results are with P, so there is no host to draw them from.")
     # Of P only what was measured is drawn, beside its host.
     pore = {
         (record["method"], record["keep"]): record
@@ -309,6 +322,7 @@ def _by_place(
     every = [r for points in methods.values() for r in points]
     left, right = (f(r["flops"] / 1e9 for r in every) for f in (min, max))
     low, high = (f(100 * r["accuracy"] for r in [*every, *unpruned]) for f in (min, max))
+    width = right - left or 1.0
     with _style():
         figure = Figure(figsize=(1.0 + 4.1 * len(places), 5.6), layout="constrained")
         axes = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
@@ -329,20 +343,21 @@ def _by_place(
                 for record, start in zip(own[name], y, strict=True):
                     if (record["method"], record["keep"]) in pore:
                         _to_pore(axis, record, pore[record["method"], record["keep"]], start, color)
-                ends.append((y[-1], x[-1], name + marks(own[name][0], taught), color))
-            edge = max(x for _, x, _, _ in ends) + 0.06 * (right - left)
+                shown_as = for_figure(name, 30) + marks(own[name][0], taught)
+                ends.append((y[-1], x[-1], shown_as, color))
+            edge = max(x for _, x, _, _ in ends) + 0.06 * width
             _labels(axis, ends, edge, 0.036 * (high - low))
             axis.set_title(_PLACES[place])
-            axis.set_xlim(left - 0.05 * (right - left), right + 0.5 * (right - left))
+            axis.set_xlim(left - 0.05 * width, right + 0.5 * width)
             axis.set_xlabel("GFLOPs of the prefill, tower included")
             axis.grid(axis="y", color="#EEEEEE", lw=0.7)
             axis.set_axisbelow(True)
         axes[0].set_ylabel("accuracy (%)")
-        spread = [50 * (r["ci"][1] - r["ci"][0]) for r in every]
+        spread = [100 * (r["ci"][1] - r["ci"][0]) for r in every]
         costs = [f" ({record['flops'] / 1e9:.3g} GFLOPs)" for record in unpruned]
         figure.suptitle(
             f"Accuracy over cost. Open markers: with PoRe. Dashed: unpruned{''.join(costs)}. "
-            f"95 % intervals: ±{min(spread):.1f} to ±{max(spread):.1f} points.",
+            f"95 % intervals are {min(spread):.1f} to {max(spread):.1f} points wide.",
             fontsize=9,
             x=0.01,
             ha="left",
@@ -402,11 +417,12 @@ def differences(records: Sequence[Mapping[str, Any]], taught: int | None = None)
         The figure: a panel for every budget, a row for every host.
 
     Raises:
-        InputError: There is no record.
+        InputError: There is no record, or one says something else than numbers.
         PoreError: matplotlib is not installed.
     """
     if not records:
         raise InputError("No method was compared with itself, so there is nothing to draw.")
+    _check(records, names=("third",), shares=("difference", "p_mcnemar"))
     keeps = list(dict.fromkeys(record["keep"] for record in records))
     hosts = list(dict.fromkeys(record["method"] for record in records))
     groups = list(dict.fromkeys(record["third"] for record in records))
@@ -439,20 +455,24 @@ def differences(records: Sequence[Mapping[str, Any]], taught: int | None = None)
                         ms=5.0,
                         ls="",
                     )
-            axis.set_title(budget_label(keep))
+            axis.set_title(for_figure(budget_label(keep), 30))
             axis.grid(axis="x", color="#EEEEEE", lw=0.7)
             axis.set_axisbelow(True)
             axis.tick_params(axis="y", length=0)
-        names = {record["method"]: record["method"] + marks(record, taught) for record in records}
+        names = {r["method"]: for_figure(r["method"], 30) + marks(r, taught) for r in records}
         axes[0].set_yticks(range(len(hosts)), [names[host] for host in hosts])
         axes[0].set_ylim(len(hosts) - 0.4, -0.6)
         figure.supxlabel("accuracy with PoRe less without, in points", fontsize=9)
         handles = [
-            Line2D([], [], color=color, marker=marker, ls="", ms=5, label=group or "all questions")
+            Line2D([], [], color=color, marker=marker, ls="", ms=5, label=_group(group))
             for group, (color, marker) in looks.items()
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
     return figure
+
+
+def _group(third: str | None) -> str:
+    return "all questions" if third is None else for_figure(third, 20)
 
 
 def _point(
@@ -517,23 +537,28 @@ def kept_tokens(
         The figure.
 
     Raises:
-        InputError: An index is not on the grid.
+        InputError: An index is not on the grid, there is no grid or no image, or a coarse grid is
+            finer than its pixels.
         PoreError: matplotlib is not installed.
     """
-    pixels = np.asarray(image)[..., :3]
-    height, width = pixels.shape[:2]
+    if min(grid) < 1:
+        raise InputError(f"There is nothing to draw on a grid of {grid[0]}×{grid[1]}.")
+    pixels = _pixels(image)
+    shape = float(np.clip(pixels.shape[0] / pixels.shape[1], 1 / _LONGEST, _LONGEST))
+    captions = [for_figure(panel.caption, 28, 3) for panel in panels]
+    room = 0.85 + 0.16 * max((caption.count("\n") for caption in captions), default=0)
     with _style():
         from matplotlib.figure import Figure
 
         count = len(panels) + 1
         side = 2.05
-        figure = Figure(
-            figsize=(side * count + 0.2, side * height / width + 0.85), layout="constrained"
-        )
+        figure = Figure(figsize=(side * count + 0.2, side * shape + room), layout="constrained")
         axes = figure.subplots(1, count, squeeze=False)[0]
-        axes[0].imshow(pixels, extent=(0, grid[1], grid[0], 0))
+        # As long as the image, but for one that is much longer than wide.
+        place: Any = {"extent": (0, grid[1], grid[0], 0), "aspect": shape * grid[1] / grid[0]}
+        axes[0].imshow(pixels, **place)
         axes[0].set_title("image", fontsize=8.5, loc="center", fontweight="normal")
-        for axis, panel in zip(axes[1:], panels, strict=True):
+        for axis, panel, caption in zip(axes[1:], panels, captions, strict=True):
             if panel.cells is not None:
                 shown = _averaged(pixels, panel.cells)
                 note = f"averaged to {panel.cells[0]}×{panel.cells[1]}"
@@ -544,13 +569,13 @@ def kept_tokens(
                 if panel.extra:
                     note += f", {panel.extra} of no one patch"
                 _outline(axis, mask)
-            axis.imshow(shown, extent=(0, grid[1], grid[0], 0))
+            axis.imshow(shown, **place)
             axis.set_xlabel(note, fontsize=7.5, color=_GREY)
             color, sign = _BLACK, ""
             if panel.right is not None:
                 color, sign = (_GREEN, "  ✓") if panel.right else (_VERMILION, "  ✗")
             axis.set_title(
-                panel.caption + sign,
+                caption + sign,
                 fontsize=8.5,
                 loc="center",
                 color=color,
@@ -561,7 +586,7 @@ def kept_tokens(
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
         if title is not None:
-            figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+            _title(figure, title, 10)
     return figure
 
 
@@ -589,11 +614,13 @@ def layout(
         The figure.
 
     Raises:
-        InputError: `regions` are of a picture of another size, or `kept` does not fit them.
+        InputError: `regions` are none or of a picture of another size, or `kept` does not fit them.
         PoreError: matplotlib is not installed.
     """
     width, height = picture.size
     boxes, masks = [], []
+    if not regions:
+        raise InputError("The picture has no regions, so there are no visual tokens to draw.")
     if kept is not None and len(kept) != len(regions):
         raise InputError(f"There are {len(regions)} images, but tokens kept of {len(kept)}.")
     for i, image in enumerate(regions):
@@ -607,6 +634,8 @@ def layout(
             masks.append(mask[chosen])
     frames = np.concatenate([image.frames.numpy() for image in regions])
     layers = _layers(frames)
+    if not layers:
+        raise InputError("No region says which part of the picture it shows.")
     with _style():
         from matplotlib.figure import Figure
 
@@ -635,7 +664,7 @@ def layout(
             axis.set_xlabel(f"{views}, {count} tokens", fontsize=7.5, color=_GREY)
             axis.spines[:].set_visible(False)
         if title is not None:
-            figure.suptitle(title, fontsize=9, fontweight="bold", x=0.01, ha="left")
+            _title(figure, title, 9)
     return figure
 
 
@@ -736,6 +765,25 @@ def _rim(corners: npt.NDArray[np.float64]) -> list[Any]:
     return list(sides.values())
 
 
+def _title(figure: Figure, text: str, size: float) -> None:
+    """A title over the whole figure, in lines as long as it is wide."""
+    width = int(figure.get_figwidth() * 72 / (0.62 * size))
+    shown = for_figure(text, max(width, 20), 4)
+    figure.set_figheight(figure.get_figheight() + shown.count("\n") * 1.5 * size / 72)
+    figure.suptitle(shown, fontsize=size, fontweight="bold", x=0.01, ha="left")
+
+
+def _pixels(image: Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """An image as (height, width, 3) pixels."""
+    pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
+    if pixels.ndim != 3 or pixels.shape[2] < 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
+        raise InputError(
+            "An image is a picture of Pillow or whole numbers from 0 to 255 (uint8) of shape "
+            f"(height, width, 3), not {pixels.dtype} of shape {pixels.shape}."
+        )
+    return pixels[..., :3]
+
+
 def _mask(kept: Sequence[int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
     mask = np.zeros(grid[0] * grid[1], dtype=bool)
     indices = np.asarray(list(kept), dtype=int)
@@ -756,6 +804,11 @@ def _dimmed(pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.N
 
 def _averaged(pixels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """The image averaged over the cells of a coarse grid."""
+    if not (1 <= grid[0] <= pixels.shape[0] and 1 <= grid[1] <= pixels.shape[1]):
+        height, width = pixels.shape[:2]
+        raise InputError(
+            f"An image of {height}×{width} pixels has no averages on a grid of {grid[0]}×{grid[1]}."
+        )
     rows = np.linspace(0, pixels.shape[0], grid[0] + 1).round().astype(int)
     columns = np.linspace(0, pixels.shape[1], grid[1] + 1).round().astype(int)
     sums = np.add.reduceat(
@@ -782,6 +835,8 @@ def _vector(values: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:
     vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (n,):
         raise InputError(f"Expected {n} numbers, one per position, not {vector.shape}.")
+    if np.isinf(vector).any() or (vector < 0).any():
+        raise InputError("Attention and its standard errors are finite and not negative.")
     return vector
 
 
@@ -790,5 +845,63 @@ def _before_after(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Ā and Ā / P, each relative to its mean."""
     before = _vector(mean, len(bias))
+    if np.isnan(before).any():
+        raise InputError("The mean attention holds NaN, so there is nothing to draw.")
+    if not before.any():
+        raise InputError("The mean attention is zero everywhere, so there is nothing to draw.")
+    before = before / before.max()  # of no size too large or small for a sum
     after = before / bias.values.numpy()
     return before / before.mean(), after / after.mean()
+
+
+def _relative(error: npt.NDArray[np.float64], mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Errors relative to their means; where nothing was attended to, there is none."""
+    values = np.asarray(mean, dtype=np.float64)
+    return np.divide(error, values, out=np.zeros_like(error), where=values > 0)
+
+
+def _check(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    names: Sequence[str] = (),
+    shares: Sequence[str] = (),
+    costs: Sequence[str] = (),
+) -> None:
+    """Refuse records that cannot be drawn: files may hold anything.
+
+    Args:
+        records: The records.
+        names: Fields that are text or None, beside the method.
+        shares: Fields that are a share, or a difference of shares.
+        costs: Fields that are a number of at least 0, or None.
+
+    Raises:
+        InputError: Names the record, field and value.
+    """
+
+    def share(value: object) -> bool:
+        return _is_number(value) and abs(value) <= 1
+
+    def cost(value: object) -> bool:
+        return value is None or (_is_number(value) and value >= 0)
+
+    for number, record in enumerate(records, 1):
+        ends = record["ci"]
+        fine = {
+            "method": isinstance(record["method"], str),
+            "keep": isinstance(record["keep"], str | None) or _is_number(record["keep"]),
+            "ci": isinstance(ends, (list, tuple)) and len(ends) == 2 and all(map(share, ends)),
+            "looks_at": isinstance(record.get("looks_at", []), list)
+            and all(isinstance(layer, int) for layer in record.get("looks_at", [])),
+            **{name: isinstance(record.get(name), str | None) for name in names},
+            **{name: share(record[name]) for name in shares},
+            **{n: cost(record[n]) for n in costs},
+        }
+        if wrong := [name for name, right in fine.items() if not right]:
+            shown = repr(record.get(wrong[0]))[:80]
+            raise InputError(f"Result {number} cannot be drawn: its {wrong[0]!r} is {shown}.")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number of a size that axes can have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100

@@ -1072,6 +1072,8 @@ def table(result: SpeedResult) -> Table:
     """
     from rich.table import Table
 
+    from pore._text import cell
+
     model, work = result.model, result.workload
     title = (
         f"{model['name']}, {model['dtype']}, {model['attention']}, batch {work.batch_size}, "
@@ -1079,7 +1081,7 @@ def table(result: SpeedResult) -> Table:
         f"{result.hardware.get('gpu', result.hardware['cpu'])}"
     )
     caption = f"medians (and quartiles) in ms, of {work.repeats} interleaved runs"
-    shown = Table(title=title, caption=caption)
+    shown = Table(title=cell(title), caption=caption)
     shown.add_column("setting", overflow="fold")
     shown.add_column("tokens", justify="right", no_wrap=True)
     for header in (
@@ -1098,7 +1100,7 @@ def table(result: SpeedResult) -> Table:
         timing, ideal = setting.timing, setting.attainable
         peak = timing.peak_memory
         shown.add_row(
-            setting.name,
+            cell(setting.name),
             _steps(setting.tokens),
             f"{setting.flops.total / 1e12:.3g}",
             _cell(timing.prefill),

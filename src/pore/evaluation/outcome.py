@@ -78,10 +78,16 @@ class Outcome:
 
     @property
     def keep(self) -> int | float | str | None:
-        """The budget: tokens per image, or the fraction kept; 1.0 for the unpruned model."""
+        """The budget: tokens per image, or the fraction kept; 1.0 for the unpruned model.
+
+        In words where a method takes another one, such as a number for each of its stages.
+        """
         if self.budget is not None:
             return self.budget
-        return 1.0 if self.pruner is None else getattr(self.pruner, "keep", None)
+        keep: Any = 1.0 if self.pruner is None else getattr(self.pruner, "keep", None)
+        if isinstance(keep, tuple):
+            return f"keep {', '.join(budget_label(one).removeprefix('keep ') for one in keep)}"
+        return keep if keep is None or isinstance(keep, (int, float)) else f"keep {keep}"
 
     @property
     def reweight(self) -> str | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
 from pore._files import write_atomic
+from pore._text import Html, for_html
 from pore.evaluation import records as tables
 from pore.evaluation.outcome import budget_label, label, points
 
@@ -62,30 +62,34 @@ def write(result: Result, about: About, folder: Path) -> Path:
         OSError: A picture cannot be read, or the report not be written.
     """
     n = result.records[0]["n"]
-    text = Template(_resource("report.html")).substitute(
-        style=_resource("style.css"),
-        model=escape(about.model),
-        summary="\n".join(f"<li>{escape(line)}</li>" for line in facts(result) + verdicts(result)),
+    text = _filled(
+        "report.html",
+        model=about.model,
+        summary=_items(facts(result) + verdicts(result)),
         table=_table(result.records),
         differences=_differences(result.differences),
         figure1=_picture(folder / "figure1.png"),
         figure2=_picture(folder / "figure2.png"),
         figure3=_picture(folder / "figure3.png"),
-        examples="\n".join(
-            f"<figure><img src='{_picture(example.path)}' alt='{escape(example.title)}'>"
-            f"<figcaption>{escape(example.title.capitalize())}.</figcaption></figure>"
+        examples=_lines(
+            _html(
+                "<figure><img src='{}' alt='{}'><figcaption>{}.</figcaption></figure>",
+                _picture(example.path),
+                example.title,
+                example.title.capitalize(),
+            )
             for example in result.examples
         ),
-        example_keep=escape(budget_label(result.settings.example_keep)),
-        bias=escape(_bias(result)),
-        choice=escape(about.choice),
+        example_keep=budget_label(result.settings.example_keep),
+        bias=_bias(result),
+        choice=about.choice,
         layer=result.settings.layer,
         before=result.settings.layer - 1,
         images=result.calibration.count,
         n=n,
-        calibration=escape(about.calibration),
-        test=escape(about.test),
-        command=escape(about.command),
+        calibration=about.calibration,
+        test=about.test,
+        command=about.command,
         seed=result.settings.seed,
         rope_tokens=round(result.rope.parameters["text_tokens"]),
         setup=_setup(about),
@@ -109,29 +113,29 @@ def write_survey(result: Survey, about: About, folder: Path) -> Path:
     """
     records, tests = result.records, [d for d in result.differences if d.third is None]
     counted = "their mean over the decoder layers" if result.settings.average else "left at the end"
-    text = Template(_resource("survey.html")).substitute(
-        style=_resource("style.css"),
-        model=escape(about.model),
+    text = _filled(
+        "survey.html",
+        model=about.model,
         methods=len({record["method"] for record in records[1:]}),
         n=records[0]["n"],
         layers=result.layers,
-        summary="\n".join(f"<li>{escape(line)}</li>" for line in findings(result)),
+        summary=_items(findings(result)),
         chance=f"Were PoRe without any effect, about {len(tests) / 20:.1f} of its {len(tests)} "
         "comparisons would be clear all the same; p is not corrected for that.",
         accuracy=_picture(folder / "accuracy.png"),
-        test=escape(about.test),
+        test=about.test,
         budgets=f"Budgets are visual tokens of {result.visual}, {counted}.",
         table=_table(records, mean=True, taught=result.taught),
-        notes="\n".join(f"<p><small>{escape(line)}</small></p>" for line in notes(result)),
+        notes=_lines(_html("<p><small>{}</small></p>", line) for line in notes(result)),
         seed=result.settings.seed,
         pore=_picture(folder / "pore.png"),
         differences=_differences(result.differences, thirds=True, taught=result.taught),
         images=max(b.provenance.samples or 0 for found in result.biases.values() for b in found),
-        calibration=escape(about.calibration),
-        kind=escape(result.settings.kind),
+        calibration=about.calibration,
+        kind=result.settings.kind,
         biases=_biases(result.biases),
         left_out=_left_out(result),
-        command=escape(about.command),
+        command=about.command,
         setup=_setup(about),
     )
     return write_atomic(folder / "report.html", text)
@@ -156,7 +160,7 @@ def findings(result: Survey) -> list[str]:
         best = sorted(block, key=lambda record: -float(record["accuracy"]))[:3]
         named = ", ".join(
             f"{label(r['method'], r['reweight'])}{tables.marks(r, result.taught)} "
-            f"{tables.percent(r['accuracy'])} ±{tables.interval(r)}"
+            f"{tables.percent(r['accuracy'])} {tables.interval(r)}"
             for r in best
         )
         lines.append(f"{budget[0].upper()}{budget[1:]}: most right answers (%) have {named}.")
@@ -181,12 +185,25 @@ def notes(result: Survey) -> list[str]:
     Returns:
         A sentence for every mark that occurs.
     """
-    marked = "".join(tables.marks(record, result.taught) for record in result.records)
+    return footnotes(result.records, result.taught)
+
+
+def footnotes(records: Sequence[Mapping[str, Any]], taught: int | None = None) -> list[str]:
+    """Footnotes to the marks in a table.
+
+    Args:
+        records: The records of the table, that of the unpruned model first.
+        taught: As in `records.marks`.
+
+    Returns:
+        A sentence for every mark that occurs.
+    """
+    marked = "".join(tables.marks(record, taught) for record in records)
     lines = []
     if tables.TAUGHT in marked:
         lines.append(
-            f"{tables.TAUGHT} Looks at decoder layer {result.taught} or above. Attention of layer "
-            f"{result.taught} was supervised while this model was trained, so the method sees "
+            f"{tables.TAUGHT} Looks at decoder layer {taught} or above. Attention of layer "
+            f"{taught} was supervised while this model was trained, so the method sees "
             "attention that is better than a real model's (docs/embedded-model.md)."
         )
     if tables.EXPERIMENTAL in marked:
@@ -194,8 +211,8 @@ def notes(result: Survey) -> list[str]:
             f"{tables.EXPERIMENTAL} Built from the paper's description, with no code to compare "
             "with."
         )
-    for name in dict.fromkeys(record["guide"] for record in result.records if record["guide"]):
-        lines.append(f"{tables.GUIDED} {_guided(name, result.records[0]['flops'])}")
+    for name in dict.fromkeys(record["guide"] for record in records if record["guide"]):
+        lines.append(f"{tables.GUIDED} {_guided(name, records[0]['flops'])}")
     return lines
 
 
@@ -284,10 +301,29 @@ def _resource(name: str) -> str:
     return resources.files("pore").joinpath(f"templates/{name}").read_text(encoding="utf-8")
 
 
-def _setup(about: About) -> str:
-    return "\n".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in about.setup.items()
+def _filled(template: str, **values: object) -> str:
+    """A page; values that are no `Html` yet are escaped, whatever they are."""
+    shown = {name: for_html(value) for name, value in values.items()}
+    style = _resource("style.css")
+    return Template(_resource(template)).substitute(shown, style=style)
+
+
+def _html(pattern: str, *values: object) -> Html:
+    """HTML with text in its braces, escaped unless it is `Html`."""
+    return Html(pattern.format(*map(for_html, values)))
+
+
+def _lines(parts: Iterable[Html]) -> Html:
+    return Html("\n".join(parts))
+
+
+def _items(lines: Iterable[str]) -> Html:
+    return _lines(_html("<li>{}</li>", line) for line in lines)
+
+
+def _setup(about: About) -> Html:
+    return _lines(
+        _html("<tr><th>{}</th><td>{}</td></tr>", name, value) for name, value in about.setup.items()
     )
 
 
@@ -295,13 +331,14 @@ def _picture(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _row(cells: Iterable[str], tag: str = "td", kind: str = "") -> str:
-    return f"<tr{kind}>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+def _row(cells: Iterable[object], tag: str = "td", own: bool = False) -> Html:
+    inner = Html("".join(_html(f"<{tag}>{{}}</{tag}>", cell) for cell in cells))
+    return _html("<tr class='own'>{}</tr>" if own else "<tr>{}</tr>", inner)
 
 
 def _table(
     found: Sequence[Mapping[str, Any]], *, mean: bool = False, taught: int | None = None
-) -> str:
+) -> Html:
     kinds = tables.columns(found, "accuracy_by_kind")
     thirds = tables.columns(found, "accuracy_by_third")
     spans = f"<tr class='spans'><th colspan='{5 + mean}'></th>"
@@ -311,37 +348,39 @@ def _table(
         spans += f"<th colspan='{len(thirds)}' class='span'>by third of the image</th>"
     costs = ("tokens", *(["mean"] if mean else []), "GFLOPs", "prefill ms")
     headings = ("method", *costs, "accuracy %", *kinds, *thirds)
-    lines = [f"<thead>{spans}</tr>{_row(map(escape, headings), 'th')}</thead>"]
+    lines = [f"<thead>{spans}</tr>{_row(headings, 'th')}</thead>"]
     for budget, block in tables.groups(found):
-        width = len(headings)
-        lines.append(f"<tbody><tr class='budget'><td colspan='{width}'>{escape(budget)}</td></tr>")
+        opening = f"<tbody><tr class='budget'><td colspan='{len(headings)}'>"
+        lines.append(_html(opening + "{}</td></tr>", budget))
         for record in block:
             own = record["reweight"] not in (None, "rope")
             by_kind, by_third = record["accuracy_by_kind"], record["accuracy_by_third"]
             lines.append(
                 _row(
                     (
-                        escape(label(record["method"], record["reweight"]))
-                        + tables.marks(record, taught),
+                        label(record["method"], record["reweight"]) + tables.marks(record, taught),
                         tables.tokens(record["tokens_after"]),
                         *([tables.number(record["mean_tokens"])] if mean else []),
                         tables.number(record["flops"], 1e9),
                         tables.number(record["prefill_ms"]),
-                        f"<b>{tables.percent(record['accuracy'])}</b> "
-                        f"<small>±{tables.interval(record)}</small>",
+                        _html(
+                            "<b>{}</b> <small>{}</small>",
+                            tables.percent(record["accuracy"]),
+                            tables.interval(record),
+                        ),
                         *(tables.share(by_kind, kind) for kind in kinds),
                         *(tables.share(by_third, third) for third in thirds),
                     ),
-                    kind=" class='own'" if own else "",
+                    own=own,
                 )
             )
         lines.append("</tbody>")
-    return "<table class='results'>" + "\n".join(lines) + "</table>"
+    return Html("<table class='results'>" + "\n".join(lines) + "</table>")
 
 
 def _differences(
     differences: Sequence[Difference], *, thirds: bool = False, taught: int | None = None
-) -> str:
+) -> Html:
     which = ("questions",) if thirds else ()
     headings = ("budget", "method", *which, "difference", "95 % interval", "won", "lost", "p")
     lines = [f"<thead>{_row(headings, 'th')}</thead><tbody>"]
@@ -349,20 +388,19 @@ def _differences(
         paired = d.paired
         cells = (
             budget_label(d.second.keep),
-            escape(d.second.label) + tables.marks(d.record(), taught),
-            *([escape(d.third or "all")] if thirds else ()),
-            f"<b>{points(paired.difference)}</b>" if paired.clear else points(paired.difference),
+            d.second.label + tables.marks(d.record(), taught),
+            *([d.third or "all"] if thirds else ()),
+            _html("<b>{}</b>" if paired.clear else "{}", points(paired.difference)),
             d.interval,
             str(paired.gained),
             str(paired.lost),
             f"{paired.p:.2g}",
         )
-        own = d.third is None if thirds else _is_pore(d)
-        lines.append(_row(cells, kind=" class='own'" if own else ""))
-    return "<table class='differences'>" + "\n".join(lines) + "</tbody></table>"
+        lines.append(_row(cells, own=d.third is None if thirds else _is_pore(d)))
+    return Html("<table class='differences'>" + "\n".join(lines) + "</tbody></table>")
 
 
-def _biases(biases: Mapping[str, Sequence[PositionBias]]) -> str:
+def _biases(biases: Mapping[str, Sequence[PositionBias]]) -> Html:
     headings = ("host", "layer looked at", "what is averaged", "form", "growth", "R²")
     lines = [f"<thead>{_row(headings, 'th')}</thead><tbody>"]
     for found in biases.values():
@@ -376,11 +414,11 @@ def _biases(biases: Mapping[str, Sequence[PositionBias]]) -> str:
                 f"{bias.growth:.3g}",
                 "-" if bias.r2 is None else f"{bias.r2:.2f}",
             )
-            lines.append(_row(map(escape, cells)))
-    return "<table>" + "\n".join(lines) + "</tbody></table>"
+            lines.append(_row(cells))
+    return Html("<table>" + "\n".join(lines) + "</tbody></table>")
 
 
-def _left_out(result: Survey) -> str:
+def _left_out(result: Survey) -> Html:
     if not result.left_out:
-        return "<p>Nothing: every method that is installed was asked at every budget.</p>"
-    return "<ul>" + "\n".join(f"<li>{escape(line)}</li>" for line in result.reasons) + "</ul>"
+        return Html("<p>Nothing: every method that is installed was asked at every budget.</p>")
+    return _html("<ul>{}</ul>", _items(result.reasons))

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pore._files import shown, write_atomic
 from pore._json import read_json
 from pore._sealed import check, sealed_list
+from pore._text import cell, for_csv
 from pore.errors import InputError
 from pore.evaluation.outcome import UNPRUNED, budget_label, label
 from pore.methods import methods
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from pore.evaluation.outcome import Difference
 
@@ -192,7 +194,10 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
 
 
 def to_csv(records: Iterable[Record]) -> str:
-    """Records as CSV, nested fields as columns such as `kind.color` and `third.top`."""
+    """Records as CSV, nested fields as columns such as `kind.color` and `third.top`.
+
+    Text that a spreadsheet would take for a formula has an apostrophe before it (`for_csv`).
+    """
     records = list(records)
     rows = []
     for record in records:
@@ -212,9 +217,10 @@ def to_csv(records: Iterable[Record]) -> str:
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(for_csv, columns))
+    for row in rows:
+        writer.writerow(for_csv(row.get(column)) for column in columns)
     return buffer.getvalue()
 
 
@@ -244,9 +250,8 @@ def tokens(value: float) -> str:
 
 
 def interval(record: Record) -> str:
-    """Half the width of a record's confidence interval, in percentage points."""
-    low, high = record["ci"]
-    return f"{50 * (high - low):.1f}"
+    """A record's 95 % interval in percent, such as "[0.0, 17.7]", for it is not symmetric."""
+    return f"[{', '.join(map(percent, record['ci']))}]"
 
 
 def skips(records: Sequence[Record]) -> list[str]:
@@ -314,22 +319,24 @@ def table(
 
     kinds = columns(records, "accuracy_by_kind") if "kinds" in parts else []
     thirds = columns(records, "accuracy_by_third") if "thirds" in parts else []
-    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    heading = None if title is None else cell(title)
+    made = Table(title=heading, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("method", no_wrap=True)
-    for heading in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
-        made.add_column(heading, justify="right", no_wrap=True)
+    for name in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
+        made.add_column(name, justify="right", no_wrap=True)
     if "mean" in parts:
         made.add_column("mean", justify="right", no_wrap=True)
     if "accuracy" in parts:
         made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
-    for heading in (*kinds, *thirds):
-        short = heading if len(heading) <= 6 else f"{heading[:5]}."
-        made.add_column(short, justify="right", no_wrap=True)
+    for name in (*kinds, *thirds):
+        short = name if len(name) <= 6 else f"{name[:5]}."
+        made.add_column(cell(short), justify="right", no_wrap=True)
     for budget, block in groups(records):
         made.add_section()
-        made.add_row(f"[bold]{budget}[/bold]")
+        made.add_row(cell(budget, "bold"))
         for record in block:
-            cells = [f"  {label(record['method'], record['reweight'])}{marks(record, taught)}"]
+            name = f"  {label(record['method'], record['reweight'])}{marks(record, taught)}"
+            cells: list[str | Text] = [cell(name)]
             if "cost" in parts:
                 cells.append(tokens(record["tokens_after"]))
                 cells.append(number(record["flops"], 1e9))
@@ -337,7 +344,7 @@ def table(
             if "mean" in parts:
                 cells.append(number(record["mean_tokens"]))
             if "accuracy" in parts:
-                cells.append(f"{percent(record['accuracy'])} ±{interval(record)}")
+                cells.append(cell(f"{percent(record['accuracy'])} {interval(record)}"))
             cells += (share(record["accuracy_by_kind"], kind) for kind in kinds)
             cells += (share(record["accuracy_by_third"], third) for third in thirds)
             made.add_row(*cells)

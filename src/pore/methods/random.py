@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from pore.errors import ScoreError
 from pore.families import Family
 from pore.pruner import Pruner, Selection, Stage, View, check_layer
 from pore.selection import check_keep, top_k
@@ -36,6 +37,8 @@ class Random(Pruner):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        if not -(2**63) <= self.seed < 2**64:
+            raise ScoreError(f"seed={self.seed} is no number of 64 bits.")
 
     def stages(self) -> Sequence[Stage]:
         """One stage, before the chosen layer."""

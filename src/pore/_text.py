@@ -1,0 +1,150 @@
+"""Text of users made safe for where it is shown: terminals, figures, pages and CSV files.
+
+Questions, answers, ids, kinds and the names of files and models are whatever somebody wrote. What
+shows them goes through here: dollars are no formula, brackets no markup, and what a terminal would
+obey is spelled out.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from html import escape
+from typing import TYPE_CHECKING, Any
+from unicodedata import category
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.style import Style
+
+# Controls, invisible formatting such as a change of direction, halves of a character, separators.
+_OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Between letters of some scripts, and between the parts of an emoji.
+_JOINERS = "\u200c\u200d"
+# What a spreadsheet takes for the beginning of a formula, in both widths.
+_FORMULAS = "=+-@＝＋－＠"
+_LONGEST_NAME = 60
+
+
+def visible(text: str, spare: str = "") -> str:
+    r"""Text with what cannot be seen, but is obeyed, spelled out: the escape character is `\x1b`.
+
+    Args:
+        text: Any text, also with halves of characters, as file names that are no UTF-8 have.
+        spare: Characters to leave as they are.
+
+    Returns:
+        Text that can be encoded and changes nothing around it.
+    """
+    return "".join(
+        c
+        if c.isprintable() or c in spare or c in _JOINERS or category(c) not in _OBEYED
+        else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
+
+
+def for_terminal(text: str) -> str:
+    """Text for a terminal, in as many lines as it has.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text without anything that a terminal obeys, but for line ends and tabs.
+    """
+    return visible(text, "\n\t")
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Text as a cell, heading or title of a table of rich.
+
+    Args:
+        text: Any text; of what cannot be seen only line ends stay.
+        style: A style of rich.
+
+    Returns:
+        What rich shows as it is, without looking for markup.
+    """
+    return Text(visible(text, "\n"), style)
+
+
+class Screen(Console):
+    """A console that shows every string as it is: no markup, no emoji codes, nothing obeyed.
+
+    Styles are given by `style=` or by a `Text`.
+    """
+
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: str | Style = "",
+        justify: Any = None,
+        overflow: Any = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: Callable[[str | Text], Text] | None = None,
+    ) -> Text:
+        """A string as rich shows it; what asks for markup or highlighting is not heard."""
+        return Text(for_terminal(text), style, justify=justify, overflow=overflow)
+
+
+def for_figure(text: str, width: int = _LONGEST_NAME, lines: int = 1) -> str:
+    """Text for a figure, wrapped and cut to the room there is.
+
+    Formulas are switched off by the style that `pore.plotting` draws in, so dollars need nothing.
+
+    Args:
+        text: Any text; line ends and runs of blanks become one blank.
+        width: Characters of a line.
+        lines: The most lines.
+
+    Returns:
+        The text, with an ellipsis where it was cut.
+    """
+    shown = visible(" ".join(text.split()))
+    # More than fits, of which only the fact counts; nobody waits for a megabyte to be wrapped.
+    wrapped = textwrap.wrap(shown[: 2 * width * (lines + 1)], width)
+    if len(wrapped) > lines:
+        wrapped[lines - 1 :] = [f"{wrapped[lines - 1][: width - 1]}…"]
+    found = "\n".join(wrapped)
+    # matplotlib leaves what begins with an underscore out of legends.
+    return f" {found}" if found.startswith("_") else found
+
+
+def for_csv(value: Any) -> Any:
+    """A value as a cell or heading of a CSV file, which no spreadsheet takes for a formula.
+
+    Args:
+        value: Text, or anything else, which stays as it is.
+
+    Returns:
+        Text in one line, with an apostrophe before what would begin a formula.
+    """
+    if not isinstance(value, str):
+        return value
+    shown = visible(value)
+    return f"'{shown}" if shown.lstrip().startswith(tuple(_FORMULAS)) else shown
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def for_html(value: object) -> Html:
+    """Text for a page, in an element or an attribute.
+
+    Args:
+        value: Text; `Html` stays as it is, and anything else is taken for what `str` makes of it.
+
+    Returns:
+        Its HTML.
+    """
+    return value if isinstance(value, Html) else Html(escape(visible(str(value), "\n\t")))
