@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._private import kernel_names
+from pore._private import AFTER, BEFORE, kernel_names
 from pore.checking.reference import hidden_from
 from pore.checking.twin import VOCABULARY
 from pore.errors import ScoreError
@@ -349,8 +349,8 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         name or type(model).__name__: (
             type(module),
             sorted(key for key, value in vars(module).items() if key[0] != "_" or callable(value)),
-            list(module._forward_pre_hooks),
-            list(module._forward_hooks),
+            list(vars(module)[BEFORE]),
+            list(vars(module)[AFTER]),
             id(getattr(module, "config", None)),
         )
         for name, module in model.named_modules()

@@ -61,7 +61,7 @@ _GROUPED: Mapping[str, str] = {
 }
 _DEPTHS = ("num_hidden_layers", "depth")
 _LAYER_NUMBERS = ("fullatt_block_indexes", "moe_layers", "mlp_only_layers")
-_TOKENS = ("_token_id", "_token_index")
+_TOKENS = ("token_id", "token_index")
 # Of the twin nothing is loaded, and nothing of other senses is made.
 _LEFT_OUT = ("quantization_config", "audio_config")
 
