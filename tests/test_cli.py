@@ -34,6 +34,7 @@ COMMANDS = (
     "flops",
     "methods",
     "models",
+    "check",
 )
 
 

@@ -90,6 +90,47 @@ def test_models_are_built_without_initialising(monkeypatch: pytest.MonkeyPatch) 
 # -- attention ------------------------------------------------------------------------------------
 
 
+def test_models_are_built_from_a_config_in_parts() -> None:
+    """`_from_config` takes a kernel for every part, and what multiplies experts."""
+    config = tiny_llava().config
+    kernels = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
+    made = _private.from_config(
+        LlavaForConditionalGeneration, config, torch.bfloat16, kernels, "eager"
+    )
+    assert made.dtype == torch.bfloat16
+    assert _private.attention_name(made.config.text_config) == "eager"
+    assert _private.attention_name(made.config.vision_config) == "sdpa"
+    assert _private.experts_name(made.config) == "eager"
+
+
+def test_chance_is_put_back() -> None:
+    """`torch.default_generator` is what `torch.randn` draws from on a CPU."""
+    state = torch.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with _private.seeded():
+            drawn.append(torch.randn(3).tolist())
+    assert drawn[0] == drawn[1]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_kernels_and_makers_of_masks_have_names() -> None:
+    """`ALL_ATTENTION_FUNCTIONS` and `ALL_MASK_ATTENTION_FUNCTIONS` list them."""
+    before = _private.kernel_names()
+    assert before.count("sdpa") == 2
+    modeling_utils.ALL_ATTENTION_FUNCTIONS.register("pore_test", lambda *_: None)
+    assert sorted([*before, "pore_test"]) == sorted(_private.kernel_names())
+    _private.forget_attention("pore_test")
+    assert _private.kernel_names() == before
+
+
+def test_versions_are_compared_as_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_private, "TESTED", ("5.9.0", "5.10.0"))
+    for version, beyond in (("5.9.5", False), ("5.10.0", False), ("5.10.1", True), ("5.11", True)):
+        monkeypatch.setattr("transformers.__version__", version)
+        assert _private.beyond_tested() is beyond
+
+
 def test_attention_of_a_config() -> None:
     """`config._attn_implementation`, read from `_attn_implementation_internal`."""
     model = tiny_llava(attention="sdpa")
