@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import types
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from pore._json import parse_json
 from pore.bias import PositionBias
 from pore.errors import InputError
 from pore.guiding import Guide
@@ -122,8 +122,8 @@ def _parsed(text: str) -> list[Any]:
     if text.lower() in _CONSTANTS:
         return [_CONSTANTS[text.lower()], text]
     try:
-        return [json.loads(text), text]
-    except (ValueError, RecursionError):
+        return [parse_json(text), text]
+    except ValueError:
         return [text]
 
 
