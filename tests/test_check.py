@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typer.testing import CliRunner
 
 import pore
@@ -21,7 +23,8 @@ from pore import checking
 from pore.checking.twin import twin_of
 from pore.cli import app
 from pore.errors import UnsupportedModelError
-from test_engine import fingerprint
+from pore.families import family_of
+from test_engine import _flash, fingerprint
 from unknown import my_vlm
 
 
@@ -81,6 +84,25 @@ def test_the_attention_and_cache_of_the_model() -> None:
     assert (found.passed, found.attention, found.cache) == (True, "eager", "static")
     # Eager attention gives no numbers for padding in float64.
     assert {row.dtype for row in found.rows} == {"float32"}
+
+
+def test_flash_attention_s_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stand-in, whose name transformers would look up on the hub."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_test", _flash)
+    masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
+    monkeypatch.setitem(masks, "flash_test", flash_attention_mask)
+    model = stand_in(FULL["LLaVA-1.5"]())
+    model.config.text_config._attn_implementation_internal = "flash_test"
+    rows = list(checking._rows(checking.Subject(model, family_of(model), None), exact=True))
+    assert [(row.name, row.finding) for row in rows if not row.holds] == []
+    assert any("batch equals singles" in row.name for row in rows)
+
+
+def test_in_the_midst_of_other_modes() -> None:
+    model = tiny_llava(dtype=torch.float32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = pore.check(model)
+    assert found.passed, str(found)
 
 
 def test_the_model_is_left_alone() -> None:
@@ -170,6 +192,11 @@ class TestBeyondTheTested:
         pore.remove(model)
         assert looks == [model]
 
+    def test_a_model_without_its_head(self, looks: list[Any]) -> None:
+        base = tiny_llava().model
+        enter(base)
+        assert looks == [base]
+
     def test_a_result_says_so(self) -> None:
         found = pore.check(tiny_llava())
         assert found.passed
@@ -187,7 +214,14 @@ class TestBeyondTheTested:
         monkeypatch.setattr(pore.Family, "registry", dict(pore.Family.registry))
         type("MyVLM", (pore.Family,), {"name": "My VLM", "model_types": ("my_vlm",)})
         model = my_vlm(transformers.LlamaConfig(**LLAMA))
-        with pytest.raises(UnsupportedModelError, match=r"My VLM does not say .* `example`"):
+        for refused in (enter, pore.check):
+            with pytest.raises(UnsupportedModelError, match=r"My VLM does not say .* `example`"):
+                refused(model)
+
+    def test_a_config_that_cannot_be_shrunk_is_refused_in_words(self) -> None:
+        model = tiny_llava()
+        model.config.image_grid_pinpoints = "as many as fit"
+        with pytest.raises(UnsupportedModelError, match=r"No tiny twin .* `shrink`"):
             enter(model)
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pore._private import attention_name, beyond_tested, newest_tested, unwrapped
-from pore.checking.invariants import Subject, fingerprint, left_clean
+from pore._private import attention_name, beyond_tested, newest_tested, seeded, unwrapped
+from pore.checking.invariants import TOLERANCES, Subject, fingerprint, left_clean
 from pore.checking.twin import build, twin_of, widened
 from pore.errors import PoreError, UnsupportedModelError
 
@@ -188,8 +188,9 @@ def _check(model: Any, thorough: bool) -> CheckResult:
     tiny, family = twin_of(config)
     cache = getattr(generation, "cache_implementation", None)
     cache = None if "quant" in str(cache) else cache  # what such a one holds is rounded
-    device = _device(model)
-    own: torch.dtype = model.dtype
+    device, kind = _device(model), _kind(model, tiny)
+    # Packed weights compute in another type than they are kept in.
+    own: torch.dtype = model.dtype if model.dtype in TOLERANCES else torch.float32
     rows: list[Row] = []
     problems: dict[torch.dtype, str] = {}
     parameters = 0
@@ -197,22 +198,24 @@ def _check(model: Any, thorough: bool) -> CheckResult:
         for dtype in dict.fromkeys([torch.float64, torch.float32, own]):
             if rows and not (thorough and dtype == own):
                 continue  # one exact type is enough
-            twin = build(copy.deepcopy(tiny), type(model), dtype, config)
-            parameters = sum(weight.numel() for weight in twin.parameters())
             try:
+                twin = build(copy.deepcopy(tiny), kind, dtype, config)
+                parameters = sum(weight.numel() for weight in twin.parameters())
                 subject = Subject(twin.to(device), family, cache)
                 subject.warm()
                 if subject.hides:
-                    wide = build(widened(tiny), type(model), dtype, config)
+                    wide = build(widened(tiny), kind, dtype, config)
                     subject.wide = Subject(wide.to(device), family, cache)
+            except UnsupportedModelError:
+                raise
             except Exception as error:
                 problems[dtype] = _told(error)
             else:
-                rows += _rows(subject, exact=not rows)
+                rows += _rows(subject, exact=not rows and dtype.itemsize >= 4)
     if not rows or (thorough and own in problems):
         rows.append(Row("the unpruned twin runs", _name(own), False, problems[own]))
     return CheckResult(
-        model=type(model).__name__,
+        model=kind.__name__,
         family=family.name,
         versions={name: version(of) for name, of in _VERSIONS.items()},
         tested=not beyond_tested(),
@@ -246,6 +249,16 @@ def _told(error: Exception) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _kind(model: Any, tiny: Any) -> Any:
+    """The class of the twin: the model's own, or the one with a head of a model without."""
+    if hasattr(model, "generate"):
+        return type(model)
+    from transformers import AutoModelForImageTextToText
+
+    with seeded():
+        return type(AutoModelForImageTextToText.from_config(copy.deepcopy(tiny)))
 
 
 def _device(model: Any) -> torch.device:

@@ -26,7 +26,7 @@ _PROMPTS = ((3, True, 4), (9, True, 6), (0, False, 14))  # text before, an image
 _ANSWER = 4  # tokens
 # How far logits may be apart, as a share of the largest: norms and rotary tables of most models are
 # of float32 whatever the weights.
-_TOLERANCES: Mapping[torch.dtype, float] = {
+TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float64: 5e-5,
     torch.float32: 2e-3,
     torch.float16: 2e-2,
@@ -202,7 +202,7 @@ class Subject:
         apart = float(difference.median() if half else difference.max())
         share = apart / max(float(wanted.abs().max()), 1e-9)
         # Not `share > ...`: what is not a number is no equality.
-        return share <= _TOLERANCES[self.dtype], f"logits {share:.1e} of the largest apart"
+        return share <= TOLERANCES[self.dtype], f"logits {share:.1e} of the largest apart"
 
     def warm(self) -> None:
         """Run it once unpruned, as it must, and for the hooks that transformers itself leaves.
