@@ -869,7 +869,7 @@ class Run(Changes):
         if state.seen and length > 1:
             forward.starts = own_slots(cache, sliding=False), own_slots(cache, sliding=True)
         start = forward.starts[0] if forward.custom is None else state.seen
-        padding = None if images else state.padding
+        padding = None if images or state.entry is None else state.padding
         tokens = token_mask(mask, batch, state.seen, length, embeds.device, start, padding)
         forward.past, forward.tokens = tokens[:, : state.seen], tokens[:, state.seen :]
         forward.every = forward.tokens

@@ -130,10 +130,7 @@ class TowerView:
         Returns:
             The selection.
         """
-        room = [mask.shape[1]] * len(mask)
-        if self.tilings is not None:
-            room = self.shown.sum(1).tolist()
-        if list(counts) == room:
+        if min(counts) == mask.shape[1]:
             # Not a copy, whose memory may be laid out otherwise, so that sums round otherwise.
             return TowerSelection(self.features, self.raster, None, structure)
         widest = max(counts)
@@ -169,6 +166,24 @@ class TowerSelection:
     valid: Tensor | None = None
     structure: bool = True
     order: Tensor | None = None
+
+
+def _unless_whole(selection: TowerSelection, view: TowerView) -> TowerSelection:
+    """A selection, or all there is where it is all that the prompt shows, as it came.
+
+    Patches that show nothing but padding are projected then too: without them sums round otherwise.
+    """
+    valid, shown = selection.valid, view.shown
+    if valid is None or view.tilings is None or selection.order is not None:
+        return selection
+    if int(valid.sum()) != int(shown.sum()) or bool((selection.raster[valid] < 0).any()):
+        return selection
+    rows = torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)[valid]
+    places = selection.raster[valid]
+    same = torch.equal(selection.features[valid], view.features[rows, places])
+    if not same or not bool(shown[rows, places].all()):
+        return selection
+    return TowerSelection(view.features, view.raster, None, selection.structure)
 
 
 def even_shares(total: int, room: Sequence[int]) -> list[int]:
@@ -588,7 +603,7 @@ class TowerWatch:
             groups=groups,
             real=self._real,
         )
-        self.selection = selection = self._choose(view)
+        self.selection = selection = _unless_whole(self._choose(view), view)
         self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
         if selection.valid is None:
             return (selection.features, *args[1:])
