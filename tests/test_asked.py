@@ -161,7 +161,9 @@ class TestLoss:
         with torch.no_grad():
             expected = model(**inputs, labels=labels).loss
             with usual_of(name, 1.0, case)(model):
-                torch.testing.assert_close(model(**inputs, labels=labels).loss, expected)
+                own = model(**inputs, labels=labels).loss
+                # An older Llama 4 itself takes it in float64.
+                torch.testing.assert_close(own, expected, check_dtype=False)
             with usual_of(name, FEW, case)(model):
                 logits = model(**inputs).logits
                 loss = model(**inputs, labels=labels).loss

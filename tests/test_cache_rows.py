@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, StaticCache
 
-from family_cases import CASES, Case
+from family_cases import CASES, Case, since
 from models import batch, prompt
 from pore._private import CACHE_METHODS
 from pore.errors import ModelStateError
@@ -215,6 +215,8 @@ def test_rows_changed_layer_by_layer_are_noticed(name: str) -> None:
 def test_several_answers_after_one_prefill_in_every_family(case: Case, name: str) -> None:
     """Repeated, answered token by token, and finished rows let go."""
     model, inputs = case.model(), case.inputs(PROMPTS["ragged"])
+    if case.name == "Gemma 3" and name == "FastV" and not since("5.20"):
+        pytest.skip("older ones make masks of a token with its type for the wrong layer")
     if case.name == "Qwen3.5":
         pytest.skip("transformers itself selects no rows of recurrent states")
 

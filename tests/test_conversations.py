@@ -222,6 +222,8 @@ class TestBlocks:
     def test_other_blocks_and_none_refuse_it(
         self, case: Case, pruner: Pruner, other: Pruner
     ) -> None:
+        if case.name == "Gemma 3" and pruner is not ON_EMBEDDINGS and not since("5.20"):
+            pytest.skip("older ones make masks of a further turn for the wrong layer")
         elsewhere = TestCachesFromElsewhere()
         with torch.no_grad():
             with pruner(case.model()):

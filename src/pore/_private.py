@@ -611,9 +611,9 @@ class _Owned:
 
     def crop(self, tokens_to_remove: int) -> None:
         length = int(self.get_seq_length())  # type: ignore[attr-defined]
-        count = -tokens_to_remove
+        count = -int(tokens_to_remove)  # a tensor, in assisted decoding
         if tokens_to_remove > 0:  # until 5.17, the length that is left
-            count = max(length - tokens_to_remove, 0)
+            count = max(length - int(tokens_to_remove), 0)
         self._pore_owner.check_crop(count)
         super().crop(-count)  # type: ignore[misc]
         if count:

@@ -13,15 +13,15 @@ from pore.errors import InputError
 from pore.layout import Image
 
 
-def custom_masks(masks: Any, seen: int, length: int, static: bool) -> Any:
+def custom_masks(masks: Any, seen: int, length: int, made: bool) -> Any:
     """The caller's own masks of which token sees which, as a decoder takes them.
 
     Args:
         masks: The model's mask argument.
         seen: Tokens that came before, dropped ones included.
         length: Tokens of this forward.
-        static: Whether the cache has its slots from the start: then transformers itself makes
-            such masks early, which say no more than which tokens are padding.
+        made: Whether transformers itself has made such masks, early, which then say no more than
+            which tokens are padding: in `generate`, and for caches with slots from the start.
 
     Returns:
         A (B or 1, 1 or H, length, seen + length) mask or several by kind of layer; None where
@@ -32,7 +32,7 @@ def custom_masks(masks: Any, seen: int, length: int, static: bool) -> Any:
     """
     parts = list(masks.values()) if isinstance(masks, Mapping) else [masks]
     parts = [part for part in parts if isinstance(part, Tensor) and part.dim() == 4]
-    if static or not parts:
+    if made or not parts:
         return None
     for part in parts:
         if tuple(part.shape[-2:]) != (length, seen + length):

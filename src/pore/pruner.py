@@ -686,7 +686,7 @@ class Run(Changes):
         self.put(base, CALL, self._watched(getattr(base, CALL)))
         generate: Any = getattr(model, "generate", None)
         if generate is not None:
-            self.put(model, "generate", self._watched(generate))
+            self.put(model, "generate", self._watched(generate, makes_masks=True))
         self.before(decoder, self._before_decoder, with_kwargs=True)
         self.after(decoder, self._after_decoder, with_kwargs=True)
         self._acts = {i: self._layer_hook(i) for i in range(first, len(layers))}
@@ -815,17 +815,25 @@ class Run(Changes):
         if self._forward is not None and self._forward.thread == get_ident():
             self._forward = None
 
-    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(
+        self, function: Callable[..., Any], makes_masks: bool = False
+    ) -> Callable[..., Any]:
         """A forward or `generate` whose end is known, also where it is an interrupt.
 
         Hooks alone tell too little: torch runs none after Ctrl-C, and `generate` is many forwards.
+
+        Args:
+            function: The forward or `generate`.
+            makes_masks: Whether it may make 4-D masks of a mask of padding.
         """
 
         @functools.wraps(function)  # `generate` reads signatures, and so do trainers
         def watched(*args: Any, **kwargs: Any) -> Any:
             if self.pruner.reads_tower:
                 check_tower(kwargs, self.model.config)
-            call = _Call()
+            given = kwargs.get(MASK)
+            given_2d = given is None or (isinstance(given, Tensor) and given.dim() == 2)
+            call = _Call(makes_masks and given_2d)
             try:
                 self._calls.append(call)
                 result = function(*args, **kwargs)
@@ -863,7 +871,9 @@ class Run(Changes):
         mask = forward.inputs.get(MASK)  # of which the model may have made others
         if length > 1 or not state.checked:
             self._check_goes_on(state, forward.inputs.get(POSITIONS), mask, length)
-        forward.custom = custom_masks(mask, state.seen, length, has_static_slots(cache))
+        mine = any(c.makes_masks for c in list(self._calls) if c.thread == forward.thread)
+        made = mine or has_static_slots(cache)
+        forward.custom = custom_masks(mask, state.seen, length, made)
         # Reading the mask of a single new token would cost a synchronisation and tells nothing.
         mask = mask if images or length > 1 else None
         if state.seen and length > 1:
@@ -1702,10 +1712,12 @@ class _Call:
     Attributes:
         thread: The thread that runs it.
         cut_short: Whether the model was unhooked meanwhile.
+        makes_masks: Whether 4-D masks in it are made by transformers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, makes_masks: bool) -> None:
         self.thread = get_ident()
+        self.makes_masks = makes_masks
         self.cut_short = False
 
 

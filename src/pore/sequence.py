@@ -149,8 +149,8 @@ def own_slots(cache: Any, sliding: bool) -> int:
 def check_own_slot(masks: Any, cache: Any) -> None:
     """Refuse masks of a decoded token in which layers with a sliding window do not show it itself.
 
-    transformers 5.16 makes them, for Gemma 3 and a static cache, for the first layer without one,
-    which may hold fewer tokens.
+    transformers 5.16 makes them, for Gemma 3 and a static cache or a token with its type, for the
+    first layer without one, which may hold fewer tokens.
 
     Args:
         masks: What the decoder is given: one by kind of layer, or anything else.
@@ -160,14 +160,19 @@ def check_own_slot(masks: Any, cache: Any) -> None:
         UnsupportedModelError: They do not.
     """
     mask = masks.get("sliding_attention") if isinstance(masks, Mapping) else None
-    slot = own_slots(cache, sliding=True)
-    if not isinstance(mask, Tensor) or mask.dim() != 4 or slot >= mask.shape[-1]:
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
         return
-    seen = mask[..., -1, slot]
-    if not bool((seen if seen.dtype == torch.bool else seen > -1e4).all()):
+    slot, kinds = own_slots(cache, sliding=True), sliding_layers(cache)
+    if slot < mask.shape[-1]:
+        seen = mask[..., -1, slot]
+        right = bool((seen if seen.dtype == torch.bool else seen > -1e4).all())
+    else:  # or a cache has let go of what is out of the window
+        right = True not in kinds or mask.shape[-1] >= slots_of(cache, 1, kinds.index(True))
+    if not right:
         raise UnsupportedModelError(
             "This version of transformers makes the masks of layers with a sliding window for a "
-            "layer that holds fewer tokens; use a dynamic cache, or transformers 5.20 or newer."
+            "layer that holds fewer tokens; use a dynamic cache without marks of what tokens are, "
+            "a method that acts on the embeddings, or transformers 5.20 or newer."
         )
 
 
