@@ -921,13 +921,16 @@ class Gemma4(Case):
 
     name = "Gemma 4"
     counted = False
-    videos = "mixed"
     grids = ((2, 6), (3, 3))
     ragged = (
-        "num_frames_per_video"
-        in inspect.signature(transformers.Gemma4ForConditionalGeneration.forward).parameters
+        "num_frames_per_video" in inspect.signature(transformers.Gemma4Model.forward).parameters
     )
     """Whether videos may have several lengths."""
+    # transformers 5.20 itself takes those, but does not hand them on to what needs them.
+    lost = ragged and "num_frames_per_video=" not in inspect.getsource(
+        transformers.Gemma4Model.forward
+    )
+    videos = None if lost else "mixed"
     video_grids = ((2, 2, 3), (3 if ragged else 2, 2, 2))
     patches, values, side = 48, 48, 2
     """The most of an image, numbers in each, and how many along a side become a token."""
