@@ -906,11 +906,11 @@ class Run(Changes):
                 self.report.tower(self._watch.tokens)
         elif state.seen == 0:  # or it is a new token, a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
-        if length == 1 and not state.checked:  # once: it asks the device
+        if length > 1 or not state.checked:  # of single tokens once: it asks the device
             first = min((self._stages[number].layer for number in state.tracks), default=0)
             if any(window_of(self._decoder_config, i) is not None for i in range(first)):
-                check_own_slot(kwargs.get(MASK), cache)
-            state.checked = True
+                check_own_slot(kwargs.get(MASK), cache, length)
+            state.checked = state.checked or length == 1
         state.seen += length
         if self._entry:
             kwargs = self._before_first_layer(forward, kwargs)

@@ -146,8 +146,10 @@ def own_slots(cache: Any, sliding: bool) -> int:
     return int(cache.get_seq_length(kinds.index(sliding) if sliding in kinds else 0))
 
 
-def check_own_slot(masks: Any, cache: Any) -> None:
-    """Refuse masks of a decoded token in which layers with a sliding window do not show it itself.
+def check_own_slot(masks: Any, cache: Any, length: int) -> None:
+    """Refuse masks in which layers with a sliding window do not show a decoded token itself.
+
+    Of several tokens, masks that are narrower than what these layers hold.
 
     transformers 5.16 makes them, for Gemma 3 and a static cache or a token with its type, for the
     first layer without one, which may hold fewer tokens.
@@ -155,6 +157,7 @@ def check_own_slot(masks: Any, cache: Any) -> None:
     Args:
         masks: What the decoder is given: one by kind of layer, or anything else.
         cache: The cache before the forward.
+        length: Tokens of the forward.
 
     Raises:
         UnsupportedModelError: They do not.
@@ -163,11 +166,11 @@ def check_own_slot(masks: Any, cache: Any) -> None:
     if not isinstance(mask, Tensor) or mask.dim() != 4:
         return
     slot, kinds = own_slots(cache, sliding=True), sliding_layers(cache)
-    if slot < mask.shape[-1]:
+    if length == 1 and slot < mask.shape[-1]:
         seen = mask[..., -1, slot]
         right = bool((seen if seen.dtype == torch.bool else seen > -1e4).all())
     else:  # or a cache has let go of what is out of the window
-        right = True not in kinds or mask.shape[-1] >= slots_of(cache, 1, kinds.index(True))
+        right = True not in kinds or mask.shape[-1] >= slots_of(cache, length, kinds.index(True))
     if not right:
         raise UnsupportedModelError(
             "This version of transformers makes the masks of layers with a sliding window for a "
