@@ -82,7 +82,7 @@ class Asked:
             return None
         if isinstance(wanted, int):
             if wanted == 1 and valid.shape[1] and bool(valid[:, -1].all()):
-                return None  # the last token is text, and nothing fills up behind it
+                return None  # the last token is text, and nothing fills up after it
             wanted = torch.arange(max(length - wanted, 0), length)
         wanted = wanted.to(before.device)
         if wanted.dim() != 1 or bool(((wanted < -length) | (wanted >= length)).any()):

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pore._private import attention_kernel, attention_name, with_attention
+from pore._private import POSITIONS, attention_kernel, attention_name, with_attention
 from pore.changes import Changes
 from pore.errors import ScoreError, UnsupportedModelError
 from pore.layout import Layout
@@ -114,7 +114,7 @@ def hide_positions(changes: Changes, module: nn.Module) -> None:
     """
 
     def without(kernel: Kernel, *args: Any, **kwargs: Any) -> Any:
-        return kernel(module, *args, **{**kwargs, "position_ids": None})
+        return kernel(module, *args, **{**kwargs, POSITIONS: None})
 
     between(changes, module, without)
 

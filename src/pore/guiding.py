@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._private import SPARED_ROWS, cache_argument, cache_in, unwrapped
+from pore._private import EMBEDS, MASK, POSITIONS, SPARED_ROWS, cache_argument, cache_in, unwrapped
 from pore.attention import row_logits, tap_attention
 from pore.bias import Provenance
 from pore.changes import Changes
@@ -195,7 +195,7 @@ def guide(
             return_dict_in_generate=False,
             logits_processor=LogitsProcessorList([probabilities]),
         )
-    if inputs.get("inputs_embeds") is None:
+    if inputs.get(EMBEDS) is None:
         sequences = sequences[:, layout.tokens.shape[1] :]
     answered = _answered(sequences, model)
     chosen = torch.stack(probabilities.seen, 1)
@@ -226,16 +226,16 @@ def answer_probabilities(model: nn.Module, inputs: Mapping[str, Any], sequences:
     positions: list[Tensor | None] = []
 
     def note(_: nn.Module, __: object, kwargs: dict[str, Any]) -> None:
-        positions.append(kwargs.get("position_ids"))
+        positions.append(kwargs.get(POSITIONS))
 
     with Changes() as changes:
         changes.before(family_of(model).decoder(model), note, with_kwargs=True)
         out = model(**inputs, use_cache=True, logits_to_keep=1)
     logits: Tensor = out.logits
     if more := sequences.shape[1] - 1:
-        embeds = inputs.get("inputs_embeds")
+        embeds = inputs.get(EMBEDS)
         prompt = inputs["input_ids"] if embeds is None else embeds[..., 0]
-        mask = inputs.get("attention_mask")
+        mask = inputs.get(MASK)
         mask = torch.ones_like(prompt, dtype=torch.long) if mask is None else mask
         out = model(
             input_ids=sequences[:, :-1],
@@ -261,7 +261,7 @@ def _layout(model: nn.Module, inputs: Mapping[str, Any], visual: Tensor | None) 
     family = family_of(model)
     prompt = inputs.get("input_ids")
     if prompt is None:
-        prompt = inputs["inputs_embeds"][..., 0]
+        prompt = inputs[EMBEDS][..., 0]
         if visual is None:
             raise InputError(
                 "The prompt is given as inputs_embeds, which do not tell visual tokens from text; "
@@ -270,7 +270,7 @@ def _layout(model: nn.Module, inputs: Mapping[str, Any], visual: Tensor | None) 
         images = marked_images(visual.bool().cpu(), family.grid(model))
     else:
         images = family.images(model, inputs)
-    mask = inputs.get("attention_mask")
+    mask = inputs.get(MASK)
     tokens = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
     if not bool(tokens[:, -1].all()):
         raise InputError(

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore._private import CALL, checkpointed
+from pore._private import CALL, HIDDEN, MASK, checkpointed
 from pore.attention import cls_attention, received_attention, tap_attention, visible
 from pore.changes import Changes
 from pore.errors import BudgetError, InputError, UnsupportedModelError
@@ -173,9 +173,10 @@ def _unless_whole(selection: TowerSelection, view: TowerView) -> TowerSelection:
 
     Patches that show nothing but padding are projected then too: without them sums round otherwise.
     """
-    valid, shown = selection.valid, view.shown
+    valid = selection.valid
     if valid is None or view.tilings is None or selection.order is not None:
         return selection
+    shown = view.shown
     if int(valid.sum()) != int(shown.sum()) or bool((selection.raster[valid] < 0).any()):
         return selection
     rows = torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid)[valid]
@@ -495,7 +496,7 @@ class TowerWatch:
         self._prompt = input_ids
 
     def _before_layers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states: Tensor = args[0] if args else kwargs["hidden_states"]
+        states: Tensor = args[0] if args else kwargs[HIDDEN]
         self._patches = states.shape[1] - self.has_cls
 
     def _observe(
@@ -530,7 +531,7 @@ class TowerWatch:
         layer = layers[i]
         assert self._stage is not None
         assert self._stage.merge is not None
-        mask = args[0] if args else kw.pop("attention_mask", None)
+        mask = args[0] if args else kw.pop(MASK, None)
         normed = layer.layer_norm1(hidden_states)
         attended, _ = layer.self_attn(hidden_states=normed, attention_mask=mask, **kw)
         states = hidden_states + attended
@@ -603,7 +604,10 @@ class TowerWatch:
             groups=groups,
             real=self._real,
         )
-        self.selection = selection = _unless_whole(self._choose(view), view)
+        selection = self._choose(view)
+        if self._block is None:  # of merged patches none is one of the prompt's
+            selection = _unless_whole(selection, view)
+        self.selection = selection
         self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
         if selection.valid is None:
             return (selection.features, *args[1:])
