@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
+from rich.text import Text as RichText
 
 import pore
 from nasty import NASTY, obeyed
@@ -113,11 +114,14 @@ def test_pages_show_text_as_text(text: str) -> None:
 
 @given(ANY)
 @example("[red]x[/red] [/] :warning: 3.14 'text'")
+@example("\u2e80\tfull-width characters take two columns, which a tab counts")
 def test_a_screen_shows_strings_as_they_are(text: str) -> None:
+    shown = RichText(for_terminal(text))
+    shown.expand_tabs(8)
     for terminal in (False, True):
         screen = Screen(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
         screen.print(text, soft_wrap=True)
-        assert screen.file.getvalue() == for_terminal(text).expandtabs(8) + "\n"  # type: ignore[attr-defined]
+        assert screen.file.getvalue() == shown.plain + "\n"  # type: ignore[attr-defined]
 
 
 # -- figures --------------------------------------------------------------------------------------
