@@ -17,10 +17,10 @@ from pathlib import Path
 from PIL import Image
 
 from pore import plotting
+from pore.data.coverage import trace
+from pore.data.prompts import render
 from pore.errors import InputError
-from pore.families import family_of
-from pore.prompts import render
-from pore.regions import trace
+from pore.families.registry import family_of
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests"))

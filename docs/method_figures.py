@@ -19,12 +19,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import pore
 from pore import plotting
+from pore.cost.shapes import ModelShape
+from pore.data.prompts import build_inputs
+from pore.data.samples import Sample, load_samples
 from pore.embedded import embedded_model, scenes
 from pore.errors import PoreError
 from pore.evaluation.demo import seen_image
-from pore.prompts import build_inputs
-from pore.samples import Sample, load_samples
-from pore.shapes import ModelShape
 
 KEEP = 36
 FOLDER = Path(__file__).parent / "images" / "methods"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-import support
+from helpers import support
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 # A slow machine is no failure.

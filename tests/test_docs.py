@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import pore
-from family_cases import text_config
-from models import N, batch, prompt, tiny_llava
-from pore.families import family_of
-from pore.methods import methods
-from pore.shapes import ModelShape
-from unknown import my_vlm
+from cases.family_cases import text_config
+from helpers.models import N, batch, prompt, tiny_llava
+from helpers.unknown import my_vlm
+from pore.cost.shapes import ModelShape
+from pore.families.registry import family_of
+from pore.methods.registry import methods
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -18,11 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint import save_checkpoint
-from models import tiny_llava
+from helpers.checkpoint import save_checkpoint
+from helpers.models import tiny_llava
 from pore import identity
-from pore._private import note_commit
-from pore.families import names_of
+from pore._compat import note_commit
+from pore.families.registry import names_of
 from pore.identity import config_of, forget, picture_of, same_weights, weights_of
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from pore.layout import Image, Layout, Tiling
-from pore.sequence import pack
+from pore.tensors.gathering import pack
 
 
 def test_text_behind_every_image() -> None:

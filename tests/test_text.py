@@ -28,13 +28,15 @@ from rich.console import Console
 from rich.text import Text as RichText
 
 import pore
-from nasty import NASTY, obeyed
-from pore import plotting, speed
+from helpers.nasty import NASTY, obeyed
+from pore import plotting
 from pore._text import Html, Screen, cell, for_csv, for_figure, for_html, for_terminal, visible
+from pore.bench.results import Spread
+from pore.bench.results import table as speed_table
+from pore.data.coverage import Regions
 from pore.evaluation import page
 from pore.evaluation.outcome import Answer, Outcome, compare
 from pore.evaluation.records import FIELDS, table, to_csv
-from pore.regions import Regions
 
 SOURCE = Path(pore.__file__).parent
 ANY = st.text(st.characters(codec=None), max_size=40) | st.sampled_from(NASTY)
@@ -276,7 +278,7 @@ def test_intervals_are_printed_whole(right: int, shown: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", NASTY, ids=repr)
 def test_the_table_of_speeds_shows_text_as_it_is(text: str) -> None:
-    spread = speed.Spread((1.0,))
+    spread = Spread((1.0,))
     timing = SimpleNamespace(prefill=spread, ttft=spread, decode=None, cache=1.0, peak_memory=None)
     setting = SimpleNamespace(
         name=text, tokens=[1], timing=timing, attainable=None, flops=SimpleNamespace(total=1.0)
@@ -288,7 +290,7 @@ def test_the_table_of_speeds_shows_text_as_it_is(text: str) -> None:
         hardware={"cpu": text},
         settings=[setting],
     )
-    printed = plain_print(speed.table(found))
+    printed = plain_print(speed_table(found))
     assert not obeyed(printed)
     assert visible(text, "\n").splitlines()[0].strip()[:30] in printed
 
@@ -407,7 +409,7 @@ def test_no_module_has_a_console_markup_or_html_of_its_own(path: Path) -> None:
             )
             assert not (node.module == "rich" and "print" in names), "use pore._text.Screen"
             if (node.module or "").startswith("matplotlib"):
-                assert path.name == "plotting.py", "figures are drawn in the style of plotting"
+                assert path.parent.name == "plotting", "figures are drawn in the style of plotting"
     for call in calls(path):
         name = ast.unparse(call.func)
         assert name != "print", "use pore._text.Screen"

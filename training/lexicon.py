@@ -6,10 +6,10 @@ import torch
 from corpus import encode
 from tokenizers import Tokenizer
 from torch import Tensor
-from tower import COLORS, GRID, NAMES, Labels
 from transformers import LlavaForConditionalGeneration
 
 from pore.embedded import scenes
+from tower import COLORS, GRID, NAMES, Labels
 
 BACKGROUND_WORD, BACKGROUND_SCALE = "the", 0.3
 

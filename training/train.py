@@ -35,9 +35,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
-from tower import TowerHeads, tower_batch
 from transformers import LlavaForConditionalGeneration
 from visual import VisualBatch, instruction_batch, question_batch
+
+from tower import TowerHeads, tower_batch
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints."""

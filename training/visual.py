@@ -11,9 +11,9 @@ import torch
 from corpus import DESCRIBE, VISUAL_TOKENS, encode, special
 from tokenizers import Tokenizer
 from torch import Tensor
-from tower import patch_labels
 
 from pore.embedded import scenes
+from tower import patch_labels
 
 MORE = {"relation": 8, "count": 3}
 """How many more questions of the two hardest kinds there are behind an image."""

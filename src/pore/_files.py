@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import IO, Any
 
 _locks: Any = None
+
+
 with suppress(ImportError):  # on Windows, where temporaries of killed writers stay
     import fcntl
 
     _locks = fcntl
 
+
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.pore")
+
+
 _CLOSED_BY_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 

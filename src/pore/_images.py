@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
     import PIL.Image
 
+
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
 """What is opened. Pillow decodes these itself; for others, such as PostScript, it starts programs
 that run what the file says."""
+
+
 MAX_ASPECT = 256
+
+
 """A picture is at most so many times as long as wide. Processors that make the shorter side 336
 pixels make 29 million of such a one already."""
+
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
     from rich.style import Style
 
+
 # Controls, invisible formatting such as a change of direction, halves of a character, separators.
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
 # Between letters of some scripts, and between the parts of an emoji.
 _JOINERS = "\u200c\u200d"
+
+
 # What a spreadsheet takes for the beginning of a formula, in both widths.
 _FORMULAS = "=+-@＝＋－＠"
+
+
 _LONGEST_NAME = 60
 
 

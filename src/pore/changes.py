@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pore._private import AFTER, BEFORE, HOOKS, STATE, forget_attention, register_attention
+from pore._compat import AFTER, BEFORE, HOOKS, STATE, forget_attention, register_attention
 
 State = dict[str, Any]
+
+
 _NOTHING = object()
 
 

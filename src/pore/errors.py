@@ -1,5 +1,7 @@
 """The errors that pore raises. Each message says what was wrong and what to do about it."""
 
+from __future__ import annotations
+
 
 class PoreError(ValueError):
     """Base of every error that pore raises on purpose."""

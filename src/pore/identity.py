@@ -20,18 +20,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pore._compat import adapter_states, loaded_weights, plain_parts, unwrapped, version_of
 from pore._files import open_regular
 from pore._images import open_image
-from pore._private import adapter_states, loaded_weights, plain_parts, unwrapped, version_of
 
 _BLOCK = 1 << 15
+
+
 """Words of 8 bytes that are reduced to one."""
+
 
 # Blocks at a time: what a CPU's cache holds, and what keeps a GPU busy.
 _AT_A_TIME = {"cpu": 4, "cuda": 512}
 
+
 # Odd numbers whose bits look random, as int64: products with them lose nothing and spread bits.
 _KEY, _FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x7F51AFD7ED558CCD, 0x44CEB9FE1A85EC53
+
 
 # Of a config, what does not change what the model computes of its inputs, or is told by weights
 # (the number format, quantisation) or by the generation config (the tokens that end an answer).

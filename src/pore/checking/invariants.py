@@ -10,20 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._private import AFTER, BEFORE, kernel_names
+from pore._compat import AFTER, BEFORE, kernel_names
 from pore.checking.reference import hidden_from
 from pore.checking.twin import VOCABULARY
+from pore.engine.masks import window_of
+from pore.engine.pruner import Pruner
+from pore.engine.report import SampleReport
 from pore.errors import ScoreError
-from pore.families import Family
-from pore.methods import DivPrune, FasterVLM, FastV
-from pore.pruner import Pruner
-from pore.report import SampleReport
-from pore.sequence import window_of
+from pore.families.base import Family
+from pore.methods.divprune import DivPrune
+from pore.methods.fastervlm import FasterVLM
+from pore.methods.fastv import FastV
 
 KEEP = 6
+
+
 _TEXT = range(3, 80)  # token ids; special ones come after
+
+
 _PROMPTS = ((3, True, 4), (9, True, 6), (0, False, 14))  # text before, an image, text behind
+
+
 _ANSWER = 4  # tokens
+
+
 # How far logits may be apart, as a share of the largest: norms and rotary tables of most models are
 # of float32 whatever the weights.
 TOLERANCES: Mapping[torch.dtype, float] = {
@@ -32,7 +42,11 @@ TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
+
+
 Finding = tuple[bool, str]
+
+
 """Whether an invariant holds, and what was found."""
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore.attention import between, row_logits
 from pore.changes import Changes
-from pore.families import Family
+from pore.families.base import Family
+from pore.hooks import between
+from pore.tensors.attention import row_logits
 
 
 @contextmanager

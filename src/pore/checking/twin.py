@@ -15,19 +15,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from pore._private import attention_name, experts_name, from_config, seeded
+from pore._compat import attention_name, experts_name, from_config, seeded
 from pore.errors import UnsupportedModelError
-from pore.families import Family, family_of_config
+from pore.families.base import Family
+from pore.families.registry import family_of_config
 
 WIDTH = 32
+
+
 """Numbers in a hidden state of the twin, of tower and decoder alike."""
+
+
 VOCABULARY = 128
+
+
 _HEADS = 4
+
+
 _WINDOWS = ("sliding_window", "attention_chunk_size")
+
+
 _PATCH = 4  # pixels
+
+
 _SIDE = 4  # visual tokens along a side of an image or tile
+
+
 _RUN = 2  # layers of one kind in a row, where there are several kinds
+
+
 _ALIKE, _MIXED, _SHARING = 5, 6, 3  # layers, all alike, of several kinds, and that share keys
+
 
 # What sizes are called, and what they become; other numbers stay.
 _SIZES: Mapping[str, int] = {
@@ -49,19 +67,31 @@ _SIZES: Mapping[str, int] = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), WIDTH // _HEADS),
     "hidden_size_per_layer_input": WIDTH // _HEADS,
 }
+
+
 # Numbers that are taken down to a bound.
 _BOUNDS: Mapping[str, int] = {
     **dict.fromkeys(("num_experts_per_tok", "top_k_experts", "n_group", "topk_group"), 2),
     **dict.fromkeys(("first_k_dense_replace", "num_global_key_value_heads"), 1),
 }
+
+
 # Key heads by what the query heads of the same layers are called.
 _GROUPED: Mapping[str, str] = {
     "num_key_value_heads": "num_attention_heads",
     "linear_num_key_heads": "linear_num_value_heads",
 }
+
+
 _DEPTHS = ("num_hidden_layers", "depth")
+
+
 _LAYER_NUMBERS = ("fullatt_block_indexes", "moe_layers", "mlp_only_layers")
+
+
 _TOKENS = ("token_id", "token_index")
+
+
 # Of the twin nothing is loaded, and nothing of other senses is made.
 _LEFT_OUT = ("quantization_config", "audio_config")
 

@@ -21,13 +21,26 @@ import numpy as np
 from safetensors.numpy import load_file
 
 Split = Literal["train", "calibration", "test"]
+
+
 Image = np.ndarray
 
+
 SIDE = 96
+
+
 """Width and height of a scene in pixels."""
+
+
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test")
+
+
 KINDS = ("color", "shape", "existence", "place", "count", "relation", "reading")
+
+
 THIRDS = ("top", "middle", "bottom")
+
+
 COLORS = {
     "red": (220, 40, 40),
     "orange": (245, 145, 25),
@@ -37,16 +50,30 @@ COLORS = {
     "purple": (165, 65, 205),
     "white": (238, 238, 238),
 }
+
+
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring")
+
+
 LETTERS = "ABCEFHKLMRTX"
+
+
 DIGITS = "0123456789"
+
+
 REGIONS = (
     ("top left", "top", "top right"),
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
+
+
 MAX_COUNT = 4
+
+
 """Largest answer to a question of how many."""
+
+
 DIRECTIONS = {
     "above": (0, -1),
     "below": (0, 1),
@@ -54,10 +81,19 @@ DIRECTIONS = {
     "right of": (1, 0),
 }
 
+
 _SIZES = (11, 12, 13, 14, 15, 16)
+
+
 _BOX = 16
+
+
 _REGION_MARGIN = 4
+
+
 _RELATION_MARGIN = 14
+
+
 _TRIES = 200
 
 

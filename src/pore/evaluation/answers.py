@@ -7,7 +7,11 @@ import unicodedata
 from decimal import Decimal
 
 _EDGES = " \t\n\"'`.,;:!?"
+
+
 _SPACE = re.compile(r"\s+")
+
+
 # A point at the front is the number's own, unless it is one of several.
 _NUMBER = re.compile(
     rf"[{re.escape(_EDGES)}]*?"

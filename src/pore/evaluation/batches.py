@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pore.data.prompts import build_inputs, processor_settings, prompt_template
+from pore.data.samples import Sample
 from pore.errors import InputError
-from pore.families import identity
-from pore.prompts import build_inputs, processor_settings, prompt_template
-from pore.samples import Sample
+from pore.families.registry import identity
 
 _log = logging.getLogger(__name__)
+
 
 # What a forward needs beside image features; with anything else, features are not all there is.
 _PLAIN = {"input_ids", "attention_mask", "pixel_values"}

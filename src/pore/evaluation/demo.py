@@ -15,28 +15,34 @@ import numpy as np
 from PIL import Image
 
 from pore import plotting
-from pore.bias import Kind, PositionBias
-from pore.calibration import Calibration, calibrate
-from pore.errors import BudgetError, InputError
+from pore.bias.position_bias import Kind, PositionBias
+from pore.calibration.calibrating import calibrate
+from pore.calibration.sums import Calibration
+from pore.data.samples import Sample
+from pore.engine.pruner import Pruner
+from pore.errors import InputError
 from pore.evaluation import page
 from pore.evaluation.batches import Batches
-from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, common, compare
+from pore.evaluation.outcome import Answer, Difference, Outcome, common, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
-from pore.families import family_of
-from pore.methods import Downsample, FastV, Random
-from pore.methods.downsample import coarse_grid
-from pore.pruner import Pruner
-from pore.samples import Sample
-from pore.selection import budget
+from pore.families.registry import family_of
+from pore.methods.downsample import Downsample, coarse_grid, fair_cells
+from pore.methods.fastv import FastV
+from pore.methods.random import Random
+from pore.plotting.labels import budget_label
 
 _TIMED_BATCH = 8
+
+
 _TIMED_ROUNDS = 5
+
+
 _ROPE_SAMPLES = 64
+
+
 _LONGEST_ANSWER = 8
-_SQUARE = 1.5
-"""Cells of a down-sampled grid may be this much longer than wide."""
 
 
 @dataclass(frozen=True)
@@ -243,30 +249,6 @@ def lineup(
     return methods
 
 
-def fair_cells(grid: tuple[int, int], keep: int | float) -> int:
-    """Cells for down-sampling within a budget: not fewer than it, and no long, thin ones.
-
-    14 tokens would be a grid of 2×7, which nobody would choose. The baseline gets the next number
-    that makes a decent grid; the table says how many that is.
-
-    Args:
-        grid: Rows and columns of an image's visual tokens.
-        keep: The budget.
-
-    Returns:
-        The number of cells.
-    """
-    for count in range(budget(keep, grid[0] * grid[1]), grid[0] * grid[1]):
-        try:
-            rows, columns = coarse_grid(grid, count)
-        except BudgetError:
-            continue
-        aspect = (grid[0] * columns) / (grid[1] * rows)
-        if 1 / _SQUARE <= aspect <= _SQUARE:
-            return count
-    return grid[0] * grid[1]
-
-
 def _doing(keep: int | float | None, pruner: Pruner | None) -> str:
     name = Outcome(pruner, ()).label
     return f"asking: {name}" + ("" if keep is None else f", {budget_label(keep)}")
@@ -274,6 +256,8 @@ def _doing(keep: int | float | None, pruner: Pruner | None) -> str:
 
 # Costs of one sample beside the unpruned model's 1, for the progress bar only.
 _CALIBRATION_COST = 0.4
+
+
 _TIMED_COST = 0.8
 
 

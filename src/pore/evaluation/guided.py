@@ -11,16 +11,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from pore.bias import Provenance
-from pore.calibration import Calibration, calibrate_guide
+from pore.bias.provenance import Provenance
+from pore.calibration.calibrating import calibrate_guide
+from pore.calibration.sums import Calibration
+from pore.cost.shapes import ModelShape
+from pore.data.samples import Sample
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Selection, View
 from pore.errors import InputError, UnsupportedModelError
 from pore.evaluation.batches import Batches, conditions, good_inputs
-from pore.families import Family, family_of, identity
-from pore.guiding import GUIDE, GUIDED, Guide, guide
+from pore.families.base import Family
+from pore.families.registry import family_of, identity
+from pore.methods.guiding import GUIDE, GUIDED, Guide, guide
 from pore.methods.sgl import SGL
-from pore.pruner import Pruner, Selection, View
-from pore.samples import Sample
-from pore.shapes import ModelShape
 
 
 class Guiding:

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
 
+from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Skipped, listed
 from pore.evaluation.guided import Guided
 from pore.evaluation.statistics import Paired, paired, wilson
-from pore.pruner import Pruner
-from pore.tower import TowerStage
-
-UNPRUNED = "unpruned"
-"""The method's name in the record of the unpruned model."""
+from pore.plotting.labels import UNPRUNED, budget_label, label, points
+from pore.tower.stages import TowerStage
 
 
 @dataclass(frozen=True)
@@ -220,21 +218,6 @@ def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return found
 
 
-def label(method: str, reweight: str | None) -> str:
-    """A method in words, from the fields of its record.
-
-    Args:
-        method: The method's name.
-        reweight: Kind of the position bias, or None.
-
-    Returns:
-        Such as "FastV", "FastV + PoRe" (a bias that was measured) or "FastV + RoPE prior".
-    """
-    if reweight is None:
-        return method
-    return f"{method} + {'RoPE prior' if reweight == 'rope' else 'PoRe'}"
-
-
 @dataclass(frozen=True)
 class Difference:
     """A setting against another on the same questions.
@@ -306,21 +289,6 @@ def compare(
     chosen = [third in (None, answer.third) for answer in first.answers]
     rights = (list(compress(outcome.right, chosen)) for outcome in (first, second))
     return Difference(first, second, paired(*rights, seed=seed), third)
-
-
-def budget_label(keep: int | float | str | None) -> str:
-    """A budget in words: "keep 25 %", "keep 128" for a count."""
-    if keep is None:
-        return "method's own budget"
-    if isinstance(keep, str):
-        return keep
-    return f"keep {keep}" if isinstance(keep, int) else f"keep {100 * keep:.3g} %"
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points, such as "+1.3" or "−0.4"."""
-    text = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
 
 
 def _asked(answers: Sequence[Answer]) -> list[tuple[str, str]]:

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from pore._files import write_atomic
 from pore._text import Html, for_html
 from pore.evaluation import records as tables
-from pore.evaluation.outcome import budget_label, label, points
+from pore.plotting.labels import budget_label, label, points
 
 if TYPE_CHECKING:
-    from pore.bias import PositionBias
+    from pore.bias.position_bias import PositionBias
     from pore.evaluation.demo import Result
     from pore.evaluation.outcome import Difference
     from pore.evaluation.survey import Result as Survey
 
 
 BETTER, WORSE = "clearly better than", "clearly worse than"
+
+
 UNCLEAR = "not clearly different from the one"
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pore._files import shown, write_atomic
-from pore._json import read_json
-from pore._sealed import check, sealed_list
+from pore._saved.parsing import read_json
+from pore._saved.seals import check, sealed_list
 from pore._text import cell, for_csv
 from pore.errors import InputError
-from pore.evaluation.outcome import UNPRUNED, budget_label, label
-from pore.methods import methods
+from pore.methods.registry import methods
+from pore.plotting.labels import UNPRUNED, budget_label, label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from pore.evaluation.outcome import Difference
 
+
 Record = Mapping[str, Any]
+
 
 FIELDS = (
     "method",
@@ -47,10 +49,16 @@ FIELDS = (
     "revision",
     "weights",
 )
+
+
 """The fields of a record, in order; a file adds a checksum to each record."""
 
+
 _MAX_BYTES = 64 << 20
+
+
 _LARGEST = 1e30  # of FLOPs
+
 
 # Results written before these fields came are read all the same.
 _LATER: dict[str, Any] = {
@@ -271,9 +279,14 @@ def columns(records: Sequence[Record], field: str) -> list[str]:
 
 
 PARTS = ("cost", "accuracy", "kinds", "thirds")
+
+
 """The groups of columns of the table."""
 
+
 TAUGHT, EXPERIMENTAL, GUIDED = "†", "‡", "§"
+
+
 """Marks: of methods that look at attention better than a real model's, of those that were built
 from a paper's description, and of those that a model guides, whose cost is not counted."""
 

@@ -7,19 +7,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pore.bias import PositionBias, load_biases
-from pore.calibration import attention_stages
+from pore.bias.position_bias import PositionBias
+from pore.bias.profiles import available, published
+from pore.bias.stages import load_biases
+from pore.calibration.calibrating import attention_stages
+from pore.data.samples import Sample
+from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import good_inputs
-from pore.families import family_of
-from pore.profiles import available, published
-from pore.pruner import Pruner
-from pore.samples import Sample
+from pore.families.registry import family_of
 
 ROPE = "rope"
+
+
 """The name of the data-free RoPE prior."""
 
+
 PUBLISHED = "published:"
+
+
 """What comes before the host and benchmark of a published bias."""
 
 

@@ -11,23 +11,29 @@ from typing import Any
 
 import torch
 
+from pore.cost.flops import model_flops
+from pore.cost.shapes import ModelShape
+from pore.data.samples import Sample
+from pore.engine.pruner import Pruner
+from pore.engine.report import Report, TowerWork
+from pore.engine.run import unpruned
 from pore.errors import UnsupportedModelError
 from pore.evaluation.answers import is_right
 from pore.evaluation.batches import Batches
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
-from pore.families import family_of, names_of
-from pore.flops import model_flops
+from pore.families.registry import family_of, names_of
 from pore.identity import weights_of
-from pore.pruner import Pruner, unpruned
-from pore.report import Report, TowerWork
-from pore.samples import Sample
-from pore.shapes import ModelShape
 
 Progress = Callable[[int], None]
+
+
 """Told after every batch how many more samples are done."""
 
+
 Told = Callable[[str, float], None]
+
+
 """Told what is being done and what share of all is done."""
 
 

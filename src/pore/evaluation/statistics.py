@@ -12,6 +12,8 @@ import numpy as np
 from pore.errors import InputError
 
 _Z = 1.959963984540054
+
+
 """The normal quantile of a two-sided 95 % interval."""
 
 

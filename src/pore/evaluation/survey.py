@@ -7,44 +7,52 @@ folder as soon as it is asked; the same call goes on where an interrupted one st
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pore import plotting
 from pore._files import write_atomic
-from pore._json import read_json
-from pore._sealed import sealed_list, sealed_text, unseal
-from pore.bias import Kind, PositionBias, save_biases
-from pore.budgets import scheduled
-from pore.calibration import Calibration, HostCalibration, attention_stages, calibrate
+from pore._saved.seals import sealed_list, sealed_text
+from pore.bias.position_bias import Kind, PositionBias
+from pore.bias.stages import save_biases
+from pore.calibration.calibrating import attention_stages, calibrate
+from pore.calibration.host import HostCalibration
+from pore.calibration.sums import Calibration
+from pore.cost.shapes import ModelShape
+from pore.data.loading import EMBEDDED
+from pore.data.samples import Sample
+from pore.engine.limits import check_limits
+from pore.engine.pruner import Pruner
 from pore.errors import PoreError, ProfileError, StaleCheckpointError
 from pore.evaluation import page
-from pore.evaluation.batches import Batches, conditions
-from pore.evaluation.demo import fair_cells
+from pore.evaluation.batches import Batches
 from pore.evaluation.guided import Guided, Guiding
-from pore.evaluation.outcome import Answer, Difference, Outcome, budget_label, common, compare
+from pore.evaluation.outcome import Difference, Outcome, common, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import Told, Work, cost, described, evaluate, time_prefill
-from pore.families import family_of, names_of
-from pore.identity import forget, picture_of
-from pore.loading import EMBEDDED
-from pore.methods import SGL, Downsample, methods
-from pore.pruner import Pruner, check_limits
-from pore.samples import Sample
-from pore.selection import budget
-from pore.shapes import ModelShape
+from pore.evaluation.store import _conditions, _described, _digest, _json, _slug, _Store
+from pore.families.registry import family_of, names_of
+from pore.identity import forget
+from pore.methods.budgets import scheduled
+from pore.methods.downsample import Downsample, fair_cells
+from pore.methods.registry import methods
+from pore.methods.sgl import SGL
+from pore.plotting.labels import budget_label
+from pore.tensors.selection import budget
 
 _TIMED_BATCH = 8
+
+
 _TIMED_ROUNDS = 5
+
+
 _LONGEST_NAME = 240  # file systems take 255 bytes, with what comes after it
-_MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token kept
+
+
 _OTHERWISE: tuple[Kind, ...] = ("spline", "empirical")
 
 
@@ -371,7 +379,7 @@ def _measure(host: Pruner, model: Any, processor: Any, layers: int) -> _Measure:
     if isinstance(host, Guided):
         name = f"{slug}-{_digest(host.guide.conditions)[:8]}"
         return _Measure(host.name, name, 1.0, host.guide.calibrate)
-    probed = [stage.probed or 0 for stage in attention_stages(host)]
+    probed = [stage.reads_layer or 0 for stage in attention_stages(host)]
     name = f"{slug}-{'-'.join(map(str, probed))}"
     if len(name) > _LONGEST_NAME:  # of a model with a hundred layers, all of them looked at
         name = f"{name[:100]}-{_digest(probed)[:8]}"
@@ -387,11 +395,6 @@ def _fitted(measured: Calibration, kind: Kind) -> PositionBias:
         except ProfileError as error:
             refused = error
     raise refused
-
-
-def _slug(name: str) -> str:
-    # SparseVLM+ is not SparseVLM.
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "-plus ")).strip("-")
 
 
 def _timed(
@@ -428,92 +431,3 @@ def _differences(outcomes: Sequence[Outcome], seed: int) -> Iterator[Difference]
             thirds = dict.fromkeys(answer.third for answer in outcome.answers)
             for third in (None, *(third for third in thirds if third is not None)):
                 yield compare(host, outcome, seed=seed, third=third)
-
-
-# -- what is kept of an interrupted run -----------------------------------------------------------
-
-
-class _Store:
-    """Answers by setting, one file each, valid under the same conditions only."""
-
-    def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self.conditions = dict(conditions)
-
-    def _place(self, pruner: Pruner | None) -> tuple[Path, dict[str, Any]]:
-        setting = self.conditions | {"method": _described(pruner)}
-        name = _slug(Outcome(pruner, ()).label)
-        return self._folder / f"{name}-{_digest(setting)[:12]}.json", setting
-
-    def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
-        """The answers to these samples; None where there are none, or the file is damaged."""
-        path, setting = self._place(pruner)
-        found = _json(path)
-        if found.get("setting") != setting:
-            return None
-        try:
-            answers = tuple(_answer(entry) for entry in found["answers"])
-        except (KeyError, TypeError):
-            return None
-        same = [(a.id, a.question) for a in answers] == [(s.id, s.question) for s in samples]
-        return answers if same else None
-
-    def save(self, pruner: Pruner | None, answers: Sequence[Answer]) -> None:
-        """Write the answers, whole or not at all."""
-        path, setting = self._place(pruner)
-        document = {"setting": setting, "answers": [asdict(answer) for answer in answers]}
-        write_atomic(path, sealed_text(document))
-
-
-def _answer(entry: Mapping[str, Any]) -> Answer:
-    return Answer(**{**entry, "kept": tuple(tuple(image) for image in entry["kept"])})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; nothing where there is none that is whole and as it was saved."""
-    try:
-        found = read_json(path, _MAX_BYTES, values=_MAX_VALUES)
-        return unseal(found) if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _conditions(model: Any, processor: Any, batches: Batches, settings: Settings) -> dict[str, Any]:
-    """What answers depend on beside the method, as JSON gives it back."""
-    from pore import __version__
-
-    asked = [
-        (s.id, s.question, s.answer, s.kind, s.third, picture_of(s.image)) for s in batches.samples
-    ]
-    return {
-        "pore": __version__,
-        **conditions(model, processor),
-        "samples": _digest(asked),
-        "batch_size": settings.batch_size,
-        "max_new_tokens": settings.max_new_tokens,
-    }
-
-
-def _described(pruner: Pruner | None) -> Any:
-    """A method's name and settings as JSON, a bias by the digest of its values.
-
-    A model that guides is described by all that its guides depend on.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, PositionBias):
-            return f"{value.kind} {_digest(value.values.tolist())[:16]}"
-        if isinstance(value, Guiding):
-            return value.conditions
-        if isinstance(value, (tuple, list)):
-            return [plain(each) for each in value]
-        return value if isinstance(value, (int, float, str, type(None))) else repr(value)
-
-    if pruner is None:
-        return None
-    settings = {f.name: plain(getattr(pruner, f.name)) for f in fields(pruner)}  # type: ignore[arg-type]
-    return {"name": pruner.name, **settings}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -7,15 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore.families.base import (
-    TAG,
-    Family,
-    Noise,
-    comes_with,
-    placeholder_runs,
-    tiles_apart,
-    whole_tiles,
-)
+from pore.families.base import TAG, Family, Noise
+from pore.families.prompts import comes_with, placeholder_runs, tiles_apart, whole_tiles
 from pore.layout import Image, Tiling
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pore.errors import InputError
-from pore.families.base import TAG, Family, Noise, comes_with, placeholder_runs, tiles_apart
+from pore.families.base import TAG, Family, Noise
+from pore.families.prompts import comes_with, placeholder_runs, tiles_apart
 from pore.layout import Image, Tiling
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from pore.families.base import Family, comes_with, equal_images, placeholder_runs
+from pore.families.base import Family
+from pore.families.prompts import comes_with, equal_images, placeholder_runs
 from pore.layout import Image
 
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.families.base import TAG, Family, Noise, comes_with, encoded_images, placeholder_runs
+from pore.families.base import TAG, Family, Noise
+from pore.families.prompts import comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Packing, Tiling
 
 

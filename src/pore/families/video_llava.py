@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore.families.base import Noise, by_place, comes_with, encoded_images, placeholder_runs
+from pore.families.base import Noise
 from pore.families.llava import Llava
+from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
 

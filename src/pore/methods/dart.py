@@ -9,12 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.attention import LayerAttention
+from pore.engine.limits import check_layer
+from pore.engine.pruner import Pruner
+from pore.engine.readers import LayerAttention
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError
-from pore.families import Family
-from pore.merging import cosine, working
-from pore.pruner import Pruner, Selection, Stage, View, check_layer
-from pore.selection import budget, check_keep, check_scores
+from pore.families.base import Family
+from pore.tensors.gathering import working
+from pore.tensors.merging import cosine
+from pore.tensors.selection import budget, check_keep, check_scores
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class DART(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "DART"
-    source: ClassVar[str] = "arXiv 2502.11494"
+    paper: ClassVar[str] = "arXiv 2502.11494"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

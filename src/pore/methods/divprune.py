@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, InputError
-from pore.families import Family
+from pore.families.base import Family
 from pore.layout import Layout
-from pore.merging import cosine
-from pore.pruner import Limit, Pruner, Selection, Stage, View
-from pore.selection import budget, check_keep
+from pore.tensors.merging import cosine
+from pore.tensors.selection import budget, check_keep
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DivPrune(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "DivPrune"
-    source: ClassVar[str] = "arXiv 2503.02175"
+    paper: ClassVar[str] = "arXiv 2503.02175"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

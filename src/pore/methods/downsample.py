@@ -10,11 +10,42 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, InputError
-from pore.families import Family
-from pore.merging import working
-from pore.pruner import Limit, Pruner, Selection, Stage, View
-from pore.selection import check_keep
+from pore.families.base import Family
+from pore.tensors.gathering import working
+from pore.tensors.selection import budget, check_keep
+
+_SQUARE = 1.5
+
+
+"""Cells of a down-sampled grid may be this much longer than wide."""
+
+
+def fair_cells(grid: tuple[int, int], keep: int | float) -> int:
+    """Cells for down-sampling within a budget: not fewer than it, and no long, thin ones.
+
+    14 tokens would be a grid of 2×7, which nobody would choose. The baseline gets the next number
+    that makes a decent grid; the table says how many that is.
+
+    Args:
+        grid: Rows and columns of an image's visual tokens.
+        keep: The budget.
+
+    Returns:
+        The number of cells.
+    """
+    for count in range(budget(keep, grid[0] * grid[1]), grid[0] * grid[1]):
+        try:
+            rows, columns = coarse_grid(grid, count)
+        except BudgetError:
+            continue
+        aspect = (grid[0] * columns) / (grid[1] * rows)
+        if 1 / _SQUARE <= aspect <= _SQUARE:
+            return count
+    return grid[0] * grid[1]
+
 
 # A cell four times as long as wide is no image of anything.
 _MAX_ASPECT = 4.0
@@ -36,7 +67,7 @@ class Downsample(Pruner):
     keep: int | float
 
     name: ClassVar[str] = "Downsample"
-    source: ClassVar[str] = "baseline; arXiv 2510.07143"
+    paper: ClassVar[str] = "baseline; arXiv 2510.07143"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

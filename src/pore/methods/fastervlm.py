@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pore.pruner import Pruner
-from pore.selection import check_keep, top_k
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.engine.pruner import Pruner
+from pore.tensors.selection import check_keep, top_k
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FasterVLM(Pruner):
     keep: int | float
 
     name: ClassVar[str] = "FasterVLM"
-    source: ClassVar[str] = "arXiv 2412.01818v1"
+    paper: ClassVar[str] = "arXiv 2412.01818v1"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

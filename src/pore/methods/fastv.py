@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.attention import (
-    LastToken,
-    LayerAttention,
-    Normalize,
-    check_normalize,
-    text_visual_attention,
-)
+from pore.engine.limits import check_layer
+from pore.engine.pruner import Pruner
+from pore.engine.readers import LastToken, LayerAttention
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, InputError
-from pore.families import Family, at_hand
-from pore.padding import cap, visible_patches
-from pore.pruner import Pruner, Selection, Stage, View, check_layer
-from pore.selection import check_keep, top_k
+from pore.families.base import Family
+from pore.families.registry import at_hand
+from pore.tensors.attention import Normalize, check_normalize, text_visual_attention
+from pore.tensors.padding import cap, visible_patches
+from pore.tensors.selection import check_keep, top_k
 
 if TYPE_CHECKING:
-    from pore.bias import PositionBias
+    from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class FastV(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "FastV"
-    source: ClassVar[str] = "arXiv 2403.06764; reweighted: arXiv 2508.17807"
+    paper: ClassVar[str] = "arXiv 2403.06764; reweighted: arXiv 2508.17807"
     reweightable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

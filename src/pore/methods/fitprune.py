@@ -5,31 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pore.attention import LayerAttention
+from pore.cost.decoders import DecoderShape
+from pore.cost.shapes import ModelShape
+from pore.engine.pruner import Pruner
+from pore.engine.readers import HeadMax, _cross
+from pore.engine.run import Run, unpruned
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, CalibrationError
-from pore.families import Family, family_of
-from pore.layout import Layout
-from pore.methods._stages import bias_of_each, check_stages, freeze
-from pore.pruner import Pruner, Run, Selection, Stage, View, unpruned
-from pore.selection import budget, check_keep, top_k
-from pore.shapes import DecoderShape, ModelShape
+from pore.families.base import Family
+from pore.families.registry import family_of
+from pore.methods.staged import bias_of_each, check_stages, freeze
+from pore.tensors.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
-    from pore.bias import PositionBias
+    from pore.bias.position_bias import PositionBias
+
 
 SCHEME_60 = (
     14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4,
     26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0,
 )  # fmt: skip
-"""Deletions behind every layer of LLaVA-1.5-7B, published for 60 % less: 449 of 576 tokens."""
 
-_CHUNK = 1 << 23
-"""Attention weights computed at a time, over all images and heads."""
+
+"""Deletions behind every layer of LLaVA-1.5-7B, published for 60 % less: 449 of 576 tokens."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class FitPrune(Pruner):
     reweight: PositionBias | tuple[PositionBias, ...] | None = None
 
     name: ClassVar[str] = "FitPrune"
-    source: ClassVar[str] = "arXiv 2409.10197"
+    paper: ClassVar[str] = "arXiv 2409.10197"
     reweightable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -208,80 +211,6 @@ def left_behind(scheme: Sequence[int], keep: int | float, visual: int) -> list[i
         gone += count
         left.append(visual - (2 * total * gone + whole) // (2 * whole))
     return left
-
-
-@dataclass(frozen=True)
-class HeadMax:
-    """Reads what every visual token gets, in the head that gives it most.
-
-    The largest weight over the heads, for every pair of tokens, is averaged over the visual tokens
-    of the image that look, and over the text tokens behind the image.
-    """
-
-    normalize: ClassVar[str] = "text, largest head"
-
-    def __call__(self, attention: LayerAttention) -> Tensor:
-        """(I, 2, t) what every token gets from visual tokens and from text, at least float32."""
-        layout = attention.layout
-        return torch.stack(
-            [
-                received(attention, layout.columns, layout.valid, "max"),
-                received(attention, *text_rows(layout), "max"),
-            ],
-            1,
-        )
-
-
-def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
-    """The text tokens behind every image.
-
-    Args:
-        layout: Where things lie.
-
-    Returns:
-        index (I, R), their positions in the sequence, ascending; and valid (I, R) bool, False where
-        an image has fewer.
-    """
-    text = layout.text_behind
-    order = (~text).long().argsort(dim=-1, stable=True)[:, : int(text.sum(-1).max())]
-    return order, text.gather(1, order)
-
-
-def received(
-    attention: LayerAttention, index: Tensor, valid: Tensor, heads: Literal["max", "mean"]
-) -> Tensor:
-    """Attention on every visual token, over the heads and then averaged over some query tokens.
-
-    Args:
-        attention: The layer's.
-        index: (I, R) positions of the query tokens.
-        valid: (I, R) bool, False where an image has fewer.
-        heads: Whether the largest weight over the heads counts, for each pair of tokens, or the
-            mean.
-
-    Returns:
-        (I, t) attention, at least float32; 0 at what is no token of the image.
-    """
-    layout, columns = attention.layout, attention.columns
-    images, count = len(index), attention.query.shape[1]
-    slots = attention.past.shape[1] + attention.query.shape[2]
-    rows = max(1, _CHUNK // (images * count * slots))
-    total: Tensor | None = None
-    for first in range(0, index.shape[1], rows):
-        some, there = index[:, first : first + rows], valid[:, first : first + rows]
-        weights = attention.logits(some).softmax(-1)
-        every = columns[:, None, None].expand(-1, count, some.shape[1], -1)
-        picked = weights.gather(-1, every)
-        picked = picked.amax(1) if heads == "max" else picked.mean(1)
-        part = picked.masked_fill(~there[..., None], 0.0).sum(1)
-        total = part if total is None else total + part
-    assert total is not None
-    return (total / valid.sum(-1, keepdim=True)).masked_fill(~layout.valid, 0.0)
-
-
-def _cross(attention: Tensor) -> Tensor:
-    """The part of what `HeadMax` reads that a position bias divides."""
-    return attention[:, 1]
 
 
 @dataclass(frozen=True)
@@ -440,7 +369,7 @@ class _Walk(Pruner):
         visual: Visual tokens of every image seen.
     """
 
-    source = FitPrune.source
+    paper = FitPrune.paper
 
     def __init__(
         self,

@@ -9,12 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
-from pore.merging import cosine
-from pore.pruner import Pruner, Selection, Stage, View
-from pore.selection import check_keep, proportional_shares, top_k
+from pore.tensors.merging import cosine
+from pore.tensors.selection import check_keep, proportional_shares, top_k
 
 _CLOSED = -5000.0
+
+
 """Logit of a link that is not there: its weight underflows to 0, unless a row has none at all."""
 
 
@@ -50,7 +53,7 @@ class GPrune(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "G-Prune"
-    source: ClassVar[str] = "arXiv 2501.02268"
+    paper: ClassVar[str] = "arXiv 2501.02268"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

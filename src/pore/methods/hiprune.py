@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.attention import received_attention
+from pore.cost.shapes import ModelShape
+from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
-from pore.pruner import Pruner
-from pore.selection import budget, check_keep, top_k
-from pore.shapes import ModelShape
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.tensors.attention import received_attention
+from pore.tensors.selection import budget, check_keep, top_k
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HiPrune(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "HiPrune"
-    source: ClassVar[str] = "arXiv 2508.00553"
+    paper: ClassVar[str] = "arXiv 2508.00553"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Limit
 from pore.errors import BudgetError, InputError
-from pore.families import Family
+from pore.families.base import Family
 from pore.layout import Tiling
-from pore.pruner import Limit, Pruner
-from pore.selection import budget, check_keep, proportional_shares, top_k
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.tensors.selection import budget, check_keep, proportional_shares, top_k
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class HiRED(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "HiRED"
-    source: ClassVar[str] = "arXiv 2408.10945"
+    paper: ClassVar[str] = "arXiv 2408.10945"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.attention import mean_over_queries, received_attention
+from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError, ScoreError
-from pore.merging import add_neighbours, weighted_sum, working
-from pore.pruner import Pruner
-from pore.selection import check_keep
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.tensors.attention import mean_over_queries, received_attention
+from pore.tensors.gathering import working
+from pore.tensors.merging import add_neighbours, weighted_sum
+from pore.tensors.selection import check_keep
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class PruMerge(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "PruMerge"
-    source: ClassVar[str] = "arXiv 2403.15388"
+    paper: ClassVar[str] = "arXiv 2403.15388"
 
     def __post_init__(self) -> None:
         check_settings(self.keep, self.neighbours)

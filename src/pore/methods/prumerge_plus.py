@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
 from pore.methods.prumerge import (
     attention_and_keys,
@@ -21,10 +22,10 @@ from pore.methods.prumerge import (
     outliers,
     with_rest,
 )
-from pore.pruner import Pruner
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 Rule = Literal["effivlm", "vtc-cls", "prumerge"]
+
 
 # By budget, the best patches and the distance of the others, for 576 patches.
 _VTC_CLS = {64: (13, 11), 128: (40, 6), 256: (95, 3)}
@@ -64,7 +65,7 @@ class PruMergePlus(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "PruMerge+"
-    source: ClassVar[str] = "arXiv 2403.15388; rules: EffiVLM-Bench, arXiv 2412.05819"
+    paper: ClassVar[str] = "arXiv 2403.15388; rules: EffiVLM-Bench, arXiv 2412.05819"
 
     def __post_init__(self) -> None:
         check_settings(self.keep, self.neighbours)

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from pore.attention import LastToken
+from pore.engine.pruner import Pruner
+from pore.engine.readers import LastToken
+from pore.engine.stages import Index, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
-from pore.families import Family
-from pore.methods._stages import bias_of_each, check_layers, check_stages, freeze
-from pore.pruner import Index, Pruner, Selection, Stage, View
-from pore.selection import budget, check_keep, top_k
+from pore.families.base import Family
+from pore.methods.staged import bias_of_each, check_layers, check_stages, freeze
+from pore.tensors.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
-    from pore.bias import PositionBias
-    from pore.shapes import ModelShape
+    from pore.bias.position_bias import PositionBias
+    from pore.cost.shapes import ModelShape
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PyramidDrop(Pruner):
     index: Index = "original"
 
     name: ClassVar[str] = "PyramidDrop"
-    source: ClassVar[str] = "arXiv 2410.17247"
+    paper: ClassVar[str] = "arXiv 2410.17247"
     reweightable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from pore.engine.limits import check_layer
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import ScoreError
-from pore.families import Family
-from pore.pruner import Pruner, Selection, Stage, View, check_layer
-from pore.selection import check_keep, top_k
+from pore.families.base import Family
+from pore.tensors.selection import check_keep, top_k
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Random(Pruner):
     seed: int = 0
 
     name: ClassVar[str] = "Random"
-    source: ClassVar[str] = "baseline"
+    paper: ClassVar[str] = "baseline"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

@@ -8,15 +8,20 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from pore.attention import LastToken, Normalize, check_normalize
+from pore.cost.shapes import ModelShape
+from pore.engine.limits import check_layer
+from pore.engine.pruner import Pruner
+from pore.engine.readers import LastToken
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
-from pore.families import Family
+from pore.families.base import Family
 from pore.layout import Layout
-from pore.pruner import Pruner, Selection, Stage, View, check_layer
-from pore.selection import check_keep, top_k
-from pore.shapes import ModelShape
+from pore.tensors.attention import Normalize, check_normalize
+from pore.tensors.selection import check_keep, top_k
 
 Scorer = Callable[[Tensor, Layout, "Tensor | None"], Tensor]
+
+
 """Gives the scores (I, t) of the visual tokens, higher is kept first, from
 
 - hidden_states (B, L, D), the states that enter the pruned layer;
@@ -50,7 +55,7 @@ class Scored(Pruner):
     normalize: Normalize | None = None
 
     name: ClassVar[str] = "Scored"
-    source: ClassVar[str] = "yours"
+    paper: ClassVar[str] = "yours"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

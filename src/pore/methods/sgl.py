@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.families import Family
-from pore.guiding import Guide, answer_probabilities
-from pore.pruner import Pruner, Selection, Stage, View, check_layer
-from pore.selection import budget, check_keep, top_k
-from pore.shapes import ModelShape
+from pore.cost.shapes import ModelShape
+from pore.engine.limits import check_layer
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Selection, Stage, View
+from pore.families.base import Family
+from pore.methods.guiding import Guide, answer_probabilities
+from pore.tensors.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
-    from pore.bias import PositionBias
+    from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class SGL(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "SGL"
-    source: ClassVar[str] = "arXiv 2412.03324"
+    paper: ClassVar[str] = "arXiv 2412.03324"
     reweightable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

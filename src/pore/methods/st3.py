@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pore.attention import LastToken, LayerAttention
+from pore.engine.pruner import Pruner
+from pore.engine.readers import LastToken, LayerAttention, received, text_rows
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
-from pore.families import Family
-from pore.methods._stages import bias_of_each, check_layers, check_stages, freeze
-from pore.methods.fitprune import received, text_rows
+from pore.families.base import Family
 from pore.methods.pyramiddrop import pyramid
-from pore.pruner import Pruner, Selection, Stage, View
-from pore.selection import budget, check_keep, top_k
+from pore.methods.staged import bias_of_each, check_layers, check_stages, freeze
+from pore.tensors.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
-    from pore.bias import PositionBias
-    from pore.shapes import ModelShape
+    from pore.bias.position_bias import PositionBias
+    from pore.cost.shapes import ModelShape
+
 
 Query = Literal["last", "text"]
 
@@ -66,7 +67,7 @@ class ST3Style(Pruner):
     reweight: PositionBias | tuple[PositionBias, ...] | None = None
 
     name: ClassVar[str] = "ST3-style"
-    source: ClassVar[str] = "after arXiv 2412.20105; no code to compare with"
+    paper: ClassVar[str] = "after arXiv 2412.20105; no code to compare with"
     reweightable: ClassVar[bool] = True
     experimental: ClassVar[bool] = True
 

@@ -10,12 +10,14 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Limit
 from pore.errors import BudgetError
-from pore.families import Family
-from pore.merging import bipartite_matching, working
-from pore.pruner import Limit, Pruner
-from pore.selection import budget, check_keep
-from pore.tower import Block, TowerSelection, TowerStage, TowerView
+from pore.families.base import Family
+from pore.tensors.gathering import working
+from pore.tensors.merging import bipartite_matching
+from pore.tensors.selection import budget, check_keep
+from pore.tower.stages import Block, TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ToMe(Pruner):
     weighted: bool = True
 
     name: ClassVar[str] = "ToMe"
-    source: ClassVar[str] = "arXiv 2210.09461"
+    paper: ClassVar[str] = "arXiv 2210.09461"
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.r is None):

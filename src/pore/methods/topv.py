@@ -10,11 +10,13 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from pore.engine.limits import check_layer
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import ScoreError
-from pore.families import Family
+from pore.families.base import Family
 from pore.layout import Image, Layout
-from pore.pruner import Pruner, Selection, Stage, View, check_layer
-from pore.selection import budget, check_keep, top_k
+from pore.tensors.selection import budget, check_keep, top_k
 
 Marginals = Literal["norm", "uniform"]
 
@@ -70,7 +72,7 @@ class TopV(Pruner):
     recover: float = 0.25
 
     name: ClassVar[str] = "TopV"
-    source: ClassVar[str] = "from the description of arXiv 2503.18278; no code to compare with"
+    paper: ClassVar[str] = "from the description of arXiv 2503.18278; no code to compare with"
     experimental: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pore.engine.pruner import Pruner
 from pore.errors import BudgetError
-from pore.merging import add_group_means, compact, gather, nearest, strided, working
-from pore.pruner import Pruner
-from pore.selection import check_keep, top_k
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.tensors.gathering import compact, gather, working
+from pore.tensors.merging import add_group_means, nearest, strided
+from pore.tensors.selection import check_keep, top_k
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 # The authors' 54 + 10, of which all their budgets are multiples: 108 + 20, 162 + 30, 27 + 5.
 _CONTEXTUAL_SHARE = 10 / 64
@@ -48,7 +49,7 @@ class VisionZip(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "VisionZip"
-    source: ClassVar[str] = "arXiv 2412.04467"
+    paper: ClassVar[str] = "arXiv 2412.04467"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

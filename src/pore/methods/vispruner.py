@@ -9,13 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pore.engine.pruner import Pruner
 from pore.errors import BudgetError
-from pore.merging import cosine
-from pore.pruner import Pruner
-from pore.selection import budget, check_finite, check_keep
-from pore.tower import TowerSelection, TowerStage, TowerView, even_shares
+from pore.tensors.merging import cosine
+from pore.tensors.selection import budget, check_finite, check_keep, even_shares
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 _ROUND = 8
+
+
 """Patches removed in one round."""
 
 
@@ -48,7 +50,7 @@ class VisPruner(Pruner):
     faithful: bool = False
 
     name: ClassVar[str] = "VisPruner"
-    source: ClassVar[str] = "arXiv 2412.01818"
+    paper: ClassVar[str] = "arXiv 2412.01818"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from pore.engine.pruner import Pruner
 from pore.errors import BudgetError
 from pore.methods.fastervlm import keep_highest
-from pore.pruner import Pruner
-from pore.selection import check_keep
-from pore.tower import TowerSelection, TowerStage, TowerView
+from pore.tensors.selection import check_keep
+from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 if TYPE_CHECKING:
-    from pore.shapes import ModelShape
+    from pore.cost.shapes import ModelShape
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class VTCCLS(Pruner):
     start_layer: int
 
     name: ClassVar[str] = "VTC-CLS"
-    source: ClassVar[str] = "arXiv 2412.05819"
+    paper: ClassVar[str] = "arXiv 2412.05819"
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

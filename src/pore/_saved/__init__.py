@@ -1,0 +1,1 @@
+"""Saved files: read with bounds, checked by a checksum, written whole."""

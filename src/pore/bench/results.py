@@ -1,0 +1,401 @@
+"""What a benchmark measured, and the table of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pore._files import write_atomic
+from pore._saved.seals import seal
+from pore.cost.flops import Flops
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+Progress = Callable[[int, int, str], None]
+
+
+UNPRUNED = "unpruned"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurements of one thing.
+
+    Attributes:
+        samples: The measurements, in the order they were made.
+    """
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the measurements are below."""
+        return self._quantile(0.5)
+
+    @property
+    def q1(self) -> float:
+        """A quarter of the measurements are below."""
+        return self._quantile(0.25)
+
+    @property
+    def q3(self) -> float:
+        """Three quarters of the measurements are below."""
+        return self._quantile(0.75)
+
+    def over(self, other: Spread) -> Spread:
+        """This divided by another, run by run: runs that were neighbours share their noise."""
+        return Spread(tuple(a / b for a, b in zip(self.samples, other.samples, strict=True)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Median, quartiles and all measurements."""
+        return {
+            "median": self.median,
+            "q1": self.q1,
+            "q3": self.q3,
+            "samples": list(self.samples),
+        }
+
+    def _quantile(self, share: float) -> float:
+        return float(np.quantile(self.samples, share))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a setting cost, over all runs.
+
+    Attributes:
+        prefill: Milliseconds that the decoder's layers take for the prompt, without tower,
+            projector and head.
+        ttft: Milliseconds from the call to the first token: tower, projector, prefill and head.
+        decode: Milliseconds for each further token of the batch; None when none was asked for.
+        peak_memory: Most bytes allocated on the device during a run, weights included; None where
+            the device does not tell.
+        cache: Bytes in the key-value cache after the prefill.
+    """
+
+    prefill: Spread
+    ttft: Spread
+    decode: Spread | None
+    peak_memory: int | None
+    cache: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurements as plain JSON types, with units in the names."""
+        return {
+            "prefill_ms": self.prefill.to_dict(),
+            "ttft_ms": self.ttft.to_dict(),
+            "decode_ms_per_token": None if self.decode is None else self.decode.to_dict(),
+            "peak_memory_bytes": self.peak_memory,
+            "cache_bytes": self.cache,
+        }
+
+    def over(self, other: Timing) -> dict[str, Any]:
+        """Run by run, the times as multiples of another setting's; medians and quartiles."""
+        ratios = {"prefill": self.prefill.over(other.prefill), "ttft": self.ttft.over(other.ttft)}
+        if self.decode is not None and other.decode is not None:
+            ratios["decode"] = self.decode.over(other.decode)
+        return {
+            name: {"median": ratio.median, "q1": ratio.q1, "q3": ratio.q3}
+            for name, ratio in ratios.items()
+        }
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the device reached in two short tests, by which a roofline is drawn.
+
+    Attributes:
+        flops: FLOP/s of a large square matrix product in the model's dtype.
+        bandwidth: Bytes/s read and written by a large copy.
+    """
+
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The least milliseconds that the device's rates allow.
+
+    Attributes:
+        prefill: The decoder layers' FLOPs (true count, attention not halved) at the rate of a
+            large matrix product.
+        ttft: The same for all FLOPs up to the first token.
+        decode: The larger of two: weights and cache at the rate of a large copy, or FLOPs as above.
+    """
+
+    prefill: float
+    ttft: float
+    decode: float
+
+    def to_dict(self, timing: Timing) -> dict[str, Any]:
+        """The bounds, and the share of them that measured medians reach."""
+        record = {
+            "prefill_ms": self.prefill,
+            "prefill_share": self.prefill / timing.prefill.median,
+            "ttft_ms": self.ttft,
+            "ttft_share": self.ttft / timing.ttft.median,
+        }
+        if timing.decode is not None:
+            record["decode_ms_per_token"] = self.decode
+            record["decode_share"] = self.decode / timing.decode.median
+        return record
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """One setting: unpruned, or a pruner.
+
+    Attributes:
+        name: How tables name it.
+        settings: The pruner's settings in words; empty when unpruned.
+        tokens: Tokens entering every decoder layer, of the longest sample.
+        flops: The true count for one sample.
+        timing: What was measured.
+        attainable: What the same lengths cost without pruning code; None when unpruned or not
+            asked for.
+        roofline: What the device's rates allow.
+    """
+
+    name: str
+    settings: dict[str, str]
+    tokens: tuple[int, ...]
+    flops: Flops
+    timing: Timing
+    attainable: Timing | None
+    roofline: Roofline
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every run does.
+
+    Attributes:
+        batch_size: Prompts that run together.
+        text_before: Text tokens before the image.
+        visual: Visual tokens.
+        text_after: Text tokens behind it.
+        new_tokens: Tokens generated for each prompt, the first included.
+        repeats: Timed runs of every setting.
+        warmup: Runs of every setting before, thrown away.
+        seed: Seed of token ids and pixels.
+    """
+
+    batch_size: int
+    text_before: int
+    visual: int
+    text_after: int
+    new_tokens: int
+    repeats: int
+    warmup: int
+    seed: int
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of one prompt."""
+        return self.text_before + self.visual + self.text_after
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """A comparison: settings of one model, on one machine, of one workload.
+
+    Attributes:
+        model: Name, sizes, dtype, attention implementation and bytes of weights.
+        workload: What every run does.
+        hardware: The machine.
+        versions: Of what took part.
+        rates: What the device reached by itself.
+        settings: The unpruned model first, then every pruner.
+        command: What was run to get this, or None.
+        date: When, in UTC.
+    """
+
+    model: dict[str, Any]
+    workload: Workload
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    rates: Rates
+    settings: tuple[SettingResult, ...]
+    command: str | None
+    date: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types; times in ms, sizes in bytes, rates per second."""
+        unpruned = self.settings[0].timing
+        settings = []
+        for setting in self.settings:
+            ideal = setting.attainable
+            settings.append(
+                {
+                    "name": setting.name,
+                    "settings": setting.settings,
+                    "tokens_per_layer": list(setting.tokens),
+                    "flops": setting.flops.to_dict(),
+                    **setting.timing.to_dict(),
+                    "over_unpruned": setting.timing.over(unpruned),
+                    "attainable": None if ideal is None else ideal.to_dict(),
+                    "over_attainable": None if ideal is None else setting.timing.over(ideal),
+                    "roofline": setting.roofline.to_dict(setting.timing),
+                }
+            )
+        return {
+            "schema": "pore.bench",
+            "version": 1,
+            "date": self.date,
+            "command": self.command,
+            "hardware": self.hardware,
+            "versions": self.versions,
+            "model": self.model,
+            "workload": asdict(self.workload),
+            "rates": {
+                "matmul_flops_per_s": self.rates.flops,
+                "copy_bytes_per_s": self.rates.bandwidth,
+            },
+            "settings": settings,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The result as JSON text, with a checksum."""
+        return json.dumps(seal(self.to_dict()), indent=indent)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the JSON to a file, whole or not at all.
+
+        Args:
+            path: Where to; missing folders are made.
+
+        Returns:
+            The path written.
+        """
+        return write_atomic(path, self.to_json() + "\n")
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What calibration costs for one batch, beside what it cannot do without.
+
+    Attributes:
+        model: As in `SpeedResult`.
+        workload: As in `SpeedResult`; nothing is generated.
+        hardware: The machine.
+        versions: Of what took part.
+        layer: K: the attention of layer K - 1 is measured.
+        calibration: Milliseconds of the forwards of `pore.calibrate`, without reading, drawing and
+            tokenizing samples.
+        attainable: Milliseconds of tower, projector and the first K layers by themselves.
+        date: When, in UTC.
+    """
+
+    model: dict[str, Any]
+    workload: Workload
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    layer: int
+    calibration: Spread
+    attainable: Spread
+    date: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        return {
+            "schema": "pore.bench.calibration",
+            "version": 1,
+            "date": self.date,
+            "hardware": self.hardware,
+            "versions": self.versions,
+            "model": self.model,
+            "workload": asdict(self.workload),
+            "layer": self.layer,
+            "calibration_ms": self.calibration.to_dict(),
+            "attainable_ms": self.attainable.to_dict(),
+            "over_attainable": self.calibration.over(self.attainable).to_dict(),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the JSON to a file, whole or not at all.
+
+        Args:
+            path: Where to; missing folders are made.
+
+        Returns:
+            The path written.
+        """
+        return write_atomic(path, json.dumps(seal(self.to_dict()), indent=2) + "\n")
+
+
+# -- showing ----------------------------------------------------------------------------------
+
+
+def table(result: SpeedResult) -> Table:
+    """A result as a table for the terminal.
+
+    Args:
+        result: What `measure` returned.
+
+    Returns:
+        One row for each setting; times are medians with quartiles.
+    """
+    from rich.table import Table
+
+    from pore._text import cell
+
+    model, work = result.model, result.workload
+    title = (
+        f"{model['name']}, {model['dtype']}, {model['attention']}, batch {work.batch_size}, "
+        f"{work.text_before} + {work.visual} + {work.text_after} tokens, "
+        f"{result.hardware.get('gpu', result.hardware['cpu'])}"
+    )
+    caption = f"medians (and quartiles) in ms, of {work.repeats} interleaved runs"
+    shown = Table(title=cell(title), caption=caption)
+    shown.add_column("setting", overflow="fold")
+    shown.add_column("tokens", justify="right", no_wrap=True)
+    for header in (
+        "TFLOPs",
+        "prefill",
+        "speed-up",
+        "x attainable",
+        "first token",
+        "decode, a token",
+        "cache, MiB",
+        "peak, MiB",
+    ):
+        shown.add_column(header, justify="right")
+    unpruned = result.settings[0].timing
+    for setting in result.settings:
+        timing, ideal = setting.timing, setting.attainable
+        peak = timing.peak_memory
+        shown.add_row(
+            cell(setting.name),
+            _steps(setting.tokens),
+            f"{setting.flops.total / 1e12:.3g}",
+            _cell(timing.prefill),
+            _cell(unpruned.prefill.over(timing.prefill), 2),
+            "-" if ideal is None else _cell(timing.prefill.over(ideal.prefill), 3),
+            _cell(timing.ttft),
+            "-" if timing.decode is None else _cell(timing.decode),
+            f"{timing.cache / 2**20:,.1f}",
+            "-" if peak is None else f"{peak / 2**20:,.0f}",
+        )
+    return shown
+
+
+def _cell(spread: Spread, digits: int = 1) -> str:
+    return f"{spread.median:.{digits}f}\n({spread.q1:.{digits}f}-{spread.q3:.{digits}f})"
+
+
+def _steps(tokens: Sequence[int]) -> str:
+    """Tokens by layer, a line for each number: `611`, `163 from 2`."""
+    parts = [str(tokens[0])]
+    for layer in range(1, len(tokens)):
+        if tokens[layer] != tokens[layer - 1]:
+            parts.append(f"{tokens[layer]} from {layer}")
+    return "\n".join(parts)

@@ -1,0 +1,189 @@
+"""Curves of the position bias fitted to a mean attention: plain numpy in, plain numpy out.
+
+All take the attention scaled to mean 1, of shape (n,), and return the curve of shape (n,) with
+its parameters, amplitudes in that scale and rates per token.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pore.errors import ProfileError, ScoreError
+
+Floats = npt.NDArray[np.float64]
+
+
+_MAX_LOG_GROWTH = math.log(1e6)
+
+
+def mean_attention(mean_attention: Tensor | npt.ArrayLike) -> Floats:
+    """The mean attention as a vector, or ScoreError."""
+    if isinstance(mean_attention, Tensor):
+        mean_attention = mean_attention.detach().to("cpu", torch.float64).numpy()
+    observed = np.asarray(mean_attention, dtype=np.float64)
+    if observed.ndim != 1 or not len(observed):
+        raise ScoreError(
+            f"The mean attention must be a vector over the visual tokens, not of shape "
+            f"{observed.shape}."
+        )
+    if not np.isfinite(observed).all():
+        raise ScoreError(
+            f"The mean attention holds {int((~np.isfinite(observed)).sum())} values that are NaN "
+            "or infinite. Look for the samples that made them; a model in float16 may overflow, "
+            "bfloat16 does not."
+        )
+    if (observed < 0).any():
+        raise ScoreError(
+            "The mean attention holds negative values; give the attention after its softmax."
+        )
+    if not (observed > 0).any():
+        raise ScoreError(
+            "The mean attention is zero everywhere: no visual token was seen. Check the positions "
+            "of the visual tokens and the layer."
+        )
+    return observed
+
+
+def need_points(observed: Floats, least: int, kind: str) -> None:
+    """Raise ScoreError for fewer points than a curve of this kind can be fitted to."""
+    if len(observed) < least:
+        raise ScoreError(
+            f"A {kind} bias needs at least {least} positions to be fitted, not {len(observed)}; "
+            'kind="empirical" takes any number.'
+        )
+
+
+def exponential(y: Floats) -> tuple[Floats, dict[str, float]]:
+    """Least squares of a·exp(β·t), t from 0 to 1."""
+    from scipy.optimize import least_squares
+
+    t = np.linspace(0, 1, len(y))
+
+    def amplitude(beta: float) -> float:
+        basis = np.exp(beta * t)
+        return float(basis @ y / (basis @ basis))
+
+    def residuals(p: Floats) -> Floats:
+        return cast(Floats, p[0] * np.exp(p[1] * t) - y)
+
+    # For a given rate the amplitude is linear, so that the best start is found by looking.
+    rates = np.linspace(-_MAX_LOG_GROWTH, _MAX_LOG_GROWTH, 57)
+    starts = [np.array([amplitude(beta), beta]) for beta in rates]
+    start = min(starts, key=lambda p: float((residuals(p) ** 2).sum()))
+    found = least_squares(residuals, start, xtol=1e-14, ftol=1e-14, gtol=1e-14)
+    a, beta = found.x
+    if not (a > 0 and abs(beta) < _MAX_LOG_GROWTH):
+        _refuse_growth("exponential")
+    curve = a * np.exp(beta * t)
+    return curve, {"amplitude": float(a), "rate": float(beta) / (len(y) - 1)}
+
+
+def exponential_offset(y: Floats) -> tuple[Floats, dict[str, float]]:
+    """Least squares of a·exp(β·t) + c, t from 0 to 1, positive at both ends and so everywhere.
+
+    Parametrised by its ends and its curvature β, in which it is well conditioned down to a
+    straight line (β = 0).
+    """
+    from scipy.optimize import least_squares
+
+    t = np.linspace(0, 1, len(y))
+    floor = max(float(y.min()) / 2, 1e-6)
+
+    def rise(beta: float) -> Floats:
+        return cast(Floats, np.expm1(beta * t) / np.expm1(beta) if abs(beta) > 1e-9 else t)
+
+    def residuals(p: Floats) -> Floats:
+        return cast(Floats, p[0] + (p[1] - p[0]) * rise(float(p[2])) - y)
+
+    def start_at(beta: float) -> Floats:
+        g = rise(beta)
+        ends = np.linalg.lstsq(np.stack([1 - g, g], axis=1), y, rcond=None)[0]
+        return np.array([*np.maximum(ends, floor * 1.001), beta])
+
+    rates = np.linspace(-_MAX_LOG_GROWTH, _MAX_LOG_GROWTH, 58)
+    start = min(map(start_at, rates), key=lambda p: float((residuals(p) ** 2).sum()))
+    bound = _MAX_LOG_GROWTH * 1.001
+    found = least_squares(
+        residuals,
+        start,
+        bounds=([floor, floor, -bound], [np.inf, np.inf, bound]),
+        xtol=1e-14,
+        ftol=1e-14,
+        gtol=1e-14,
+    )
+    first, last, beta = (float(x) for x in found.x)
+    if abs(beta) >= _MAX_LOG_GROWTH:
+        _refuse_growth("exponential+offset")
+    # A straight line has no finite a and c; one this little curved cannot be told from it.
+    beta = math.copysign(max(abs(beta), 1e-6), beta)
+    curve = first + (last - first) * rise(beta)
+    a = (last - first) / math.expm1(beta)
+    return curve, {"amplitude": a, "rate": beta / (len(y) - 1), "offset": first - a}
+
+
+def _refuse_growth(kind: str) -> NoReturn:
+    raise ProfileError(
+        f"No {kind} fits the mean attention: it jumps by more than a factor of a million between "
+        "the first position and the last. Look at the attention (a sink at one position?), or fit "
+        'kind="spline" or "empirical".'
+    )
+
+
+def spline(y: Floats) -> tuple[Floats, dict[str, float]]:
+    """Least-squares cubic spline of evenly spaced knots, their number chosen by the BIC."""
+    from scipy.interpolate import make_lsq_spline
+
+    n = len(y)
+    t = np.linspace(0, 1, n)
+    choices = []
+    for interior in (0, 1, 3, 7):
+        free = interior + 4
+        if interior and n < 4 * free:
+            break
+        knots = np.r_[[0.0] * 4, np.linspace(0, 1, interior + 2)[1:-1], [1.0] * 4]
+        curve = make_lsq_spline(t, y, knots)(t)
+        # Rounding of y (of mean 1) bounds from below what can be told from an exact fit.
+        variance = max(float(((y - curve) ** 2).mean()), 1e-24)
+        choices.append((n * math.log(variance) + free * math.log(n), interior, curve))
+    _, interior, curve = min(choices, key=lambda choice: choice[0])
+    return curve, {"knots": float(interior)}
+
+
+ROPE_FLOOR = 0.1
+
+
+"""The least share of its value at distance 0 that the RoPE prior may fall to; see `rope`."""
+
+
+def rope_prior(distance: Tensor, *, head_dim: int, theta: float = 1e4) -> Tensor:
+    """The scaled dot product of all-ones query and key after RoPE, as SparseVLM+ divides by.
+
+    W(Δ) = 2 / √d · Σ_f cos(Δ · theta^(−2f/d)), f from 0 to d/2 − 1 (arXiv 2410.04417, code
+    version 2.0). √d at Δ = 0; it oscillates and can be zero or negative.
+
+    Args:
+        distance: Δ, in positions, of any shape.
+        head_dim: d, the size of a rotated head.
+        theta: Base of the rotary embedding.
+
+    Returns:
+        W, of the shape of `distance`, float64.
+
+    Raises:
+        ProfileError: `head_dim` is not even and positive, or `theta` not above 0.
+    """
+    if head_dim < 2 or head_dim % 2:
+        raise ProfileError(f"RoPE needs an even head size, not {head_dim}.")
+    if not (math.isfinite(theta) and theta > 0):
+        raise ProfileError(f"RoPE needs a positive base theta, not {theta}.")
+    distance = distance.to(torch.float64)
+    half = torch.arange(head_dim // 2, dtype=torch.float64, device=distance.device)
+    frequencies = theta ** (-2 * half / head_dim)
+    angles = distance.unsqueeze(-1) * frequencies
+    return angles.cos().sum(-1) * (2 / math.sqrt(head_dim))

@@ -1,0 +1,269 @@
+"""The library proves itself: what must hold of pruning, on this machine, with these versions.
+
+`check` builds a tiny random twin of a model from its config and runs the invariants on it. On a
+transformers that is newer than those tested, entering a block does so once for a kind of model.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from pore._compat import attention_name, beyond_tested, newest_tested, seeded, unwrapped
+from pore.checking.invariants import TOLERANCES, Subject, fingerprint, left_clean
+from pore.checking.twin import build, twin_of, widened
+from pore.errors import PoreError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One invariant of one method.
+
+    Attributes:
+        name: The method, where it acts, and what must hold.
+        dtype: Type of the twin's weights.
+        holds: Whether it does.
+        finding: What was found.
+    """
+
+    name: str
+    dtype: str
+    holds: bool
+    finding: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `check` found.
+
+    Attributes:
+        model: The class of the model.
+        family: What pore takes it for.
+        versions: Of pore, transformers and torch.
+        tested: Whether this transformers is no newer than those that pore was tested with.
+        device: Where the twin ran.
+        attention: The decoder's attention implementation.
+        cache: The kind of cache that `generate` made.
+        parameters: Of the twin.
+        seconds: What it took.
+        rows: The invariants.
+    """
+
+    model: str
+    family: str
+    versions: dict[str, str]
+    tested: bool
+    device: str
+    attention: str
+    cache: str
+    parameters: int
+    seconds: float
+    rows: tuple[Row, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every invariant holds."""
+        return all(row.holds for row in self.rows)
+
+    @property
+    def failures(self) -> tuple[Row, ...]:
+        """The invariants that do not hold."""
+        return tuple(row for row in self.rows if not row.holds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain JSON types."""
+        return {**asdict(self), "passed": self.passed}
+
+    @property
+    def summary(self) -> str:
+        """What holds where, in a few words."""
+        failed = len(self.failures)
+        held = "all holds" if self.passed else f"{failed} of {len(self.rows)} do not hold"
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        beyond = "" if self.tested else f" (newer than {newest_tested()}, the newest tested)"
+        return (
+            f"{self.model} ({self.family}): {held} with {versions}{beyond}; {self.device}, "
+            f"{self.attention} attention, {self.cache} cache. A twin of {self.parameters:,} "
+            f"parameters, {self.seconds:.1f} s."
+        )
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        for row in self.rows:
+            mark = "holds" if row.holds else "FAILS"
+            lines.append(f"  {mark}  {row.dtype:<8}  {row.name}: {row.finding}")
+        return "\n".join(lines)
+
+
+def check(model: nn.Module) -> CheckResult:
+    """Whether what must hold of pruning holds in models like this one, here and now.
+
+    Args:
+        model: A model of transformers, which is left alone: a tiny random twin of it, of the same
+            classes, attention implementation, dtype, device and kind of cache, takes its place.
+
+    Returns:
+        What was found; `passed` says whether all holds.
+
+    Raises:
+        UnsupportedModelError: pore does not know the model, or can make no twin of it.
+    """
+    with _proofs.alone():
+        return _check(unwrapped(model), thorough=True)
+
+
+def prove(model: nn.Module) -> None:
+    """Refuse a model for which the exact part of the check fails; once for a kind in a process.
+
+    Args:
+        model: The model, which is about to be pruned.
+
+    Raises:
+        UnsupportedModelError: It fails, or no twin can be made; the message says what was found.
+    """
+    _proofs.ask(model)
+
+
+class _Proofs:
+    """What was found of kinds of models in this process; one thread at a time looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._looking = False
+        self._found: dict[tuple[Any, ...], str | None] = {}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other thread look, and none of what this one prunes meanwhile be asked for."""
+        with self._lock:
+            before, self._looking = self._looking, True
+            try:
+                yield
+            finally:
+                self._looking = before
+
+    def ask(self, model: nn.Module) -> None:
+        with self._lock:
+            if self._looking:
+                return
+            config: Any = model.config
+            kind = (type(model), attention_name(config), _device(model), config.to_json_string())
+            if kind not in self._found:
+                with self.alone():
+                    self._found[kind] = self._look(model)
+            found = self._found[kind]
+        if found is not None:
+            raise UnsupportedModelError(
+                f"transformers {version('transformers')} is newer than {newest_tested()}, the "
+                f"newest that pore was tested with, and a check of {type(model).__name__} finds "
+                f"that pruning does not come out right on it: {found}. Install "
+                f"'transformers<={newest_tested()}', or a newer pore; pore.check(model) says more."
+            )
+
+    def _look(self, model: nn.Module) -> str | None:
+        try:
+            failures = _check(model, thorough=False).failures
+        except PoreError as error:
+            return str(error).rstrip(".")
+        return f"{failures[0].name}: {failures[0].finding}" if failures else None
+
+
+_proofs = _Proofs()
+
+
+_VERSIONS = {"pore": "pore-vlm", "transformers": "transformers", "torch": "torch"}
+
+
+def _check(model: Any, thorough: bool) -> CheckResult:
+    """Run the invariants on a twin: in the most exact type it runs in, and in the model's own."""
+    began = time.monotonic()
+    config, generation = model.config, getattr(model, "generation_config", None)
+    tiny, family = twin_of(config)
+    cache = getattr(generation, "cache_implementation", None)
+    cache = None if "quant" in str(cache) else cache  # what such a one holds is rounded
+    device, kind = _device(model), _kind(model, tiny)
+    # Packed weights compute in another type than they are kept in.
+    own: torch.dtype = model.dtype if model.dtype in TOLERANCES else torch.float32
+    rows: list[Row] = []
+    problems: dict[torch.dtype, str] = {}
+    parameters = 0
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for dtype in dict.fromkeys([torch.float64, torch.float32, own]):
+            if rows and not (thorough and dtype == own):
+                continue  # one exact type is enough
+            try:
+                twin = build(copy.deepcopy(tiny), kind, dtype, config)
+                parameters = sum(weight.numel() for weight in twin.parameters())
+                subject = Subject(twin.to(device), family, cache)
+                subject.warm()
+                if subject.hides:
+                    wide = build(widened(tiny), kind, dtype, config)
+                    subject.wide = Subject(wide.to(device), family, cache)
+            except UnsupportedModelError:
+                raise
+            except Exception as error:
+                problems[dtype] = _told(error)
+            else:
+                rows += _rows(subject, exact=not rows and dtype.itemsize >= 4)
+    if not rows or (thorough and own in problems):
+        rows.append(Row("the unpruned twin runs", _name(own), False, problems[own]))
+    return CheckResult(
+        model=kind.__name__,
+        family=family.name,
+        versions={name: version(of) for name, of in _VERSIONS.items()},
+        tested=not beyond_tested(),
+        device=str(device),
+        attention=str(attention_name(config.get_text_config())),
+        cache=cache or "dynamic",
+        parameters=parameters,
+        seconds=time.monotonic() - began,
+        rows=tuple(rows),
+    )
+
+
+def _rows(subject: Subject, exact: bool) -> Iterator[Row]:
+    """The invariants in one type of weights."""
+    before = fingerprint(subject.model)
+    for name, holds in subject.invariants(exact):
+        try:
+            held, finding = holds()
+        except Exception as error:  # whatever a changed interface comes to
+            held, finding = False, _told(error)
+        yield Row(name, _name(subject.dtype), held, finding)
+    held, finding = left_clean(subject.model, before)
+    yield Row("the model is left clean", _name(subject.dtype), held, finding)
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return f"raises {type(error).__name__}: {text[:300]}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(model: Any, tiny: Any) -> Any:
+    """The class of the twin: the model's own, or the one with a head of a model without."""
+    if hasattr(model, "generate"):
+        return type(model)
+    from transformers import AutoModelForImageTextToText
+
+    with seeded():
+        return type(AutoModelForImageTextToText.from_config(copy.deepcopy(tiny)))
+
+
+def _device(model: Any) -> torch.device:
+    """Where a model computes: where its weights are, those that accelerate has offloaded apart."""
+    places = (weight.device for weight in model.parameters())
+    return next((place for place in places if place.type != "meta"), torch.device("cpu"))

@@ -1,0 +1,1 @@
+"""Cost: shapes of models, and the FLOPs that follow from them."""

@@ -1,0 +1,235 @@
+"""Shapes of decoders: what their FLOPs depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pore.errors import UnsupportedModelError
+
+# Decoders by `model_type` whose layers are all alike: an attention and a gated MLP.
+_DECODERS = (
+    "llama",
+    "mistral",
+    "ministral3",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "cohere2",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3_vl_text",
+    "glm4v_text",
+    "glm_ocr_text",
+)
+
+
+# Those whose layers differ, or that are more than that: experts, recurrences, compressed keys.
+_MIXED = (
+    "qwen3_vl_moe_text",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "glm4v_moe_text",
+    "mistral4",
+    "llama4_text",
+)
+
+
+def _model_type(config: object, part: str, known: tuple[str, ...]) -> str:
+    """The config's `model_type`, refused when it is not in `known`."""
+    model_type = getattr(config, "model_type", None)
+    if model_type not in known:
+        raise UnsupportedModelError(
+            f"the sizes of this {part} cannot be read: its config is a "
+            f"{type(config).__name__} with model_type {model_type!r}; "
+            f"known here: {', '.join(known)}"
+        )
+    return str(model_type)
+
+
+def _part(config: object, name: str) -> object:
+    """A sub-config such as `text_config`, refused when there is none."""
+    part = getattr(config, name, None)
+    if part is None:
+        raise UnsupportedModelError(
+            f"{type(config).__name__} has no {name}; pass the config of the whole model"
+        )
+    return part
+
+
+def _size(config: object, name: str, default: int | None = None) -> int:
+    """A positive whole number from the config; `default` stands for a value of None."""
+    value = getattr(config, name, None)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UnsupportedModelError(
+            f"{type(config).__name__}.{name} must be a whole number of at least 1, is {value!r}"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one decoder layer multiplies, by the token and by the pair of tokens.
+
+    Attributes:
+        token: Multiply-adds of every token: with all matrices that it meets, those of its experts
+            alone where there are some, and with the state of a recurrence.
+        pair: Multiply-adds of every pair of tokens: of queries with keys, and with values; 0 in a
+            layer without attention.
+        ahead: Those of `token` up to queries, keys and values.
+    """
+
+    token: int
+    pair: int
+    ahead: int
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder (the language model), as its FLOPs need them.
+
+    Attributes:
+        hidden: Width of the residual stream, d.
+        intermediate: Width of the MLP, m; of all experts that a token meets together.
+        layers: Number of decoder layers.
+        heads: Query heads of a layer.
+        kv_heads: Key and value heads of a layer; fewer than `heads` with grouped queries.
+        head_dim: Width of one head; `heads * head_dim` need not be `hidden`.
+        vocab: Rows of the output head.
+        gated: Whether the MLP has three matrices (gate, up, down) rather than two.
+        each: Every layer, where they are not all alike or are more than attention and MLP; empty
+            where the sizes above say all.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    gated: bool
+    each: tuple[LayerShape, ...] = ()
+
+    def layer(self, number: int) -> LayerShape:
+        """What a layer multiplies; sliding windows are counted as if they showed everything."""
+        if self.each:
+            return self.each[number]
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        ahead = self.hidden * (queries + 2 * keys)
+        mlp = self.hidden * self.intermediate * (3 if self.gated else 2)
+        return LayerShape(ahead + queries * self.hidden + mlp, 2 * queries, ahead)
+
+    @classmethod
+    def from_config(cls, config: object) -> DecoderShape:
+        """Read the sizes from the decoder's config (`text_config` of a vision-language model).
+
+        Args:
+            config: A transformers config, such as of type llama or qwen3_vl_moe_text.
+
+        Raises:
+            UnsupportedModelError: The config is of a type not known here, or a size is missing from
+                it.
+        """
+        model_type = _model_type(config, "decoder", (*_DECODERS, *_MIXED))
+        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+        head_dim = _size(config, "head_dim", default=hidden // heads)
+        if model_type == "mistral4":
+            head_dim = _size(config, "qk_nope_head_dim") + _size(config, "qk_rope_head_dim")
+        mlps = _mlps(config, model_type)
+        shape = cls(
+            hidden=hidden,
+            intermediate=mlps[-1][0],
+            layers=_size(config, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=_size(config, "num_key_value_heads", default=heads),
+            head_dim=head_dim,
+            vocab=_size(config, "vocab_size"),
+            gated=True,
+        )
+        if model_type in _DECODERS:
+            return shape
+        return replace(shape, each=tuple(_layers(config, model_type, shape, mlps)))
+
+
+def _mlps(config: Any, model_type: str) -> list[tuple[int, int]]:
+    """Of every layer the width of all MLPs that a token meets, and what decides on them.
+
+    A router has a row for every expert; a shared expert may have a gate of one.
+    """
+    layers = _size(config, "num_hidden_layers")
+    if model_type in ("qwen3_vl_moe_text", "qwen3_5_moe_text"):
+        experts = _size(config, "num_experts")
+        width = _size(config, "num_experts_per_tok") * _size(config, "moe_intermediate_size")
+        if model_type == "qwen3_5_moe_text":
+            width += _size(config, "shared_expert_intermediate_size")
+            return [(width, experts + 1)] * layers
+        step, dense = config.decoder_sparse_step, config.mlp_only_layers
+        plain = _size(config, "intermediate_size"), 0
+        return [plain if i in dense or (i + 1) % step else (width, experts) for i in range(layers)]
+    if model_type in ("glm4v_moe_text", "mistral4"):
+        each = _size(config, "moe_intermediate_size")
+        chosen = _size(config, "num_experts_per_tok") + _size(config, "n_shared_experts")
+        plain = _size(config, "intermediate_size"), 0
+        dense = config.first_k_dense_replace
+        mixed = chosen * each, _size(config, "n_routed_experts")
+        return [plain if i < dense else mixed for i in range(layers)]
+    if model_type == "llama4_text":
+        # Stock transformers sends every token through all experts, and the shared one.
+        experts = _size(config, "num_local_experts")
+        plain = _size(config, "intermediate_size_mlp"), 0
+        mixed = (experts + 1) * _size(config, "intermediate_size"), experts
+        return [mixed if i in config.moe_layers else plain for i in range(layers)]
+    return [(_size(config, "intermediate_size"), 0)] * layers
+
+
+def _layers(
+    config: Any, model_type: str, shape: DecoderShape, mlps: list[tuple[int, int]]
+) -> Iterator[LayerShape]:
+    """Every layer of a decoder of `_MIXED`."""
+    hidden, heads = shape.hidden, shape.heads
+    queries, keys = heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    ahead, values = hidden * (queries + 2 * keys), queries
+    if model_type == "mistral4":  # keys and values out of one compressed vector
+        values = heads * _size(config, "v_head_dim")
+        rank, rope = _size(config, "kv_lora_rank"), _size(config, "qk_rope_head_dim")
+        squeezed = config.q_lora_rank
+        asked = hidden * queries if squeezed is None else squeezed * (hidden + queries)
+        unpacked = queries - heads * rope + values
+        ahead = asked + hidden * (rank + rope) + rank * unpacked
+    if model_type.startswith("qwen3_5"):  # queries come with a gate
+        ahead += hidden * queries
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * shape.layers
+    for kind, (width, routed) in zip(kinds, mlps, strict=True):
+        mlp = hidden * (3 * width + routed)
+        if kind == "linear_attention":
+            yield LayerShape(_recurrent(config, hidden) + mlp, 0, 0)
+        else:
+            yield LayerShape(ahead + values * hidden + mlp, queries + values, ahead)
+
+
+def _recurrent(config: Any, hidden: int) -> int:
+    """Multiply-adds of a token in a gated DeltaNet: matrices, convolution and state.
+
+    The state is read for the old value, written to, and read for the answer, as it is defined.
+    Kernels do that in chunks of tokens, by other products, and more of them.
+    """
+    key_heads, heads = (_size(config, f"linear_num_{x}_heads") for x in ("key", "value"))
+    key, value = (_size(config, f"linear_{x}_head_dim") for x in ("key", "value"))
+    mixed = 2 * key_heads * key + heads * value
+    projected = hidden * (mixed + heads * value + 2 * heads) + heads * value * hidden
+    convolved = mixed * _size(config, "linear_conv_kernel_dim")
+    return projected + convolved + 3 * heads * key * value
+
+
+def _side(config: Any, name: str) -> int:
+    """One side of a square, which the config may give as both."""
+    value = getattr(config, name, None)
+    if isinstance(value, list | tuple) and len(set(value)) == 1 and isinstance(value[0], int):
+        return value[0]
+    return _size(config, name)

@@ -1,0 +1,1 @@
+"""Data: samples, prompts and models from files."""

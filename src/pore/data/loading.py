@@ -1,0 +1,216 @@
+"""A model and its processor by name: a hub id, a folder, or `embedded`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any
+
+from pore._compat import note_commit
+from pore.embedded import embedded_model
+from pore.errors import InputError, UnsupportedModelError
+
+EMBEDDED = "embedded"
+
+
+"""The name of the model that ships with the package."""
+
+
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+
+
+"""Names of number formats; "auto" is that of the checkpoint, float32 on a CPU."""
+
+
+def resolve(name: str) -> str:
+    """What transformers loads a model from: the path of `embedded`, or the name itself."""
+    return embedded_model() if name == EMBEDDED else os.path.expanduser(name)
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str | None = None,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a supported model, ready to evaluate, and its processor.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        device: Such as "cpu", "cuda:1" or "mps"; "auto" is the accelerator there is, if any.
+        dtype: One of `DTYPES`.
+        attn: Attention implementation, such as "sdpa", "flash_attention_2" or "eager"; None is
+            the choice of transformers.
+        revision: Branch, tag or commit on the hub. The commit is noted in the model's config, for
+            `pore.families.names_of`.
+
+    Returns:
+        The model, in evaluation mode on the device, and the processor.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows.
+        InputError: There is no such device or number format, or transformers cannot load it so.
+        OSError: There is no such model.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    check_dtype(dtype)
+    target = choose_device(device)
+    path = resolve(name)
+    _known_config(name, revision)  # before gigabytes are loaded
+    if dtype == "auto" and target.type == "cpu":
+        dtype = "float32"
+    disable_progress_bar()
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            revision=revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn,
+        ).to(target)
+        processor = AutoProcessor.from_pretrained(path, revision=revision)
+        if found := _commit(path, revision):
+            note_commit(model.config, found)
+    except (ImportError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"transformers cannot load {name!r} as asked: {error}") from error
+    return model.eval(), processor
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    """The commit that a model on the hub was loaded from; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if os.path.isdir(path):
+        return None
+    found = try_to_load_from_cache(path, "config.json", revision=revision)
+    # A file lies in the folder of its commit, whatever branch or tag was asked for.
+    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else revision
+
+
+def load_twin(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn: str | None = None,
+    revision: str | None = None,
+) -> Any:
+    """A tiny model with random weights, of the classes of a checkpoint: only its config is read.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        device: As in `load_model`.
+        dtype: As in `load_model`.
+        attn: As in `load_model`.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The model, in evaluation mode on the device.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows, or has no twin.
+        InputError: There is no such device or number format, or transformers cannot make it so.
+        OSError: There is no such model.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    from pore._compat import seeded
+    from pore.checking.twin import twin_of
+
+    check_dtype(dtype)
+    target = choose_device(device)
+    config = _known_config(name, revision)
+    tiny, _ = twin_of(config)
+    if dtype != "auto":
+        kind = getattr(torch, dtype)
+    else:
+        kind = torch.float32 if target.type == "cpu" else config.dtype or torch.float32
+    try:
+        with seeded():
+            model = AutoModelForImageTextToText.from_config(
+                tiny, dtype=kind, attn_implementation=attn
+            ).to(target)
+    except (ImportError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"transformers cannot make a {name!r} as asked: {error}") from error
+    with suppress(OSError):  # a checkpoint need not say how to generate
+        said = GenerationConfig.from_pretrained(resolve(name), revision=revision)
+        model.generation_config.cache_implementation = said.cache_implementation
+    return model.eval()
+
+
+def _known_config(name: str, revision: str | None) -> Any:
+    """The config of a checkpoint of a family that pore knows."""
+    from pore.families.registry import families
+
+    config = load_config(name, revision=revision)
+    if config.model_type not in families():  # `pore models` lists what is known
+        raise UnsupportedModelError(
+            f"{name!r} is a {config.model_type!r} model, of no family that pore knows. "
+            f"It knows: {', '.join(sorted(families()))}."
+        )
+    return config
+
+
+def load_config(name: str, *, revision: str | None = None) -> Any:
+    """The configuration of a model.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The configuration, of any model that transformers knows.
+
+    Raises:
+        InputError: It cannot be read.
+        OSError: There is no such model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(resolve(name), revision=revision)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"The configuration of {name!r} cannot be read: {error}") from error
+
+
+def check_dtype(name: str) -> None:
+    """Refuse what is none of `DTYPES`.
+
+    Args:
+        name: The name of a number format.
+
+    Raises:
+        InputError: Says which there are.
+    """
+    if name not in DTYPES:
+        raise InputError(f"{name!r} is no number format; choose from {', '.join(DTYPES)}.")
+
+
+def choose_device(name: str) -> Any:
+    """A device by name.
+
+    Args:
+        name: Such as "cpu", "cuda:1" or "mps"; "auto" is the accelerator there is, if any.
+
+    Returns:
+        The `torch.device`.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"There is no device {name!r} here: {error}") from error
+    return device

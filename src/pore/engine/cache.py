@@ -1,0 +1,95 @@
+"""What the layers of a shortened sequence have cached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pore._compat import cached_keys, slots_of
+
+
+def _padding_before(tokens: Tensor) -> Tensor:
+    """(B,) how many of (B, n) tokens come before the first that is no padding."""
+    return (tokens.cumsum(1) == 0).sum(1)
+
+
+def _keys_before(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """What `length` new tokens see in the cache of a layer.
+
+    Args:
+        cache: The cache, or None.
+        layer: The layer, from 0.
+        past: (B, n) bool, False at padding, of the slots that it was given.
+        length: New tokens.
+
+    Returns:
+        keys (B, G, m, d) and (B, m) bool, of the m latest slots that a sliding window leaves.
+    """
+    keys, count = cached_keys(cache, layer), past.shape[1]
+    if count == 0 or keys is None:
+        return past.new_empty(len(past), 1, 0, 1), past[:, :0]
+    left = min(count, slots_of(cache, length, layer) - length)
+    keys = keys[:, :, :count]
+    return keys[:, :, keys.shape[2] - left :], past[:, count - left :]
+
+
+class CachedTokens:
+    """What the layers from one stage on hold in the cache, in positions of the full sequence.
+
+    Attributes:
+        columns: (B, M) the position in the full sequence of every slot of the cache.
+        valid: (B, M) bool, False at filling.
+        full: Whether all slots are valid.
+    """
+
+    def __init__(self, columns: Tensor, valid: Tensor, full: bool) -> None:
+        self.columns = columns
+        self.valid = valid
+        self.full = full
+
+    @classmethod
+    def unpruned(cls, tokens: Tensor) -> CachedTokens:
+        """The track of a sequence that nothing was dropped from.
+
+        Args:
+            tokens: (B, n) bool, False at padding.
+        """
+        columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return cls(columns, tokens, bool(tokens.all()))
+
+    def extended(self, columns: Tensor, valid: Tensor, full: bool) -> CachedTokens:
+        """This track with further slots.
+
+        Args:
+            columns: (B, m) positions of the new slots in the full sequence.
+            valid: (B, m) bool.
+            full: Whether all new slots are valid.
+        """
+        device = self.columns.device
+        return CachedTokens(
+            torch.cat([self.columns, columns.to(device)], 1),
+            torch.cat([self.valid, valid.to(device)], 1),
+            self.full and full,
+        )
+
+    def places(self, other: CachedTokens, span: int) -> Tensor:
+        """(B, m) where the slots of a track that kept some of these are among these.
+
+        Args:
+            other: That track.
+            span: Tokens of the full sequence.
+        """
+        columns = self.columns.to(other.columns.device)
+        slots = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
+        where = columns.new_zeros(len(columns), span).scatter_(1, columns, slots)
+        return where.gather(1, other.columns)
+
+    def cropped(self, count: int) -> CachedTokens:
+        """This track without its last `count` slots.
+
+        Assisted decoding takes rejected tokens back from the end of the cache.
+        """
+        length = max(self.columns.shape[1] - count, 0)
+        return CachedTokens(self.columns[:, :length], self.valid[:, :length], self.full)

@@ -1,0 +1,129 @@
+"""What the caller gives beside tokens and pixels: masks and positions, honoured or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pore._compat import MASK, PACKED, POSITIONS, TOWER_READ
+from pore.errors import InputError
+from pore.layout import Image
+
+
+def custom_masks(masks: Any, seen: int, length: int, made: bool) -> Any:
+    """The caller's own masks of which token sees which, as a decoder takes them.
+
+    Args:
+        masks: The model's mask argument.
+        seen: Tokens that came before, dropped ones included.
+        length: Tokens of this forward.
+        made: Whether transformers itself has made such masks, early, which then say no more than
+            which tokens are padding: in `generate`, and for caches with slots from the start.
+
+    Returns:
+        A (B or 1, 1 or H, length, seen + length) mask or several by kind of layer; None where
+        the masks only tell tokens from padding.
+
+    Raises:
+        InputError: They are of other sizes.
+    """
+    parts = list(masks.values()) if isinstance(masks, Mapping) else [masks]
+    parts = [part for part in parts if isinstance(part, Tensor) and part.dim() == 4]
+    if made or not parts:
+        return None
+    for part in parts:
+        if tuple(part.shape[-2:]) != (length, seen + length):
+            raise InputError(
+                f"A 4-D {MASK} must say of the {length} tokens given which of all {seen + length} "
+                f"tokens so far they see, dropped ones included; this one is {tuple(part.shape)}."
+            )
+    return masks
+
+
+def chosen_masks(masks: Any, rows: Tensor, columns: Tensor, valid: Tensor) -> Any:
+    """Masks at some of their rows and columns.
+
+    Args:
+        masks: (B or 1, 1 or H, q, k) bool or additive mask, or several by kind of layer.
+        rows: (B, m) which of the q.
+        columns: (B, n) which of the k.
+        valid: (B, n) bool, False at columns that nothing sees.
+    """
+    if isinstance(masks, Mapping):
+        return {kind: chosen_masks(mask, rows, columns, valid) for kind, mask in masks.items()}
+    if masks is None:
+        return None
+    rows, columns, valid = (x.to(masks.device) for x in (rows, columns, valid))
+    heads, (batch, count), width = masks.shape[1], rows.shape, masks.shape[-1]
+    masks = masks.expand(batch, -1, -1, -1)
+    masks = masks.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width))
+    masks = masks.gather(3, columns[:, None, None].expand(-1, heads, count, -1))
+    closed = False if masks.dtype == torch.bool else torch.finfo(masks.dtype).min
+    return masks.masked_fill(~valid[:, None, None], closed)
+
+
+def check_tower(inputs: Mapping[str, Any], config: Any) -> None:
+    """Refuse that the projector reads something else of the vision tower than the config says.
+
+    Args:
+        inputs: The model's arguments by name.
+        config: The model's config.
+
+    Raises:
+        InputError: It is asked to, so that a method that reads the tower would read elsewhere.
+    """
+    for name in TOWER_READ:
+        given = inputs.get(name)
+        if given is not None and given != getattr(config, name, given):
+            raise InputError(
+                f"The method reads what goes through the vision tower, where the config says "
+                f"{name}={getattr(config, name)!r}; leave {name}={given!r} away, or set it in the "
+                "config before the block."
+            )
+
+
+def check_unpacked(inputs: Mapping[str, Any], cached: bool) -> None:
+    """Refuse prompts with images of which several lie in one row, told apart by their positions.
+
+    Args:
+        inputs: The model's arguments by name.
+        cached: Whether there is a cache; without, transformers takes every gap for a new sample.
+
+    Raises:
+        InputError: There are several in a row.
+    """
+    positions, packed = inputs.get(POSITIONS), any(inputs.get(n) is not None for n in PACKED)
+    if not packed and inputs.get(MASK) is None and isinstance(positions, Tensor):
+        if positions.dim() == 3:  # a plane of text positions lies in front of the three axes
+            positions = positions[0] if len(positions) == 4 else None
+        if positions is not None:
+            steps = positions.diff(dim=-1)
+            packed = bool(((steps < 1) if cached else (steps != 1)).any())
+    if packed:
+        raise InputError(
+            "Several prompts lie in one row, told apart by their positions, and each image is to "
+            "be pruned by the text of its own: give every prompt a row of the batch, padded, with "
+            "an attention_mask."
+        )
+
+
+def shown_images(images: Sequence[Image], tokens: Tensor) -> list[tuple[int, Image]]:
+    """The images of which the attention mask shows tokens, and what it shows of them.
+
+    Args:
+        images: The images of a batch.
+        tokens: (B, L) bool, False at what it hides.
+
+    Returns:
+        Which of the images each is, and the image with only the tokens that are shown.
+    """
+    shown = tokens.tolist()
+    found = []
+    for number, image in enumerate(images):
+        places = [i for i, column in enumerate(image.columns) if shown[image.row][column]]
+        if places:
+            found.append((number, image.showing(places)))
+    return found

@@ -1,0 +1,198 @@
+"""A pruning method: a frozen dataclass of settings that says in `stages` where it acts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from pore.engine.run import Run, remove
+from pore.engine.stages import Limit, Stage
+from pore.families.base import Family
+from pore.tensors.selection import budget
+from pore.tower.stages import TowerStage
+
+if TYPE_CHECKING:
+    from pore.cost.shapes import ModelShape
+
+
+class Pruner(ABC):
+    """A pruning method with its settings: subclass as a frozen dataclass and give `stages`.
+
+    Attributes:
+        name: The method's name in tables and on the command line.
+        paper: Where it was published.
+        reweightable: Whether it ranks by text-visual attention and so takes `reweight`.
+        experimental: Whether it was built from a paper's description, with no code to compare with.
+        registry: Every method by name.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    reweightable: ClassVar[bool] = False
+    experimental: ClassVar[bool] = False
+    registry: ClassVar[dict[str, type[Pruner]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if isinstance(cls.__dict__.get("name"), str):
+            Pruner.registry[cls.name] = cls
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> Pruner | None:
+        """The method as its authors set it up, scaled to a model's depth.
+
+        Args:
+            keep: Visual tokens left at the end, per image, or the fraction.
+            shape: The model's sizes.
+
+        Returns:
+            The method; None where it needs more than a model to be set up.
+        """
+        return cls(keep=keep)  # type: ignore[call-arg]
+
+    @abstractmethod
+    def stages(self) -> Sequence[Stage | TowerStage]:
+        """Where the method acts, in the order of the data's way: tower first, then by layer."""
+
+    def counts(self, visual: int, layers: int) -> list[int]:
+        """Visual tokens of one image that enter every decoder layer.
+
+        Args:
+            visual: Visual tokens that the image comes with.
+            layers: Decoder layers.
+
+        Returns:
+            One number for each layer.
+
+        Raises:
+            BudgetError: The image has fewer tokens than are to be kept.
+        """
+        (stage,) = self.stages()
+        first = stage.layer if isinstance(stage, Stage) else 0
+        kept = budget(self.keep, visual)  # type: ignore[attr-defined]
+        return [visual] * first + [kept] * (layers - first)
+
+    @property
+    def tower_stage(self) -> TowerStage | None:
+        """The stage in the vision tower, if there is one."""
+        return next((s for s in self.stages() if isinstance(s, TowerStage)), None)
+
+    @property
+    def reads_tower(self) -> bool:
+        """Whether it reads what goes through the vision tower, which then must run while pruned."""
+        return any(isinstance(s, TowerStage) or s.padding or s.tower for s in self.stages())
+
+    @property
+    def looks_at(self) -> list[int]:
+        """The decoder layers whose attention, or else whose output, it ranks by."""
+        stages = [s for s in self.stages() if isinstance(s, Stage) and s.layer]
+        return [s.layer - 1 if s.reads_layer is None else s.reads_layer for s in stages]
+
+    def limits(self, family: Family) -> list[Limit]:
+        """What a family does not take of the method with these settings, whatever the model.
+
+        `pore models` prints it, and a run that cannot be is refused by it.
+
+        Args:
+            family: The adapter.
+
+        Returns:
+            The limits; none where the method works.
+        """
+        found = []
+        stages = [stage for stage in self.stages() if isinstance(stage, Stage)]
+        if self.reads_tower and family.tower_refusal is not None:
+            found.append(Limit(f"it reads the vision tower, but {family.tower_refusal}"))
+        if family.packed and any(stage.padding for stage in stages):
+            found.append(
+                Limit(
+                    "it looks for letterbox padding, but images go into the vision tower in their "
+                    "own shape, without any. Leave suppress_padding away."
+                )
+            )
+        shrinking = self.tower_stage is not None and self.tower_stage.merge is not None
+        if shrinking and (family.merged or family.packed):
+            why = (
+                "visual tokens are made of squares of them, on the full grid"
+                if family.merged
+                else "images of any size go through it in one sequence"
+            )
+            found.append(
+                Limit(
+                    f"it merges patches inside the vision tower, but {why}. Use a method that "
+                    "chooses among the tokens."
+                )
+            )
+        if family.deepstack and any(stage.merges for stage in self.stages()):
+            reason = (
+                "the first decoder layers add features to every visual token, which merged tokens "
+                "have none of. Use a method that only drops tokens"
+            )
+            tower = self.tower_stage is not None and self.tower_stage.merges
+            if tower or any(stage.merges and stage.layer == 0 for stage in stages):
+                found.append(Limit(f"{reason}."))
+            else:
+                found.append(Limit(f"{reason}, or later layers.", "it acts behind those layers"))
+        if family.shares_keys and any(stage.merges and stage.layer > 0 for stage in stages):
+            found.append(
+                Limit(
+                    "decoder layers look at keys that earlier ones made, which tokens merged since "
+                    "are not among. Use a method that only drops tokens.",
+                    "it acts before those that are shared, or none are",
+                )
+            )
+        inside = [stage for stage in stages if stage.layer > 0]
+        if family.recurrent_mixer is not None and inside:
+            read = any(stage.reads_layer is not None for stage in inside)
+            found.append(
+                Limit(
+                    "recurrent decoder layers have no attention, and none can be read or come "
+                    "first where tokens are dropped.",
+                    "the layers that it reads have attention"
+                    if read
+                    else "it acts behind the first layer with attention",
+                )
+            )
+        return found
+
+    def check(self, model: nn.Module, family: Family) -> None:  # noqa: B027 - optional
+        """Refuse a model that the settings do not fit.
+
+        Args:
+            model: The model to be pruned.
+            family: Its adapter.
+
+        Raises:
+            PoreError: Says what does not fit and what to do.
+        """
+
+    def __call__(self, model: nn.Module) -> Run:
+        """The context manager that prunes `model`.
+
+        Args:
+            model: A supported vision-language model of transformers.
+
+        Returns:
+            The run; its `report` says what was kept.
+
+        Raises:
+            UnsupportedModelError: The model is of no family that pore knows.
+        """
+        return Run(self, model)
+
+    def apply(self, model: nn.Module) -> Run:
+        """Prune `model` until `remove`. A pruner applied before is replaced.
+
+        The report of an applied run is of the latest prefill only, so that it cannot grow.
+
+        Args:
+            model: A supported vision-language model of transformers.
+
+        Returns:
+            The run.
+        """
+        remove(model)
+        return Run(self, model, history=1).__enter__()

@@ -1,0 +1,213 @@
+"""Readers: what a stage takes from the attention of one decoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pore.errors import ScoreError
+from pore.layout import Layout
+from pore.tensors.attention import Normalize, check_normalize, row_logits, text_visual_attention
+
+_CHUNK = 1 << 23
+
+
+"""Attention weights computed at a time, over all images and heads."""
+
+
+@dataclass(frozen=True)
+class HeadMax:
+    """Reads what every visual token gets, in the head that gives it most.
+
+    The largest weight over the heads, for every pair of tokens, is averaged over the visual tokens
+    of the image that look, and over the text tokens behind the image.
+    """
+
+    normalize: ClassVar[str] = "text, largest head"
+
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """(I, 2, t) what every token gets from visual tokens and from text, at least float32."""
+        layout = attention.layout
+        return torch.stack(
+            [
+                received(attention, layout.columns, layout.valid, "max"),
+                received(attention, *text_rows(layout), "max"),
+            ],
+            1,
+        )
+
+
+def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
+    """The text tokens behind every image.
+
+    Args:
+        layout: Where things lie.
+
+    Returns:
+        index (I, R), their positions in the sequence, ascending; and valid (I, R) bool, False where
+        an image has fewer.
+    """
+    text = layout.text_behind
+    order = (~text).long().argsort(dim=-1, stable=True)[:, : int(text.sum(-1).max())]
+    return order, text.gather(1, order)
+
+
+def received(
+    attention: LayerAttention, index: Tensor, valid: Tensor, heads: Literal["max", "mean"]
+) -> Tensor:
+    """Attention on every visual token, over the heads and then averaged over some query tokens.
+
+    Args:
+        attention: The layer's.
+        index: (I, R) positions of the query tokens.
+        valid: (I, R) bool, False where an image has fewer.
+        heads: Whether the largest weight over the heads counts, for each pair of tokens, or the
+            mean.
+
+    Returns:
+        (I, t) attention, at least float32; 0 at what is no token of the image.
+    """
+    layout, columns = attention.layout, attention.columns
+    images, count = len(index), attention.query.shape[1]
+    slots = attention.past.shape[1] + attention.query.shape[2]
+    rows = max(1, _CHUNK // (images * count * slots))
+    total: Tensor | None = None
+    for first in range(0, index.shape[1], rows):
+        some, there = index[:, first : first + rows], valid[:, first : first + rows]
+        weights = attention.logits(some).softmax(-1)
+        every = columns[:, None, None].expand(-1, count, some.shape[1], -1)
+        picked = weights.gather(-1, every)
+        picked = picked.amax(1) if heads == "max" else picked.mean(1)
+        part = picked.masked_fill(~there[..., None], 0.0).sum(1)
+        total = part if total is None else total + part
+    assert total is not None
+    return (total / valid.sum(-1, keepdim=True)).masked_fill(~layout.valid, 0.0)
+
+
+def _cross(attention: Tensor) -> Tensor:
+    """The part of what `HeadMax` reads that a position bias divides."""
+    return attention[:, 1]
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """The attention of one decoder layer, of which a reader computes the rows that it needs.
+
+    Attributes:
+        layout: Where the visual tokens lie now.
+        query: (B, H, L, d) queries of this forward's tokens, as the kernel gets them.
+        key: (B, G, m, d) keys, those in the cache first; G divides H.
+        mask: The kernel's mask.
+        scaling: Factor on the logits.
+        softcap: Cap of the logits (Gemma 2), or None.
+        past: (B, p) bool, False at padding, of the slots in the cache.
+        origin: (B, L) where the tokens were when they entered the decoder.
+        memory: What the stage's `prepare` made of the prompt.
+        causal: Whether tokens do not look behind, where the mask does not say.
+        window: Tokens that a sliding window shows, where the prompt is longer; None without.
+        hides: Whether the caller's mask may hide an image from the text.
+        read: Rows computed so far, one entry for every reading.
+    """
+
+    layout: Layout
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    past: Tensor
+    origin: Tensor
+    memory: Any = None
+    causal: bool = True
+    window: int | None = None
+    hides: bool = False
+    read: list[int] = field(default_factory=list)
+
+    def logits(self, index: Tensor) -> Tensor:
+        """Attention logits of some tokens of every image's sample.
+
+        Args:
+            index: (I, R) positions of the query tokens in the sequence as it is now.
+
+        Returns:
+            (I, H, R, n) logits to the cached and present tokens, at least float32; -inf where the
+            query must not look.
+
+        Raises:
+            ScoreError: An image is out of the layer's sliding window, or hidden by the mask.
+        """
+        self.read.append(index.shape[1])
+        rows = self.layout.rows
+        every = [image.row for image in self.layout.images] == list(range(len(self.query)))
+        logits = row_logits(
+            self.query,
+            self.key,
+            rows=None if every else rows,
+            index=index,
+            valid=torch.cat([self.past, self.layout.tokens], 1),
+            mask=self.mask,
+            scaling=self.scaling,
+            softcap=self.softcap,
+            causal=self.causal,
+            window=self.window,
+        )
+        if self.window is not None or self.hides:
+            columns, valid = (x.to(logits.device) for x in (self.columns, self.layout.valid))
+            seen = (logits[:, 0] != -torch.inf).any(1).gather(1, columns) & valid
+            if not bool(seen.any(1).all()):
+                image = self.layout.images[int((~seen.any(1)).nonzero()[0])]
+                if self.hides:
+                    raise ScoreError(
+                        f"The attention mask hides image {image.index} of sample {image.row} from "
+                        "the tokens whose attention ranks it; let the last token see it, and give "
+                        "every prompt a row of the batch."
+                    )
+                raise ScoreError(
+                    f"Image {image.index} of sample {image.row} lies farther back than the "
+                    f"{self.window} tokens that the layer whose attention is read looks at; "
+                    "choose a pruned layer behind one of full attention, or a shorter prompt."
+                )
+        return logits
+
+    @property
+    def last(self) -> Tensor:
+        """(I, 1) position of the last token of every image's sample, which is no padding."""
+        return self.layout.last[self.layout.rows, None]
+
+    @property
+    def columns(self) -> Tensor:
+        """(I, t) where the visual tokens lie among the n slots of `logits`."""
+        return self.layout.columns + self.past.shape[1]
+
+
+Reader = Callable[[LayerAttention], Any]
+
+
+"""What a stage takes from the attention of a layer.
+
+One whose result a position bias divides has an attribute `normalize` that says in a word what it
+measures; a bias that was fitted on something else is refused."""
+
+
+@dataclass(frozen=True)
+class LastToken:
+    """Reads text-visual attention A: of the last text token, averaged over heads (PoRe Eq. 1).
+
+    Attributes:
+        normalize: "prompt" or "visual", see `text_visual_attention`.
+    """
+
+    normalize: Normalize = "prompt"
+
+    def __post_init__(self) -> None:
+        check_normalize(self.normalize)
+
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """(I, t) attention of the last token to the visual tokens of every image."""
+        logits = attention.logits(attention.last)[:, :, 0]
+        valid = attention.layout.valid
+        return text_visual_attention(logits, attention.columns, valid, self.normalize)

@@ -1,0 +1,122 @@
+"""Answers kept on disk, so that an evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pore._files import write_atomic
+from pore._saved.parsing import read_json
+from pore._saved.seals import sealed_text, unseal
+from pore.bias.position_bias import PositionBias
+from pore.data.samples import Sample
+from pore.engine.pruner import Pruner
+from pore.evaluation.batches import Batches, conditions
+from pore.evaluation.guided import Guiding
+from pore.evaluation.outcome import Answer, Outcome
+from pore.identity import picture_of
+
+if TYPE_CHECKING:
+    from pore.evaluation.survey import Settings
+
+
+_MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token kept
+
+
+def _slug(name: str) -> str:
+    # SparseVLM+ is not SparseVLM.
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "-plus ")).strip("-")
+
+
+# -- what is kept of an interrupted run -----------------------------------------------------------
+
+
+class _Store:
+    """Answers by setting, one file each, valid under the same conditions only."""
+
+    def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self.conditions = dict(conditions)
+
+    def _place(self, pruner: Pruner | None) -> tuple[Path, dict[str, Any]]:
+        setting = self.conditions | {"method": _described(pruner)}
+        name = _slug(Outcome(pruner, ()).label)
+        return self._folder / f"{name}-{_digest(setting)[:12]}.json", setting
+
+    def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
+        """The answers to these samples; None where there are none, or the file is damaged."""
+        path, setting = self._place(pruner)
+        found = _json(path)
+        if found.get("setting") != setting:
+            return None
+        try:
+            answers = tuple(_answer(entry) for entry in found["answers"])
+        except (KeyError, TypeError):
+            return None
+        same = [(a.id, a.question) for a in answers] == [(s.id, s.question) for s in samples]
+        return answers if same else None
+
+    def save(self, pruner: Pruner | None, answers: Sequence[Answer]) -> None:
+        """Write the answers, whole or not at all."""
+        path, setting = self._place(pruner)
+        document = {"setting": setting, "answers": [asdict(answer) for answer in answers]}
+        write_atomic(path, sealed_text(document))
+
+
+def _answer(entry: Mapping[str, Any]) -> Answer:
+    return Answer(**{**entry, "kept": tuple(tuple(image) for image in entry["kept"])})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is none that is whole and as it was saved."""
+    try:
+        found = read_json(path, _MAX_BYTES, values=_MAX_VALUES)
+        return unseal(found) if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _conditions(model: Any, processor: Any, batches: Batches, settings: Settings) -> dict[str, Any]:
+    """What answers depend on beside the method, as JSON gives it back."""
+    from pore import __version__
+
+    asked = [
+        (s.id, s.question, s.answer, s.kind, s.third, picture_of(s.image)) for s in batches.samples
+    ]
+    return {
+        "pore": __version__,
+        **conditions(model, processor),
+        "samples": _digest(asked),
+        "batch_size": settings.batch_size,
+        "max_new_tokens": settings.max_new_tokens,
+    }
+
+
+def _described(pruner: Pruner | None) -> Any:
+    """A method's name and settings as JSON, a bias by the digest of its values.
+
+    A model that guides is described by all that its guides depend on.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, PositionBias):
+            return f"{value.kind} {_digest(value.values.tolist())[:16]}"
+        if isinstance(value, Guiding):
+            return value.conditions
+        if isinstance(value, (tuple, list)):
+            return [plain(each) for each in value]
+        return value if isinstance(value, (int, float, str, type(None))) else repr(value)
+
+    if pruner is None:
+        return None
+    settings = {f.name: plain(getattr(pruner, f.name)) for f in fields(pruner)}  # type: ignore[arg-type]
+    return {"name": pruner.name, **settings}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

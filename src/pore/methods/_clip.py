@@ -1,0 +1,161 @@
+"""How relevant an image patch is to a question, by CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pore.engine.stages import View
+from pore.errors import InputError, UnsupportedModelError
+from pore.families.base import Family
+from pore.tensors.gathering import _unit
+
+Questions = str | Sequence[str] | Callable[[list[int]], str]
+
+
+@dataclass(frozen=True)
+class ClipRelevance:
+    """Relevance by CLIP: how little a patch resembles the question in CLIP's joint space.
+
+    Patch features, as the projector gets them, go through the layer norm and the projection that
+    CLIP has for its pooled image feature. Those were never meant for single patches, and low
+    similarity turns out to mark the relevant ones, so relevance is the negative cosine, as in the
+    authors' code. A question longer than CLIP's context is cut into pieces, over which the cosine
+    is averaged.
+
+    Attributes:
+        model: The `CLIPModel` that the vision tower was taken from, such as
+            openai/clip-vit-large-patch14-336 for LLaVA.
+        tokenizer: Its tokenizer.
+        questions: The questions of a batch, one string for each prompt or one for all; or a
+            function that gets the token ids of a prompt, without visual tokens and padding, and
+            gives its question. `processor.decode` gives the whole prompt; the authors pass the bare
+            question, without the chat template and without "Answer the question using a single
+            word or phrase.".
+        faithful: Cut long questions as the authors' code does: only the first piece begins and only
+            the last ends as CLIP expects, so that all pieces but the last say next to nothing.
+    """
+
+    model: nn.Module = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    questions: Questions
+    faithful: bool = False
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse what is no CLIP, or not that of the vision tower.
+
+        Args:
+            model: The model to be pruned.
+            family: Its adapter.
+
+        Raises:
+            UnsupportedModelError: Says what does not fit.
+        """
+        clip: Any = self.model
+        parts = ("vision_model", "visual_projection", "text_model", "text_projection")
+        if missing := [part for part in parts if not hasattr(clip, part)]:
+            raise UnsupportedModelError(
+                f"ClipRelevance needs a CLIPModel, with {', '.join(parts)}; "
+                f"{type(clip).__name__} has no {', '.join(missing)}."
+            )
+        family.tower_read(model)  # refuses several feature layers
+        config: Any = family.tower(model).config
+        width = clip.visual_projection.in_features
+        if config.hidden_size != width:
+            raise UnsupportedModelError(
+                f"The vision tower is {config.hidden_size} wide, the CLIP model's {width}; give "
+                "ClipRelevance the CLIP model that the tower was taken from, or use "
+                "relevance=None."
+            )
+
+    @torch.no_grad()
+    def images(self, features: Tensor) -> Tensor:
+        """Patches in the joint space.
+
+        Args:
+            features: (..., C) patch features, as the projector gets them.
+
+        Returns:
+            (..., E) embeddings, not normalised.
+        """
+        clip: Any = self.model
+        projection = clip.visual_projection
+        features = features.to(projection.weight.device, projection.weight.dtype)
+        embeds: Tensor = projection(clip.vision_model.post_layernorm(features))
+        return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
+
+    @torch.no_grad()
+    def text(self, questions: Sequence[str]) -> Tensor:
+        """Questions in the joint space.
+
+        Args:
+            questions: Q strings.
+
+        Returns:
+            (Q, E) mean of the unit embeddings of a question's pieces: the cosine to it is the mean
+            cosine to the pieces.
+        """
+        clip: Any = self.model
+        device = clip.text_projection.weight.device
+        room = clip.config.text_config.max_position_embeddings
+        pieces: list[list[int]] = []
+        numbers: list[int] = []
+        for number, question in enumerate(questions):
+            ids = list(self.tokenizer(question)["input_ids"])
+            found = _cut_by_the_authors(ids, room) if self.faithful else _cut(ids, room)
+            pieces += found
+            numbers += [number] * len(found)
+        width = max(map(len, pieces))
+        fill = [[0] * (width - len(piece)) for piece in pieces]
+        padded = torch.tensor([piece + more for piece, more in zip(pieces, fill, strict=True)])
+        mask = torch.tensor(
+            [[1] * len(piece) + more for piece, more in zip(pieces, fill, strict=True)]
+        )
+        pooled = clip.text_model(padded.to(device), mask.to(device)).pooler_output
+        unit = _unit(clip.text_projection(pooled))
+        of = torch.tensor(numbers, device=device)
+        total = unit.new_zeros(len(questions), unit.shape[-1]).index_add_(0, of, unit)
+        return total / of.bincount(minlength=len(questions))[:, None]
+
+    def of(self, view: View) -> Tensor:
+        """(I, E) the embedding of the question that every image is asked."""
+        rows = view.layout.rows.tolist()
+        count = len(view.hidden_states)
+        if isinstance(self.questions, str):
+            asked = dict.fromkeys(rows, self.questions)
+        elif callable(self.questions):
+            if view.input_ids is None:
+                raise InputError(
+                    "The prompt is given as inputs_embeds, so the question cannot be read off it; "
+                    "give ClipRelevance the questions themselves."
+                )
+            said = view.layout.text
+            ids = view.input_ids.to(said.device)
+            asked = {row: self.questions(ids[row][said[row]].tolist()) for row in set(rows)}
+        else:
+            if len(self.questions) == 0 or count % len(self.questions):
+                raise InputError(
+                    f"ClipRelevance has {len(self.questions)} questions for a batch of {count} "
+                    "prompts; give one for each, or a function that reads them off the prompts."
+                )
+            copies = count // len(self.questions)  # beams repeat every prompt
+            asked = {row: self.questions[row // copies] for row in set(rows)}
+        places = {question: place for place, question in enumerate(dict.fromkeys(asked.values()))}
+        return self.text(list(places))[[places[asked[row]] for row in rows]]
+
+
+def _cut(ids: list[int], room: int) -> list[list[int]]:
+    """A question's ids, from begin to end mark, in pieces of at most `room` that have both."""
+    if len(ids) <= room:
+        return [ids]
+    begin, *words, end = ids
+    return [[begin, *words[i : i + room - 2], end] for i in range(0, len(words), room - 2)]
+
+
+def _cut_by_the_authors(ids: list[int], room: int) -> list[list[int]]:
+    """A question's ids cut every `room`, whatever they are."""
+    return [ids[i : i + room] for i in range(0, len(ids), room)]

@@ -1,0 +1,320 @@
+"""What the two SparseVLM methods share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pore.engine.readers import LayerAttention
+from pore.engine.stages import Selection
+from pore.tensors.gathering import _take
+from pore.tensors.selection import budget
+
+_RECYCLED = 0.3  # of the dropped tokens, those of the highest scores are merged
+
+
+_TO_ONE = 10  # about so many into one
+
+
+@dataclass(frozen=True)
+class Raters:
+    """The words that rate each of I images.
+
+    Attributes:
+        index: (I, R) their positions in the prompt as it enters the decoder; the last token where
+            an image has fewer.
+        valid: (I, R) bool, False there.
+        length: L, positions in that prompt.
+        prior: (L,) what RoPE alone gives at every distance, to divide attention by, or None.
+    """
+
+    index: Tensor
+    valid: Tensor
+    length: int
+    prior: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rated:
+    """What the raters of I images say of their visual tokens.
+
+    Attributes:
+        attention: (I, H, t) attention of every head, averaged over the raters; 0 where there is no
+            token.
+        corrected: The same, divided by the prior before averaging, or None.
+        matrix: (I, R, t) attention of every rater, averaged over heads, or None.
+    """
+
+    attention: Tensor
+    corrected: Tensor | None = None
+    matrix: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RaterAttention:
+    """Reads the attention of the raters to the visual tokens of their image.
+
+    Attributes:
+        prior: Whether to divide by the prior of RoPE as well.
+        matrix: Whether the attention of every rater is asked for.
+    """
+
+    prior: bool = False
+    matrix: bool = False
+
+    normalize: ClassVar[str] = "raters"
+
+    def __call__(self, attention: LayerAttention) -> Rated:
+        """What the raters, found by the stage's `prepare`, say."""
+        layout, raters = attention.layout, attention.memory
+        device = attention.query.device
+        index, valid = raters.index.to(device), raters.valid.to(device)
+        # Words are never dropped, so that each is still somewhere.
+        origin = attention.origin
+        slots = torch.arange(origin.shape[1], device=device).expand_as(origin)
+        here = slots.new_zeros(origin.shape[0], raters.length).scatter_(1, origin, slots)
+        weights = attention.logits(here[layout.rows[:, None], index]).softmax(-1)
+        columns = attention.columns[:, None, None].expand(*weights.shape[:3], -1)
+        weights = weights.gather(-1, columns)
+        inside = valid[:, None, :, None] & layout.valid[:, None, None]
+        weights = weights.masked_fill(~inside, 0.0)
+        raters_of = valid.sum(-1)[:, None, None]
+        corrected = None
+        if self.prior:
+            places = origin[layout.rows[:, None], layout.columns]
+            distance = (index[:, :, None] - places[:, None]).clamp(min=0)
+            fair = weights / raters.prior.to(weights)[distance][:, None]
+            corrected = fair.masked_fill(~inside, 0.0).sum(2) / raters_of
+        matrix = weights.mean(1) if self.matrix else None
+        return Rated(weights.sum(2) / raters_of, corrected, matrix)
+
+
+def _curve(rated: Rated) -> Tensor:
+    return rated.attention.mean(1)
+
+
+def rate(visual: Tensor, valid: Tensor, text: Tensor, words: Tensor) -> Tensor:
+    """Which words are raters: those more alike to the image than the average word.
+
+    Every visual token spreads a softmax over the words by its dot products with them; a word's
+    weight is the mean over the visual tokens.
+
+    Args:
+        visual: (I, t, D) embeddings of the visual tokens.
+        valid: (I, t) bool, False where a smaller image is filled up.
+        text: (I, T, D) embeddings of the words.
+        words: (I, T) bool, False where a shorter text is filled up.
+
+    Returns:
+        (I, T) bool.
+    """
+    dtype = torch.promote_types(visual.dtype, torch.float32)
+    logits = torch.matmul(visual.to(dtype), text.to(dtype).mT)
+    weights = logits.masked_fill(~words[:, None], -torch.inf).softmax(-1)
+    weights = weights.masked_fill(~valid[..., None], 0.0).sum(1) / valid.sum(-1, keepdim=True)
+    mean = weights.sum(-1, keepdim=True) / words.sum(-1, keepdim=True)
+    return (weights > mean) & words
+
+
+def rotary_prior(rotary: Any, states: Tensor) -> Tensor:
+    """The scaled dot product of an all-ones query and key after RoPE, by their distance.
+
+    Args:
+        rotary: Makes rotary tables for states (B, m, D) at positions (B, m).
+        states: (B, L, D).
+
+    Returns:
+        (L,) the prior at distances 0 to L - 1, at least float32; √d at 0 for heads of d.
+    """
+    dtype = torch.promote_types(states.dtype, torch.float32)
+    distance = torch.arange(states.shape[1], device=states.device)[None]
+    tables = rotary(states[:1, :, :1].to(dtype), distance)
+    alone = isinstance(tables, Tensor)  # a complex number for every two dimensions (Llama 4)
+    cosines: Tensor = tables.real.repeat_interleave(2, -1) if alone else tables[0]
+    width = cosines.shape[-1]
+    return cosines[0].sum(-1) / math.sqrt(width)
+
+
+def strongest_heads(scores: Tensor, count: int) -> Tensor:
+    """The heads that give the visual tokens most.
+
+    Args:
+        scores: (I, H, t) scores of every head; 0 where there is no token.
+        count: Heads to choose.
+
+    Returns:
+        (I, min(count, H)) heads, the strongest first.
+    """
+    return scores.sum(-1).argsort(dim=-1, descending=True, stable=True)[:, :count]
+
+
+def matrix_ranks(matrix: Tensor, counts: Sequence[int]) -> list[int]:
+    """The rank of every image's matrix.
+
+    Args:
+        matrix: (I, R, t) of zeros where an image has fewer rows or columns.
+        counts: Columns of each.
+
+    Returns:
+        I ranks: singular values above the largest times the columns times the type's precision.
+    """
+    limit = torch.tensor(counts, device=matrix.device) * torch.finfo(matrix.dtype).eps
+    found: list[int] = torch.linalg.matrix_rank(matrix.nan_to_num(), rtol=limit).tolist()
+    return found
+
+
+def clusters(dropped: int) -> int:
+    """How many tokens come of those that are dropped."""
+    return _pool(dropped) // _TO_ONE + 1 if dropped else 0
+
+
+def _pool(dropped: int) -> int:
+    """How many of the dropped tokens are merged."""
+    return int(dropped * _RECYCLED) + 1 if dropped else 0
+
+
+def split(total: int, available: int) -> tuple[int, int]:
+    """How many tokens to keep so that, with what becomes of the others, there are `total`.
+
+    Args:
+        total: Tokens to be left, at least 1.
+        available: Tokens there are.
+
+    Returns:
+        Tokens to keep, at least 1 and as many as can be, and the clusters to merge others into:
+        `clusters` of them, or fewer where even one kept token would leave too many.
+
+    Raises:
+        BudgetError: There are fewer than `total`.
+    """
+    if budget(total, available) == available:
+        return available, 0
+    for kept in range(total - 1, 0, -1):
+        if kept + clusters(available - kept) == total:
+            return kept, total - kept
+    return 1, total - 1
+
+
+def recycle(
+    features: Tensor,
+    raster: Tensor,
+    scores: Tensor,
+    keep: Tensor,
+    valid: Tensor,
+    merged: Sequence[int],
+    behind: bool = True,
+) -> Selection:
+    """Merge the best of the dropped tokens.
+
+    Args:
+        features: (I, t, D) states of the visual tokens.
+        raster: (I, t) the original token that each stands for.
+        scores: (I, t) their scores.
+        keep: (I, t) bool, the tokens kept.
+        valid: (I, t) bool, False where a smaller image is filled up.
+        merged: Tokens to make of the dropped ones of each image; 0 makes none.
+        behind: Whether the merged tokens come behind the kept ones, the most central first, and
+            stand for no patch; or each takes the place of the most central one merged into it, for
+            models in which tokens keep their positions.
+
+    Returns:
+        The kept tokens and the merged ones.
+    """
+    dropped = valid & ~keep
+    pools = [_pool(count) for count in dropped.sum(-1).tolist()]
+    order = scores.masked_fill(~dropped, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = order[:, : max(pools)]
+    slots = torch.arange(keep.shape[1], device=keep.device)
+    inside = slots[: order.shape[1]] < torch.tensor(pools, device=keep.device)[:, None]
+    x = _take(features, order)
+    cluster, centres = density_peaks(x, merged, inside)
+    new = merge(x, cluster, inside, max(merged))
+
+    kept, added = keep.sum(-1, keepdim=True), torch.tensor(merged, device=keep.device)[:, None]
+    if not behind:
+        real = slots[: new.shape[1]] < added
+        rows = torch.arange(len(keep), device=keep.device)[:, None].expand_as(real)[real]
+        places = order.gather(1, centres)[real]
+        states = features.to(new.dtype, copy=True)
+        states[rows, places] = new[real]
+        stays = keep.index_put((rows, places), torch.ones_like(places, dtype=torch.bool))
+        return Selection(stays, states)
+    old = (~keep).long().argsort(dim=-1, stable=True)
+    stays = slots < kept
+    number = (slots - kept).clamp(0, new.shape[1] - 1)
+    states = torch.where(stays[..., None], _take(features, old).to(new.dtype), _take(new, number))
+    return Selection(slots < kept + added, states, raster.gather(1, old).masked_fill(~stays, -1))
+
+
+@torch.no_grad()
+def density_peaks(
+    x: Tensor, counts: Sequence[int], valid: Tensor, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cluster by density peaks with the nearest neighbours as density (DPC-KNN).
+
+    A token is dense if its c nearest, itself included, are near. The centres are the c tokens that
+    are dense and far from denser ones; each other token joins the nearest centre.
+
+    Args:
+        x: (I, m, D) features.
+        counts: Clusters c of every image, at most as many as it has tokens.
+        valid: (I, m) bool, True at the first of them, False where an image has fewer.
+        noise: (I, m) in [0, 1): the authors add a millionth of such draws to the density, which
+            then decides between equals (with two clusters, any two tokens that are each other's
+            nearest). None takes the first of equals instead.
+
+    Returns:
+        (I, m) the cluster of every token, numbered by how central its centre is; and the centres,
+        (I, max(counts)), of which the first c of an image count.
+    """
+    m, count = x.shape[1], torch.tensor(counts, device=x.device)[:, None]
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    # Pair by pair, so that distances are the same both ways, and equal densities are equal.
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance / math.sqrt(x.shape[-1])
+    both = valid[:, :, None] & valid[:, None]
+    slots = torch.arange(m, device=x.device)
+
+    near = distance.masked_fill(~both, torch.inf).sort(-1).values
+    near = near.masked_fill(slots >= count[..., None], 0.0)
+    density = -near.square().sum(-1) / count.clamp(min=1)  # its logarithm
+    if noise is not None:
+        density = (density.exp() + noise * 1e-6).log()
+    one, other = density[:, :, None], density[:, None]
+    denser = (other > one) | ((other == one) & (slots < slots[:, None]))
+    farthest = distance.masked_fill(~both, 0.0).amax((1, 2))[:, None]
+    gap = distance.masked_fill(~(denser & both), torch.inf).amin(-1)
+    gap = torch.where(gap.isinf(), farthest, gap)
+
+    peak = (gap.log() + density).masked_fill(~valid, -torch.inf)
+    centres = peak.argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
+    numbers = slots[: centres.shape[1]].expand_as(centres)
+    real = numbers < count
+    to = distance.gather(2, centres[:, None].expand(-1, m, -1))
+    nearest = to.masked_fill(~real[:, None], torch.inf).sort(dim=-1, stable=True).indices[..., 0]
+    own = torch.where(real, numbers, nearest.gather(1, centres))
+    return nearest.scatter(1, centres, own), centres
+
+
+def merge(x: Tensor, cluster: Tensor, valid: Tensor, count: int) -> Tensor:
+    """The mean of every cluster.
+
+    Args:
+        x: (I, m, D) features.
+        cluster: (I, m) the cluster of each.
+        valid: (I, m) bool, False where an image has fewer.
+        count: Clusters of the image that has most.
+
+    Returns:
+        (I, count, D) means, at least float32; 0 for a cluster without tokens.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    numbers = torch.arange(count, device=x.device)
+    member = ((cluster[:, None] == numbers[:, None]) & valid[:, None]).to(dtype)
+    x = x.to(dtype).masked_fill(~valid[..., None], 0.0)
+    return torch.matmul(member, x) / member.sum(-1, keepdim=True).clamp(min=1)

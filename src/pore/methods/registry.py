@@ -1,0 +1,33 @@
+"""The pruning methods, one published method per file, and their registry."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+
+from pore.engine.pruner import Pruner
+from pore.errors import PoreError
+
+
+@cache
+def _load_entry_points() -> None:
+    for entry in metadata.entry_points(group="pore.methods"):
+        kind = entry.load()
+        if not (isinstance(kind, type) and issubclass(kind, Pruner)):
+            raise PoreError(
+                f"Entry point {entry.name!r} of group 'pore.methods' gives {kind!r}, "
+                "which is no subclass of pore.Pruner."
+            )
+
+
+def methods() -> dict[str, type[Pruner]]:
+    """All methods, built in or from the entry points `pore.methods`, by name.
+
+    Returns:
+        The class of every method.
+
+    Raises:
+        PoreError: An entry point does not give a `Pruner`.
+    """
+    _load_entry_points()
+    return dict(sorted(Pruner.registry.items()))

@@ -1,0 +1,210 @@
+"""Settings of a method from text, as the command line has them, or a refusal that says how."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pore._saved.parsing import parse_json
+from pore.bias.position_bias import PositionBias
+from pore.engine.pruner import Pruner
+from pore.errors import InputError
+from pore.methods.guiding import Guide
+
+# As Python writes them; JSON's own are read as JSON.
+_CONSTANTS = {"none": None, "true": True, "false": False}
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+class _Unfit(Exception):
+    """A value is not of a type."""
+
+
+def read_settings(kind: type[Pruner], given: Sequence[str]) -> dict[str, Any]:
+    """The settings that texts such as "alpha=0.2" or "layers=[2, 4]" name, in their own types.
+
+    Args:
+        kind: The method.
+        given: NAME=VALUE each, where VALUE is JSON, or the text itself.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        InputError: A text is of another form, names no setting of the method, one that no text can
+            give, or one that is given already; or its value is of another type.
+    """
+    values: dict[str, Any] = {}
+    for setting in given:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting!r} is not of the form NAME=VALUE.")
+        if name in values:
+            raise InputError(f"--set {name}=... is given twice.")
+        values[name] = _value(kind, name, text)
+    return values
+
+
+def check_names(kind: type[Pruner], names: Sequence[str]) -> None:
+    """Refuse names that no setting of a method has.
+
+    Args:
+        kind: The method.
+        names: The names.
+
+    Raises:
+        InputError: Says which settings there are.
+    """
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{kind.name} has no setting {name!r}; it has {', '.join(sorted(known))}."
+            )
+
+
+def how_else(kind: type[Pruner], name: str) -> str | None:
+    """How a setting is given that no text can give.
+
+    Args:
+        kind: The method.
+        name: The setting.
+
+    Returns:
+        What to do, as the end of a sentence; None where a text can give it.
+    """
+    options = _options(_hint(kind, name))
+    if PositionBias in options:
+        return "name a position bias with --reweight, of generate and evaluate"
+    if Guide in options:
+        return (
+            "what guides is another model: `pore evaluate --method SGL --guide MODEL`, where the "
+            "model itself guides if --guide is left away, or pore.guide in Python"
+        )
+    # None alone switches the setting off, which text can say; but there has to be a way to set it.
+    settable = any(_readable(option) for option in options if option is not type(None))
+    return None if settable else f"make it in Python: pore.{kind.__name__}(..., {name}=...)"
+
+
+def _value(kind: type[Pruner], name: str, text: str) -> Any:
+    check_names(kind, [name])
+    hint = _hint(kind, name)
+    for value in _parsed(text):
+        for exact in (True, False):
+            try:
+                return _read(value, hint, exact)
+            except _Unfit:
+                continue
+    shown = f"{name}={text[:80]!r}"
+    if (how := how_else(kind, name)) is not None:
+        raise InputError(f"{kind.name} takes no {name!r} from --set {shown}: {how}.")
+    raise InputError(f"{kind.name} takes no --set {shown}: {name!r} is {_in_words(hint)}.")
+
+
+def _hint(kind: type[Pruner], name: str) -> Any:
+    """The type of a setting; `Any` where it cannot be told."""
+    try:
+        # What methods import for their types only.
+        return get_type_hints(kind, localns={"PositionBias": PositionBias})[name]
+    except NameError:
+        return Any
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _parsed(text: str) -> list[Any]:
+    """What a text may mean: a constant or JSON, and itself."""
+    if text.lower() in _CONSTANTS:
+        return [_CONSTANTS[text.lower()], text]
+    try:
+        return [parse_json(text), text]
+    except ValueError:
+        return [text]
+
+
+def _read(value: Any, hint: Any, exact: bool) -> Any:
+    """A value as a type; where that need not be exact, whole numbers and "25%" are numbers too."""
+    if hint is Any:
+        return value
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in inner:
+            try:
+                return _read(value, option, exact)
+            except _Unfit:
+                continue
+    elif origin is Literal:
+        if isinstance(value, str) and value in inner:
+            return value
+    elif origin in (tuple, list):
+        if isinstance(value, list):
+            if origin is list or inner[-1] is Ellipsis:
+                inner = (inner[0],) * len(value)
+            if len(inner) == len(value):
+                return origin(_read(v, one, exact) for v, one in zip(value, inner, strict=True))
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint is float:
+        return _number(value, exact)
+    elif hint in _KINDS:
+        if type(value) is hint:
+            return value
+    elif is_dataclass(hint) and _readable(hint):
+        types_of = get_type_hints(hint)
+        if isinstance(value, dict) and value.keys() == types_of.keys():
+            read = {name: _read(value[name], one, exact) for name, one in types_of.items()}
+            return hint(**read)  # type: ignore[operator]
+    raise _Unfit
+
+
+def _number(value: Any, exact: bool) -> float:
+    if not exact and isinstance(value, str) and value.endswith("%"):
+        try:
+            value = float(value[:-1]) / 100
+        except ValueError:
+            raise _Unfit from None
+    if type(value) is float or (type(value) is int and not exact):
+        with_point = float(value) if abs(value) < 1e300 else math.inf
+        if math.isfinite(with_point):
+            return with_point
+    raise _Unfit
+
+
+def _readable(hint: Any) -> bool:
+    """Whether text can give a value of a type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or hint in _KINDS or origin is Literal or hint is type(None):
+        return True
+    if origin in (Union, types.UnionType, tuple, list):
+        return all(_readable(one) for one in inner if one is not Ellipsis)
+    if not is_dataclass(hint) or hint in (PositionBias, Guide):
+        return False
+    try:
+        return all(map(_readable, get_type_hints(hint).values()))
+    except NameError:
+        return False
+
+
+def _in_words(hint: Any) -> str:
+    """What values of a type look like on the command line."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_in_words(one) for one in inner if _readable(one))
+    if origin is Literal:
+        return f"one of {', '.join(inner)}"
+    if origin in (tuple, list):
+        if origin is list or inner[-1] is Ellipsis:
+            return f"a list such as [2, 4], each of them {_in_words(inner[0])}"
+        return f"a list [{', '.join(map(_in_words, inner))}]"
+    if is_dataclass(hint):
+        inside = (f'"{name}": {_in_words(one)}' for name, one in get_type_hints(hint).items())
+        return f"{{{', '.join(inside)}}}"
+    return "none" if hint is type(None) else _KINDS.get(hint, "a value")

@@ -1,0 +1,11 @@
+"""Figures."""
+
+from pore.plotting.accuracy import accuracy_over_flops as accuracy_over_flops
+from pore.plotting.accuracy import differences as differences
+from pore.plotting.bias import figure1 as figure1
+from pore.plotting.bias import figure2 as figure2
+from pore.plotting.kept import Panel as Panel
+from pore.plotting.kept import kept_tokens as kept_tokens
+from pore.plotting.kept import layout as layout
+from pore.plotting.style import save as save
+from pore.plotting.style import to_png as to_png

@@ -1,0 +1,38 @@
+"""Names of methods and budgets in tables and figures."""
+
+from __future__ import annotations
+
+UNPRUNED = "unpruned"
+
+
+"""The method's name in the record of the unpruned model."""
+
+
+def label(method: str, reweight: str | None) -> str:
+    """A method in words, from the fields of its record.
+
+    Args:
+        method: The method's name.
+        reweight: Kind of the position bias, or None.
+
+    Returns:
+        Such as "FastV", "FastV + PoRe" (a bias that was measured) or "FastV + RoPE prior".
+    """
+    if reweight is None:
+        return method
+    return f"{method} + {'RoPE prior' if reweight == 'rope' else 'PoRe'}"
+
+
+def budget_label(keep: int | float | str | None) -> str:
+    """A budget in words: "keep 25 %", "keep 128" for a count."""
+    if keep is None:
+        return "method's own budget"
+    if isinstance(keep, str):
+        return keep
+    return f"keep {keep}" if isinstance(keep, int) else f"keep {100 * keep:.3g} %"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, such as "+1.3" or "−0.4"."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text

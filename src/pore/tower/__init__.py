@@ -1,0 +1,1 @@
+"""The vision tower: what methods declare of it, and how it is hooked."""

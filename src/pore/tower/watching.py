@@ -1,0 +1,103 @@
+"""Watching how images are cut into tiles and prompts into tokens."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pore._compat import CALL
+from pore.changes import Changes
+from pore.families.base import Family
+from pore.layout import Tiling
+
+
+def watch_tiling(
+    changes: Changes,
+    model: nn.Module,
+    family: Family,
+    note: Callable[[Sequence[Tiling], bool], None],
+) -> None:
+    """Note how images and videos are tiled whenever a model encodes some.
+
+    `generate` encodes them before it calls the model, and then forgets their sizes.
+
+    Args:
+        changes: What ends this.
+        model: The model.
+        family: Its adapter, which says by `encodes` and `encodes_videos` what there is to note.
+        note: Called with the tilings, and whether they are of videos, before every encoding.
+    """
+    base: Any = family.base(model)
+    encoding = False  # some models encode videos by the function that is for images
+
+    def watch(name: str, tilings: Callable[..., Sequence[Tiling]], videos: bool) -> None:
+        encode = getattr(base, name)
+
+        @functools.wraps(encode)  # `generate` reads the signature
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            nonlocal encoding
+            if encoding:
+                return encode(*args, **kwargs)
+            bound = inspect.signature(encode).bind_partial(*args, **kwargs)
+            named = dict(bound.arguments)
+            named.update(named.pop("kwargs", {}))
+            note(tilings(model, named), videos)
+            try:
+                encoding = True
+                return encode(*args, **kwargs)
+            finally:
+                encoding = False
+
+        changes.put(base, name, watched)
+
+    if family.encodes:
+        watch("get_image_features", family.tilings, False)
+    if family.encodes_videos:
+        watch("get_video_features", family.video_tilings, True)
+
+
+def watch_prompt(
+    changes: Changes, model: nn.Module, family: Family, note: Callable[[Tensor | None], None]
+) -> None:
+    """Note the token ids of prompts before their images are encoded.
+
+    `generate` encodes images before it calls the model, and without the token ids.
+
+    Args:
+        changes: What ends this.
+        model: The model.
+        family: Its adapter.
+        note: Called with the ids (B, L), or None, before a prompt, and with None behind it.
+    """
+    base = family.base(model)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        note(family.inputs(model, args, kwargs).get("input_ids"))
+
+    call = getattr(base, CALL)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        finally:
+            note(None)
+
+    changes.before(base, before, with_kwargs=True)
+    changes.put(base, CALL, called)
+    generate: Any = getattr(model, "generate", None)
+    if generate is not None:
+
+        @functools.wraps(generate)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            ids = args[0] if args else kwargs.get("inputs")
+            try:
+                note(kwargs.get("input_ids") if ids is None else ids)
+                return generate(*args, **kwargs)
+            finally:
+                note(None)
+
+        changes.put(model, "generate", watched)

@@ -1,0 +1,88 @@
+"""Sums of a calibration depend on what the model computes of each sample, and on nothing else."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pore
+from helpers.calibrations import LAYERS, K, make_processor, make_samples
+from helpers.models import N, tiny_llava
+from helpers.whose import Call, ways
+from pore.calibration.calibrating import calibrate
+from pore.calibration.host import HostCalibration
+from pore.calibration.sums import Calibration
+from pore.data.samples import Sample
+from pore.layout import Image, Layout
+
+
+class TestSums:
+    """They depend on what the model computes of each sample, and on nothing else."""
+
+    empty = Calibration(pore.bias.Provenance(), "float32", ("",), samples=b"")
+
+    @settings(max_examples=60)
+    @given(
+        st.lists(
+            st.lists(st.floats(0, 2**30) | st.floats(0, 1), min_size=N, max_size=N),
+            min_size=1,
+            max_size=12,
+        ),
+        st.randoms(use_true_random=False),
+    )
+    def test_batches_order_and_shards(self, rows: list[list[float]], random: Any) -> None:
+        layout = Layout.of(
+            [Image(0, 0, tuple(range(N)), (4, 4))], torch.ones(1, N + 1, dtype=torch.bool)
+        )
+
+        def through(order: list[int]) -> Calibration:
+            state = self.empty
+            while order:
+                size = random.randint(1, len(order))
+                part, order = order[:size], order[size:]
+                samples = [Sample(str(i), None, "w6") for i in part]
+                marks = b"".join(i.to_bytes(12, "big") for i in part)
+                measured = [(layout, np.array([rows[i] for i in part]))]
+                state = state._including(samples, marks, measured, [])
+            return state
+
+        numbers = list(range(len(rows)))
+        whole = through(numbers)
+        random.shuffle(numbers)
+        assert (through(numbers).sums, through(numbers).squares) == (whole.sums, whole.squares)
+        cut = random.randint(0, len(numbers))
+        parts = through(numbers[:cut]), through(numbers[cut:])
+        if all(part.count for part in parts):
+            merged = parts[0].merge(parts[1])
+            assert (merged.sums, merged.squares) == (whole.sums, whole.squares)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @ways
+    def test_one_by_one_nothing_moves(self, way: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+        """Shards, a limit, another order: to the last bit, in any number format."""
+        samples = make_samples(7)
+        call = Call(tiny_llava(layers=LAYERS, dtype=dtype), make_processor(), samples, tmp_path)
+        go = partial(way, call, batch_size=1)
+
+        def sums(found: Any) -> Any:
+            stages = found.stages if isinstance(found, HostCalibration) else (found,)
+            return [(stage.sums, stage.squares, stage.count) for stage in stages]
+
+        whole = sums(go(samples))
+        assert sums(go(samples[:3]).merge(go(samples[3:]))) == whole
+        assert sums(go(samples[::-1])) == whole
+        file = tmp_path / "state.json"
+        go(samples, checkpoint=file, limit=3)
+        assert sums(go(samples, checkpoint=file)) == whole
+
+    def test_in_other_batches_they_move_by_rounding(self) -> None:
+        given = (tiny_llava(dtype=torch.float32), make_processor(), make_samples(9))
+        one, other = (calibrate(*given, K, batch_size=size) for size in (1, 4))
+        torch.testing.assert_close(other.mean, one.mean, rtol=5e-6, atol=0)

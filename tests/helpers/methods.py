@@ -1,0 +1,95 @@
+"""Helpers of tests: what several of them use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import pore
+from helpers.engine import _flash
+from helpers.models import tiny_llava
+from pore.cost.shapes import ModelShape
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Selection, Stage
+from pore.tower.stages import TowerStage
+
+KEEP = 6
+
+
+LAYERS = 8
+
+
+@cache
+def model_of(attention: str = "sdpa") -> LlavaForConditionalGeneration:
+    """One model under every attention implementation."""
+    model = tiny_llava(layers=LAYERS, tower_layers=4)
+    if attention == "flash_test":
+        ALL_ATTENTION_FUNCTIONS.register("flash_test", _flash)
+        ALL_MASK_ATTENTION_FUNCTIONS.register("flash_test", flash_attention_mask)
+    model.model.language_model.config._attn_implementation_internal = attention
+    return model
+
+
+def usual(name: str, keep: int | float) -> Pruner:
+    made = pore.methods()[name].usual(keep, ModelShape.from_config(model_of().config))
+    assert made is not None
+    return made
+
+
+# Built in only: other tests register methods of their own.
+EVERY = [
+    name
+    for name, kind in sorted(pore.methods().items())
+    if kind.__module__.startswith("pore.")
+    and kind.usual(KEEP, ModelShape.from_config(model_of().config)) is not None
+]
+
+
+DRAWING = {"Random"}
+
+
+def in_decoder(pruner: Pruner) -> bool:
+    """Whether a method only drops tokens, which keep their positions."""
+    return all(isinstance(stage, Stage) and not stage.dense for stage in pruner.stages())
+
+
+def ends(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
+    """The logits of the last tokens of every sample, whatever the side of the padding."""
+    right = not bool(mask[:, -1].all())
+    rows = zip(logits, tokens, strict=True)
+    return [row[:n] if right else row[len(row) - n :] for row, n in rows]
+
+
+class Recording(Pruner):
+    """A method whose selections are noted; `replay` makes them again, whatever the scores."""
+
+    def __init__(self, method: Pruner) -> None:
+        self.method = method
+        self.made: dict[int, Selection] = {}
+        self.replays = False
+
+    def stages(self) -> list[Stage | TowerStage]:
+        found: list[Stage | TowerStage] = []
+        for number, stage in enumerate(self.method.stages()):
+            if isinstance(stage, TowerStage):
+                found.append(stage)
+            elif self.replays:
+                made = self.made[number]
+                rule: Any = lambda _, made=made: made  # noqa: E731
+                found.append(replace(stage, rule=rule, attention=None, prepare=None))
+            else:
+                found.append(replace(stage, rule=self._noted(number, stage.rule)))
+        return found
+
+    def _noted(self, number: int, rule: Any) -> Any:
+        def note(view: Any) -> Selection:
+            self.made[number] = made = rule(view)
+            return made
+
+        return note

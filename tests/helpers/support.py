@@ -1,0 +1,92 @@
+"""The support matrix: which method was tested in which family, as a test run found it.
+
+PORE_SUPPORT=docs/support.md python -m pytest -q -n 2 tests/test_families.py -m "slow or not slow"
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+SITUATIONS = {
+    "test_keep_all_is_bit_equal": "keeping everything gives the unpruned logits, bit for bit",
+    "test_batch_equals_singles": "a batch equals its samples one by one, and the budget is met",
+    "test_equals_masked_dense": "equal to a dense forward in which the dropped tokens are masked",
+    "test_cached_decode_equals_a_full_forward_with_the_same_selection": (
+        "cached decode equals a full forward with the same selection"
+    ),
+    "test_beams_static_cache_and_what_is_left_behind": (
+        "beams, static cache, and the model left as it was"
+    ),
+}
+
+
+HEAD = """# What is tested
+
+Written by a test run (`tests/support.py`), not by hand. Every number is of tests that a method
+passed in a family, on tiny random models in float64 on a CPU: single prompts, ragged ones, several
+images, rows without image and, where a family has them, videos; padded on the left and on the
+right. A dash is a pair that is refused with a reason, which is tested too.
+"""
+FOOT = """Methods that only drop tokens and keep positions are compared with the masked dense
+forward; the others have no such counterpart. `make test` runs one method of every kind in every
+family, and every method in one; all the others are marked slow and run in CI."""
+
+
+class Support:
+    """Collects the outcomes of the family tests and writes them as a page."""
+
+    def __init__(self) -> None:
+        self.found: Counter[tuple[str, str, str, str]] = Counter()
+        self.began = time.monotonic()
+
+    def note(self, family: str, method: str, function: str, outcome: str) -> None:
+        """Note the outcome of a test of a method in a family."""
+        self.found[family, method, function, outcome] += 1
+
+    def write(self, path: Path) -> None:
+        """Write the page."""
+        from cases.family_cases import CASES  # imports transformers: only where it is needed
+
+        refused = {
+            (family, method)
+            for family, method, function, outcome in self.found
+            if "refused" in function and outcome == "passed"
+        }
+        seen = {family for family, *_ in self.found}
+        families = [case.name for case in CASES if case.name in seen]
+        methods = sorted({method for _, method, *_ in self.found})
+        passed: Counter[tuple[str, str]] = Counter()
+        by_situation: Counter[str] = Counter()
+        failed = 0
+        for (family, method, function, outcome), count in self.found.items():
+            if function in SITUATIONS and outcome == "passed":
+                passed[family, method] += count
+                by_situation[function] += count
+            failed += count * (outcome == "failed")
+        minutes = (time.monotonic() - self.began) / 60
+        lines = [
+            HEAD,
+            f"{len(passed)} pairs of {len(families)} families and {len(methods)} methods pass",
+            f"{sum(passed.values()):,} tests, {len(refused)} pairs are refused, {failed} tests",
+            "fail.",
+            f"The run took {minutes:.0f} minutes on two cores.",
+            "",
+            "| | " + " | ".join(families) + " |",
+            "|---" * (len(families) + 1) + "|",
+        ]
+        for method in methods:
+            cells = [
+                "–" if (family, method) in refused else str(passed[family, method])
+                for family in families
+            ]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines += ["", "| situation | passed |", "|---|---|"]
+        lines += [f"| {text} | {by_situation[name]:,} |" for name, text in SITUATIONS.items()]
+        lines += ["", FOOT]
+        path.write_text("\n".join(lines) + "\n")
+
+
+TARGET = os.environ.get("PORE_SUPPORT")
