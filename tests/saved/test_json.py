@@ -104,7 +104,7 @@ def test_size_is_looked_at_before_anything_is_built(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     path.write_bytes(b"[" + b"[]," * (100 << 20 >> 2) + b"1]")
     code = (
-        "import sys, resource\nfrom pore._json import read_json\n"
+        "import sys, resource\nfrom pore._saved.parsing import read_json\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n    read_json(sys.argv[1], 256 << 20)\nexcept ValueError as error:\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)\n"
