@@ -25,7 +25,7 @@ from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation import demo, page, survey
 from pore.evaluation.batches import Batches, Skipped
-from pore.evaluation.guided import Guided, Guiding
+from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome, common, compare
 from pore.evaluation.records import read_records, skips
 from pore.evaluation.reweighting import rope_bias
@@ -59,10 +59,10 @@ def method(name: str | None, model: Any, processor: Any) -> Pruner | None:
         "VisionZip": pore.VisionZip(keep=6),
         "Random": pore.Random(keep=4),
         "padding": pore.FastV(keep=4, suppress_padding=0.5),
-        "SGL itself": Guided(
+        "SGL itself": pore.SGL(
             4, layer=2, guide=Guiding(model, processor, max_new_tokens=2, itself=True)
         ),
-        "SGL": Guided(
+        "SGL": pore.SGL(
             4, layer=2, guide=Guiding(tiny_llava(dtype=torch.float32), processor, max_new_tokens=2)
         ),
     }[name]
@@ -144,7 +144,8 @@ def test_samples_that_a_guide_cannot_take(model: Any, processor: Any) -> None:
 
     small = tiny_llava(dtype=torch.float32)
     fussy, plain = (
-        Guided(4, layer=2, guide=Guiding(small, one, max_new_tokens=2)) for one in (Fussy(), other)
+        pore.SGL(4, layer=2, guide=Guiding(small, one, max_new_tokens=2))
+        for one in (Fussy(), other)
     )
     batches = Batches(model, processor, samples, batch_size=3)
     before = evaluate(model, processor, batches, plain, max_new_tokens=2)

@@ -26,7 +26,7 @@ from pore.embedded import TAUGHT_LAYER, embedded_model
 from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError, ProfileError, UnsupportedModelError
 from pore.evaluation import guided, page, survey
-from pore.evaluation.guided import Guided, Guiding
+from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Outcome
 from pore.evaluation.records import FIELDS, marks, read_records
 
@@ -449,7 +449,7 @@ def test_a_guide_with_other_tokens_is_left_out(
 
 def test_a_guided_method_prunes_nothing_itself(checkpoint: Path) -> None:
     model, processor = load_model(str(checkpoint))
-    pruner = Guided(4, layer=2, guide=Guiding(model, processor, max_new_tokens=3, itself=True))
+    pruner = pore.SGL(4, layer=2, guide=Guiding(model, processor, max_new_tokens=3, itself=True))
     samples = list(load_samples("embedded:test", limit=2))
     inputs = build_inputs(processor, samples, torch.device("cpu"), torch.float32)
     with pytest.raises(InputError, match="is of one batch"), pruner(model):

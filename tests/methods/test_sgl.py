@@ -23,6 +23,7 @@ from helpers.reference import dropped_columns, masked_from
 from pore.cost.named import model_shape
 from pore.errors import BudgetError, InputError, ModelStateError, PoreError, ScoreError
 from pore.layout import Image, Layout
+from pore.methods import guiding
 from pore.methods.registry import methods
 from pore.tensors.selection import budget, top_k
 
@@ -146,7 +147,7 @@ class TestGuide:
     def test_many_rows_are_taken_in_parts(self, small: Any, monkeypatch: Any) -> None:
         inputs = batch([prompt(2, 1, 20), prompt(2, 1, 3, 1)])
         whole = pore.guide(small, inputs, max_new_tokens=2)
-        monkeypatch.setattr("pore.methods.guiding._ROWS", 3)
+        monkeypatch.setattr(guiding, "_ROWS", 3)
         parts = pore.guide(small, inputs, max_new_tokens=2)
         torch.testing.assert_close(parts.importance, whole.importance, **CLOSE)
 

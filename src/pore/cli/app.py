@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from pore._text import Screen, cell, for_terminal, visible
-from pore.errors import InputError, PoreError, UnsupportedModelError
+from pore.errors import InputError, PoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -1124,52 +1124,13 @@ def _pruner(
     **given: Any,
 ) -> Pruner:
     """A method by name, in any case of letters, as its authors set it up but for what is given."""
-    from pore.cost.shapes import ModelShape
-    from pore.evaluation.guided import Guided
-    from pore.methods.budgets import method_named, scheduled
-    from pore.methods.settings import check_names, how_else, read_settings
+    from pore.methods.making import make
 
-    kind = method_named(method)
-    values = read_settings(kind, settings or [])
-    for name, value in given.items():
-        if value is not None:
-            check_names(kind, [name])
-            if name in values:
-                raise InputError(f"{name} is given twice, by --{name} and by --set.")
-            values[name] = value
-    set_up: Callable[..., Pruner | None] = kind.usual
-    if guiding is not None:
-        kind, set_up, values["guide"] = Guided, guiding.usual, guiding
-    shape = None
-    with suppress(UnsupportedModelError):  # without its sizes, there is no set-up for the model
-        shape = ModelShape.from_config(model.config)
-
-    def made(keep: int | float) -> Pruner | None:
-        usual = None if shape is None else set_up(keep, shape)
-        return None if usual is None else replace(usual, **values)  # type: ignore[type-var]
-
-    if average:
-        if "keep" in values:
-            raise InputError("--average looks for the budget itself; leave --set keep=... away.")
-        return scheduled(made, kind.name, shape or ModelShape.from_config(model.config), keep)
-    usual = made(keep)
-    if usual is not None:
-        return usual
-    needed = [f.name for f in fields(kind) if _required(f) and f.name not in {"keep", *values}]  # type: ignore[arg-type]
-    for name in needed:
-        if (how := how_else(kind, name)) is not None:
-            raise InputError(f"{kind.name} needs a {name}: {how}.")
-    if needed:
-        raise InputError(
-            f"{kind.name} needs more than a budget: "
-            + ", ".join(f"--set {name}=..." for name in sorted(needed))
-            + "."
-        )
-    return kind(**{"keep": keep, **values})
-
-
-def _required(field: Any) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+    usual = None if guiding is None else guiding.usual
+    texts = settings or ()
+    return make(
+        method, model, keep, average=average, texts=texts, usual=usual, guide=guiding, **given
+    )
 
 
 def _biases(

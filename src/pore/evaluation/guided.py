@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,10 +17,8 @@ from pore.calibration.sums import Calibration
 from pore.cost.shapes import ModelShape
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
-from pore.engine.stages import Selection, View
 from pore.errors import InputError, UnsupportedModelError
 from pore.evaluation.batches import Batches, conditions, good_inputs
-from pore.families.base import Family
 from pore.families.registry import family_of, identity
 from pore.methods.guiding import GUIDE, GUIDED, Guide, guide
 from pore.methods.sgl import SGL
@@ -63,7 +61,29 @@ class Guiding:
         found = conditions(self.model, self.processor)
         return {**found, "max_new_tokens": self.max_new_tokens}
 
-    def usual(self, keep: int | float, shape: ModelShape) -> Guided:
+    @property
+    def looks_at(self) -> list[int]:
+        """All layers with attention, where the model guides itself; else none of its own."""
+        if not self.itself:
+            return []
+        family = family_of(self.model)
+        return [i for i, one in enumerate(family.layers(self.model)) if not family.recurrent(one)]
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that cuts images into other tokens."""
+        # Models of unknown sizes are compared when the first batch is asked.
+        with suppress(UnsupportedModelError):
+            here, there = (
+                ModelShape.from_config(one.config).visual_tokens for one in (model, self.model)
+            )
+            if here != there:
+                raise InputError(
+                    f"The model that guides ({self.name}) cuts an image into {there} visual "
+                    f"tokens, this one into {here}; SGL needs one that cuts images into the same "
+                    "tokens."
+                )
+
+    def usual(self, keep: int | float, shape: ModelShape) -> SGL:
         """SGL guided by this model, as its authors set it up, scaled to the depth of the other.
 
         Args:
@@ -73,7 +93,7 @@ class Guiding:
         Returns:
             The method.
         """
-        return Guided(keep, layer=int(0.4 * shape.decoder.layers), guide=self)
+        return SGL(keep, layer=int(0.4 * shape.decoder.layers), guide=self)
 
     def guide(self, batches: Batches, i: int) -> Guide | None:
         """The guide of a batch, made once.
@@ -129,59 +149,10 @@ class Guiding:
         )
 
 
-@dataclass(frozen=True)
-class Guided(SGL):
-    """SGL with a model that guides in the place of a guide, for `evaluate` and what follows it.
-
-    It prunes nothing itself; `of` gives what prunes a batch.
-
-    Attributes:
-        guide: The model that guides.
-    """
-
-    guide: Guiding  # type: ignore[assignment]
-
-    def of(self, batches: Batches, i: int) -> SGL | None:
-        """The method with the guide of a batch.
-
-        Args:
-            batches: The batches.
-            i: Number of the batch.
-
-        Returns:
-            The method; None where no sample of the batch is good.
-        """
-        made = self.guide.guide(batches, i)
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        return None if made is None else SGL(**{**settings, "guide": made})
-
-    @property
-    def looks_at(self) -> list[int]:
-        """All layers, where the model guides itself; else none of its own."""
-        if not self.guide.itself:
-            return []
-        family = family_of(self.guide.model)
-        layers = enumerate(family.layers(self.guide.model))
-        return [i for i, layer in layers if not family.recurrent(layer)]
-
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse what `SGL` does, and a guide that cuts images into other tokens."""
-        super().check(model, family)
-        # Models of unknown sizes are compared when the first batch is asked.
-        with suppress(UnsupportedModelError):
-            here, there = (
-                ModelShape.from_config(one.config).visual_tokens
-                for one in (model, self.guide.model)
-            )
-            if here != there:
-                raise InputError(
-                    f"The model that guides ({self.guide.name}) cuts an image into {there} visual "
-                    f"tokens, this one into {here}; SGL needs one that cuts images into the same "
-                    "tokens."
-                )
-
-    def _select(self, view: View) -> Selection:
-        raise InputError("A guide is of one batch: prune with `of(batches, i)`.")
+def guiding_of(pruner: Pruner | None) -> Guiding | None:
+    """What guides a method through its batches, if anything does."""
+    guiding = pruner.guide if isinstance(pruner, SGL) else None
+    return guiding if isinstance(guiding, Guiding) else None
 
 
 def stretches(
@@ -197,10 +168,11 @@ def stretches(
     Yields:
         Pruners that can be entered, and numbers of batches.
     """
-    if isinstance(pruner, Guided):
-        for i in numbers:
-            one = pruner.of(batches, i)
-            if one is not None:
-                yield one, [i]
-    else:
+    guiding = guiding_of(pruner)
+    if guiding is None:
         yield pruner, numbers
+        return
+    for i in numbers:
+        made = guiding.guide(batches, i)
+        if made is not None:
+            yield replace(pruner, guide=made), [i]  # type: ignore[type-var]

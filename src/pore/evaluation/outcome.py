@@ -10,7 +10,7 @@ from typing import Any
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Skipped, listed
-from pore.evaluation.guided import Guided
+from pore.evaluation.guided import guiding_of
 from pore.evaluation.statistics import Paired, paired, wilson
 from pore.plotting.labels import UNPRUNED, budget_label, label, points
 from pore.tower.stages import TowerStage
@@ -112,7 +112,8 @@ class Outcome:
     @property
     def guide(self) -> str | None:
         """The model that guides the method, in words, where one does."""
-        return self.pruner.guide.name if isinstance(self.pruner, Guided) else None
+        guiding = guiding_of(self.pruner)
+        return None if guiding is None else guiding.name
 
     @property
     def label(self) -> str:

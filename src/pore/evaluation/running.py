@@ -56,7 +56,7 @@ def evaluate(
         model: A supported vision-language model of transformers.
         processor: Its processor.
         samples: Samples with answers; `Batches` to share their preparation between methods.
-        pruner: The method (`guided.Guided` for SGL), or None for the unpruned model.
+        pruner: The method (SGL's guide a `guided.Guiding`), or None for the unpruned model.
         batch_size: Samples of a batch; that of `Batches` is its own.
         max_new_tokens: Longest answer.
         max_bad: The share of bad samples up to which they are skipped, as in `Batches`, which have

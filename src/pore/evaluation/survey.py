@@ -29,7 +29,7 @@ from pore.engine.pruner import Pruner
 from pore.errors import PoreError, ProfileError, StaleCheckpointError
 from pore.evaluation import page
 from pore.evaluation.batches import Batches
-from pore.evaluation.guided import Guided, Guiding
+from pore.evaluation.guided import Guiding, guiding_of
 from pore.evaluation.outcome import Difference, Outcome, common, compare
 from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
@@ -376,9 +376,9 @@ class _Measure(NamedTuple):
 def _measure(host: Pruner, model: Any, processor: Any, layers: int) -> _Measure:
     """How to measure a host: at its guide, or where its stages look."""
     slug = _slug(host.name)
-    if isinstance(host, Guided):
-        name = f"{slug}-{_digest(host.guide.conditions)[:8]}"
-        return _Measure(host.name, name, 1.0, host.guide.calibrate)
+    if (guiding := guiding_of(host)) is not None:
+        name = f"{slug}-{_digest(guiding.conditions)[:8]}"
+        return _Measure(host.name, name, 1.0, guiding.calibrate)
     probed = [stage.reads_layer or 0 for stage in attention_stages(host)]
     name = f"{slug}-{'-'.join(map(str, probed))}"
     if len(name) > _LONGEST_NAME:  # of a model with a hundred layers, all of them looked at

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
-from pore.methods.registry import methods
+from pore.methods.registry import method_named
 from pore.tensors.selection import check_keep
 
 if TYPE_CHECKING:
@@ -117,24 +117,6 @@ def scheduled(
     if not near or mean(near[0]) > target:
         raise _out_of_reach(name, target, made(near[0]) if near else None, visual, layers)
     return made(min(near, key=lambda keep: abs(mean(keep) - target)))
-
-
-def method_named(name: str) -> type[Pruner]:
-    """A method by its name, in any case of letters.
-
-    Args:
-        name: Such as "fastv".
-
-    Returns:
-        Its class.
-
-    Raises:
-        InputError: There is none.
-    """
-    kinds = {known.lower(): kind for known, kind in methods().items()}
-    if name.lower() not in kinds:
-        raise InputError(f"There is no method {name!r}; choose from {', '.join(methods())}.")
-    return kinds[name.lower()]
 
 
 def _out_of_reach(

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,14 @@ class Guide:
     answered: Tensor = field(repr=False)
     confidence: Tensor
     provenance: Provenance
+
+    @property
+    def looks_at(self) -> list[int]:
+        """Layers of the model that is guided which the guide has seen: none."""
+        return []
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse nothing: whether a batch is the guide's is told when it comes, by `match`."""
 
     def __len__(self) -> int:
         """Samples of the batch."""
@@ -134,6 +142,24 @@ class Guide:
                     "into the same tokens."
                 )
         return which
+
+
+class Guides(Protocol):
+    """What makes the guide of every batch, in the place of one, for a method of many batches.
+
+    Before a batch is pruned, its guide takes this one's place, as `evaluate` does it.
+    """
+
+    @property
+    def provenance(self) -> Provenance:
+        """That of its guides."""
+
+    @property
+    def looks_at(self) -> list[int]:
+        """The layers of the model that is guided which its guides have seen."""
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that it cannot guide."""
 
 
 def _places(images: Sequence[Image], samples: int) -> str:

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import metadata
 
 from pore.engine.pruner import Pruner
-from pore.errors import PoreError
+from pore.errors import InputError, PoreError
 
 
 @cache
@@ -31,3 +31,21 @@ def methods() -> dict[str, type[Pruner]]:
     """
     _load_entry_points()
     return dict(sorted(Pruner.registry.items()))
+
+
+def method_named(name: str) -> type[Pruner]:
+    """A method by its name, in any case of letters.
+
+    Args:
+        name: Such as "fastv".
+
+    Returns:
+        Its class.
+
+    Raises:
+        InputError: There is none.
+    """
+    kinds = {known.lower(): kind for known, kind in methods().items()}
+    if name.lower() not in kinds:
+        raise InputError(f"There is no method {name!r}; choose from {', '.join(methods())}.")
+    return kinds[name.lower()]

@@ -13,8 +13,9 @@ from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Selection, Stage, View
+from pore.errors import InputError
 from pore.families.base import Family
-from pore.methods.guiding import Guide, answer_probabilities
+from pore.methods.guiding import Guide, Guides, answer_probabilities
 from pore.tensors.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class SGL(Pruner):
         keep: Tokens kept per image (int), or the fraction kept (float).
         layer: The 0-based index of the first pruned layer. The authors' is a fraction of the depth,
             int(0.4 * layers) in their script.
-        guide: What the small model saw, of the very batch that the large model gets.
+        guide: What the small model saw, of the very batch that the large model gets; or, for
+            `evaluate` and what follows it, what makes the guide of every batch.
         reweight: P of the small model's aggregate (`pore.calibrate_guide`), by which
             `Guide.importance` then is divided; None leaves it as it is.
         faithful: Truncate a fraction of the tokens as the authors' code does, in float32, where
@@ -42,7 +44,7 @@ class SGL(Pruner):
 
     keep: int | float
     layer: int
-    guide: Guide
+    guide: Guide | Guides
     reweight: PositionBias | None = None
     faithful: bool = False
 
@@ -66,8 +68,9 @@ class SGL(Pruner):
         return [visual] * self.layer + [self._count(visual)] * (layers - self.layer)
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse a layer that the decoder lacks, and a bias that is not of the guide's model."""
+        """Refuse a layer that the decoder lacks, and what the guide or the bias does not fit."""
         check_layer(self.layer, family, model, first=0)
+        self.guide.check(model)
         if self.reweight is not None:
             seen = self.guide.provenance
             conditions = ("model", "revision", "weights", "config", "normalize")
@@ -75,8 +78,8 @@ class SGL(Pruner):
 
     @property
     def looks_at(self) -> list[int]:
-        """No layer of the model that it prunes."""
-        return []
+        """Those that the guide looked at, if any: a model can guide itself."""
+        return self.guide.looks_at
 
     def _count(self, visual: int) -> int:
         if self.faithful and isinstance(self.keep, float):
@@ -84,6 +87,8 @@ class SGL(Pruner):
         return budget(self.keep, visual)
 
     def _select(self, view: View) -> Selection:
+        if not isinstance(self.guide, Guide):
+            raise InputError("A guide is of one batch: prune each batch with a guide of its own.")
         layout = view.layout
         which = self.guide.match(layout)
         importance = self.guide.importance[which].to(layout.raster.device)
