@@ -105,7 +105,7 @@ def run(model: Any, processor: Any, samples: Any, layer: int = K, **settings: An
 class LastTwo:
     """Sums over heads and the last two tokens, so up to 8 of 4 heads, beside what else is read."""
 
-    normalize: str = "last two"
+    measures: str = "last two"
 
     def __call__(self, attention: LayerAttention) -> tuple[torch.Tensor, str]:
         index = attention.last + torch.tensor([-1, 0])

@@ -159,8 +159,8 @@ class Watched(Pruner):
             close(got, self._exact[i])
             return got
 
-        if hasattr(reader, "normalize"):
-            watch.normalize = reader.normalize  # type: ignore[attr-defined]
+        if hasattr(reader, "measures"):
+            watch.measures = reader.measures  # type: ignore[attr-defined]
         return watch
 
     def _rule(self, i: int, stage: Stage) -> Any:

@@ -251,9 +251,7 @@ def attention_stages(host: Pruner) -> list[Stage]:
     Raises:
         CalibrationError: There is none.
     """
-    stages = [
-        s for s in host.stages() if isinstance(s, Stage) and hasattr(s.attention, "normalize")
-    ]
+    stages = [s for s in host.stages() if isinstance(s, Stage) and hasattr(s.attention, "measures")]
     if not stages:
         raise CalibrationError(
             f"With these settings {host.name} reads no attention of the model that it prunes, so "
@@ -266,7 +264,7 @@ def attention_stages(host: Pruner) -> list[Stage]:
 
 def _measured(host: Pruner) -> list[tuple[int, str]]:
     """The layer that every stage reads, and the word for what it takes from it."""
-    return [(cast(int, s.reads_layer), s.attention.normalize) for s in attention_stages(host)]  # type: ignore[union-attr]
+    return [(cast(int, s.reads_layer), s.attention.measures) for s in attention_stages(host)]  # type: ignore[union-attr]
 
 
 class _Onlooker(Pruner):

@@ -27,7 +27,7 @@ class HeadMax:
     of the image that look, and over the text tokens behind the image.
     """
 
-    normalize: ClassVar[str] = "text, largest head"
+    measures: ClassVar[str] = "text, largest head"
 
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, 2, t) what every token gets from visual tokens and from text, at least float32."""
@@ -189,8 +189,8 @@ Reader = Callable[[LayerAttention], Any]
 
 """What a stage takes from the attention of a layer.
 
-One whose result a position bias divides has an attribute `normalize` that says in a word what it
-measures; a bias that was fitted on something else is refused."""
+One whose result a position bias divides says in a word what it `measures`, such as "prompt"; a
+bias that was fitted to something else is refused (files keep the word as `normalize`)."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,11 @@ class LastToken:
 
     def __post_init__(self) -> None:
         check_normalize(self.normalize)
+
+    @property
+    def measures(self) -> str:
+        """The word for it in a profile."""
+        return self.normalize
 
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, t) attention of the last token to the visual tokens of every image."""

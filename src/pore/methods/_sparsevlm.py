@@ -67,7 +67,7 @@ class RaterAttention:
     prior: bool = False
     matrix: bool = False
 
-    normalize: ClassVar[str] = "raters"
+    measures: ClassVar[str] = "raters"
 
     def __call__(self, attention: LayerAttention) -> Rated:
         """What the raters, found by the stage's `prepare`, say."""

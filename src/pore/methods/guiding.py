@@ -26,7 +26,7 @@ from pore.tensors.attention import row_logits
 GUIDED, GUIDE = "SGL", "guide"
 
 
-"""The method that a guide is for, and the word for what it averages (`Provenance.normalize`)."""
+"""The method that a guide is for, and the word for what it measures (`Provenance.normalize`)."""
 
 
 # Query rows whose attention over all heads is held at a time.

@@ -156,7 +156,7 @@ class TextMean:
     """Reads what every visual token gets from the text behind the image: the mean over tokens and
     heads."""
 
-    normalize: ClassVar[str] = "text"
+    measures: ClassVar[str] = "text"
 
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, t) attention, at least float32."""

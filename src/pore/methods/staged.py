@@ -92,5 +92,5 @@ def check_stages(
     for stage, bias in zip(stages, biases, strict=True):
         if bias is not None:
             assert stage.reads_layer is not None
-            normalize = getattr(stage.attention, "normalize", None)
-            bias.check(layer=stage.reads_layer + 1, normalize=normalize, **at_hand(model))
+            measures = getattr(stage.attention, "measures", None)
+            bias.check(layer=stage.reads_layer + 1, normalize=measures, **at_hand(model))
