@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from helpers.checkpoint import save_checkpoint
 from helpers.models import tiny_llava
 from pore import identity
-from pore._compat import note_commit
+from pore._compat.weights import note_commit
 from pore.families.registry import names_of
 from pore.identity import config_of, forget, picture_of, same_weights, weights_of
 
@@ -302,7 +302,7 @@ class TestNames:
             (repository / "refs" / name).write_text(commit)
             save_checkpoint(repository / "snapshots" / commit)
         code = (
-            "from pore.loading import load_model; from pore.families import names_of\n"
+            "from pore.data.loading import load_model; from pore.families.registry import names_of\n"
             f"for revision in (None, 'v2', {commits[1]!r}):\n"
             "    print(names_of(load_model('me/tiny', revision=revision)[0]))"
         )

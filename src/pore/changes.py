@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pore._compat import AFTER, BEFORE, HOOKS, STATE, forget_attention, register_attention
+from pore._compat.attention import forget_attention, register_attention
+from pore._compat.modules import AFTER, BEFORE, HOOKS, STATE
 
 State = dict[str, Any]
 

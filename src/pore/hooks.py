@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore._compat import POSITIONS, attention_kernel, attention_name, with_attention
+from pore._compat.arguments import POSITIONS
+from pore._compat.attention import attention_kernel, attention_name, with_attention
 from pore.changes import Changes
 from pore.errors import UnsupportedModelError
 from pore.tensors.precision import scoring

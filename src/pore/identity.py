@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pore._compat import adapter_states, loaded_weights, plain_parts, unwrapped, version_of
+from pore._compat.modules import unwrapped
+from pore._compat.weights import adapter_states, loaded_weights, plain_parts, version_of
 from pore._files import open_regular
 from pore._images import open_image
 

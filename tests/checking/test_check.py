@@ -21,6 +21,7 @@ from helpers.full_configs import FULL, stand_in
 from helpers.models import tiny_llava
 from helpers.patches import patched, without_masks
 from helpers.unknown import my_vlm
+from pore._compat.versions import beyond_tested
 from pore.checking import proofs as checking
 from pore.checking.twin import twin_of
 from pore.cli.app import app
@@ -35,7 +36,7 @@ def case(name: str) -> Case:
 @pytest.fixture
 def beyond(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformers that is newer than those tested, of which nothing was found yet."""
-    monkeypatch.setattr("pore._compat.TESTED", ("5.0.0", "5.15.0"))
+    monkeypatch.setattr("pore._compat.versions.TESTED", ("5.0.0", "5.15.0"))
     monkeypatch.setattr(checking, "_proofs", checking._Proofs())
 
 
@@ -238,7 +239,7 @@ LLAMA = {
 
 
 def test_on_a_tested_version_nothing_is_asked(looks: list[Any]) -> None:
-    assert not pore._private.beyond_tested()
+    assert not beyond_tested()
     enter(tiny_llava())
     assert looks == []
 

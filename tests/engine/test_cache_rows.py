@@ -19,7 +19,7 @@ from helpers.families import PROMPTS, refusal
 from helpers.families import usual as usual_of
 from helpers.methods import EVERY, KEEP, model_of, usual
 from helpers.models import batch, prompt
-from pore._compat import CACHE_METHODS
+from pore._compat.cache_owners import CACHE_METHODS
 from pore.errors import ModelStateError
 from pore.families.registry import family_of
 

@@ -26,7 +26,8 @@ from cases.family_cases import CASES, Case
 from helpers.engine import _flash
 from helpers.interrupting import whole_state
 from helpers.models import N, batch, prompt, tiny_llava
-from pore._compat import HOOKS, attention_name
+from pore._compat.attention import attention_name
+from pore._compat.modules import HOOKS
 from pore.bench.measuring import measure, measure_calibration
 from pore.changes import changes_in
 from pore.engine.pruner import Pruner

@@ -19,7 +19,7 @@ from helpers.engine import _flash
 from helpers.families import KEEP, PROMPTS, check_cached_decode, check_masked_dense, forward
 from helpers.weights import under, weights
 from helpers.windows import Some
-from pore._compat import SPARED_ROWS
+from pore._compat.models import SPARED_ROWS
 from pore.engine.pruner import Pruner
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, Stage, View

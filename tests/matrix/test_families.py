@@ -25,7 +25,7 @@ from helpers.families import (
     usual,
 )
 from helpers.methods import DRAWING, EVERY, ends
-from pore._compat import DEEPSTACK
+from pore._compat.models import DEEPSTACK
 from pore.engine.pruner import Pruner
 from pore.errors import UnsupportedModelError
 from pore.families.registry import family_of

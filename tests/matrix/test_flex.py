@@ -22,7 +22,7 @@ from cases.family_cases import CASES, Case, since
 from helpers.families import KEEP, KINDS, PROMPTS, refusal, usual
 from helpers.methods import ends
 from helpers.models import batch, prompt, tiny_llava
-from pore._compat import attention_name
+from pore._compat.attention import attention_name
 from pore.families.registry import family_of
 
 FAMILIES = {"LLaVA-1.5", "Qwen2.5-VL", "Gemma 3", "PaliGemma"}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pore._compat import attention_name
+from pore._compat.attention import attention_name
 from pore.bench.results import (
     UNPRUNED,
     CalibrationResult,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat import attention_name, cache_argument, cache_in
+from pore._compat.attention import attention_name
+from pore._compat.caches import cache_argument, cache_in
 from pore.bench.results import Progress, Rates, Roofline, Spread, Timing, Workload
 from pore.bench.setup import _inputs
 from pore.changes import Changes

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat import random_model
+from pore._compat.making import random_model
 from pore.bench.results import Workload
 from pore.cost.named import llava_config
 from pore.errors import InputError

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pore._compat import execution_device
+from pore._compat.weights import execution_device
 from pore.bias.provenance import Provenance
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import (

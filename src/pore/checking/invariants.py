@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat import AFTER, BEFORE, kernel_names
+from pore._compat.attention import kernel_names
+from pore._compat.modules import AFTER, BEFORE
 from pore.checking.reference import hidden_from
 from pore.checking.twin import VOCABULARY
 from pore.engine.masks import window_of

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pore._compat import attention_name, beyond_tested, newest_tested, seeded, unwrapped
+from pore._compat.attention import attention_name
+from pore._compat.making import seeded
+from pore._compat.modules import unwrapped
+from pore._compat.versions import beyond_tested, newest_tested
 from pore.checking.invariants import TOLERANCES, Subject, fingerprint, left_clean
 from pore.checking.twin import build, twin_of, widened
 from pore.errors import PoreError, UnsupportedModelError

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pore._compat import attention_name, experts_name, from_config, seeded
+from pore._compat.attention import attention_name
+from pore._compat.making import experts_name, from_config, seeded
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family
 from pore.families.registry import family_of_config

@@ -1182,7 +1182,7 @@ def _draw_kept(
 def _setup(
     model: Any, hardware: dict[str, Any], versions: dict[str, str], seed: int
 ) -> dict[str, str]:
-    from pore._compat import attention_name
+    from pore._compat.attention import attention_name
 
     machine = [hardware["cpu"], f"{hardware['cpu_cores']} cores", f"{hardware['threads']} threads"]
     if "gpu" in hardware:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from pore._compat import note_commit
+from pore._compat.weights import note_commit
 from pore.embedded import embedded_model
 from pore.errors import InputError, UnsupportedModelError
 
@@ -119,7 +119,7 @@ def load_twin(
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
-    from pore._compat import seeded
+    from pore._compat.making import seeded
     from pore.checking.twin import twin_of
 
     check_dtype(dtype)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat import LABELS, ROUTER_LOGITS, WANTED, loss_of, text_vocabulary
+from pore._compat.arguments import LABELS, ROUTER_LOGITS, WANTED
+from pore._compat.models import loss_of, text_vocabulary
 from pore.errors import InputError
 
 _IGNORED = -100

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pore._compat import cached_keys, slots_of
+from pore._compat.caches import cached_keys, slots_of
 
 
 def _padding_before(tokens: Tensor) -> Tensor:

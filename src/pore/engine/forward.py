@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pore._compat import IDS
+from pore._compat.arguments import IDS
 from pore.engine.cache import CachedTokens
 from pore.engine.layer_inputs import LayerInputs
 from pore.engine.records import CacheRecord

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pore._compat import MASK, PACKED, POSITIONS, TOWER_READ
+from pore._compat.arguments import MASK, PACKED, POSITIONS, TOWER_READ
 from pore.errors import InputError
 from pore.layout import Image
 

@@ -9,17 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat import (
-    MASK,
-    POSITIONS,
-    ROTARY,
-    cache_in,
-    causal_mask,
-    has_masks,
-    layer_number,
-    slots_of,
-    uses_flash,
-)
+from pore._compat.arguments import MASK, POSITIONS, ROTARY
+from pore._compat.attention import layer_number, uses_flash
+from pore._compat.caches import cache_in, slots_of
+from pore._compat.masks import causal_mask, has_masks
 from pore.engine.cache import CachedTokens
 from pore.engine.given import chosen_masks
 from pore.engine.masks import _chunked, _far, of_layer, own_part, window_of

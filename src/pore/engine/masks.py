@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pore._compat import sliding_layers, slots_of
+from pore._compat.caches import sliding_layers, slots_of
 from pore.errors import ModelStateError, UnsupportedModelError
 
 

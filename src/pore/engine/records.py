@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pore._compat import CacheOwner, cached_keys, owned, owner_of
+from pore._compat.cache_owners import CacheOwner, owned, owner_of
+from pore._compat.caches import cached_keys
 from pore.engine.cache import CachedTokens
 from pore.errors import ModelStateError
 

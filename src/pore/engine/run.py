@@ -21,10 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat import (
-    CALL,
-    CHECKPOINT,
-    DEEPSTACK,
+from pore._compat.arguments import (
     DEEPSTACK_WHAT,
     DEEPSTACK_WHERE,
     EMBEDS,
@@ -32,25 +29,18 @@ from pore._compat import (
     IDS,
     MASK,
     POSITIONS,
-    PREFILL,
     SHARED_KEYS,
-    SPARED_ROWS,
     WANTED,
-    before_checkpoint,
-    beyond_tested,
-    cache_in,
-    causal_mask,
     check_interface,
-    checkpointed,
-    has_masks,
-    has_static_slots,
-    layer_number,
-    slots_of,
-    unwrapped,
-    uses_flash,
-    whereabouts,
-    without_cache,
 )
+from pore._compat.attention import layer_number, uses_flash
+from pore._compat.caches import cache_in, has_static_slots, slots_of, without_cache
+from pore._compat.checkpointing import CHECKPOINT, before_checkpoint, checkpointed
+from pore._compat.masks import causal_mask, has_masks
+from pore._compat.models import DEEPSTACK, PREFILL, SPARED_ROWS
+from pore._compat.modules import CALL, unwrapped
+from pore._compat.threads import whereabouts
+from pore._compat.versions import beyond_tested
 from pore.changes import Changes, changes_in, is_changed
 from pore.engine.asked import Asked
 from pore.engine.cache import CachedTokens, _keys_before, _padding_before

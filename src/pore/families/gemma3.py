@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore._compat import cache_argument
+from pore._compat.caches import cache_argument
 from pore.families.base import Family
 
 

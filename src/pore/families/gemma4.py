@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore._compat import block_masks, cache_argument
+from pore._compat.caches import cache_argument
+from pore._compat.masks import block_masks
 from pore.families.base import Family, Noise
 from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling

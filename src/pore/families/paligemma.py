@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat import cache_argument
+from pore._compat.caches import cache_argument
 from pore.families.base import Family
 
 

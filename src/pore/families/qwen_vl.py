@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore._compat import window_order
+from pore._compat.models import window_order
 from pore.families.base import TAG, Family, Noise
 from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Packing, Tiling

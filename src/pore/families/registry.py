@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from pore._compat import commit
+from pore._compat.weights import commit
 from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family

@@ -11,7 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pore._compat import EMBEDS, MASK, POSITIONS, SPARED_ROWS, cache_argument, cache_in, unwrapped
+from pore._compat.arguments import EMBEDS, MASK, POSITIONS
+from pore._compat.caches import cache_argument, cache_in
+from pore._compat.models import SPARED_ROWS
+from pore._compat.modules import unwrapped
 from pore.bias.provenance import Provenance
 from pore.changes import Changes
 from pore.engine.forward import marked_images

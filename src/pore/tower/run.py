@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore._compat import HIDDEN, MASK, checkpointed
+from pore._compat.arguments import HIDDEN, MASK
+from pore._compat.checkpointing import checkpointed
 from pore.changes import Changes
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families.base import Family

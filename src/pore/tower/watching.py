@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore._compat import CALL
+from pore._compat.modules import CALL
 from pore.changes import Changes
 from pore.families.base import Family
 from pore.layout import Tiling

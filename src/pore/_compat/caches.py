@@ -1,0 +1,108 @@
+"""The key-value cache: finding it among arguments, reading it, and following what is done to it.
+
+`transformers.Cache` is public; that it has `layers[i].keys`, how it counts, and when `generate`
+repeats, reorders or crops its rows are not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pore._compat.arguments import CACHE
+from pore.errors import UnsupportedModelError
+
+
+@lru_cache(maxsize=1)
+def _cache_class() -> type:
+    from transformers import Cache  # late: it takes transformers seconds
+
+    kind: type = Cache
+    return kind
+
+
+def cache_in(values: Mapping[str, Any] | Iterable[Any] | None) -> Any:
+    """The cache among arguments or outputs, whatever it is called there; None where there is none.
+
+    Args:
+        values: Arguments by name, a `ModelOutput`, or a tuple.
+    """
+    kind = _cache_class()
+    given = values.values() if isinstance(values, Mapping) else values or ()
+    return next((value for value in given if isinstance(value, kind)), None)
+
+
+def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with None in place of the cache."""
+    kind = _cache_class()
+    return {name: None if isinstance(v, kind) else v for name, v in kwargs.items()}
+
+
+def cache_argument(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
+    """The cache as an argument of a function of transformers, by the name that it has there.
+
+    Args:
+        function: The forward of a model, a decoder or a layer, or what makes masks.
+        cache: A cache, or None.
+
+    Raises:
+        UnsupportedModelError: The function takes none by a name that pore knows.
+    """
+    names = inspect.signature(function).parameters
+    name = next((name for name in CACHE if name in names), None)
+    if name is None:
+        raise UnsupportedModelError(
+            f"{getattr(function, '__qualname__', function)} takes no cache by a name that this "
+            f"version of pore knows ({', '.join(CACHE)}); use a version of transformers that it "
+            "was tested with, or a newer pore."
+        )
+    return {name: cache}
+
+
+def slots_of(cache: Any, length: int, layer: int) -> int:
+    """The keys that a layer's kernel gets for `length` new tokens: those in the cache, and theirs.
+
+    `get_mask_sizes` is what transformers sizes masks by; a sliding layer's cache lets go of some,
+    a static one has empty slots at its end.
+    """
+    slots: int = cache.get_mask_sizes(length, layer)[0]
+    return slots
+
+
+def sliding_layers(cache: Any) -> list[bool]:
+    """For every layer of a cache, whether it forgets tokens outside a window: `is_sliding`."""
+    return list(getattr(cache, "is_sliding", ()))
+
+
+def has_static_slots(cache: Any) -> bool:
+    """Whether a cache has its slots from the start, for which transformers makes masks early.
+
+    `is_compileable` is what `generate` goes by.
+    """
+    return bool(getattr(cache, "is_compileable", False))
+
+
+def cached_keys(cache: Any, layer: int) -> Tensor | None:
+    """(B, G, n, d) keys that a layer has in the cache; None before it has any.
+
+    `layers[i].keys`; no public function reads what a cache holds. A quantised cache has only
+    its latest keys there and the earlier ones in `_quantized_keys`, whose samples are still in the
+    order from before beams were reordered (`_pending_beam_idx`, since transformers 5.23).
+    """
+    layers = getattr(cache, "layers", ())
+    if layer >= len(layers):
+        return None
+    held = layers[layer]
+    keys: Tensor | None = getattr(held, "keys", None)
+    earlier = getattr(held, "_quantized_keys", None)
+    if earlier is None or keys is None:
+        return keys
+    earlier = held._dequantize(earlier)
+    order = getattr(held, "_pending_beam_idx", None)
+    if order is not None:
+        earlier = earlier.index_select(0, order.to(earlier.device))
+    return torch.cat([earlier, keys.to(earlier)], -2)

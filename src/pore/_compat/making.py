@@ -1,0 +1,62 @@
+"""Making models of a config with random weights, without touching the caller's random numbers.
+
+`AutoModel.from_config` is public, but sets the data type and kernels of the whole model at once and
+initialises every weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seed torch's random generator of the CPU, and put its state back afterwards.
+
+    `torch.manual_seed` would seed the generators of other devices too, and `fork_rng` puts those
+    back only if it is told of each.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+def from_config(
+    kind: Any, config: Any, dtype: torch.dtype, attention: dict[str, str], experts: str | None
+) -> Any:
+    """A model of a class, with the random weights that its class initialises.
+
+    `_from_config` is what the auto classes build a model with.
+
+    Args:
+        kind: The class of the model.
+        config: Its config.
+        dtype: Type of its weights.
+        attention: The attention kernel of every part: "" for the whole, or a name of
+            `sub_configs`.
+        experts: What multiplies a mixture of experts; None is the choice of transformers.
+    """
+    return kind._from_config(
+        config, dtype=dtype, attn_implementation=attention, experts_implementation=experts
+    )
+
+
+def experts_name(config: Any) -> str | None:
+    """What multiplies the experts of a model, such as "grouped_mm": `_experts_implementation`."""
+    name: str | None = getattr(config, "_experts_implementation", None)
+    return name
+
+
+def random_model(kind: Any, config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """A model with its parameters left as they were allocated.
+
+    `_from_config` is what the auto classes build a model with, in a dtype and with an attention
+    kernel; `no_init_weights` spares it the minutes that initialising 7B parameters takes.
+    """
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        return kind._from_config(config, dtype=dtype, attn_implementation=attention)

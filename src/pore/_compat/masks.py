@@ -1,0 +1,91 @@
+"""Attention masks in the form that each kernel takes.
+
+The public functions of `transformers.masking_utils` read how many tokens are cached from the first
+layer of the cache. After pruning, layers differ in that; these functions are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from pore._compat.attention import attention_name
+from pore._compat.caches import cache_argument
+
+
+def has_masks(config: Any) -> bool:
+    """Whether transformers knows what masks the kernel of a config takes.
+
+    A kernel that a user has registered without is given what the caller gave, or nothing.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return attention_name(config) in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def causal_mask(
+    hidden: Tensor,
+    valid: Tensor,
+    *,
+    config: Any,
+    length: int,
+    offset: int,
+    see: Callable[[Any, Any, Any, Any], Any] | None = None,
+) -> Any:
+    """A causal mask in the form that the kernel of a config takes.
+
+    `ALL_MASK_ATTENTION_FUNCTIONS` and `causal_mask_function` of `masking_utils` are what
+    transformers makes its own masks with. `create_causal_mask` above them takes the numbers of
+    slots from the first layer of the cache, which is another's where layers hold fewer tokens.
+
+    Args:
+        hidden: (B, length, D) states of the queries.
+        valid: (B, slots) bool, False at keys that nothing sees.
+        config: The decoder's config.
+        length: Queries.
+        offset: Keys before the first query.
+        see: Says of sample, head, query and key whether the query sees the key; None is causal.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
+    # A kernel of the user's own without masks takes what its arguments are said to be: a 4-D mask.
+    make = ALL_MASK_ATTENTION_FUNCTIONS[attention_name(config) if has_masks(config) else "sdpa"]
+    return make(
+        batch_size=hidden.shape[0],
+        q_length=length,
+        kv_length=valid.shape[1],
+        q_offset=offset,
+        kv_offset=0,
+        mask_function=see or causal_mask_function,
+        attention_mask=valid,
+        allow_is_causal_skip=False,
+        dtype=hidden.dtype,
+        config=config,
+        device=hidden.device,
+    )
+
+
+def block_masks(config: Any, embeds: Tensor, tokens: Tensor, cache: Any, blocks: Tensor) -> Any:
+    """Masks by kind of layer, in which the tokens of a block see each other.
+
+    `create_masks_for_generate` of `masking_utils` is what models make theirs with; of the public
+    method of that name, Gemma 4 Unified has another than its forward goes by.
+
+    Args:
+        config: The decoder's config.
+        embeds: (B, L, D) embeddings of a prompt.
+        tokens: (B, n + L) bool, False at padding; the first n are in the cache.
+        cache: The cache, or None.
+        blocks: (B, n + L) the number of the block of every token, -1 for none.
+    """
+    from transformers.masking_utils import create_masks_for_generate
+
+    return create_masks_for_generate(
+        config=config,
+        inputs_embeds=embeds,
+        attention_mask=tokens,
+        position_ids=None,
+        block_sequence_ids=blocks,
+        **cache_argument(create_masks_for_generate, cache),
+    )

@@ -1,0 +1,72 @@
+"""What pore takes from the files of single models, and what `generate` and they do between layers.
+
+`modeling_*.py` promises nothing below its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+DEEPSTACK = "_deepstack_process"
+"""The method of a Qwen3-VL decoder that adds features of lower tower layers to visual tokens.
+
+It runs between two decoder layers, where no hook reaches."""
+
+SPARED_ROWS = "_maybe_slice_kv_shared_inputs"
+"""The method of a Gemma 4 decoder that drops all tokens but those whose logits are asked for.
+
+It does so before the layers that share keys, in which no token needs the others' states. It runs
+between two decoder layers, where no hook reaches."""
+
+PREFILL = "_prefill"
+"""The method by which `generate` runs a prompt; its first arguments are token ids and config.
+
+Only there does one see that a call of the model is for a piece of a prompt (chunked prefill)."""
+
+
+def loss_of(model: nn.Module) -> Callable[..., Any]:
+    """The function by which a model computes its loss, of logits, labels and vocab_size.
+
+    Labels that are already shifted by one token go to it as `shift_labels`.
+    """
+    loss: Callable[..., Any] = model.loss_function  # type: ignore[assignment]
+    return loss
+
+
+def text_vocabulary(config: Any) -> int:
+    """How many different tokens the language model knows."""
+    size: int = config.get_text_config().vocab_size
+    return size
+
+
+def tiles_of(size: Any, pinpoints: Any, side: int) -> tuple[int, int]:
+    """(rows, columns) of the tiles into which LLaVA-NeXT cuts an image of (height, width) pixels.
+
+    `get_anyres_image_grid_shape` is a function of its model file.
+    """
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
+
+    rows, columns = get_anyres_image_grid_shape(size, pinpoints, side)
+    return rows, columns
+
+
+def window_order(config: Any, grids: Tensor) -> Tensor:
+    """(T,) the visual tokens in the order in which Qwen2.5-VL's tower has them: window by window.
+
+    `get_vision_window_index` of `vision_utils` is what the tower reorders its patches by.
+
+    Args:
+        config: The tower's config.
+        grids: (I, 3) frames, height and width of every image in patches.
+    """
+    from transformers.vision_utils import get_vision_window_index
+
+    order: Tensor = get_vision_window_index(
+        grids,
+        spatial_merge_size=config.spatial_merge_size,
+        window_size=config.window_size,
+        patch_size=config.patch_size,
+    )[0]
+    return order.to(grids.device)
