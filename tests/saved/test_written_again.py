@@ -36,7 +36,7 @@ from pore.cost.flops import Flops
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
-from pore.evaluation.guided import Guided, Guiding
+from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome, compare
 from pore.evaluation.records import read_records, write_differences, write_records
 from pore.evaluation.store import _Store
@@ -171,7 +171,7 @@ def test_which_samples_they_are_of() -> None:
 
 
 class Told(Guiding):
-    """A model that guides, of which only what its guides depend on is known."""
+    """A model that guides, of which only its layers and what its guides depend on are known."""
 
     def __init__(self, conditions: dict[str, Any]) -> None:
         self.itself = True
@@ -180,10 +180,6 @@ class Told(Guiding):
     @property
     def conditions(self) -> dict[str, Any]:
         return self.told
-
-
-class Untouched(Guided):
-    """SGL that looks at as many layers as the model of the files has."""
 
     @property
     def looks_at(self) -> list[int]:
@@ -209,11 +205,10 @@ def answered() -> list[tuple[Path, dict[str, Any], Pruner | None]]:
             settings["reweight"] = None
             if record["reweight"]:
                 settings["reweight"] = biases if slug == "pyramiddrop" else biases[0]
-            kind: Any = {"fastv": pore.FastV, "pyramiddrop": pore.PyramidDrop}.get(slug, Untouched)
-            if kind is Untouched:
+            if slug == "sgl":
                 settings["guide"] = Told(settings["guide"])
             settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-            pruner = kind(**settings)
+            pruner = pore.methods()[record["method"]](**settings)
         found.append((path, setting, pruner))
     return found
 
