@@ -19,12 +19,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import pore
 from pore import plotting
-from pore.cost.shapes import ModelShape
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample, load_samples
 from pore.embedded import embedded_model, scenes
 from pore.errors import PoreError
 from pore.evaluation.demo import seen_image
+from pore.families.registry import shape_of
 
 KEEP = 36
 FOLDER = Path(__file__).parent / "images" / "methods"
@@ -35,7 +35,7 @@ def main(names: list[str]) -> None:
     folder = embedded_model()
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
-    shape = ModelShape.from_config(model.config)
+    shape = shape_of(model.config)
     scene, question = next(
         pair for pair in scenes.questions("test", 200) if len(pair[0].things) == 10
     )

@@ -17,8 +17,7 @@ import pore
 from cases.family_cases import text_config
 from helpers.models import N, batch, prompt, tiny_llava
 from helpers.unknown import my_vlm
-from pore.cost.shapes import ModelShape
-from pore.families.registry import family_of
+from pore.families.registry import family_of, shape_of
 from pore.methods.registry import methods
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -74,7 +73,7 @@ def test_trained_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_method_is_described_with_its_figure() -> None:
     page = (DOCS / "methods.md").read_text()
-    shape = ModelShape.from_config(tiny_llava().config)
+    shape = shape_of(tiny_llava().config)
     for name, kind in methods().items():
         if not kind.__module__.startswith("pore."):
             continue

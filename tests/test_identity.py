@@ -302,7 +302,8 @@ class TestNames:
             (repository / "refs" / name).write_text(commit)
             save_checkpoint(repository / "snapshots" / commit)
         code = (
-            "from pore.data.loading import load_model; from pore.families.registry import names_of\n"
+            "from pore.data.loading import load_model\n"
+            "from pore.families.registry import names_of\n"
             f"for revision in (None, 'v2', {commits[1]!r}):\n"
             "    print(names_of(load_model('me/tiny', revision=revision)[0]))"
         )

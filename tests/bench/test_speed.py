@@ -22,9 +22,9 @@ from pore.bench.results import Rates, Spread, Workload, table
 from pore.bench.runs import Attainable
 from pore.bench.setup import build
 from pore.cost.flops import Probe, model_flops
-from pore.cost.shapes import ModelShape
 from pore.engine.run import Run
 from pore.errors import BudgetError, InputError, UnsupportedModelError
+from pore.families.registry import shape_of
 
 LAYERS, K, KEEP = 5, 2, 6
 BEFORE, AFTER = 3, 4
@@ -114,7 +114,7 @@ def test_lengths_and_caches_are_as_claimed(attention: str, rows: int) -> None:
         assert setting.timing.peak_memory is None
         if setting.attainable is not None:
             assert setting.attainable.cache == expected
-    shape = ModelShape.from_config(model.config)
+    shape = shape_of(model.config)
     assert fastv.flops == model_flops(shape, fastv.tokens, probes=[Probe(K - 1)])
     assert small.flops == model_flops(shape, small.tokens)
 

@@ -37,7 +37,6 @@ from pore.calibration import sums
 from pore.calibration.calibrating import attention_rows, calibrate, calibrate_guide
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
-from pore.cost.shapes import ModelShape
 from pore.data.prompts import build_inputs, processor_settings, prompt_template
 from pore.data.samples import Sample
 from pore.errors import (
@@ -49,6 +48,7 @@ from pore.errors import (
     UnsupportedModelError,
 )
 from pore.evaluation.reweighting import reweighted
+from pore.families.registry import shape_of
 
 HOST = pore.FastV(keep=1, layer=K)
 
@@ -218,7 +218,7 @@ def test_every_stage_of_a_host_equals_full_attention(processor: Any, samples: li
 def test_every_host_takes_what_was_measured_for_it(
     name: str, model: Any, processor: Any, samples: list[Sample]
 ) -> None:
-    host = pore.methods()[name].usual(4, ModelShape.from_config(model.config))
+    host = pore.methods()[name].usual(4, shape_of(model.config))
     assert host is not None
     found = calibrate(model, processor, samples, host=host, batch_size=4)
     inputs = build_inputs(processor, samples[:2], dtype=torch.float64)

@@ -22,7 +22,6 @@ from helpers.models import N, tiny_llava
 from helpers.survey import ABOUT, SETTINGS
 from helpers.whose import Call, by_guide, by_layer, ways
 from pore.calibration.calibrating import calibrate
-from pore.cost.shapes import ModelShape
 from pore.data.loading import load_model
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
@@ -30,6 +29,7 @@ from pore.errors import CalibrationError, ProfileMismatchError, StaleCheckpointE
 from pore.evaluation import survey
 from pore.evaluation.records import read_records
 from pore.evaluation.reweighting import reweighted
+from pore.families.registry import shape_of
 
 
 def another_model(call: Call) -> None:
@@ -209,7 +209,7 @@ class TestProfile:
     @pytest.mark.parametrize("name", HOSTS)
     @pytest.mark.parametrize("change", [another_model, one_weight, the_config])
     def test_every_host(self, call: Call, name: str, change: Any) -> None:
-        host = pore.methods()[name].usual(4, ModelShape.from_config(call.model.config))
+        host = pore.methods()[name].usual(4, shape_of(call.model.config))
         assert host is not None
         found = calibrate(call.model, call.processor, call.samples[:4], host=host, batch_size=4)
         biases = [pore.PositionBias.from_json(b.to_json()) for b in found.fit("empirical")]

@@ -220,7 +220,7 @@ def test_models_of_unknown_sizes_are_pruned_all_the_same(
     def unknown(_: object) -> None:
         raise UnsupportedModelError("sizes unknown")
 
-    monkeypatch.setattr("pore.cost.shapes.ModelShape.from_config", unknown)
+    monkeypatch.setattr("pore.cost.decoders.DecoderShape.from_config", unknown)
     samples = data / "samples.jsonl"
     run("evaluate", "-m", model, "-s", samples, "--keep", "4", "--no-timing", "-o", tmp_path)
     records = read_records(tmp_path / "results.json")

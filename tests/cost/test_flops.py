@@ -29,9 +29,9 @@ from helpers.flops import sdpa_on_cpu
 from pore.cost.decoders import DecoderShape
 from pore.cost.flops import Flops, Probe, decoder_flops, model_flops, paper_flops, tokens_per_layer
 from pore.cost.named import SHAPES, llava_config, model_shape
-from pore.cost.shapes import ModelShape
 from pore.cost.towers import TowerShape
 from pore.errors import BudgetError, InputError, UnsupportedModelError
+from pore.families.registry import shape_of
 
 SEVEN_B = SHAPES["llava-1.5-7b"]
 
@@ -84,7 +84,7 @@ def tiny_model(config: LlavaConfig, attention: str = "sdpa") -> Any:
 
 def counted(model: Any, images: int = 1, text: int = 6, **kwargs: Any) -> tuple[Flops, int, int]:
     """FLOPs of a real forward by PyTorch's counter: by part, overall, and prompt tokens."""
-    visual = images * ModelShape.from_config(model.config).visual_tokens
+    visual = images * shape_of(model.config).visual_tokens
     ids = torch.tensor([[1, *[IMAGE] * visual, *range(2, 1 + text)]])
     pixels = torch.randn(images, 3, 26, 26) if images else None
     cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -175,7 +175,7 @@ class TestAgainstPyTorch:
     def test_every_part_of_a_forward(self, decoder: str, attention: str) -> None:
         model = tiny_model(tiny_config(DECODERS[decoder]), attention)
         measured, overall, n = counted(model)
-        expected = model_flops(ModelShape.from_config(model.config), [n] * LAYERS, logits=n)
+        expected = model_flops(shape_of(model.config), [n] * LAYERS, logits=n)
         assert n == PATCHES + 6
         assert measured == expected
         assert overall == expected.total
@@ -190,7 +190,7 @@ class TestAgainstPyTorch:
         shorten(model, layer, [0, *range(1, 1 + keep), *range(1 + PATCHES, PATCHES + 6)])
         measured, overall, n = counted(model)
         tokens = tokens_per_layer(LAYERS, prompt=n, visual=PATCHES, keep=keep, layer=layer)
-        shape = ModelShape.from_config(model.config)
+        shape = shape_of(model.config)
         expected = model_flops(shape, tokens, logits=tokens[-1])
         assert measured == expected
         assert overall == expected.total
@@ -200,7 +200,7 @@ class TestAgainstPyTorch:
     def test_other_lengths_and_numbers_of_images(self, images: int, text: int) -> None:
         model = tiny_model(tiny_config(DECODERS["gqa"]))
         measured, _, n = counted(model, images=images, text=text, logits_to_keep=1)
-        shape = ModelShape.from_config(model.config)
+        shape = shape_of(model.config)
         assert measured == model_flops(shape, [n] * LAYERS, images=images)
 
     def test_several_feature_layers_and_the_cls_token(self) -> None:
@@ -210,7 +210,7 @@ class TestAgainstPyTorch:
         model = tiny_model(config)
         measured, _, n = counted(model, logits_to_keep=1)
         assert n == PATCHES + 1 + 6
-        assert measured == model_flops(ModelShape.from_config(config), [n] * LAYERS)
+        assert measured == model_flops(shape_of(config), [n] * LAYERS)
 
     def test_the_probe_is_one_row_of_scores(self) -> None:
         shape = DecoderShape.from_config(DECODERS["gqa"])
@@ -339,13 +339,13 @@ class TestConfigs:
 
     def test_text_only_model(self) -> None:
         with pytest.raises(UnsupportedModelError, match="LlamaConfig has no text_config"):
-            ModelShape.from_config(LlamaConfig())
+            shape_of(LlamaConfig())
 
     def test_missing_part(self) -> None:
         config = tiny_config(DECODERS["mha"])
         config.vision_config = None
         with pytest.raises(UnsupportedModelError, match="has no vision_config"):
-            ModelShape.from_config(config)
+            shape_of(config)
 
     @pytest.mark.parametrize("value", [None, 0, "48", 1.5])
     def test_bad_size(self, value: Any) -> None:
@@ -364,7 +364,7 @@ class TestShapes:
     )
     def test_config_has_the_sizes(self, name: str) -> None:
         config = llava_config(name)
-        assert ModelShape.from_config(config) == model_shape(name)
+        assert shape_of(config) == model_shape(name)
         assert config.image_seq_length == 576
         assert config.image_token_id < config.text_config.vocab_size
 

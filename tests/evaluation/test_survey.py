@@ -18,6 +18,7 @@ from helpers.calibrations import make_processor
 from helpers.checkpoint import save_checkpoint
 from helpers.models import tiny_llava
 from helpers.survey import ABOUT, SETTINGS
+from pore.cost.decoders import DecoderShape
 from pore.cost.shapes import ModelShape
 from pore.data.loading import load_model
 from pore.data.prompts import build_inputs
@@ -29,6 +30,7 @@ from pore.evaluation import guided, page, survey
 from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Outcome
 from pore.evaluation.records import FIELDS, marks, read_records
+from pore.families.llava import Llava, llava_shape
 
 SOME = ("Downsample", "FastV", "FasterVLM", "PyramidDrop", "Random", "SGL", "Scored")
 
@@ -429,13 +431,12 @@ def test_a_guide_with_other_tokens_is_left_out(
     guide = tiny_llava(side=3, dtype=torch.float32), processor
     if not known:  # the sizes of a model that only the first batch tells
 
-        def refused(config: Any) -> ModelShape:
+        def refused(self: Llava, config: Any, decoder: DecoderShape) -> ModelShape:
             if config.vision_config.image_size == 24:
                 raise UnsupportedModelError("no sizes")
-            return of(config)
+            return llava_shape(config, decoder)
 
-        of = ModelShape.from_config
-        monkeypatch.setattr(ModelShape, "from_config", staticmethod(refused))
+        monkeypatch.setattr(Llava, "shape", refused)
     settings = replace(SETTINGS, keeps=(8,), timing=False)
     result = run(checkpoint, tmp_path, settings=settings, guide=guide)
     assert [record["method"] for record in result.records] == ["unpruned", "FastV", "FastV"]

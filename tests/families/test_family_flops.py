@@ -18,12 +18,11 @@ from helpers.families import PROMPTS, forward
 from helpers.flops import sdpa_on_cpu
 from pore.bench.measuring import measure
 from pore.cost.flops import model_flops
-from pore.cost.shapes import ModelShape
 from pore.engine.report import TowerWork
 from pore.errors import UnsupportedModelError
 from pore.evaluation.guided import Guiding
 from pore.evaluation.survey import Settings, lineup
-from pore.families.registry import family_of
+from pore.families.registry import family_of, shape_of
 from pore.methods.support import support
 
 EVERY = [case for case in [*CASES, *COUSINS] if case.counted]
@@ -78,7 +77,7 @@ def test_every_part_of_a_forward(case: Case, prompt: list[int]) -> None:
     measured = Counted(case, prompt)
     model, inputs = case.model(), measured.inputs
     family, n = family_of(model), inputs["input_ids"].shape[1]
-    shape = ModelShape.from_config(model.config)
+    shape = shape_of(model.config)
     work = TowerWork.of(shape, family.images(model, family.inputs(model, (), inputs)))
     expected = model_flops(shape, [n] * case.layers, **work._asdict(), logits=n)
     for layer, found, counted in zip(
@@ -114,7 +113,7 @@ def test_what_a_run_reports(case: Case) -> None:
 def test_what_is_not_counted_is_unknown(case: Case) -> None:
     """How many tokens go through the layers that share keys depends on the logits asked for."""
     with pytest.raises(UnsupportedModelError, match="cannot be read"):
-        ModelShape.from_config(case.model().config)
+        shape_of(case.model().config)
     with pore.DivPrune(keep=6)(case.model()) as run:
         forward(case, case.inputs(PROMPTS["single"]))
     (sample,) = run.report.samples
@@ -172,7 +171,7 @@ def test_a_tower_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sample.flops == sample.cost.decoder + sample.cost.head
     assert "FLOPs are of the decoder alone" in str(run.report)
     assert run.report.to_dict()["samples"][0]["flops_of"] == "decoder"
-    shape = ModelShape.from_config(case.model().config)
+    shape = shape_of(case.model().config)
     with pytest.raises(UnsupportedModelError, match="they are not known"):
         pore.schedule("FastV", shape, 0.5)
     with pytest.raises(UnsupportedModelError, match="vision tower are not known"):
@@ -181,7 +180,7 @@ def test_a_tower_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
 def test_one_number_of_tokens_or_the_reason_why_not(case: Case) -> None:
-    shape = ModelShape.from_config(case.model().config)
+    shape = shape_of(case.model().config)
     if family_of(case.model()).grid(case.model()) is None or case.tiled:
         with pytest.raises(UnsupportedModelError, match="in this model images"):
             _ = shape.image_tokens
@@ -238,7 +237,7 @@ def limits_of(model: Any) -> Any:
 
 def test_windows_at_the_edges_of_an_image() -> None:
     """Windows of 4 x 4 patches in frames of 6 x 10: 2 x 3, those at the edges cut off."""
-    shape = ModelShape.from_config(Qwen25VL().model().config)
+    shape = shape_of(Qwen25VL().model().config)
     tower = shape.tower
     assert tower is not None
     assert (tower.window, tower.full) == (4, (1,))

@@ -13,9 +13,9 @@ import torch
 import pore
 from helpers.methods import EVERY, LAYERS
 from helpers.models import IMAGE, tiny_llava
-from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.errors import BudgetError
+from pore.families.registry import shape_of
 
 SHARES = [1.0, 0.75, 0.5, 0.1]
 
@@ -34,7 +34,7 @@ def world(side: int) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
 
 
 def usual(name: str, keep: int | float, side: int) -> Pruner:
-    made = pore.methods()[name].usual(keep, ModelShape.from_config(world(side)[0].config))
+    made = pore.methods()[name].usual(keep, shape_of(world(side)[0].config))
     assert made is not None
     return made
 

@@ -14,9 +14,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import pore
 from helpers.engine import _flash
 from helpers.models import tiny_llava
-from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Selection, Stage
+from pore.families.registry import shape_of
 from pore.tower.stages import TowerStage
 
 KEEP = 6
@@ -37,7 +37,7 @@ def model_of(attention: str = "sdpa") -> LlavaForConditionalGeneration:
 
 
 def usual(name: str, keep: int | float) -> Pruner:
-    made = pore.methods()[name].usual(keep, ModelShape.from_config(model_of().config))
+    made = pore.methods()[name].usual(keep, shape_of(model_of().config))
     assert made is not None
     return made
 
@@ -47,7 +47,7 @@ EVERY = [
     name
     for name, kind in sorted(pore.methods().items())
     if kind.__module__.startswith("pore.")
-    and kind.usual(KEEP, ModelShape.from_config(model_of().config)) is not None
+    and kind.usual(KEEP, shape_of(model_of().config)) is not None
 ]
 
 

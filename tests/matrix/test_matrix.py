@@ -29,7 +29,7 @@ from helpers.methods import (
 )
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from helpers.reference import dropped_by_stage, masked_from
-from pore.cost.shapes import ModelShape
+from pore.families.registry import shape_of
 
 # They score by rotated keys, whose norm depends on positions; a plain forward counts left padding.
 ROTATED = {"DART"}
@@ -213,7 +213,7 @@ def of_576() -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
 def test_the_budgets_of_the_literature_are_met_exactly(name: str, keep: int) -> None:
     """Tokens behind the last pruning, and those averaged over the layers, are what was said."""
     model, inputs = of_576()
-    pruner = pore.methods()[name].usual(keep, ModelShape.from_config(model.config))
+    pruner = pore.methods()[name].usual(keep, shape_of(model.config))
     assert pruner is not None
     with torch.no_grad(), pruner(model) as run:
         model(**inputs)

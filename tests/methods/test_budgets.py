@@ -17,6 +17,7 @@ from helpers.models import N, batch, prompt, tiny_llava
 from pore.cost.named import model_shape
 from pore.cost.shapes import ModelShape
 from pore.errors import BudgetError, InputError
+from pore.families.registry import shape_of
 from pore.methods.budgets import schedule
 
 SHAPE = model_shape("llava-1.5-7b")
@@ -79,7 +80,7 @@ def test_a_run_counts_what_was_asked_for() -> None:
         with pruner(model) as run, torch.no_grad():
             model(**batch([prompt(3, 1, 5)]))
         found = run.report.samples[0].mean_visual_tokens
-        assert found == pytest.approx(mean(pruner, ModelShape.from_config(model.config)))
+        assert found == pytest.approx(mean(pruner, shape_of(model.config)))
         assert found == pytest.approx(average, abs=0.5)
     assert N == 16
 

@@ -15,11 +15,11 @@ from torch import Tensor
 import pore
 from helpers.models import N, batch, prompt, tiny_llava
 from pore.cost.named import model_shape
-from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.engine.run import Run
 from pore.engine.stages import View
 from pore.errors import BudgetError, CalibrationError, ModelStateError, ProfileMismatchError
+from pore.families.registry import shape_of
 from pore.layout import Image, Layout
 from pore.methods import fitprune
 from pore.methods.fitprune import SCHEME_60, fit_scheme, left_behind, lightest
@@ -196,7 +196,7 @@ class TestFit:
         fitted = pore.FitPrune.fit(model, self.inputs(), 0.4)
         assert isinstance(fitted, pore.FitPrune)
         assert fitted.keep == N - sum(fitted.scheme)
-        decoder = ModelShape.from_config(model.config).decoder
+        decoder = shape_of(model.config).decoder
         steps = fit(model, self.inputs(), 0.4).steps
         assert len(steps) == 7
         reached = [step for step in steps if step.reached]
@@ -275,7 +275,7 @@ class TestFit:
                     run.mark_visual(visual)
                     model.model(inputs_embeds=embeds, use_cache=False)
 
-        shape = ModelShape.from_config(model.config).decoder
+        shape = shape_of(model.config).decoder
         with torch.no_grad(), pytest.raises(CalibrationError, match=r"\[4, 6\] visual tokens"):
             fit_scheme(forward, shape, 0.5)
 
@@ -287,7 +287,7 @@ def fit(model: Any, inputs: list[dict[str, Tensor]], share: float, **how: Any) -
                 model.model(**one, use_cache=False)
 
     with torch.no_grad():
-        return fit_scheme(forward, ModelShape.from_config(model.config).decoder, share, **how)
+        return fit_scheme(forward, shape_of(model.config).decoder, share, **how)
 
 
 def visual_flops(shape: Any, scheme: tuple[int, ...]) -> int:

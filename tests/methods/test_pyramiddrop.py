@@ -13,9 +13,9 @@ from transformers import StaticCache
 
 import pore
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
-from pore.cost.shapes import ModelShape
 from pore.engine.stages import Selection, View
 from pore.errors import BudgetError, ProfileMismatchError, ScoreError
+from pore.families.registry import shape_of
 from pore.methods.pyramiddrop import pyramid
 from pore.tensors.selection import top_k
 
@@ -127,7 +127,7 @@ class TestSettings:
 
     def test_usual_layers(self) -> None:
         for depth, layers in {32: (8, 16, 24), 28: (7, 14, 21), 6: (1, 3, 4), 2: (1,)}.items():
-            shape = ModelShape.from_config(tiny_llava(layers=depth).config)
+            shape = shape_of(tiny_llava(layers=depth).config)
             assert pore.PyramidDrop.usual(5, shape).layers == layers
 
 

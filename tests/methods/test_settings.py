@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 import pore
 from helpers.checkpoint import save_checkpoint
 from pore.cli.app import app
-from pore.cost.shapes import ModelShape
 from pore.data import loading
 from pore.data.samples import load_samples
 from pore.errors import InputError
 from pore.evaluation.records import read_records
+from pore.families.registry import shape_of
 from pore.methods.registry import methods
 from pore.methods.settings import how_else, read_settings
 
@@ -85,7 +85,7 @@ def test_every_setting_is_taken_or_refused_with_what_to_do(
     samples: Path, model: Path, method: str, name: str
 ) -> None:
     kind = methods()[method]
-    usual = kind.usual(0.5, ModelShape.from_config(loading.load_config(str(model))))
+    usual = kind.usual(0.5, shape_of(loading.load_config(str(model))))
     given = ["--method", method, *(() if name == "keep" else ("--keep", "0.5"))]
     if (method, name) == ("ToMe", "r"):
         given[2:] = ["--set", "keep=none"]

@@ -50,7 +50,7 @@ from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
-from pore.families.registry import names_of
+from pore.families.registry import names_of, shape_of
 
 # -- what is asked for ------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def measure(
             "device, dtype and attention are for shapes; a loaded model has its own. Load it with "
             "those you want to measure."
         )
-    shape = ModelShape.from_config(model.config)
+    shape = shape_of(model.config)
     workload = Workload(
         batch_size, text_before, shape.image_tokens, text_after, new_tokens, repeats, warmup, seed
     )
@@ -212,7 +212,7 @@ def measure_calibration(
     from pore.calibration.calibrating import attention_rows
     from pore.methods.fastv import FastV
 
-    shape = ModelShape.from_config(model.config)
+    shape = shape_of(model.config)
     workload = Workload(
         batch_size, text_before, shape.image_tokens, text_after, 0, repeats, warmup, seed
     )

@@ -790,11 +790,11 @@ def flops(
     """
     from pore.cost.flops import Probe, model_flops, paper_flops, tokens_per_layer
     from pore.cost.named import model_shape
-    from pore.cost.shapes import ModelShape
     from pore.data.loading import load_config
+    from pore.families.registry import shape_of
     from pore.tensors.selection import budget
 
-    sizes = model_shape(shape) if model is None else ModelShape.from_config(load_config(model))
+    sizes = model_shape(shape) if model is None else shape_of(load_config(model))
     visual, layers = sizes.image_tokens, sizes.decoder.layers
     rows = []
     for one in (1.0, *map(_keep, keep)):

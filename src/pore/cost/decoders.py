@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pore.errors import UnsupportedModelError
+from pore.cost.reading import known_type, size
 
 # Decoders by `model_type` whose layers are all alike: an attention and a gated MLP.
 _DECODERS = (
@@ -26,7 +26,6 @@ _DECODERS = (
     "glm_ocr_text",
 )
 
-
 # Those whose layers differ, or that are more than that: experts, recurrences, compressed keys.
 _MIXED = (
     "qwen3_vl_moe_text",
@@ -36,40 +35,6 @@ _MIXED = (
     "mistral4",
     "llama4_text",
 )
-
-
-def _model_type(config: object, part: str, known: tuple[str, ...]) -> str:
-    """The config's `model_type`, refused when it is not in `known`."""
-    model_type = getattr(config, "model_type", None)
-    if model_type not in known:
-        raise UnsupportedModelError(
-            f"the sizes of this {part} cannot be read: its config is a "
-            f"{type(config).__name__} with model_type {model_type!r}; "
-            f"known here: {', '.join(known)}"
-        )
-    return str(model_type)
-
-
-def _part(config: object, name: str) -> object:
-    """A sub-config such as `text_config`, refused when there is none."""
-    part = getattr(config, name, None)
-    if part is None:
-        raise UnsupportedModelError(
-            f"{type(config).__name__} has no {name}; pass the config of the whole model"
-        )
-    return part
-
-
-def _size(config: object, name: str, default: int | None = None) -> int:
-    """A positive whole number from the config; `default` stands for a value of None."""
-    value = getattr(config, name, None)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UnsupportedModelError(
-            f"{type(config).__name__}.{name} must be a whole number of at least 1, is {value!r}"
-        )
-    return value
 
 
 @dataclass(frozen=True)
@@ -136,20 +101,20 @@ class DecoderShape:
             UnsupportedModelError: The config is of a type not known here, or a size is missing from
                 it.
         """
-        model_type = _model_type(config, "decoder", (*_DECODERS, *_MIXED))
-        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-        head_dim = _size(config, "head_dim", default=hidden // heads)
+        model_type = known_type(config, "decoder", (*_DECODERS, *_MIXED))
+        hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+        head_dim = size(config, "head_dim", default=hidden // heads)
         if model_type == "mistral4":
-            head_dim = _size(config, "qk_nope_head_dim") + _size(config, "qk_rope_head_dim")
+            head_dim = size(config, "qk_nope_head_dim") + size(config, "qk_rope_head_dim")
         mlps = _mlps(config, model_type)
         shape = cls(
             hidden=hidden,
             intermediate=mlps[-1][0],
-            layers=_size(config, "num_hidden_layers"),
+            layers=size(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=_size(config, "num_key_value_heads", default=heads),
+            kv_heads=size(config, "num_key_value_heads", default=heads),
             head_dim=head_dim,
-            vocab=_size(config, "vocab_size"),
+            vocab=size(config, "vocab_size"),
             gated=True,
         )
         if model_type in _DECODERS:
@@ -162,30 +127,30 @@ def _mlps(config: Any, model_type: str) -> list[tuple[int, int]]:
 
     A router has a row for every expert; a shared expert may have a gate of one.
     """
-    layers = _size(config, "num_hidden_layers")
+    layers = size(config, "num_hidden_layers")
     if model_type in ("qwen3_vl_moe_text", "qwen3_5_moe_text"):
-        experts = _size(config, "num_experts")
-        width = _size(config, "num_experts_per_tok") * _size(config, "moe_intermediate_size")
+        experts = size(config, "num_experts")
+        width = size(config, "num_experts_per_tok") * size(config, "moe_intermediate_size")
         if model_type == "qwen3_5_moe_text":
-            width += _size(config, "shared_expert_intermediate_size")
+            width += size(config, "shared_expert_intermediate_size")
             return [(width, experts + 1)] * layers
         step, dense = config.decoder_sparse_step, config.mlp_only_layers
-        plain = _size(config, "intermediate_size"), 0
+        plain = size(config, "intermediate_size"), 0
         return [plain if i in dense or (i + 1) % step else (width, experts) for i in range(layers)]
     if model_type in ("glm4v_moe_text", "mistral4"):
-        each = _size(config, "moe_intermediate_size")
-        chosen = _size(config, "num_experts_per_tok") + _size(config, "n_shared_experts")
-        plain = _size(config, "intermediate_size"), 0
+        each = size(config, "moe_intermediate_size")
+        chosen = size(config, "num_experts_per_tok") + size(config, "n_shared_experts")
+        plain = size(config, "intermediate_size"), 0
         dense = config.first_k_dense_replace
-        mixed = chosen * each, _size(config, "n_routed_experts")
+        mixed = chosen * each, size(config, "n_routed_experts")
         return [plain if i < dense else mixed for i in range(layers)]
     if model_type == "llama4_text":
         # Stock transformers sends every token through all experts, and the shared one.
-        experts = _size(config, "num_local_experts")
-        plain = _size(config, "intermediate_size_mlp"), 0
-        mixed = (experts + 1) * _size(config, "intermediate_size"), experts
+        experts = size(config, "num_local_experts")
+        plain = size(config, "intermediate_size_mlp"), 0
+        mixed = (experts + 1) * size(config, "intermediate_size"), experts
         return [mixed if i in config.moe_layers else plain for i in range(layers)]
-    return [(_size(config, "intermediate_size"), 0)] * layers
+    return [(size(config, "intermediate_size"), 0)] * layers
 
 
 def _layers(
@@ -196,8 +161,8 @@ def _layers(
     queries, keys = heads * shape.head_dim, shape.kv_heads * shape.head_dim
     ahead, values = hidden * (queries + 2 * keys), queries
     if model_type == "mistral4":  # keys and values out of one compressed vector
-        values = heads * _size(config, "v_head_dim")
-        rank, rope = _size(config, "kv_lora_rank"), _size(config, "qk_rope_head_dim")
+        values = heads * size(config, "v_head_dim")
+        rank, rope = size(config, "kv_lora_rank"), size(config, "qk_rope_head_dim")
         squeezed = config.q_lora_rank
         asked = hidden * queries if squeezed is None else squeezed * (hidden + queries)
         unpacked = queries - heads * rope + values
@@ -219,17 +184,9 @@ def _recurrent(config: Any, hidden: int) -> int:
     The state is read for the old value, written to, and read for the answer, as it is defined.
     Kernels do that in chunks of tokens, by other products, and more of them.
     """
-    key_heads, heads = (_size(config, f"linear_num_{x}_heads") for x in ("key", "value"))
-    key, value = (_size(config, f"linear_{x}_head_dim") for x in ("key", "value"))
+    key_heads, heads = (size(config, f"linear_num_{x}_heads") for x in ("key", "value"))
+    key, value = (size(config, f"linear_{x}_head_dim") for x in ("key", "value"))
     mixed = 2 * key_heads * key + heads * value
     projected = hidden * (mixed + heads * value + 2 * heads) + heads * value * hidden
-    convolved = mixed * _size(config, "linear_conv_kernel_dim")
+    convolved = mixed * size(config, "linear_conv_kernel_dim")
     return projected + convolved + 3 * heads * key * value
-
-
-def _side(config: Any, name: str) -> int:
-    """One side of a square, which the config may give as both."""
-    value = getattr(config, name, None)
-    if isinstance(value, list | tuple) and len(set(value)) == 1 and isinstance(value[0], int):
-        return value[0]
-    return _size(config, name)

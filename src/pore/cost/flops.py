@@ -253,7 +253,7 @@ def model_flops(
     """The true count of a whole model's prefill of one sample, without padding.
 
     Args:
-        shape: The model's sizes: `ModelShape.from_config(model.config)`.
+        shape: The model's sizes: `shape_of(model.config)`.
         tokens: Tokens that enter every decoder layer.
         images: Images that pass through the tower, or tiles of them: their number; or of each the
             (frames, rows, columns) of its patches, where images come in any size. None counts the

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pore.cost.decoders import _model_type, _side, _size
+from pore.cost.reading import known_type, part, side, size
 
 # Towers of a fixed size by `model_type`: tokens beside the patches (a CLS token).
 _TOWERS: Mapping[str, int] = MappingProxyType(
@@ -20,7 +20,6 @@ _TOWERS: Mapping[str, int] = MappingProxyType(
         "smolvlm_vision": 0,
     }
 )
-
 
 # Towers for images of any size: whether the MLP is gated (three matrices instead of two).
 _ANY_SIZE: Mapping[str, bool] = MappingProxyType(
@@ -53,7 +52,7 @@ class TowerShape:
         patch_size: Side of a patch, in pixels.
         channels: Colour channels.
         prefix_tokens: Tokens beside the patches: 1 for a CLS token.
-        pooling: Whether a query is attended to all patches behind the last layer, and its result
+        pooling: Whether a query is attended to all patches after the last layer, and its result
             goes through an MLP, as in SigLIP. transformers runs this although nothing reads it.
         gated: Whether the MLP has three matrices rather than two.
         frames: Frames of a video in one patch; an image is repeated to as many.
@@ -104,58 +103,67 @@ class TowerShape:
             UnsupportedModelError: The config is of a type not known here, or a size is missing from
                 it.
         """
-        model_type = _model_type(config, "vision tower", (*_TOWERS, *_ANY_SIZE))
+        model_type = known_type(config, "vision tower", (*_TOWERS, *_ANY_SIZE))
         if model_type in _ANY_SIZE:
             return _any_size(cls, config, model_type)
         return cls(
-            hidden=_size(config, "hidden_size"),
-            intermediate=_size(config, "intermediate_size"),
-            layers=_size(config, "num_hidden_layers"),
-            heads=_size(config, "num_attention_heads"),
-            image_size=_side(config, "image_size"),
-            patch_size=_side(config, "patch_size"),
-            channels=_size(config, "num_channels"),
+            hidden=size(config, "hidden_size"),
+            intermediate=size(config, "intermediate_size"),
+            layers=size(config, "num_hidden_layers"),
+            heads=size(config, "num_attention_heads"),
+            image_size=side(config, "image_size"),
+            patch_size=side(config, "patch_size"),
+            channels=size(config, "num_channels"),
             prefix_tokens=_TOWERS[model_type],
             pooling=model_type == "siglip_vision_model"
             and bool(getattr(config, "vision_use_head", True)),
         )
 
 
+def tower_of(config: object) -> TowerShape:
+    """The sizes of the vision tower of a whole model's config.
+
+    Raises:
+        UnsupportedModelError: As `TowerShape.from_config`, or there is no `vision_config`.
+    """
+    return TowerShape.from_config(part(config, "vision_config"))
+
+
 def _any_size(cls: type[TowerShape], config: Any, model_type: str) -> TowerShape:
     """A tower of `_ANY_SIZE`."""
     if model_type == "pixtral":
         return cls(
-            hidden=_size(config, "hidden_size"),
-            intermediate=_size(config, "intermediate_size"),
-            layers=_size(config, "num_hidden_layers"),
-            heads=_size(config, "num_attention_heads"),
+            hidden=size(config, "hidden_size"),
+            intermediate=size(config, "intermediate_size"),
+            layers=size(config, "num_hidden_layers"),
+            heads=size(config, "num_attention_heads"),
             image_size=None,
-            patch_size=_size(config, "patch_size"),
-            channels=_size(config, "num_channels"),
+            patch_size=size(config, "patch_size"),
+            channels=size(config, "num_channels"),
             prefix_tokens=0,
             gated=True,
             together=True,
         )
     second = model_type == "qwen2_vl_vision"  # which calls its sizes otherwise
-    hidden = _size(config, "embed_dim" if second else "hidden_size")
+    hidden = size(config, "embed_dim" if second else "hidden_size")
     if second:
         intermediate = int(hidden * config.mlp_ratio)
     else:
         narrow = model_type in ("glm4v_vision", "glm4v_moe_vision")
-        intermediate = _size(config, "out_hidden_size" if narrow else "intermediate_size")
+        intermediate = size(config, "out_hidden_size" if narrow else "intermediate_size")
     windowed = model_type == "qwen2_5_vl_vision"
-    patch, merge = _size(config, "patch_size"), _size(config, "spatial_merge_size")
+    patch, merge = size(config, "patch_size"), size(config, "spatial_merge_size")
     return cls(
         hidden=hidden,
         intermediate=intermediate,
-        layers=_size(config, "depth"),
-        heads=_size(config, "num_heads"),
+        layers=size(config, "depth"),
+        heads=size(config, "num_heads"),
         image_size=None,
         patch_size=patch,
-        channels=_size(config, "in_channels"),
+        channels=size(config, "in_channels"),
         prefix_tokens=0,
         gated=_ANY_SIZE[model_type],
-        frames=_size(config, "temporal_patch_size"),
-        window=_size(config, "window_size") // merge // patch * merge if windowed else None,
+        frames=size(config, "temporal_patch_size"),
+        window=size(config, "window_size") // merge // patch * merge if windowed else None,
         full=tuple(config.fullatt_block_indexes) if windowed else (),
     )

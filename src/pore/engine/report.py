@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pore.cost.flops import Flops, Grid, Probe, model_flops
 from pore.cost.shapes import ModelShape
 from pore.errors import UnsupportedModelError
+from pore.families.registry import shape_of
 from pore.layout import Image, Layout
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class Report:
 
     def _read(self, prefill: _Prefill, first: int) -> Iterator[SampleReport]:
         try:
-            shape = ModelShape.from_config(self._config)
+            shape = shape_of(self._config)
         except UnsupportedModelError:
             shape = None
         before: list[int] = prefill.tokens.sum(-1).tolist()

@@ -19,7 +19,7 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
 from pore.evaluation.batches import Batches, conditions, good_inputs
-from pore.families.registry import family_of, identity
+from pore.families.registry import family_of, identity, shape_of
 from pore.methods.guiding import GUIDE, GUIDED, Guide, guide
 from pore.methods.sgl import SGL
 
@@ -73,9 +73,7 @@ class Guiding:
         """Refuse a model that cuts images into other tokens."""
         # Models of unknown sizes are compared when the first batch is asked.
         with suppress(UnsupportedModelError):
-            here, there = (
-                ModelShape.from_config(one.config).visual_tokens for one in (model, self.model)
-            )
+            here, there = (shape_of(one.config).visual_tokens for one in (model, self.model))
             if here != there:
                 raise InputError(
                     f"The model that guides ({self.name}) cuts an image into {there} visual "

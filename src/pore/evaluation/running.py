@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from pore.cost.flops import model_flops
-from pore.cost.shapes import ModelShape
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.engine.report import Report, TowerWork
@@ -22,7 +21,7 @@ from pore.evaluation.answers import is_right
 from pore.evaluation.batches import Batches
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
-from pore.families.registry import family_of, names_of
+from pore.families.registry import family_of, names_of, shape_of
 from pore.identity import weights_of
 
 Progress = Callable[[int], None]
@@ -143,7 +142,7 @@ def _unpruned(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     lengths = inputs["attention_mask"].sum(-1).tolist()
     shape = None
     with suppress(UnsupportedModelError):
-        shape = ModelShape.from_config(model.config)
+        shape = shape_of(model.config)
     for row, length in enumerate(lengths):
         own = [image for image in images if image.row == row]
         flops = None

@@ -21,7 +21,6 @@ from pore.bias.stages import save_biases
 from pore.calibration.calibrating import attention_stages, calibrate
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
-from pore.cost.shapes import ModelShape
 from pore.data.loading import EMBEDDED
 from pore.data.samples import Sample
 from pore.engine.limits import check_limits
@@ -35,7 +34,7 @@ from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import Told, Work, cost, described, evaluate, time_prefill
 from pore.evaluation.store import _conditions, _described, _digest, _json, _slug, _Store
-from pore.families.registry import family_of, names_of
+from pore.families.registry import family_of, names_of, shape_of
 from pore.identity import forget
 from pore.methods.budgets import scheduled
 from pore.methods.downsample import Downsample, fair_cells
@@ -177,7 +176,7 @@ def run(
     """
     for one, _ in ((model, processor), guide or (model, processor)):
         forget(one)  # what was changed unseen since it was last asked is to be noticed
-    shape = ModelShape.from_config(model.config)
+    shape = shape_of(model.config)
     visual, layers = shape.image_tokens, shape.decoder.layers
     guiding = Guiding(
         *(guide or (model, processor)), max_new_tokens=settings.max_new_tokens, itself=guide is None
@@ -316,7 +315,7 @@ def lineup(
     Returns:
         Budgets in tokens with methods, budget by budget; and what is left out.
     """
-    shape, family = ModelShape.from_config(model.config), family_of(model)
+    shape, family = shape_of(model.config), family_of(model)
     grid = family.grid(model)
     planned: list[tuple[int, Pruner]] = []
     left_out: list[LeftOut] = []

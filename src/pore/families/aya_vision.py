@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import size
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
 from pore.families.prompts import comes_with, placeholder_runs, tiles_apart, whole_tiles
 from pore.layout import Image, Tiling
@@ -98,6 +102,13 @@ class AyaVision(Family):
         """
         tile = [token] * count
         return [TAG, TAG + 1, *tile, TAG + 2, *tile, TAG + 3, *tile, TAG + 4]
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """Two matrices on squares of patches, half of what the first makes a gate."""
+        tower, merge = tower_of(config), size(config, "downsample_factor")
+        wide = size(config, "alignment_intermediate_size", default=decoder.hidden)
+        projector = tower.hidden * merge**2 * wide + wide // 2 * decoder.hidden
+        return ModelShape.of_tiles(decoder, tower, projector, merge)
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, `downsample_factor` squared in a token."""

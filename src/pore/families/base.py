@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.shapes import ModelShape
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.prompts import comes_with, equal_images, placeholder_runs, unbroken
 from pore.layout import Image, Packing, Tiling
@@ -321,6 +323,17 @@ class Family:
     def grid(self, model: nn.Module) -> tuple[int, int] | None:
         """(height, width) in visual tokens that an image has on its own, None if it varies."""
         return None
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """The sizes of a model, from which its FLOPs follow.
+
+        By default the decoder's alone.
+
+        Args:
+            config: The config of the whole model.
+            decoder: What is known of its `text_config`.
+        """
+        return ModelShape.of_decoder(decoder, getattr(config, "model_type", None))
 
     def shrink(self, config: dict[str, Any]) -> None:
         """Mend the config of a tiny twin (`pore check`), whose sizes were chosen by their names.

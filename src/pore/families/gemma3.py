@@ -7,6 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from pore._compat.caches import cache_argument
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import size
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import tower_of
 from pore.families.base import Family
 
 
@@ -53,6 +57,12 @@ class Gemma3(Family):
             token_type_ids=types,
             **cache_argument(create, cache),
         )
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """One matrix on means of squares of patches."""
+        tower, tokens = tower_of(config), size(config, "mm_tokens_per_image")
+        merge = tower.side // round(tokens**0.5)
+        return ModelShape(decoder, tower, tower.hidden * decoder.hidden, tokens, merge)
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of averages, as of 256 tokens: (16, 16)."""

@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import size
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
 from pore.families.prompts import comes_with, placeholder_runs, tiles_apart, whole_tiles
 from pore.layout import Image, Tiling
@@ -86,6 +90,12 @@ class Idefics3(Family):
         ids = [fake, first, *tile, fake, second, *tile, newline, fake, whole, *tile, fake]
         side = config.vision_config.image_size
         return ids, {"pixel_values": noise(1, 3, 3, side, side)}
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """One matrix on squares of patches."""
+        tower, merge = tower_of(config), size(config, "scale_factor")
+        projector = tower.hidden * merge**2 * decoder.hidden
+        return ModelShape.of_tiles(decoder, tower, projector, merge)
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, `scale_factor` by `scale_factor` in a token."""

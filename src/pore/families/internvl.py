@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import tower_of
 from pore.errors import InputError
 from pore.families.base import TAG, Family, Noise
 from pore.families.prompts import comes_with, placeholder_runs, tiles_apart, unbroken
@@ -77,6 +80,12 @@ class InternVL(Family):
         height, width = self.grid(model)
         ids = [TAG, *[config.image_token_id] * (3 * height * width), TAG + 1]
         return ids, {"pixel_values": noise(3, 3, *config.vision_config.image_size)}
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """Two matrices on squares of patches."""
+        tower, merge, out = tower_of(config), round(1 / config.downsample_ratio), decoder.hidden
+        projector = out * (tower.hidden * merge**2 + out)
+        return ModelShape.of_tiles(decoder, tower, projector, merge)
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, two by two in a token."""

@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import size
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import tower_of
 from pore.errors import InputError
 from pore.families.base import TAG, Family, Noise
 from pore.families.prompts import comes_with, placeholder_runs, tiles_apart
@@ -111,6 +115,15 @@ class Llama4(Family):
         vision = config["vision_config"]
         merge = round(1 / vision["pixel_shuffle_ratio"])
         vision["intermediate_size"] = vision["hidden_size"] * merge**2
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """Two matrices on squares of patches, then one."""
+        vision, tower = config.vision_config, tower_of(config)
+        wide, out = (size(vision, f"projector_{x}_dim") for x in ("input", "output"))
+        last = size(vision, "vision_output_dim") * decoder.hidden
+        projector = tower.intermediate * wide + out**2 + last
+        merge = round(1 / vision.pixel_shuffle_ratio)
+        return ModelShape.of_tiles(decoder, tower, projector, merge)
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The grid of a tile: its patches, two by two in a token."""

@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import part
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import TowerShape, tower_of
 from pore.families.base import Family
 from pore.families.prompts import comes_with, equal_images, placeholder_runs
 from pore.layout import Image
@@ -32,8 +36,27 @@ class Llava(Family):
         size = grid[0] * grid[1] + extra
         return equal_images(columns, size, None if extra else grid)
 
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """LLaVA's projector, and a token for every patch."""
+        return llava_shape(config, decoder)
+
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The patch grid of the tower, as for 336 pixels and patches of 14: (24, 24)."""
         vision: Any = model.config.vision_config  # type: ignore[union-attr]
         side = vision.image_size // vision.patch_size
         return side, side
+
+
+def llava_shape(config: Any, decoder: DecoderShape) -> ModelShape:
+    """What LLaVA and its successors have in common: square images, a token for every patch."""
+    tower = tower_of(config)
+    strategy = part(config, "vision_feature_select_strategy")
+    tokens = tower.patches if strategy == "default" else tower.tokens
+    return ModelShape(decoder, tower, mlp_projector(config, decoder, tower), tokens)
+
+
+def mlp_projector(config: Any, decoder: DecoderShape, tower: TowerShape) -> int:
+    """Multiply-adds of a visual token in two matrices, on one tower layer's features or several."""
+    layer = part(config, "vision_feature_layer")
+    wide = tower.hidden * (1 if isinstance(layer, int) else len(layer))
+    return decoder.hidden * (wide + decoder.hidden)

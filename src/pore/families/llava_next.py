@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pore._compat.models import tiles_of
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import size
+from pore.cost.shapes import MANY_TILES, ModelShape
 from pore.families.base import Family, Noise
+from pore.families.llava import llava_shape
 from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Tiling
 
@@ -35,18 +40,18 @@ class LlavaNext(Family):
         strategy = strategy or config.vision_feature_select_strategy
         patches = n * n + int(strategy == "full" and self.tower_has_cls(model))
         found = []
-        for size in inputs["image_sizes"]:
-            height, width = self._tiles(model, size)
+        for image_size in inputs["image_sizes"]:
+            height, width = self._tiles(model, image_size)
             tiles = height * width + 1
             numbers = torch.arange(tiles * patches, dtype=torch.float64).view(tiles, patches, 1)
             packed, _ = base.pack_image_features(
                 [numbers],
-                [size],
+                [image_size],
                 vision_feature_select_strategy=strategy,
                 image_newline=torch.tensor([-1.0], dtype=torch.float64),
             )
             slots = tuple(packed[0][:, 0].long().tolist())
-            pixels = (int(size[0]), int(size[1]))
+            pixels = (int(image_size[0]), int(image_size[1]))
             found.append(Tiling(tiles, (height, width), patches, slots, pixels))
         return found
 
@@ -79,6 +84,10 @@ class LlavaNext(Family):
         ids = [self.placeholder_id(model)] * len(tiling.slots)
         return ids, {"pixel_values": pixels, "image_sizes": sizes}
 
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """As LLaVA, tile by tile."""
+        return replace(llava_shape(config, decoder), varies=MANY_TILES)
+
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""
 
@@ -99,6 +108,13 @@ class LlavaNextVideo(LlavaNext):
         vision = config.vision_config
         side = vision.image_size // vision.patch_size // config.spatial_pool_stride
         return _frames(inputs, side * side)
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """As LLaVA-NeXT; of a frame, squares of patches are averaged before the projector."""
+        shape = super().shape(config, decoder)
+        assert shape.tower is not None
+        frame = (shape.tower.side // size(config, "spatial_pool_stride")) ** 2
+        return replace(shape, frame_tokens=frame)
 
 
 class LlavaOnevision(LlavaNext):
@@ -128,18 +144,18 @@ class LlavaOnevision(LlavaNext):
         else:
             tiled = [count == 1 for count in several for _ in range(count)]
         found = []
-        for size, cut in zip(sizes, tiled, strict=True):
-            pixels = (int(size[0]), int(size[1]))
+        for image_size, cut in zip(sizes, tiled, strict=True):
+            pixels = (int(image_size[0]), int(image_size[1]))
             if not cut:
                 found.append(Tiling(1, (n, n), n * n, (*range(n * n), -1), pixels))
                 continue
-            rows, columns = self._tiles(model, size)
+            rows, columns = self._tiles(model, image_size)
             sides = (torch.arange(k * n, dtype=torch.float64) for k in (rows, columns))
             plane = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1)
             places = plane.view(rows, n, columns, n, 2).transpose(1, 2).reshape(-1, n * n, 2)
             packed, _ = base.pack_image_features(
                 [torch.cat([places[:1], places])],
-                [size],
+                [image_size],
                 image_newline=torch.full((2,), -1.0, dtype=torch.float64),
                 vision_aspect_ratio=aspect,
             )

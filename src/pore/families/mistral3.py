@@ -9,7 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import size
+from pore.cost.shapes import ANY_SIZE, ModelShape
+from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
+from pore.families.llava import mlp_projector
 from pore.families.prompts import comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Packing, Tiling
 
@@ -99,6 +104,14 @@ class Mistral3(Family):
         sizes = torch.tensor([[side, side]])
         return ids, {"pixel_values": noise(1, 3, side, side), "image_sizes": sizes}
 
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """Squares of patches to one by one matrix, then as LLaVA."""
+        tower, merge = tower_of(config), size(config, "spatial_merge_size")
+        layer = getattr(config, "vision_feature_layer", -1)
+        wide = tower.hidden * (1 if isinstance(layer, int) else len(layer))
+        projector = tower.hidden**2 * merge**2 + decoder.hidden * (wide + decoder.hidden)
+        return ModelShape(decoder, tower, projector, None, merge, varies=ANY_SIZE)
+
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""
 
@@ -117,6 +130,12 @@ class Pixtral(Mistral3):
     def merge_size(self, model: nn.Module) -> int:
         """One."""
         return 1
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """LLaVA's projector."""
+        tower = tower_of(config)
+        projector = mlp_projector(config, decoder, tower)
+        return ModelShape(decoder, tower, projector, None, varies=ANY_SIZE)
 
 
 class LightOnOcr(Mistral3):

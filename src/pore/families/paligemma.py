@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pore._compat.caches import cache_argument
+from pore.cost.decoders import DecoderShape
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import tower_of
 from pore.families.base import Family
 
 
@@ -44,6 +47,11 @@ class PaliGemma(Family):
         """The tokens of a prompt see each other, those of an answer what came before them."""
         behind = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - answer
         return {"token_type_ids": behind.long().expand_as(ids)}
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """One matrix."""
+        tower = tower_of(config)
+        return ModelShape(decoder, tower, tower.hidden * decoder.hidden, tower.patches)
 
     def grid(self, model: nn.Module) -> tuple[int, int]:
         """The patch grid of the tower, as for 224 pixels and patches of 14: (16, 16)."""

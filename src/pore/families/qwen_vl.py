@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pore._compat.models import window_order
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import size
+from pore.cost.shapes import ANY_SIZE, ModelShape
+from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
 from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Packing, Tiling
@@ -139,6 +143,16 @@ class QwenVL(Family):
     def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
         """Which tokens are of images: positions on three axes go by them."""
         return {"mm_token_type_ids": (ids == self.placeholder_id(model)).int()}
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """Two matrices on squares of patches; those of DeepStack besides."""
+        vision, tower = config.vision_config, tower_of(config)
+        merge = size(vision, "spatial_merge_size")
+        wide = tower.hidden * merge**2
+        out = size(vision, "hidden_size" if config.model_type == "qwen2_vl" else "out_hidden_size")
+        projector = wide * (wide + out)
+        stacked = projector * len(getattr(vision, "deepstack_visual_indexes", None) or ())
+        return ModelShape(decoder, tower, projector, None, merge, stacked, varies=ANY_SIZE)
 
     def grid(self, model: nn.Module) -> None:
         """None: every image has its own."""

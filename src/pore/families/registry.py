@@ -11,6 +11,9 @@ from typing import Any
 from torch import nn
 
 from pore._compat.weights import commit
+from pore.cost.decoders import DecoderShape
+from pore.cost.reading import part
+from pore.cost.shapes import ModelShape
 from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family
@@ -73,20 +76,46 @@ def family_of_config(config: Any, name: str) -> Family:
     Raises:
         UnsupportedModelError: As `family_of`.
     """
-    model_type = getattr(config, "model_type", None)
-    vision = getattr(config, "vision_config", None)
-    known = families()
-    found = known.get(f"{model_type}+{getattr(vision, 'model_type', None)}")
-    found = found or known.get(str(model_type))
+    found = _known(config)
     if found is not None:
         return found
-    names = ", ".join(f"{kind.name} ({key})" for key, kind in known.items())
+    names = ", ".join(f"{kind.name} ({key})" for key, kind in families().items())
+    model_type = getattr(config, "model_type", None)
+    vision = getattr(config, "vision_config", None)
     raise UnsupportedModelError(
         f"pore does not know {name} (model_type {model_type!r}"
         f"{'' if vision else ', no vision tower in its config'}). Families that it knows: {names}. "
         f"To describe another takes a few lines: a subclass of pore.Family with its name and "
         f"model_types = ({str(model_type)!r},), see docs/adding-a-family.md."
     )
+
+
+def _known(config: Any) -> Family | None:
+    """The adapter for models of a config, None where there is none."""
+    model_type = getattr(config, "model_type", None)
+    vision = getattr(getattr(config, "vision_config", None), "model_type", None)
+    known = families()
+    return known.get(f"{model_type}+{vision}") or known.get(str(model_type))
+
+
+def shape_of(config: Any) -> ModelShape:
+    """The sizes of models of a config, from which their FLOPs follow.
+
+    Args:
+        config: The config of a whole model, as `model.config`.
+
+    Returns:
+        What the model's family reads from it; of a model without a family, or whose family does
+        not say, the decoder alone.
+
+    Raises:
+        UnsupportedModelError: The decoder is of a type not known to `pore.cost.decoders`, or a size
+            is missing from the config.
+    """
+    decoder, family = DecoderShape.from_config(part(config, "text_config")), _known(config)
+    if family is None:
+        return ModelShape.of_decoder(decoder, getattr(config, "model_type", None))
+    return family.shape(config, decoder)
 
 
 def names_of(model: nn.Module) -> dict[str, str | None]:

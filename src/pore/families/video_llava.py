@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from pore.cost.decoders import DecoderShape
+from pore.cost.shapes import ModelShape
 from pore.families.base import Noise
 from pore.families.llava import Llava
 from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
@@ -55,6 +58,12 @@ class VideoLlava(Llava):
         videos = inputs["pixel_values_videos"]
         tokens, frames = height * width + int(self.tower_has_cls(model)), videos.shape[1]
         return [Tiling(frames, None, tokens, tuple(range(frames * tokens)))] * len(videos)
+
+    def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
+        """As LLaVA; a frame keeps its CLS token."""
+        shape = super().shape(config, decoder)
+        assert shape.tower is not None
+        return replace(shape, frame_tokens=shape.tower.tokens)
 
     def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images and videos of a prompt: runs of their tokens."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
+from pore.families.registry import shape_of
 from pore.methods.registry import method_named
 from pore.tensors.selection import check_keep
 
@@ -63,7 +64,7 @@ def schedule(
                 f"{kind.name} has no setting {name!r} beside its budget; it has "
                 f"{', '.join(sorted(known))}."
             )
-    shape = model if isinstance(model, ModelShape) else ModelShape.from_config(model.config)
+    shape = model if isinstance(model, ModelShape) else shape_of(model.config)
 
     def made(keep: int) -> Pruner | None:
         usual = kind.usual(keep, shape)

@@ -18,7 +18,7 @@ from pore.engine.run import Run, unpruned
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, CalibrationError
 from pore.families.base import Family
-from pore.families.registry import family_of
+from pore.families.registry import family_of, shape_of
 from pore.methods.staged import bias_of_each, check_stages, freeze
 from pore.tensors.selection import budget, check_keep, top_k
 
@@ -138,7 +138,7 @@ class FitPrune(Pruner):
                 for batch in inputs:
                     family.base(model)(**batch, use_cache=False)
 
-        shape = ModelShape.from_config(model.config).decoder
+        shape = shape_of(model.config).decoder
         fitted = fit_scheme(forward, shape, reduction, reweight=reweight, faithful=faithful)
         if reweight is not None and isinstance(reweight, Sequence):
             deleting = zip(reweight, fitted.scheme, strict=True)

@@ -12,6 +12,7 @@ from torch import nn
 from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
+from pore.families.registry import shape_of
 from pore.methods.budgets import scheduled
 from pore.methods.registry import method_named
 from pore.methods.settings import check_names, how_else, read_settings
@@ -64,7 +65,7 @@ def make(
             values[name] = value
     shape = None
     with suppress(UnsupportedModelError):
-        shape = ModelShape.from_config(model.config)
+        shape = shape_of(model.config)
 
     def made(budget: int | float) -> Pruner | None:
         found = None if shape is None else (usual or kind.usual)(budget, shape)
@@ -73,7 +74,7 @@ def make(
     if average:
         if "keep" in values:
             raise InputError("--average looks for the budget itself; leave --set keep=... away.")
-        return scheduled(made, kind.name, shape or ModelShape.from_config(model.config), keep)
+        return scheduled(made, kind.name, shape or shape_of(model.config), keep)
     found = made(keep)
     if found is None:
         _check_complete(kind, {"keep", *values})
