@@ -37,7 +37,7 @@ class InPlace(Pruner):
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[pore.Family]]:
-    """What a test describes is forgotten behind it."""
+    """What a test describes is forgotten after it."""
     known = dict(pore.Family.registry)
     monkeypatch.setattr(pore.Family, "registry", known)
     return known
@@ -92,11 +92,35 @@ def test_a_grid_parts_images_that_touch() -> None:
     assert [image.seen for image in run.report.samples[0].images] == [32]
 
 
-def test_a_later_description_takes_the_place_of_an_earlier_one() -> None:
+def test_a_class_defined_once_more_takes_its_own_place() -> None:
+    """As a cell of a notebook that runs again."""
     describe(name="First")
     second = describe(name="Second")
     assert type(family_of(CASE.model())) is second
     assert families()["my_vlm"].name == "Second"
+
+
+@pytest.mark.parametrize(
+    ("body", "taken"),
+    [
+        ({"name": "Other", "model_types": ("other", "my_vlm")}, "model type 'my_vlm'"),
+        ({"name": "My VLM", "model_types": ("other",)}, "family name 'My VLM'"),
+        ({"name": "Other", "model_types": ("llava",)}, "model type 'llava'"),
+    ],
+)
+def test_a_name_that_another_family_has_is_refused(
+    body: dict[str, Any], taken: str, registry: dict[str, type[pore.Family]]
+) -> None:
+    mine, before = describe(), dict(registry)
+    with pytest.raises(InputError, match=f"Other has the {taken} of .*whose place it then takes"):
+        type("Other", (pore.Family,), body)
+    assert registry == before
+    assert registry["my_vlm"] is mine
+
+
+def test_a_subclass_may_take_the_place_of_its_family() -> None:
+    kind = type("Other", (describe(),), {"model_types": ("my_vlm", "other")})
+    assert type(family_of(CASE.model())) is kind
 
 
 @pytest.mark.parametrize("placeholder", [100, "visual_token"])

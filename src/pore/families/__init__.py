@@ -1,30 +1,11 @@
-"""The model families, one adapter per file, and their registry."""
+"""The families of models, one adapter a file.
 
-from pore.families.aya_vision import AyaVision as AyaVision
-from pore.families.aya_vision import Cohere2Vision as Cohere2Vision
-from pore.families.base import Family as Family
-from pore.families.gemma3 import Gemma3 as Gemma3
-from pore.families.gemma4 import Gemma4 as Gemma4
-from pore.families.gemma4 import Gemma4Unified as Gemma4Unified
-from pore.families.glm4v import Glm4V as Glm4V
-from pore.families.idefics3 import Idefics3 as Idefics3
-from pore.families.internvl import InternVL as InternVL
-from pore.families.llama4 import Llama4 as Llama4
-from pore.families.llava import Llava as Llava
-from pore.families.llava_next import LlavaNext as LlavaNext
-from pore.families.llava_next import LlavaNextVideo as LlavaNextVideo
-from pore.families.llava_next import LlavaOnevision as LlavaOnevision
-from pore.families.mistral3 import LightOnOcr as LightOnOcr
-from pore.families.mistral3 import Mistral3 as Mistral3
-from pore.families.mistral3 import Pixtral as Pixtral
-from pore.families.paligemma import PaliGemma as PaliGemma
-from pore.families.qwen_vl import Qwen3VL as Qwen3VL
-from pore.families.qwen_vl import Qwen35 as Qwen35
-from pore.families.qwen_vl import QwenVL as QwenVL
-from pore.families.registry import at_hand as at_hand
-from pore.families.registry import families as families
-from pore.families.registry import family_of as family_of
-from pore.families.registry import family_of_config as family_of_config
-from pore.families.registry import identity as identity
-from pore.families.registry import names_of as names_of
-from pore.families.video_llava import VideoLlava as VideoLlava
+Every file of this folder is imported here, so that its adapter is known: a family needs no other
+line than its own file.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,4 +1,4 @@
-"""Aya Vision and Command A Vision: tiles with a token before or behind each, pixel shuffle."""
+"""Aya Vision and Command A Vision: tiles with a token before or after each, pixel shuffle."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pore.cost.reading import size
 from pore.cost.shapes import ModelShape
 from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
-from pore.families.prompts import comes_with, placeholder_runs, tiles_apart, whole_tiles
-from pore.layout import Image, Tiling
+from pore.families.prompts import placeholder_runs, tiled_image, whole_tiles
+from pore.layout import Image
 
 
 class AyaVision(Family):
     """`AyaVisionForConditionalGeneration`: SigLIP tower, pixel shuffle, Cohere 2 decoder.
 
-    An image is its tiles, row by row, and behind them the whole image at low resolution. Before
+    An image is its tiles, row by row, and after them the whole image at low resolution. Before
     each stands its tag, `TILE_1` and so on or `TILE_GLOBAL`; what stands between the tiles of an
     image is structure. Most decoder layers have a sliding window, the others no positions.
     """
@@ -33,7 +33,7 @@ class AyaVision(Family):
     merged = True
 
     def token_features(self, model: nn.Module) -> nn.Module:
-        """The projection behind the pixel shuffle."""
+        """The projection after the pixel shuffle."""
         projector: Any = self.projector(model)
         return projector.linear_1  # type: ignore[no-any-return]
 
@@ -42,28 +42,15 @@ class AyaVision(Family):
         config: Any = model.config
         return int(config.downsample_factor)
 
-    def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
-        """Tile by tile; how the tiles lie in the image is not said."""
-        height, width = self.grid(model)
-        found = self._images(model, input_ids)
-        return [tiles_apart(image, height * width, image.grid) for image in found]
-
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+    def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: tiles of image tokens, those of an image together."""
-        return self._images(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
-
-    def _images(self, model: nn.Module, ids: Tensor) -> list[Image]:
-        config: Any = model.config
-        grid = self.grid(model)
+        ids, grid = inputs["input_ids"], self.grid(model)
         images = []
-        for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
+        for row, columns in enumerate(placeholder_runs(ids, self.placeholder_id(model))):
             tiles = whole_tiles(row, columns, grid[0] * grid[1])
             groups = self.grouped(tiles, ids[row].tolist() if tiles else [])
-            for index, image in enumerate(groups):
-                found = [column for tile in image for column in tile]
-                structure = sorted(set(range(found[0], found[-1] + 1)) - set(found))
-                one = grid if len(image) == 1 else None
-                images.append(Image(row, index, found, one, structure=structure))
+            for index, group in enumerate(groups):
+                images.append(tiled_image(row, index, [c for tile in group for c in tile], grid))
         return images
 
     def grouped(
@@ -119,7 +106,7 @@ class AyaVision(Family):
 
 
 class Cohere2Vision(AyaVision):
-    """`Cohere2VisionForConditionalGeneration` (Command A Vision): a line break behind every tile.
+    """`Cohere2VisionForConditionalGeneration` (Command A Vision): a line break after every tile.
 
     Between `<|START_OF_IMG|>` and `<|END_OF_IMG|>` are the tiles of an image, with one token
     between two of them.

@@ -27,7 +27,7 @@ class Gemma3(Family):
     merged = True
 
     def token_features(self, model: nn.Module) -> nn.Module:
-        """The norm behind the average."""
+        """The norm after the average."""
         projector: Any = self.projector(model)
         return projector.mm_soft_emb_norm  # type: ignore[no-any-return]
 

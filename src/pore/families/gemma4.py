@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from pore._compat.caches import cache_argument
 from pore._compat.masks import block_masks
 from pore.families.base import Family, Noise
-from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
-from pore.layout import Image, Tiling
+from pore.layout import Tiling
 
 
 class Gemma4(Family):
@@ -115,20 +114,6 @@ class Gemma4(Family):
     def _values(self, vision: Any) -> int:
         """Numbers in a patch."""
         return int(3 * vision.patch_size**2)
-
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images and videos of a prompt: runs of their tokens; time stamps part the frames."""
-        config: Any = model.config
-        found: list[Image] = []
-        if comes_with(inputs, "image"):
-            columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
-            tilings: Sequence[Tiling] | None = inputs.get("tilings")
-            found += encoded_images(columns, tilings or self.tilings(model, inputs))
-        if comes_with(inputs, "video"):
-            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
-            tilings = inputs.get("video_tilings")
-            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
-        return by_place(found)
 
 
 class Gemma4Unified(Gemma4):

@@ -12,14 +12,14 @@ from pore.cost.reading import size
 from pore.cost.shapes import ModelShape
 from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
-from pore.families.prompts import comes_with, placeholder_runs, tiles_apart, whole_tiles
+from pore.families.prompts import placeholder_runs, tiled_image, tiles_apart, whole_tiles
 from pore.layout import Image, Tiling
 
 
 class Idefics3(Family):
     """`Idefics3ForConditionalGeneration` and `SmolVLMForConditionalGeneration`.
 
-    An image is its tiles, row by row, and behind them the whole image at low resolution. Before
+    An image is its tiles, row by row, and after them the whole image at low resolution. Before
     each stand two tokens, `<fake_token_around_image>` and the tag of its row and column or
     `<global-img>`; what stands between the tiles of an image is structure.
     """
@@ -44,7 +44,7 @@ class Idefics3(Family):
         return self.base(model).connector  # type: ignore[return-value]
 
     def token_features(self, model: nn.Module) -> nn.Module:
-        """The projection behind the pixel shuffle."""
+        """The projection after the pixel shuffle."""
         projector: Any = self.projector(model)
         return projector.modality_projection  # type: ignore[no-any-return]
 
@@ -54,31 +54,24 @@ class Idefics3(Family):
         return int(config.scale_factor)
 
     def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
-        """Tile by tile; more than the two tokens of a tag behind a tile end a row of them."""
+        """Tile by tile; a row of them ends where more than the two tokens of a tag follow."""
         height, width = self.grid(model)
         size = height * width
         found = []
-        for image in self._images(model, input_ids):
+        for image in self.still_images(model, {"input_ids": input_ids}):
             rows = _rows(image.columns, size)
             found.append(tiles_apart(image, size, rows if image.grid is None else image.grid))
         return found
 
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+    def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: runs of the image token up to one that shows the whole image."""
-        return self._images(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
-
-    def _images(self, model: nn.Module, ids: Tensor) -> list[Image]:
-        config: Any = model.config
-        grid = self.grid(model)
+        ids, grid = inputs["input_ids"], self.grid(model)
         images = []
-        for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
+        for row, columns in enumerate(placeholder_runs(ids, self.placeholder_id(model))):
             tiles = whole_tiles(row, columns, grid[0] * grid[1])
-            text = ids[row].tolist() if tiles else []
-            for index, image in enumerate(_grouped(tiles, text)):
-                found = [column for tile in image for column in tile]
-                structure = sorted(set(range(found[0], found[-1] + 1)) - set(found))
-                one = grid if len(image) == 1 else None
-                images.append(Image(row, index, found, one, structure=structure))
+            groups = _grouped(tiles, ids[row].tolist() if tiles else [])
+            for index, group in enumerate(groups):
+                images.append(tiled_image(row, index, [c for tile in group for c in tile], grid))
         return images
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:

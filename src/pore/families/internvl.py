@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from pore.cost.decoders import DecoderShape
 from pore.cost.shapes import ModelShape
 from pore.cost.towers import tower_of
-from pore.errors import InputError
 from pore.families.base import TAG, Family, Noise
-from pore.families.prompts import comes_with, placeholder_runs, tiles_apart, unbroken
-from pore.layout import Image, Tiling
+from pore.families.prompts import placeholder_runs, tiled_image, unbroken
+from pore.layout import Image
 
 
 class InternVL(Family):
     """`InternVLForConditionalGeneration`: InternViT tower, pixel shuffle, MLP projector, decoder.
 
-    An image is its tiles, row by row, and behind them the whole image at low resolution, all in one
+    An image is its tiles, row by row, and after them the whole image at low resolution, all in one
     unbroken run between `<img>` and `</img>`. A frame of a video is an image.
     """
 
@@ -45,34 +44,18 @@ class InternVL(Family):
         return True
 
     def merge_size(self, model: nn.Module) -> int:
-        """Two: patches are shuffled two by two into a token, before the projector."""
+        """Two, as a rule: the pixel shuffle before the projector makes a token of 2 x 2 patches."""
         config: Any = model.config
         return int(1 / config.downsample_ratio)
 
-    def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
-        """Tile by tile; how the tiles lie in the image is not said."""
-        height, width = self.grid(model)
-        found = self._runs(model, input_ids)
-        return [tiles_apart(image, height * width, image.grid) for image in found]
-
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+    def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: unbroken runs of the image token."""
-        return self._runs(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
-
-    def _runs(self, model: nn.Module, input_ids: Tensor) -> list[Image]:
-        config: Any = model.config
-        grid = self.grid(model)
-        size = grid[0] * grid[1]
-        images = []
-        for row, columns in enumerate(placeholder_runs(input_ids, config.image_token_id)):
-            for index, run in enumerate(unbroken(columns)):
-                if len(run) % size:
-                    raise InputError(
-                        f"Image {index} of sample {row} has {len(run)} visual tokens, which are no "
-                        f"whole tiles of {size}; build the inputs with the model's own processor."
-                    )
-                images.append(Image(row, index, run, grid if len(run) == size else None))
-        return images
+        rows = placeholder_runs(inputs["input_ids"], self.placeholder_id(model))
+        return [
+            tiled_image(row, index, run, self.grid(model))
+            for row, columns in enumerate(rows)
+            for index, run in enumerate(unbroken(columns))
+        ]
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
         """One image of two tiles and the whole view."""

@@ -11,9 +11,8 @@ from pore.cost.decoders import DecoderShape
 from pore.cost.reading import size
 from pore.cost.shapes import ModelShape
 from pore.cost.towers import tower_of
-from pore.errors import InputError
 from pore.families.base import TAG, Family, Noise
-from pore.families.prompts import comes_with, placeholder_runs, tiles_apart
+from pore.families.prompts import placeholder_runs, tiled_image, tiles_apart
 from pore.layout import Image, Tiling
 
 
@@ -21,7 +20,7 @@ class Llama4(Family):
     """`Llama4ForConditionalGeneration`: ViT tower, pixel shuffle, decoder of experts.
 
     Between `<|image_start|>` and `<|image_end|>` an image is its tiles, row by row, with separators
-    behind them, and the whole image at low resolution; separators are structure. Layers without
+    after them, and the whole image at low resolution; separators are structure. Layers without
     rotary positions scale queries by how many tokens there are before them, in steps of
     `floor_scale` (8192): they count those that are left.
     """
@@ -49,40 +48,37 @@ class Llama4(Family):
         return tower.model.layers  # type: ignore[no-any-return]
 
     def tower_has_cls(self, model: nn.Module) -> bool:
-        """There is a CLS token, behind the patches."""
+        """There is a CLS token, after the patches."""
         return True
 
     def token_features(self, model: nn.Module) -> nn.Module:
-        """The adapter behind the pixel shuffle, which is of the tower."""
+        """The adapter after the pixel shuffle, which is part of the tower."""
         tower: Any = self.tower(model)
         return tower.vision_adapter.mlp  # type: ignore[no-any-return]
 
     def merge_size(self, model: nn.Module) -> int:
-        """Two: patches are shuffled two by two into a token."""
+        """Two, as a rule: the pixel shuffle makes a token of 2 x 2 patches."""
         config: Any = model.config
         return int(1 / config.vision_config.pixel_shuffle_ratio)
 
     def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
-        """Tile by tile; what is behind the last before the whole image ends a row of them."""
+        """Tile by tile; the token that follows the last of them ends every row of tiles."""
         height, width = self.grid(model)
         size = height * width
         found = []
-        for image in self._images(model, input_ids):
+        for image in self.still_images(model, {"input_ids": input_ids}):
             ends = [column + 1 for column in image.columns[size - 1 :: size]]
-            behind = input_ids[image.row, ends[:-1]].tolist()
-            rows = behind.count(behind[-1]) if behind else 0
-            even = rows > 0 and len(behind) % rows == 0
-            placed = (rows, len(behind) // rows) if even else image.grid
+            following = input_ids[image.row, ends[:-1]].tolist()
+            rows = following.count(following[-1]) if following else 0
+            even = rows > 0 and len(following) % rows == 0
+            placed = (rows, len(following) // rows) if even else image.grid
             found.append(tiles_apart(image, size, placed))
         return found
 
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images of a prompt: the image tokens behind every start token."""
-        return self._images(model, inputs["input_ids"]) if comes_with(inputs, "image") else []
-
-    def _images(self, model: nn.Module, ids: Tensor) -> list[Image]:
+    def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+        """Images of a prompt: the image tokens after every start token."""
         config: Any = model.config
-        grid = self.grid(model)
+        ids = inputs["input_ids"]
         starts = (ids == config.boi_token_id).cumsum(1).tolist()
         images = []
         for row, columns in enumerate(placeholder_runs(ids, config.image_token_id)):
@@ -90,15 +86,7 @@ class Llama4(Family):
             for column in columns:
                 groups.setdefault(starts[row][column], []).append(column)
             for index, found in enumerate(groups.values()):
-                if len(found) % (grid[0] * grid[1]):
-                    raise InputError(
-                        f"Image {index} of sample {row} has {len(found)} visual tokens, which are "
-                        f"no whole tiles of {grid[0] * grid[1]}; build the inputs with the model's "
-                        "own processor."
-                    )
-                structure = sorted(set(range(found[0], found[-1] + 1)) - set(found))
-                one = grid if len(found) == grid[0] * grid[1] else None
-                images.append(Image(row, index, found, one, structure=structure))
+                images.append(tiled_image(row, index, found, self.grid(model)))
         return images
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:

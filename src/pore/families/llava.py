@@ -12,7 +12,7 @@ from pore.cost.reading import part
 from pore.cost.shapes import ModelShape
 from pore.cost.towers import TowerShape, tower_of
 from pore.families.base import Family
-from pore.families.prompts import comes_with, equal_images, placeholder_runs
+from pore.families.prompts import equal_images, placeholder_runs
 from pore.layout import Image
 
 
@@ -23,10 +23,8 @@ class Llava(Family):
     model_types = ("llava",)
     tower_refusal = None
 
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+    def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: runs of the image token, `side * side` for each image."""
-        if not comes_with(inputs, "image"):
-            return []  # a placeholder that a model generated is no image
         config: Any = model.config
         columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
         grid = self.grid(model)

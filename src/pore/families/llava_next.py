@@ -1,8 +1,8 @@
-"""LLaVA-NeXT: a whole image and its tiles, padding cut off, a newline token behind every row."""
+"""LLaVA-NeXT: a whole image and its tiles, padding cut off, a newline token after every row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,8 +15,7 @@ from pore.cost.reading import size
 from pore.cost.shapes import MANY_TILES, ModelShape
 from pore.families.base import Family, Noise
 from pore.families.llava import llava_shape
-from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
-from pore.layout import Image, Tiling
+from pore.layout import Tiling
 
 
 class LlavaNext(Family):
@@ -59,20 +58,6 @@ class LlavaNext(Family):
         """(rows, columns) of the tiles of an image of (height, width) pixels."""
         config: Any = self.base(model).config
         return tiles_of(size, config.image_grid_pinpoints, config.vision_config.image_size)
-
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images and videos of a prompt: runs of their tokens, cut by what each comes to."""
-        config: Any = model.config
-        found: list[Image] = []
-        if comes_with(inputs, "image"):
-            columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
-            tilings: Sequence[Tiling] | None = inputs.get("tilings")
-            found += encoded_images(columns, tilings or self.tilings(model, inputs))
-        if self.encodes_videos and comes_with(inputs, "video"):
-            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
-            tilings = inputs.get("video_tilings")
-            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
-        return by_place(found)
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
         """One image, higher than wide, in two tiles of which padding is cut off."""

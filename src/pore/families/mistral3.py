@@ -1,4 +1,4 @@
-"""Mistral 3 and other models with a Pixtral tower: images of any size, a break behind every row."""
+"""Mistral 3 and other models with a Pixtral tower: images of any size, a break after every row."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from pore.cost.shapes import ANY_SIZE, ModelShape
 from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
 from pore.families.llava import mlp_projector
-from pore.families.prompts import comes_with, encoded_images, placeholder_runs
 from pore.layout import Image, Packing, Tiling
 
 
 class Mistral3(Family):
     """`Mistral3ForConditionalGeneration`: Pixtral tower, patch merger, MLP projector, decoder.
 
-    Behind every row of an image stands `[IMG_BREAK]`, behind the last one `[IMG_END]`; both are
+    After every row of an image comes `[IMG_BREAK]`, after the last one `[IMG_END]`; both are
     structure. The decoder is that of Mistral or of Ministral 3.
     """
 
@@ -52,7 +51,7 @@ class Mistral3(Family):
         return projector.patch_merger.merging_layer  # type: ignore[no-any-return]
 
     def merge_size(self, model: nn.Module) -> int:
-        """Two."""
+        """`spatial_merge_size`, mostly 2."""
         config: Any = model.config
         return int(config.spatial_merge_size)
 
@@ -85,16 +84,11 @@ class Mistral3(Family):
             found.append(Tiling(1, grid, count, tuple(range(count))))
         return found
 
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+    def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: image tokens, cut by what each image comes to."""
-        if not comes_with(inputs, "image"):
-            return []
-        config: Any = model.config
-        columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
-        found = encoded_images(columns, inputs.get("tilings") or self.tilings(model, inputs))
-        visual = [set(row) for row in columns]
-        length = inputs["input_ids"].shape[1]
-        return [replace(i, structure=_breaks(i, visual[i.row], length)) for i in found]
+        found = super().still_images(model, inputs)
+        visual = (inputs["input_ids"] == self.placeholder_id(model)).tolist()
+        return [replace(image, structure=_breaks(image, visual[image.row])) for image in found]
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
         """One image of 4 x 4 tokens."""
@@ -128,7 +122,7 @@ class Pixtral(Mistral3):
         return self.projector(model)
 
     def merge_size(self, model: nn.Module) -> int:
-        """One."""
+        """Nothing is merged: 1."""
         return 1
 
     def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
@@ -152,9 +146,9 @@ class LightOnOcr(Mistral3):
         """The patch merger and the projection."""
         return self.base(model).vision_projection  # type: ignore[return-value]
 
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+    def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """Images of a prompt: image tokens, cut by what each image comes to."""
-        return [replace(image, structure=()) for image in super().images(model, inputs)]
+        return [replace(image, structure=()) for image in super().still_images(model, inputs)]
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
         """One image of 4 x 4 tokens, without breaks."""
@@ -172,19 +166,18 @@ def _sizes(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in sizes]
 
 
-def _breaks(image: Image, visual: set[int], length: int) -> list[int]:
-    """Where the tokens behind the rows of an image are.
+def _breaks(image: Image, visual: Sequence[bool]) -> list[int]:
+    """Where the tokens that end the rows of an image are.
 
     Args:
         image: The image.
-        visual: Columns of all visual tokens of its sample.
-        length: Tokens of the sample.
+        visual: For each token of its sample, whether it is a visual token.
 
     Returns:
         Their columns; none where the rows of the image follow one another.
     """
     assert image.grid is not None
     height, width = image.grid
-    behind = [column + 1 for column in image.columns[width - 1 :: width]]
-    found = [column for column in behind if column < length and column not in visual]
+    after = [column + 1 for column in image.columns[width - 1 :: width]]
+    found = [column for column in after if column < len(visual) and not visual[column]]
     return found if len(found) == height else []

@@ -45,8 +45,8 @@ class PaliGemma(Family):
 
     def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
         """The tokens of a prompt see each other, those of an answer what came before them."""
-        behind = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - answer
-        return {"token_type_ids": behind.long().expand_as(ids)}
+        answered = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - answer
+        return {"token_type_ids": answered.long().expand_as(ids)}
 
     def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
         """One matrix."""

@@ -74,8 +74,31 @@ def encoded_images(columns: Sequence[Sequence[int]], tilings: Sequence[Tiling]) 
     return images
 
 
+def tiled_image(row: int, index: int, columns: Sequence[int], grid: tuple[int, int]) -> Image:
+    """An image of one tile or several of one size; what stands between its tokens is structure.
+
+    Args:
+        row: Its sample.
+        index: Which image of that it is.
+        columns: The ascending columns of its visual tokens.
+        grid: (height, width) of a tile in tokens.
+
+    Raises:
+        InputError: The tokens are no whole tiles.
+    """
+    size = grid[0] * grid[1]
+    if len(columns) % size:
+        raise InputError(
+            f"Image {index} of sample {row} has {len(columns)} visual tokens, which are no whole "
+            f"tiles of {size}; build the inputs with the model's own processor."
+        )
+    between = sorted({*range(columns[0], columns[-1] + 1)} - set(columns))
+    one = grid if len(columns) == size else None
+    return Image(row, index, columns, one, structure=between)
+
+
 def tiles_apart(image: Image, size: int, grid: tuple[int, int] | None) -> Tiling:
-    """The tiling of an image whose tiles stand one behind the other, the whole image last.
+    """The tiling of an image whose tiles follow one another in the prompt, the whole image last.
 
     Args:
         image: The image.

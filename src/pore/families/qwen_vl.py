@@ -14,8 +14,7 @@ from pore.cost.reading import size
 from pore.cost.shapes import ANY_SIZE, ModelShape
 from pore.cost.towers import tower_of
 from pore.families.base import TAG, Family, Noise
-from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
-from pore.layout import Image, Packing, Tiling
+from pore.layout import Packing, Tiling
 
 
 class QwenVL(Family):
@@ -61,7 +60,7 @@ class QwenVL(Family):
         return self.tower(model).merger  # type: ignore[return-value]
 
     def merge_size(self, model: nn.Module) -> int:
-        """Two."""
+        """`spatial_merge_size`, in all of them 2."""
         config: Any = self.tower(model).config
         return int(config.spatial_merge_size)
 
@@ -78,11 +77,6 @@ class QwenVL(Family):
             patches=size**2,
             order=window_order(config, grids) if windows else None,
         )
-
-    def video_token(self, model: nn.Module) -> int:
-        """The placeholder of videos."""
-        config: Any = model.config
-        return int(config.video_token_id)
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """One token for every square of merged patches, in raster order."""
@@ -115,20 +109,6 @@ class QwenVL(Family):
         blocks = (height // merge, width // merge, merge, merge, 3, -1, side, side)
         patches = inputs["pixel_values"].reshape(blocks)[:, :, :, :, :, 0]  # two equal frames
         return [patches.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, height * side, width * side)]
-
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images and videos of a prompt: runs of their tokens; time stamps may part the frames."""
-        config: Any = model.config
-        found: list[Image] = []
-        if comes_with(inputs, "image"):
-            columns = placeholder_runs(inputs["input_ids"], config.image_token_id)
-            tilings: Sequence[Tiling] | None = inputs.get("tilings")
-            found += encoded_images(columns, tilings or self.tilings(model, inputs))
-        if comes_with(inputs, "video"):
-            columns = placeholder_runs(inputs["input_ids"], self.video_token(model))
-            tilings = inputs.get("video_tilings")
-            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
-        return by_place(found)
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
         """One image of 4 x 4 tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,7 @@ from pore.cost.decoders import DecoderShape
 from pore.cost.shapes import ModelShape
 from pore.families.base import Noise
 from pore.families.llava import Llava
-from pore.families.prompts import by_place, comes_with, encoded_images, placeholder_runs
-from pore.layout import Image, Tiling
+from pore.layout import Tiling
 
 
 class VideoLlava(Llava):
@@ -64,13 +63,3 @@ class VideoLlava(Llava):
         shape = super().shape(config, decoder)
         assert shape.tower is not None
         return replace(shape, frame_tokens=shape.tower.tokens)
-
-    def images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images and videos of a prompt: runs of their tokens."""
-        found = super().images(model, inputs)
-        if comes_with(inputs, "video"):
-            config: Any = model.config
-            columns = placeholder_runs(inputs["input_ids"], config.video_token_id)
-            tilings: Sequence[Tiling] | None = inputs.get("video_tilings")
-            found += encoded_images(columns, tilings or self.video_tilings(model, inputs))
-        return by_place(found)
