@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pore
-from cases.family_cases import text_config
+from cases.base import text_config
 from helpers.models import N, batch, prompt, tiny_llava
 from helpers.unknown import my_vlm
 from pore.families.registry import family_of, shape_of

@@ -15,7 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typer.testing import CliRunner
 
 import pore
-from cases.family_cases import CASES, COUSINS, Case
+from cases import CASES, COUSINS
+from cases.base import Case
 from helpers.engine import _flash, fingerprint
 from helpers.full_configs import FULL, stand_in
 from helpers.models import tiny_llava

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import pore
-from cases.family_cases import CASES, COUSINS, Case
+from cases import CASES, COUSINS
+from cases.base import Case
 from helpers.patches import (
     Patches,
     cached,

@@ -9,17 +9,18 @@ import pytest
 from torch import nn
 
 import pore
-from cases import family_cases
+from cases import CASES, COUSINS
+from cases.base import Case
 from helpers.models import tiny_llava
 from pore._compat.arguments import DECODER, LAYER
 from pore.errors import UnsupportedModelError
 from pore.families.registry import family_of
 
-EVERYONE = [*family_cases.CASES, *family_cases.COUSINS]
+EVERYONE = [*CASES, *COUSINS]
 
 
 @pytest.mark.parametrize("case", EVERYONE, ids=lambda case: case.name)
-def test_every_argument_of_decoders_and_layers_is_known(case: family_cases.Case) -> None:
+def test_every_argument_of_decoders_and_layers_is_known(case: Case) -> None:
     """One that is new, or has a new name, is to be looked at: is there one for every token?"""
     model = case.model()
     family = family_of(model)

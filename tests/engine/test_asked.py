@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.families import KEEP as FEW
 from helpers.families import PROMPTS, refusal
 from helpers.families import usual as usual_of

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, StaticCache
 
-from cases.family_cases import CASES, Case, since
+from cases import CASES
+from cases.base import Case, since
 from helpers.conversations import positions
 from helpers.engine import tolerance
 from helpers.families import KEEP as FEW

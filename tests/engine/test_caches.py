@@ -12,7 +12,8 @@ from transformers import DynamicCache, StaticCache, cache_utils
 from transformers.cache_utils import Cache, QuantizedLayer
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.caches import check_quantized
 from helpers.families import KEEP, KINDS, PROMPTS, refusal, usual
 from helpers.models import batch, prompt, tiny_llava

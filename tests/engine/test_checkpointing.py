@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.families import KEEP as FEW
 from helpers.families import PROMPTS as FAMILY_PROMPTS
 from helpers.families import refusal

@@ -9,7 +9,8 @@ import torch
 from transformers import DynamicCache
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.engine import fingerprint
 from helpers.families import KEEP, KINDS, PROMPTS, refusal, usual
 from helpers.methods import DRAWING, EVERY, model_of

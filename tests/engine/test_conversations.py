@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import pore
-from cases.family_cases import CASES, TEXT, Case, Mistral4, since
+from cases import CASES
+from cases.base import TEXT, Case, since
+from cases.mistral3 import Mistral4
 from helpers.conversations import positions
 from helpers.families import KEEP, PROMPTS, forward, hidden_from
 from helpers.methods import Recording

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.engine import tolerance
 from helpers.families import KEEP as FEW
 from helpers.families import PROMPTS, forward, refusal

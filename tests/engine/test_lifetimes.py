@@ -22,7 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
 import pore.engine.run
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.engine import _flash
 from helpers.interrupting import whole_state
 from helpers.models import N, batch, prompt, tiny_llava

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.families import refusal
 from helpers.families import usual as in_family
 from helpers.golden_models import tower_view

@@ -15,8 +15,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from cases import family_cases
-from cases.family_cases import LAYERS, TEXT
+from cases.base import LAYERS, TEXT
+from cases.gemma3 import Gemma3
 from helpers.families import check_masked_dense
 from helpers.windows import Some
 from pore.engine.pruner import Pruner
@@ -43,7 +43,7 @@ KINDS = {
 PROMPTS = [[5, *range(20, 34), -1, *range(6, 24), -2, 7, 8, 9], [5, *range(30, 45), -3, 7, 8, 9]]
 
 
-class Long(family_cases.Gemma3):
+class Long(Gemma3):
     """Gemma 3 with a window shorter than an image."""
 
     def __init__(self, kinds: Sequence[str], attention: str = "sdpa", window: int = WINDOW) -> None:

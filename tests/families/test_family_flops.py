@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pore
-from cases.family_cases import CASES, COUSINS, Case, Qwen25VL
+from cases import CASES, COUSINS
+from cases.base import Case
+from cases.qwen_vl import Qwen25VL
 from helpers.described import Described
 from helpers.families import PROMPTS, forward
 from helpers.flops import sdpa_on_cpu

@@ -24,7 +24,12 @@ from transformers.models.video_llava.image_processing_video_llava import VideoLl
 from transformers.models.video_llava.processing_video_llava import VideoLlavaProcessor
 
 import pore
-from cases import family_cases
+from cases.aya_vision import AyaVision, Cohere2Vision
+from cases.base import Case
+from cases.idefics3 import SmolVLM
+from cases.llava_next import LlavaOnevision
+from cases.mistral3 import LightOnOcr, Mistral3, Pixtral
+from cases.video_llava import VideoLlava
 from helpers.models import IMAGE
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.registry import family_of
@@ -59,13 +64,13 @@ def picture(height: int, width: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels)
 
 
-def images(case: family_cases.Case, input_ids: Tensor, **inputs: Any) -> list[Image]:
+def images(case: Case, input_ids: Tensor, **inputs: Any) -> list[Image]:
     model = case.model()
     return family_of(model).images(model, {"input_ids": input_ids, **PIXELS, **inputs})
 
 
 class TestSmolVLM:
-    case = family_cases.SmolVLM()
+    case = SmolVLM()
 
     @pytest.mark.parametrize("kind", [Idefics3Processor, SmolVLMProcessor])
     def test_tiles_end_with_the_whole_view(self, kind: Any) -> None:
@@ -103,7 +108,7 @@ class TestSmolVLM:
 
 
 class TestLlavaOnevision:
-    case = family_cases.LlavaOnevision()
+    case = LlavaOnevision()
 
     def inputs(self, size: tuple[int, int], tokens: int) -> dict[str, Tensor]:
         pixels = torch.randn(1, 5, 3, 32, 32, dtype=torch.float64)
@@ -168,7 +173,7 @@ class TestMistral3:
         from transformers.models.lighton_ocr.processing_lighton_ocr import LightOnOcrProcessor
         from transformers.models.pixtral.processing_pixtral import PixtralProcessor
 
-        marked = not isinstance(case, family_cases.LightOnOcr)
+        marked = not isinstance(case, LightOnOcr)
         names = {f"image{mark[4:-1].lower()}_token": mark for mark in self.special}
         kind = PixtralProcessor if marked else LightOnOcrProcessor
         processor = kind(
@@ -185,7 +190,7 @@ class TestMistral3:
 
     @pytest.mark.parametrize(
         "case",
-        [family_cases.Mistral3(), family_cases.Pixtral(), family_cases.LightOnOcr()],
+        [Mistral3(), Pixtral(), LightOnOcr()],
         ids=lambda case: case.name,
     )
     def test_rows_end_with_a_token(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,14 +219,14 @@ class TestMistral3:
         assert [s.tokens[-1] for s in run.report] == [dense[0] - 15, dense[1] - 20]
 
     def test_other_numbers_of_tokens_are_refused(self) -> None:
-        case = family_cases.Mistral3()
+        case = Mistral3()
         inputs = case.inputs([[5, -1, 6]])
         inputs["input_ids"][0, 1] = 7
         with pytest.raises(InputError, match="1 visual tokens fewer than its images come to"):
             images(case, **inputs)
 
     def test_pixels_without_sizes_are_not_padded(self) -> None:
-        case = family_cases.Pixtral()
+        case = Pixtral()
         inputs = case.inputs([[5, -1, 6, -1, 7]])
         with torch.no_grad(), pore.FastV(keep=6)(case.model()) as run:
             first = case.model()(**inputs).logits
@@ -233,7 +238,7 @@ class TestMistral3:
         assert one.images == other.images
 
     def test_rows_without_marks_have_no_structure(self) -> None:
-        case = family_cases.Mistral3()
+        case = Mistral3()
         inputs = case.inputs([[5, -1, 6]])
         inputs["input_ids"] = torch.tensor([[5, *[100] * 24, 6]])
         (found,) = images(case, **inputs)
@@ -242,7 +247,7 @@ class TestMistral3:
 
 
 class TestAyaVision:
-    def check(self, case: family_cases.Case, kind: Any, marks: list[int], **names: Any) -> None:
+    def check(self, case: Case, kind: Any, marks: list[int], **names: Any) -> None:
         processor: Any = SimpleNamespace(**names)
         made = {"num_patches": [5, 1, 1, 3]}
         one, two, three, four = (kind.replace_image_token(processor, made, i) for i in range(4))
@@ -258,8 +263,8 @@ class TestAyaVision:
             both = sorted([*image.columns, *image.structure])
             assert both == list(range(both[0], both[0] + len(both)))
 
-    @pytest.mark.parametrize("case", [family_cases.AyaVision(), family_cases.Cohere2Vision()])
-    def test_tokens_are_made_of_squares_of_patches(self, case: family_cases.Case) -> None:
+    @pytest.mark.parametrize("case", [AyaVision(), Cohere2Vision()])
+    def test_tokens_are_made_of_squares_of_patches(self, case: Case) -> None:
         model = case.model()
         family = family_of(model)
         projector: Any = family.projector(model)
@@ -271,7 +276,7 @@ class TestAyaVision:
     @pytest.mark.parametrize(("tag", "length"), [("TILE", 1), ("TI LE", 2)])
     def test_images_end_with_the_global_tile(self, tag: str, length: int) -> None:
         self.check(
-            family_cases.AyaVision(),
+            AyaVision(),
             AyaVisionProcessor,
             [4 * length, 0, 0, 2 * length],
             img_size=32,
@@ -285,7 +290,7 @@ class TestAyaVision:
 
     def test_tiles_end_with_a_line_break(self) -> None:
         self.check(
-            family_cases.Cohere2Vision(),
+            Cohere2Vision(),
             Cohere2VisionProcessor,
             [4, 0, 0, 2],
             patch_size=4,
@@ -299,7 +304,7 @@ class TestAyaVision:
 class TestVideoLlava:
     """What the processor writes; it cannot be made without torchvision, its parts can."""
 
-    case = family_cases.VideoLlava()
+    case = VideoLlava()
 
     def processed(
         self, text: list[str], pictures: list[PIL.Image.Image], videos: Tensor

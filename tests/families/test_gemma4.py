@@ -13,8 +13,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from cases import family_cases
-from cases.family_cases import CASES, LAYERS
+from cases import CASES
+from cases.base import LAYERS
+from cases.gemma4 import Gemma4
 from helpers.engine import _flash
 from helpers.families import KEEP, PROMPTS, check_cached_decode, check_masked_dense, forward
 from helpers.weights import under, weights
@@ -30,7 +31,7 @@ FIRST = 4
 """The first layer that looks at another's keys; those of layers 2 and 3 are looked at."""
 
 
-class Short(family_cases.Gemma4):
+class Short(Gemma4):
     """With a window shorter than an image of 4 x 4."""
 
     grids = ((4, 4), (4, 4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pore
-from cases.family_cases import CASES
+from cases import CASES
 from pore.errors import InputError
 
 (CASE,) = (case for case in CASES if case.name == "InternVL")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pore
-from cases import family_cases
+from cases.llama4 import Llama4
 from helpers.families import KEEP, PROMPTS, check_cached_decode, check_masked_dense
 
 PRUNERS = [
@@ -21,7 +21,7 @@ PRUNERS = [
 ]
 
 
-class InChunks(family_cases.Llama4):
+class InChunks(Llama4):
     """Two layers look at all, the others as far as a chunk of 20 tokens goes."""
 
     sizes: dict[str, Any] = {  # noqa: RUF012

@@ -11,7 +11,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.families import KEEP, PROMPTS, forward, usual
 from helpers.weights import under, weights
 from pore.engine.pruner import Pruner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import pore
-from cases.family_cases import CASES
+from cases import CASES
 from helpers.families import KEEP, PROMPTS, check_masked_dense
 from pore.errors import UnsupportedModelError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cases.family_cases import Case
+from cases.base import Case
 from pore.families.registry import family_of
 
 

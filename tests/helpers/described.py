@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cases.family_cases import Case, noise, text_config
+from cases.base import Case, noise, text_config
 from helpers.unknown import PATCH, my_vlm
 
 

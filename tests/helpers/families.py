@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pore
-from cases.family_cases import TEXT, Case
+from cases.base import TEXT, Case
 from helpers.methods import Recording, ends
 from helpers.reference import dropped_by_stage
 from pore.cost.named import model_shape

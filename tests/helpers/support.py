@@ -48,7 +48,7 @@ class Support:
 
     def write(self, path: Path) -> None:
         """Write the page."""
-        from cases.family_cases import CASES  # imports transformers: only where it is needed
+        from cases import CASES  # imports transformers: only where it is needed
 
         refused = {
             (family, method)

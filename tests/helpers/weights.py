@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cases.family_cases import Case
+from cases.base import Case
 from helpers.families import together
 from pore.engine.pruner import Pruner
 from pore.engine.readers import LayerAttention

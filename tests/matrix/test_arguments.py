@@ -12,7 +12,8 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, TextIteratorStreamer
 
 import pore
-from cases.family_cases import CASES, COUSINS, since
+from cases import CASES, COUSINS
+from cases.base import since
 from helpers.methods import EVERY, KEEP, model_of, usual
 from helpers.models import IMAGE, batch, prompt, tiny_llava
 from pore.errors import InputError

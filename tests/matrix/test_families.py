@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import pore
-from cases.family_cases import CASES, COUSINS, Case
+from cases import CASES, COUSINS
+from cases.base import Case
 from helpers.engine import fingerprint
 from helpers.families import (
     KEEP,

@@ -16,7 +16,7 @@ from transformers.modeling_flash_attention_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from cases import family_cases
+from cases.mistral3 import Ministral3
 from helpers.models import batch, prompt, tiny_llava
 
 NAME = "flash_positions_test"
@@ -87,7 +87,7 @@ def test_positions_that_the_attention_itself_computes_with_are_left_to_it() -> N
     """Ministral 3 scales queries by their positions, in both turns and in what is decoded."""
     logits = []
     for name in ("sdpa", NAME):
-        case = family_cases.Ministral3()
+        case = Ministral3()
         model = case.model()
         model.model.language_model.config._attn_implementation_internal = name
         for pruner in (pore.FastV(keep=5, layer=2), pore.GPrune(keep=5)):

@@ -18,7 +18,8 @@ from transformers import DynamicCache, masking_utils
 from transformers.integrations import flex_attention as integration
 
 import pore
-from cases.family_cases import CASES, Case, since
+from cases import CASES
+from cases.base import Case, since
 from helpers.families import KEEP, KINDS, PROMPTS, refusal, usual
 from helpers.methods import ends
 from helpers.models import batch, prompt, tiny_llava

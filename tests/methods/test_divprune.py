@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 import pore
-from cases.family_cases import CASES
+from cases import CASES
 from helpers.golden_prompts import embeddings, model_around
 from helpers.models import batch, prompt, tiny_llava
 from pore.errors import BudgetError, InputError, UnsupportedModelError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pore
-from cases.family_cases import CASES
+from cases import CASES
 from helpers.engine import tolerance
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from helpers.reference import masked_from

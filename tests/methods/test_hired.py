@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 import pore
-from cases.family_cases import CASES
+from cases import CASES
 from helpers.golden_models import tower_view
 from helpers.golden_prompts import model_around
 from pore.errors import BudgetError

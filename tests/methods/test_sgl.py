@@ -14,7 +14,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from cases.family_cases import CASES, TEXT, Case
+from cases import CASES
+from cases.base import TEXT, Case
 from helpers.engine import _flash, _forward_text, fingerprint
 from helpers.families import PROMPTS as FAMILY_PROMPTS
 from helpers.families import forward, hidden_from

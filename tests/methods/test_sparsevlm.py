@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pore
-from cases.family_cases import CASES
+from cases import CASES
 from helpers.methods import Recording, ends
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from helpers.reference import dropped_by_stage, masked_from

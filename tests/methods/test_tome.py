@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import pore
-from cases.family_cases import LlavaNext
+from cases.llava_next import LlavaNext
 from helpers.flops import sdpa_on_cpu
 from helpers.models import N, batch, prompt, tiny_llava
 from pore.errors import BudgetError, UnsupportedModelError

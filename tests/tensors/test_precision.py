@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pore
-from cases.family_cases import CASES, Case
+from cases import CASES
+from cases.base import Case
 from helpers.families import refusal
 from helpers.families import usual as in_family
 from helpers.methods import EVERY, KEEP, LAYERS, usual

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import pore
-from cases.family_cases import CASES, COUSINS, Case, noise
+from cases import CASES, COUSINS
+from cases.base import Case, noise
 from helpers.families import check_cached_decode
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError

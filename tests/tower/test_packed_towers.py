@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from cases.family_cases import CASES, COUSINS, Case, Mistral3
+from cases import CASES, COUSINS
+from cases.base import Case
+from cases.mistral3 import Mistral3
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedModelError

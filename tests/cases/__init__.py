@@ -1,0 +1,28 @@
+"""One tiny random model of every family, made from its own config class, with prompts for it.
+
+A file a family, of the same name as its adapter's in `src/pore/families/`. Every subclass of `Case`
+in it that has a name of its own is a case: nothing is listed.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from cases.base import Case
+
+
+def _found() -> list[Case]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    return [
+        kind()
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, Case)
+        and kind.__module__ == module.__name__
+        and "name" in vars(kind)
+    ]
+
+
+_EVERY = _found()
+CASES = [case for case in _EVERY if not case.cousin]
+COUSINS = [case for case in _EVERY if case.cousin]
