@@ -25,7 +25,9 @@ from pore.families.registry import family_of
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
-from photographs import KINDS, SIZES, Kind, parts, photograph  # noqa: E402
+from helpers.photographs import SIZES, photograph  # noqa: E402
+from processors import KINDS  # noqa: E402
+from processors.base import Kind, parts  # noqa: E402
 
 SHEETS = ("portrait", "panorama", "one pixel high", "4K")
 ALIKE = ("Aya Vision", "LLaVA-NeXT-Video", "Qwen2-VL", "Qwen3.5", "GLM-4.6V", "Pixtral")

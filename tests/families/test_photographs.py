@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 import pore
-from helpers.photographs import KINDS, SIZES, Kind, features, in_pixels, marked, parts, photograph
+from helpers.photographs import SIZES, in_pixels, marked, photograph
 from pore import plotting
 from pore.data.coverage import Regions, trace
 from pore.data.prompts import render
@@ -26,6 +26,8 @@ from pore.errors import InputError
 from pore.families.registry import family_of
 from pore.tensors.padding import padding_fraction
 from pore.tensors.selection import budget
+from processors import KINDS
+from processors.base import Kind, features, parts
 
 FAST = ("portrait", "tiny", "one pixel high")
 MARKS = ((0.42, 0.55, 0.5, 0.63), (0.88, 0.04, 0.96, 0.12))
