@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ KEEP = 6
 
 
 # One method of every kind: a stage in the decoder, several that number anew, merging ones, on the
-# embeddings, in the tower. They meet every family at every run, the others one; the rest is slow.
+# embeddings, in the tower.
 KINDS = {"FastV", "PyramidDrop", "SparseVLM", "DivPrune", "VisionZip"}
 
 
@@ -42,6 +42,7 @@ PROMPTS = {
 }
 
 
+@cache
 def usual(name: str, keep: int | float, case: Case) -> Pruner:
     """A method's usual settings for the depth of a case's model."""
     shape = model_shape(f"llava-64x{case.layers}")
@@ -55,6 +56,7 @@ def usual(name: str, keep: int | float, case: Case) -> Pruner:
     return made
 
 
+@cache
 def refusal(case: Case, name: str) -> str | None:
     """Why a family does not take a method, or None."""
     family = family_of(case.model())

@@ -1,6 +1,6 @@
 """The support matrix: which method was tested in which family, as a test run found it.
 
-PORE_SUPPORT=docs/support.md python -m pytest -q -n 2 tests/test_families.py -m "slow or not slow"
+PORE_SUPPORT=docs/support.md pytest -n 2 tests/matrix/test_families.py -m "slow or not slow"
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SITUATIONS = {
 
 HEAD = """# What is tested
 
-Written by a test run (`tests/support.py`), not by hand. Every number is of tests that a method
-passed in a family, on tiny random models in float64 on a CPU: single prompts, ragged ones, several
-images, rows without image and, where a family has them, videos; padded on the left and on the
-right. A dash is a pair that is refused with a reason, which is tested too.
+Written by a test run (`tests/helpers/support.py`), not by hand. Every number is of tests that a
+method passed in a family, on tiny random models in float64 on a CPU: single prompts, ragged ones,
+several images, rows without image and, where a family has them, videos; padded on the left and on
+the right. A dash is a pair that is refused with a reason, which is tested too.
 """
 FOOT = """Methods that only drop tokens and keep positions are compared with the masked dense
-forward; the others have no such counterpart. `make test` runs one method of every kind in every
-family, and every method in one; all the others are marked slow and run in CI."""
+forward; the others have no such counterpart. `make test` runs FastV and two more methods in every
+family, so that every method occurs; all the others are marked slow and run in CI."""
 
 
 class Support:

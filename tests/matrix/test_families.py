@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from cases.base import Case
 from helpers.engine import fingerprint
 from helpers.families import (
     KEEP,
-    KINDS,
     MERGING,
     PROMPTS,
     check_cached_decode,
@@ -26,14 +25,13 @@ from helpers.families import (
     usual,
 )
 from helpers.methods import DRAWING, EVERY, ends
+from helpers.representative import chosen, marks
 from pore._compat.models import DEEPSTACK
 from pore.engine.pruner import Pruner
 from pore.errors import UnsupportedModelError
 from pore.families.registry import family_of
 from pore.methods.support import support
 from pore.tower.stages import TowerStage
-
-EVERY_METHOD = "Qwen2.5-VL"
 
 
 def takes_videos(case: Case, name: str) -> bool:
@@ -56,32 +54,39 @@ def pairs(
 ) -> list[Any]:
     """Families with the methods that they take, or with those that they refuse."""
     return [
-        pytest.param(
-            case,
-            name,
-            id=f"{case.name}-{name}",
-            marks=() if name in KINDS or case.name == EVERY_METHOD else pytest.mark.slow,
-        )
+        pytest.param(case, name, id=f"{case.name}-{name}", marks=marks(case, name))
         for case in CASES
         for name in EVERY
         if wanted(case, name) and (refusal(case, name) is not None) == refused
     ]
 
 
-def cells(wanted: Callable[[Case, str], bool] = lambda case, name: True) -> list[Any]:
+def situations(
+    wanted: Callable[[Case, str], bool] = lambda case, name: True, sides: Sequence[Any] = (None,)
+) -> list[Any]:
     """Families with the methods that they take and the prompts that they have."""
     return [
-        pytest.param(*pair.values, prompts, id=f"{pair.id}-{situation}", marks=pair.marks)
+        pytest.param(
+            *(value for value in (case, name, prompts, side) if value is not None),
+            id="-".join(filter(None, (case.name, name, situation, side))),
+            marks=marks(case, name, number, side),
+        )
         for pair in pairs(wanted)
-        for situation, prompts in PROMPTS.items()
+        for case, name in [pair.values]
+        for number, (situation, prompts) in enumerate(PROMPTS.items())
         if situation not in ("videos", "mixed")
-        or (situation == pair.values[0].videos and takes_videos(*pair.values))
+        or (situation == case.videos and takes_videos(case, name))
+        for side in sides
     ]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+def padded(wanted: Callable[[Case, str], bool] = lambda case, name: True) -> list[Any]:
+    """The same, and on which side prompts are padded."""
+    return situations(wanted, ("left", "right"))
+
+
 class TestBatches:
-    @pytest.mark.parametrize(("case", "name", "prompts"), cells())
+    @pytest.mark.parametrize(("case", "name", "prompts", "side"), padded())
     def test_keep_all_is_bit_equal(self, case: Case, name: str, prompts: Any, side: str) -> None:
         inputs = case.inputs(prompts, side)
         dense = forward(case, inputs)
@@ -89,7 +94,7 @@ class TestBatches:
         assert torch.equal(got, dense)
 
     @pytest.mark.parametrize(
-        ("case", "name", "prompts"), cells(lambda _, name: name not in DRAWING)
+        ("case", "name", "prompts", "side"), padded(lambda _, name: name not in DRAWING)
     )
     def test_batch_equals_singles(self, case: Case, name: str, prompts: Any, side: str) -> None:
         pruner, inputs = usual(name, KEEP, case), case.inputs(prompts, side)
@@ -102,12 +107,12 @@ class TestBatches:
             assert alone.report.samples[0].images == samples[row].images
             torch.testing.assert_close(got[row], single[0], rtol=case.close, atol=case.close)
 
-    @pytest.mark.parametrize(("case", "name", "prompts"), cells(drops))
+    @pytest.mark.parametrize(("case", "name", "prompts", "side"), padded(drops))
     def test_equals_masked_dense(self, case: Case, name: str, prompts: Any, side: str) -> None:
         check_masked_dense(case, usual(name, KEEP, case), prompts, side)
 
 
-@pytest.mark.parametrize(("case", "name", "prompts"), cells())
+@pytest.mark.parametrize(("case", "name", "prompts"), situations())
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     case: Case, name: str, prompts: Any
 ) -> None:
@@ -141,6 +146,12 @@ def test_an_unsupported_pair_is_refused_with_the_reason(case: Case, name: str) -
     with pytest.raises(pore.PoreError) as error, usual(name, KEEP, case)(case.model()):
         case.model()(**case.inputs(PROMPTS["single"]))
     assert reason in str(error.value)
+
+
+def test_every_family_and_every_method_is_among_what_always_runs() -> None:
+    families, methods = (set(names) for names in zip(*chosen(), strict=True))
+    assert families == {case.name for case in CASES}
+    assert methods == set(EVERY)
 
 
 def test_the_table_says_what_is_refused() -> None:
