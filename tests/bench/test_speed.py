@@ -21,7 +21,7 @@ from pore.bench.measuring import measure, measure_calibration
 from pore.bench.results import Rates, Spread, Workload, table
 from pore.bench.runs import Attainable
 from pore.bench.setup import build
-from pore.cost.flops import Probe, model_flops
+from pore.cost.flops import ExtraRows, model_flops
 from pore.engine.run import Run
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families.registry import shape_of
@@ -115,7 +115,7 @@ def test_lengths_and_caches_are_as_claimed(attention: str, rows: int) -> None:
         if setting.attainable is not None:
             assert setting.attainable.cache == expected
     shape = shape_of(model.config)
-    assert fastv.flops == model_flops(shape, fastv.tokens, probes=[Probe(K - 1)])
+    assert fastv.flops == model_flops(shape, fastv.tokens, extra_rows=[ExtraRows(K - 1)])
     assert small.flops == model_flops(shape, small.tokens)
 
 

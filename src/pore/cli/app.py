@@ -788,7 +788,7 @@ def flops(
 
         pore flops --model embedded --keep 36 --layer 3
     """
-    from pore.cost.flops import Probe, model_flops, paper_flops, tokens_per_layer
+    from pore.cost.flops import ExtraRows, model_flops, paper_flops, tokens_per_layer
     from pore.cost.named import model_shape
     from pore.data.loading import load_config
     from pore.families.registry import shape_of
@@ -802,7 +802,9 @@ def flops(
         tokens = tokens_per_layer(layers, text + visual, visual, kept, layer)
         exact = one * visual if isinstance(one, float) else one
         unrounded = [text + visual] * layer + [text + exact] * (layers - layer)
-        true = model_flops(sizes, tokens, probes=[Probe(layer - 1)] if kept < visual else [])
+        true = model_flops(
+            sizes, tokens, extra_rows=[ExtraRows(layer - 1)] if kept < visual else []
+        )
         rows.append(
             {
                 "keep": one,

@@ -12,7 +12,7 @@ Attention is counted over the full n × n square, without halving for the causal
 angles) is left out of both. A token is counted with the experts that it meets: those that are
 chosen, or all where stock transformers runs all (Llama 4). Sliding windows and chunks of decoder
 layers are counted as full attention, which is what kernels without block masks do; recurrent layers
-by their definition, see `pore.shapes`.
+by their definition, see `pore.cost.decoders`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _LABELS = {
 }
 
 
-class Probe(NamedTuple):
-    """Attention rows that pruning computes beside the model's own.
+class ExtraRows(NamedTuple):
+    """Attention rows that pruning computes beside the model's own, to score tokens by.
 
     Attributes:
         layer: The decoder layer, from 0, whose queries and keys they are of.
@@ -49,7 +49,7 @@ class Probe(NamedTuple):
     projected: int = 0
 
 
-Grid = tuple[int, int, int]
+PatchGrid = tuple[int, int, int]
 
 
 """(frames, rows, columns) of the patches of an image; 1 frame of anything but a video."""
@@ -65,7 +65,7 @@ class Flops:
         head: FLOPs of the output head, at the positions where logits are computed.
         projector: FLOPs of the projector, over all images; None where they are not known.
         tower: FLOPs of the vision tower, over all images; None where they are not known.
-        probe: FLOPs that pruning adds: query rows multiplied with the keys once more.
+        probe: FLOPs that pruning adds, of its `ExtraRows`.
     """
 
     count: Literal["paper", "true"]
@@ -197,10 +197,10 @@ def _layer_flops(shape: DecoderShape, layer: int, n: int) -> int:
     return 2 * n * one.token + 2 * n * n * one.pair
 
 
-def _probe_flops(shape: DecoderShape, n: int, probe: Probe) -> int:
-    n = probe.projected or n
+def _extra_flops(shape: DecoderShape, n: int, extra: ExtraRows) -> int:
+    n = extra.projected or n
     row = shape.heads * shape.head_dim
-    return 2 * n * row * probe.rows + 2 * probe.projected * shape.layer(probe.layer).ahead
+    return 2 * n * row * extra.rows + 2 * extra.projected * shape.layer(extra.layer).ahead
 
 
 def decoder_flops(
@@ -208,35 +208,35 @@ def decoder_flops(
     tokens: Sequence[int],
     *,
     logits: int = 1,
-    probes: Sequence[Probe] = (),
+    extra_rows: Sequence[ExtraRows] = (),
 ) -> Flops:
     """The true count of a decoder's prefill of one sample, without padding.
 
     Args:
         shape: The decoder's sizes.
-        tokens: Tokens that enter every decoder layer.
+        tokens: Tokens that enter every decoder layer, one number a layer.
         logits: Positions at which the output head computes logits: 1 in `generate`, all that
             leave the last layer in a plain forward.
-        probes: What is computed to score tokens; pairwise distances, sorting and the like are
-            left out.
+        extra_rows: What is computed besides, to score tokens; pairwise distances, sorting and the
+            like are left out.
 
     Returns:
         A `Flops` with `count="true"`; tower and projector are 0.
 
     Raises:
         InputError: `tokens` is not one number of at least 1 per layer, `logits` is more than the
-            tokens of the last layer, or a probe is at no layer of the decoder.
+            tokens of the last layer, or extra rows are at no layer of the decoder.
     """
     _check_layers(shape, tokens)
     counts = [_whole(n, f"tokens[{layer}]", least=1) for layer, n in enumerate(tokens)]
     logits = _whole(logits, "logits", least=0, most=counts[-1])
-    for probe in probes:
-        _whole(probe.layer, "probes", least=0, most=shape.layers - 1)
+    for rows in extra_rows:
+        _whole(rows.layer, "extra_rows", least=0, most=shape.layers - 1)
     return Flops(
         "true",
         per_layer=tuple(_layer_flops(shape, i, n) for i, n in enumerate(counts)),
         head=2 * logits * shape.hidden * shape.vocab,
-        probe=sum(_probe_flops(shape, counts[probe.layer], probe) for probe in probes),
+        probe=sum(_extra_flops(shape, counts[rows.layer], rows) for rows in extra_rows),
     )
 
 
@@ -244,11 +244,11 @@ def model_flops(
     shape: ModelShape,
     tokens: Sequence[int],
     *,
-    images: int | Sequence[Grid] | None = 1,
+    images: int | Sequence[PatchGrid] | None = 1,
     projected: int | None = None,
     tower_tokens: Sequence[int] = (),
     logits: int = 1,
-    probes: Sequence[Probe] = (),
+    extra_rows: Sequence[ExtraRows] = (),
 ) -> Flops:
     """The true count of a whole model's prefill of one sample, without padding.
 
@@ -259,10 +259,11 @@ def model_flops(
             (frames, rows, columns) of its patches, where images come in any size. None counts the
             decoder alone, as does a tower that is not known.
         projected: Visual tokens of all images that the projector makes; None is every one.
-        tower_tokens: Tokens of one image behind the attention of every tower layer from the first,
-            where blocks merge them; later layers, and all if empty, see what the last one left.
+        tower_tokens: For a method that merges tokens inside the tower: how many of one image are
+            left after the attention of the first tower layers, one number a layer. Later layers see
+            what the last of these left; if empty, all layers see all.
         logits: As in `decoder_flops`.
-        probes: As in `decoder_flops`.
+        extra_rows: As in `decoder_flops`.
 
     Returns:
         A `Flops` with `count="true"`.
@@ -271,7 +272,7 @@ def model_flops(
         InputError: `images` or `projected` is negative, images of any size are given by their
             number, or `decoder_flops` refuses another number.
     """
-    decoder = decoder_flops(shape.decoder, tokens, logits=logits, probes=probes)
+    decoder = decoder_flops(shape.decoder, tokens, logits=logits, extra_rows=extra_rows)
     if images is None or shape.tower is None or shape.projector is None:
         return replace(decoder, projector=None, tower=None)
     tower = shape.tower
@@ -297,7 +298,7 @@ def model_flops(
     )
 
 
-def _tower_flops(tower: TowerShape, grids: Sequence[Grid], merged: Sequence[int]) -> int:
+def _tower_flops(tower: TowerShape, grids: Sequence[PatchGrid], merged: Sequence[int]) -> int:
     """FLOPs of a vision tower, of all images of a sample.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pore.cost.flops import Flops, Grid, Probe, model_flops
+from pore.cost.flops import ExtraRows, Flops, PatchGrid, model_flops
 from pore.cost.shapes import ModelShape
 from pore.errors import UnsupportedModelError
 from pore.families.registry import shape_of
@@ -117,13 +117,13 @@ class TowerWork(NamedTuple):
         projected: Visual tokens that the projector makes of them; likewise.
     """
 
-    images: list[Grid] | None
+    images: list[PatchGrid] | None
     projected: int | None
 
     @classmethod
     def of(cls, shape: ModelShape, images: Sequence[Image]) -> TowerWork:
         """The work for images of a model of some shape."""
-        grids: list[Grid] = []
+        grids: list[PatchGrid] = []
         projected = 0
         for image in images:
             tiling, tower = image.tiling, shape.tower
@@ -259,8 +259,8 @@ class Report:
             work = TowerWork(None, None)
             if shape is not None:
                 work = TowerWork.of(shape, [image for image in images if image.row == row])
-            probes = [
-                Probe(layer, rows * len(reports), lengths[row] if ahead else 0)
+            extra_rows = [
+                ExtraRows(layer, rows * len(reports), lengths[row] if ahead else 0)
                 for layer, rows, ahead, lengths in probed
                 if reports
             ]
@@ -281,7 +281,7 @@ class Report:
                     images=work.images,
                     projected=projected,
                     tower_tokens=prefill.tower_tokens,
-                    probes=probes,
+                    extra_rows=extra_rows,
                 ),
                 unpruned_cost=None
                 if shape is None
