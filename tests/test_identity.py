@@ -22,8 +22,7 @@ from helpers.checkpoint import save_checkpoint
 from helpers.models import tiny_llava
 from pore import identity
 from pore._compat.weights import note_commit
-from pore.families.registry import names_of
-from pore.identity import config_of, forget, picture_of, same_weights, weights_of
+from pore.identity import config_of, forget, names_of, picture_of, same_weights, weights_of
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 BLOCK = 8 * identity._BLOCK
@@ -303,7 +302,7 @@ class TestNames:
             save_checkpoint(repository / "snapshots" / commit)
         code = (
             "from pore.data.loading import load_model\n"
-            "from pore.families.registry import names_of\n"
+            "from pore.identity import names_of\n"
             f"for revision in (None, 'v2', {commits[1]!r}):\n"
             "    print(names_of(load_model('me/tiny', revision=revision)[0]))"
         )

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from pore._compat.modules import unwrapped
-from pore._compat.weights import adapter_states, loaded_weights, plain_parts, version_of
+from pore._compat.weights import adapter_states, commit, loaded_weights, plain_parts, version_of
 from pore._files import open_regular
 from pore._images import open_image
+
+EMBEDDED = Path(__file__).parent / "embedded" / "checkpoint"
+"""The checkpoint that comes with pore, whose name is "embedded" wherever it lies."""
+
+# The folder of a model in the cache of the hub.
+_CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
 
 _BLOCK = 1 << 15
 
@@ -140,6 +148,53 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     config: Any = unwrapped(model).config
     settings = json.loads(json.dumps(config.to_dict(), default=str))
     return dict(sorted(_flat(settings)))
+
+
+def names_of(model: nn.Module) -> dict[str, str | None]:
+    """The names of a checkpoint.
+
+    A local folder is known by its last part only, so that nothing of the machine is told.
+
+    Args:
+        model: A model of transformers.
+
+    Returns:
+        `model`, the hub id, folder name or "embedded" (None for a model that was not loaded), and
+        `revision`, the commit on the hub where that is known: transformers from 5.18 on does not
+        tell it, `pore.data.loading.load_model` does.
+    """
+    config: Any = model.config
+    name, revision = getattr(config, "name_or_path", "") or None, commit(config)
+    if name is not None and Path(name).is_dir():
+        path = Path(name).resolve()
+        name = "embedded" if path == EMBEDDED.resolve() else path.name
+        cached = _CACHED.search(path.as_posix())
+        if cached:
+            owner, repository, snapshot = cached.groups()
+            name, revision = f"{owner}/{repository}", revision or snapshot
+    return {"model": name, "revision": revision}
+
+
+def identity(model: nn.Module) -> dict[str, Any]:
+    """What a model is, for a position bias, a calibration or answers to say where they come from.
+
+    Args:
+        model: A model of transformers.
+
+    Returns:
+        What `names_of` gives, and of its content `weights`, a fingerprint, and `config`, settings;
+        see `weights_of` and `config_of`.
+    """
+    return {**names_of(model), "weights": weights_of(model), "config": config_of(model)}
+
+
+def at_hand(model: nn.Module) -> dict[str, Any]:
+    """The same for `PositionBias.check`, which asks for the content only where it has to know."""
+    return {
+        **names_of(model),
+        "weights": partial(weights_of, model),
+        "config": partial(config_of, model),
+    }
 
 
 def picture_of(image: Any) -> str:

@@ -50,7 +50,8 @@ from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
-from pore.families.registry import names_of, shape_of
+from pore.families.registry import shape_of
+from pore.identity import names_of
 
 # -- what is asked for ------------------------------------------------------------------------
 

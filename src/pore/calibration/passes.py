@@ -53,8 +53,7 @@ from pore.calibration.sums import (
 )
 from pore.data.prompts import build_inputs, processor_settings, prompt_template
 from pore.errors import CalibrationError, InputError, ScoreError, StaleCheckpointError
-from pore.families.registry import identity
-from pore.identity import forget
+from pore.identity import forget, identity
 from pore.layout import Layout
 from pore.methods.guiding import Guide
 

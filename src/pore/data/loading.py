@@ -44,7 +44,7 @@ def load_model(
         attn: Attention implementation, such as "sdpa", "flash_attention_2" or "eager"; None is
             the choice of transformers.
         revision: Branch, tag or commit on the hub. The commit is noted in the model's config, for
-            `pore.families.names_of`.
+            `pore.identity.names_of`.
 
     Returns:
         The model, in evaluation mode on the device, and the processor.

@@ -6,7 +6,7 @@ processor, tokenizer and chat template. See ``docs/embedded-model.md``.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pore.identity import EMBEDDED
 
 __all__ = ["TAUGHT_LAYER", "embedded_model"]
 
@@ -23,4 +23,4 @@ def embedded_model() -> str:
         >>> model = LlavaForConditionalGeneration.from_pretrained(embedded_model())
         >>> processor = AutoProcessor.from_pretrained(embedded_model())
     """
-    return str(Path(__file__).parent / "checkpoint")
+    return str(EMBEDDED)

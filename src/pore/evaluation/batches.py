@@ -14,7 +14,7 @@ import torch
 from pore.data.prompts import build_inputs, processor_settings, prompt_template
 from pore.data.samples import Sample
 from pore.errors import InputError
-from pore.families.registry import identity
+from pore.identity import identity
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
 from pore.evaluation.batches import Batches, conditions, good_inputs
-from pore.families.registry import family_of, identity, shape_of
+from pore.families.registry import family_of, shape_of
+from pore.identity import identity
 from pore.methods.guiding import GUIDE, GUIDED, Guide, guide
 from pore.methods.sgl import SGL
 

@@ -21,8 +21,8 @@ from pore.evaluation.answers import is_right
 from pore.evaluation.batches import Batches
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
-from pore.families.registry import family_of, names_of, shape_of
-from pore.identity import weights_of
+from pore.families.registry import family_of, shape_of
+from pore.identity import names_of, weights_of
 
 Progress = Callable[[int], None]
 

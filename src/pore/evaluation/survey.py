@@ -34,8 +34,8 @@ from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import Told, Work, cost, described, evaluate, time_prefill
 from pore.evaluation.store import _conditions, _described, _digest, _json, _slug, _Store
-from pore.families.registry import family_of, names_of, shape_of
-from pore.identity import forget
+from pore.families.registry import family_of, shape_of
+from pore.identity import forget, names_of
 from pore.methods.budgets import scheduled
 from pore.methods.downsample import Downsample, fair_cells
 from pore.methods.registry import methods

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache, partial
+from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pore._compat.weights import commit
 from pore.cost.decoders import DecoderShape
 from pore.cost.reading import part
 from pore.cost.shapes import ModelShape
-from pore.embedded import embedded_model
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family
-from pore.identity import config_of, weights_of
-
-# The folder of a model in the cache of the hub.
-_CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
 
 
 @cache
@@ -116,50 +108,3 @@ def shape_of(config: Any) -> ModelShape:
     if family is None:
         return ModelShape.of_decoder(decoder, getattr(config, "model_type", None))
     return family.shape(config, decoder)
-
-
-def names_of(model: nn.Module) -> dict[str, str | None]:
-    """The names of a checkpoint.
-
-    A local folder is known by its last part only, so that nothing of the machine is told.
-
-    Args:
-        model: A model of transformers.
-
-    Returns:
-        `model`, the hub id, folder name or "embedded" (None for a model that was not loaded), and
-        `revision`, the commit on the hub where that is known: transformers from 5.18 on does not
-        tell it, `pore.loading.load_model` does.
-    """
-    config: Any = model.config
-    name, revision = getattr(config, "name_or_path", "") or None, commit(config)
-    if name is not None and Path(name).is_dir():
-        path = Path(name).resolve()
-        name = "embedded" if path == Path(embedded_model()).resolve() else path.name
-        cached = _CACHED.search(path.as_posix())
-        if cached:
-            owner, repository, snapshot = cached.groups()
-            name, revision = f"{owner}/{repository}", revision or snapshot
-    return {"model": name, "revision": revision}
-
-
-def identity(model: nn.Module) -> dict[str, Any]:
-    """What a model is, for a position bias, a calibration or answers to say where they come from.
-
-    Args:
-        model: A model of transformers.
-
-    Returns:
-        What `names_of` gives, and of its content `weights`, a fingerprint, and `config`, settings;
-        see `pore.identity`.
-    """
-    return {**names_of(model), "weights": weights_of(model), "config": config_of(model)}
-
-
-def at_hand(model: nn.Module) -> dict[str, Any]:
-    """The same for `PositionBias.check`, which asks for the content only where it has to know."""
-    return {
-        **names_of(model),
-        "weights": partial(weights_of, model),
-        "config": partial(config_of, model),
-    }

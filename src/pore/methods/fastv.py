@@ -15,7 +15,7 @@ from pore.engine.readers import LastToken, LayerAttention
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
-from pore.families.registry import at_hand
+from pore.identity import at_hand
 from pore.tensors.attention import Normalize, check_normalize, text_visual_attention
 from pore.tensors.padding import cap, visible_patches
 from pore.tensors.selection import check_keep, top_k

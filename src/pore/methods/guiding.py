@@ -21,8 +21,9 @@ from pore.engine.forward import marked_images
 from pore.engine.masks import window_of
 from pore.engine.run import unpruned
 from pore.errors import InputError, ScoreError
-from pore.families.registry import family_of, identity
+from pore.families.registry import family_of
 from pore.hooks import tap_attention
+from pore.identity import identity
 from pore.layout import Image, Layout
 from pore.tensors.attention import row_logits
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pore.errors import BudgetError, ProfileMismatchError
 from pore.families.base import Family
-from pore.families.registry import at_hand
+from pore.identity import at_hand
 
 if TYPE_CHECKING:
     from pore.bias.position_bias import PositionBias
