@@ -26,7 +26,7 @@ _DECODERS = (
     "glm_ocr_text",
 )
 
-# Those whose layers differ, or that are more than that: experts, recurrences, compressed keys.
+# Decoders whose layers differ or hold more than that: experts, recurrences, compressed keys.
 _MIXED = (
     "qwen3_vl_moe_text",
     "qwen3_5_text",
@@ -39,19 +39,19 @@ _MIXED = (
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one decoder layer multiplies, by the token and by the pair of tokens.
+    """What one decoder layer multiplies, for each token and for each pair of tokens.
 
     Attributes:
-        token: Multiply-adds of every token: with all matrices that it meets, those of its experts
-            alone where there are some, and with the state of a recurrence.
-        pair: Multiply-adds of every pair of tokens: of queries with keys, and with values; 0 in a
+        token: Multiply-adds for each token: with all matrices that it goes through (of a mixture of
+            experts, those of the experts chosen for it), and with the state of a recurrence.
+        pair: Multiply-adds for each pair of tokens: query times key, and weight times value; 0 in a
             layer without attention.
-        ahead: Those of `token` up to queries, keys and values.
+        qkv: The part of `token` that makes queries, keys and values.
     """
 
     token: int
     pair: int
-    ahead: int
+    qkv: int
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class DecoderShape:
         head_dim: Width of one head; `heads * head_dim` need not be `hidden`.
         vocab: Rows of the output head.
         gated: Whether the MLP has three matrices (gate, up, down) rather than two.
-        each: Every layer, where they are not all alike or are more than attention and MLP; empty
-            where the sizes above say all.
+        each: The layers one by one, where they are not all alike or hold more than attention and an
+            MLP; empty where the sizes above say all.
     """
 
     hidden: int
@@ -86,9 +86,9 @@ class DecoderShape:
         if self.each:
             return self.each[number]
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        ahead = self.hidden * (queries + 2 * keys)
+        qkv = self.hidden * (queries + 2 * keys)
         mlp = self.hidden * self.intermediate * (3 if self.gated else 2)
-        return LayerShape(ahead + queries * self.hidden + mlp, 2 * queries, ahead)
+        return LayerShape(qkv + queries * self.hidden + mlp, 2 * queries, qkv)
 
     @classmethod
     def from_config(cls, config: object) -> DecoderShape:
@@ -123,9 +123,9 @@ class DecoderShape:
 
 
 def _mlps(config: Any, model_type: str) -> list[tuple[int, int]]:
-    """Of every layer the width of all MLPs that a token meets, and what decides on them.
+    """For every layer: the width of all MLPs that a token goes through, and their router's rows.
 
-    A router has a row for every expert; a shared expert may have a gate of one.
+    A router has a row for every expert, and one more where a shared expert has a gate.
     """
     layers = size(config, "num_hidden_layers")
     if model_type in ("qwen3_vl_moe_text", "qwen3_5_moe_text"):
@@ -159,23 +159,23 @@ def _layers(
     """Every layer of a decoder of `_MIXED`."""
     hidden, heads = shape.hidden, shape.heads
     queries, keys = heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    ahead, values = hidden * (queries + 2 * keys), queries
+    qkv, values = hidden * (queries + 2 * keys), queries
     if model_type == "mistral4":  # keys and values out of one compressed vector
         values = heads * size(config, "v_head_dim")
         rank, rope = size(config, "kv_lora_rank"), size(config, "qk_rope_head_dim")
         squeezed = config.q_lora_rank
         asked = hidden * queries if squeezed is None else squeezed * (hidden + queries)
         unpacked = queries - heads * rope + values
-        ahead = asked + hidden * (rank + rope) + rank * unpacked
+        qkv = asked + hidden * (rank + rope) + rank * unpacked
     if model_type.startswith("qwen3_5"):  # queries come with a gate
-        ahead += hidden * queries
+        qkv += hidden * queries
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * shape.layers
     for kind, (width, routed) in zip(kinds, mlps, strict=True):
         mlp = hidden * (3 * width + routed)
         if kind == "linear_attention":
             yield LayerShape(_recurrent(config, hidden) + mlp, 0, 0)
         else:
-            yield LayerShape(ahead + values * hidden + mlp, queries + values, ahead)
+            yield LayerShape(qkv + values * hidden + mlp, queries + values, qkv)
 
 
 def _recurrent(config: Any, hidden: int) -> int:

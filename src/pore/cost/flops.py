@@ -200,7 +200,7 @@ def _layer_flops(shape: DecoderShape, layer: int, n: int) -> int:
 def _extra_flops(shape: DecoderShape, n: int, extra: ExtraRows) -> int:
     n = extra.projected or n
     row = shape.heads * shape.head_dim
-    return 2 * n * row * extra.rows + 2 * extra.projected * shape.layer(extra.layer).ahead
+    return 2 * n * row * extra.rows + 2 * extra.projected * shape.layer(extra.layer).qkv
 
 
 def decoder_flops(

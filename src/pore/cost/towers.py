@@ -52,13 +52,14 @@ class TowerShape:
         patch_size: Side of a patch, in pixels.
         channels: Colour channels.
         prefix_tokens: Tokens beside the patches: 1 for a CLS token.
-        pooling: Whether a query is attended to all patches after the last layer, and its result
-            goes through an MLP, as in SigLIP. transformers runs this although nothing reads it.
+        pooling: Whether, after the last layer, one learned query attends to all patches and its
+            result goes through an MLP, as in SigLIP. transformers runs it though nothing reads it.
         gated: Whether the MLP has three matrices rather than two.
-        frames: Frames of a video in one patch; an image is repeated to as many.
+        frames: Frames of a video in one patch; an image is repeated that many times.
         window: Side in patches of the windows that layers attend in; None where there are none.
-        full: The layers that attend to the whole image all the same.
-        together: Whether all images of a prompt are one sequence, masked rather than parted.
+        full: The layers that attend to the whole image although others attend in windows.
+        together: Whether all images of a prompt are computed as one sequence under a mask, so that
+            attention between images costs as much as within them.
     """
 
     hidden: int

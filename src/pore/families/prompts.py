@@ -1,4 +1,4 @@
-"""Where the images of a prompt lie."""
+"""Finding the images of a prompt: helpers for `Family.still_images`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pore.layout import Image, Tiling
 
 
 def comes_with(inputs: Mapping[str, Any], kind: Literal["image", "video"]) -> bool:
-    """Whether images or videos come with a forward: as pixels, or as features made before.
+    """Whether images or videos come with a forward: as pixels, or as features made before it.
 
-    A placeholder without either is one that the model itself has generated.
+    A placeholder without either is a token that the model itself has generated.
 
     Args:
         inputs: The arguments of the multimodal forward, by name.
@@ -28,10 +28,10 @@ def comes_with(inputs: Mapping[str, Any], kind: Literal["image", "video"]) -> bo
 
 
 def by_place(images: Sequence[Image]) -> list[Image]:
-    """Images and videos of a batch, by sample and then by place, numbered anew.
+    """Images and videos of a batch, sorted by sample and then by place, and numbered in that order.
 
     Args:
-        images: Them, in any order.
+        images: The images, in any order.
     """
     ordered = sorted(images, key=lambda image: (image.row, image.columns[0]))
     rows = [image.row for image in ordered]
@@ -43,7 +43,8 @@ def encoded_images(columns: Sequence[Sequence[int]], tilings: Sequence[Tiling]) 
 
     Args:
         columns: For each sample, the ascending columns of its visual tokens.
-        tilings: Of the encoded images, in the order of the prompts; beams repeat every sample.
+        tilings: Those of the encoded images, in the order of the prompts. Where samples are
+            repeated for beam search, they hold each image once.
 
     Returns:
         The images.
