@@ -90,7 +90,7 @@ def test_tiles_of_an_image() -> None:
 
 
 def test_windows_of_a_tower() -> None:
-    """`get_vision_window_index`: which token comes where, windows one behind the other."""
+    """`get_vision_window_index`: which token comes where, window by window."""
     config = SimpleNamespace(spatial_merge_size=2, window_size=16, patch_size=4)
     order = window_order(config, torch.tensor([[1, 4, 6], [1, 2, 6]]))
     windows = [[0, 1, 3, 4], [2, 5], [6, 7], [8]]

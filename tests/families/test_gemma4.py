@@ -65,7 +65,7 @@ def test_which_layers_share() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layer", range(1, LAYERS))
-def test_before_between_and_behind_what_is_shared(layer: int, side: str) -> None:
+def test_before_between_and_after_what_is_shared(layer: int, side: str) -> None:
     """Where keys of dropped tokens are there, they are not looked at."""
     check_masked_dense(CASE, pore.FastV(KEEP, layer=layer), PROMPTS["several"], side)
 
@@ -78,7 +78,7 @@ def test_in_windows(pruner: Some, side: str) -> None:
 
 @pytest.mark.parametrize("pruner", [*DROPPING, *ANEW], ids=settings)
 def test_decoding_out_of_windows(pruner: Some) -> None:
-    """The sliding layers let go of keys, with those that the layers behind have dropped before."""
+    """The sliding layers let go of keys, and with them those that later layers dropped before."""
     check_cached_decode(SHORT, pruner, LONG, count=16)
 
 
