@@ -1,7 +1,7 @@
 # make demo   set up, then the whole job on the embedded model: table, figures, runs/demo/report.html
 # make test   set up, then the tests
 # make test-slow   the tests that are marked slow, which CI runs
-# make lint   set up, then ruff and mypy
+# make lint   set up, then ruff, mypy and the way of the imports
 #
 # Set-up makes .venv once, and again when pyproject.toml or constraints.txt change.
 # PYTHON=python3.12 picks an interpreter; PIP_ARGS is passed to pip, PYTEST_ARGS to pytest.
@@ -37,6 +37,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -19,267 +19,19 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-import measure
 import numpy as np
 import torch
-from corpus import TextStage, train_tokenizer
-from grounding import Grounding
-from lexicon import Lexicon
-from model import build, hidden, visual_features
+from corpus import train_tokenizer
+from model import build
+from stages import STAGES, Shard, Stage
 from tokenizers import Tokenizer
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
-from torch.nn import functional
-from transformers import LlavaForConditionalGeneration
-from visual import VisualBatch, instruction_batch, question_batch
-
-from tower import TowerHeads, tower_batch
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several processes that share every batch.
-
-    On a machine with other work, processes of one thread each that meet once a step are far faster
-    than threads that meet at every operation.
-    """
-
-    rank: int
-    world: int
-
-    def part(self, first: int, size: int) -> tuple[int, int]:
-        """First index and size of this process's part of ``size`` samples from ``first`` on."""
-        return first + self.rank * (size // self.world), size // self.world
-
-    def average(self, parameters: list[nn.Parameter]) -> None:
-        """Average the gradients over the processes."""
-        if self.world == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        distributed.all_reduce(flat)
-        pieces = torch.split(flat / self.world, [g.numel() for g in gradients])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
-
-
-class Stage:
-    """One stage of training: what is trained, on what, for how long."""
-
-    name: str
-    before: str | None
-    """The stage whose weights this one starts from."""
-    steps: int
-    rate: float
-    report_every: int
-    hold = 0.0
-    """Share of the steps after which the learning rate falls."""
-
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
-    ) -> None:
-        """Prepare the data.
-
-        Args:
-            model: The model to train.
-            tokenizer: Its tokenizer.
-            shard: Which part of every batch this process works on.
-        """
-        self.model, self.tokenizer, self.shard = model, tokenizer, shard
-
-    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
-        """Trained parameters in groups, each with its share of the learning rate."""
-        raise NotImplementedError
-
-    def extra(self) -> nn.Module | None:
-        """A module that is trained along and kept in the stage's state, not in the model."""
-        return None
-
-    def loss(self, step: int) -> Tensor:
-        """Loss of one step; the step's number decides the batch."""
-        raise NotImplementedError
-
-    def report(self) -> dict[str, object]:
-        """What is measured every `report_every` steps."""
-        raise NotImplementedError
-
-
-class Text(Stage):
-    """The decoder becomes a language model, on English and on scenes told in words."""
-
-    name, before, steps, rate, report_every = "text", None, 720, 3e-3, 200
-    batch, length = 24, 320
-
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
-    ) -> None:
-        super().__init__(model, tokenizer, shard)
-        self.data = TextStage(tokenizer, self.length)
-
-    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
-        return [(1.0, [*self.model.model.language_model.parameters(), self.model.lm_head.weight])]
-
-    def loss(self, step: int) -> Tensor:
-        objects = (1, 3) if step < 250 else (2, 6) if step < 450 else (4, 10)
-        return text_loss(self.model, self.data, step, self.batch, objects, self.shard)
-
-    def report(self) -> dict[str, object]:
-        return measure.text_report(self.model, self.tokenizer, self.data)
-
-
-class Tower(Stage):
-    """The tower learns what covers each patch, and what is in the image."""
-
-    name, before, steps, rate, report_every = "tower", "text", 1800, 2e-3, 200
-    batch = 32
-
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
-    ) -> None:
-        super().__init__(model, tokenizer, shard)
-        self.heads = TowerHeads(model.config.vision_config.hidden_size)
-
-    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
-        return [(1.0, [*self.model.model.vision_tower.parameters(), *self.heads.parameters()])]
-
-    def extra(self) -> nn.Module:
-        return self.heads
-
-    def loss(self, step: int) -> Tensor:
-        images, labels = tower_batch("train", *self.shard.part(step * self.batch, self.batch))
-        return self.heads.loss(self.model.model.vision_tower, images, labels)
-
-    def report(self) -> dict[str, object]:
-        return self.heads.accuracy(self.model.model.vision_tower)
-
-
-class Align(Stage):
-    """The projector learns the frozen decoder's words for what the patches show."""
-
-    name, before, steps, rate, report_every = "align", "tower", 200, 3e-3, 100
-    batch = 24
-
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
-    ) -> None:
-        super().__init__(model, tokenizer, shard)
-        self.lexicon: Lexicon | None = None
-
-    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
-        return [(1.0, self.model.model.multi_modal_projector.parameters())]
-
-    def loss(self, step: int) -> Tensor:
-        if self.lexicon is None:  # only now are the weights of the stage before in place
-            self.lexicon = Lexicon(self.model, self.tokenizer)
-        part = self.shard.part(3_000_000 + step * self.batch, self.batch)
-        images, labels = tower_batch("train", *part)
-        features = visual_features(self.model, images)
-        return self.lexicon.loss(self.model.model.multi_modal_projector(features), labels)
-
-    def report(self) -> dict[str, object]:
-        return measure.visual_report(self.model, self.tokenizer, 210)
-
-
-class Tune(Stage):
-    """Visual instruction tuning: projector and upper decoder layers, some text in the mix."""
-
-    name, before, steps, rate, report_every = "tune", "align", 1600, 3e-3, 200
-    batch, text_batch, text_every = 24, 12, 10
-    hold = 0.7
-    frozen_layers = 2
-    grounded_layer = 4
-
-    def __init__(
-        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
-    ) -> None:
-        super().__init__(model, tokenizer, shard)
-        self.data = TextStage(tokenizer, Text.length)
-        self.grounding = Grounding(model, self.grounded_layer)
-
-    def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
-        decoder = self.model.model.language_model
-        upper = [p for layer in decoder.layers[self.frozen_layers :] for p in layer.parameters()]
-        return [
-            (0.3, self.model.model.multi_modal_projector.parameters()),
-            (1.0, [*upper, *decoder.norm.parameters(), self.model.lm_head.weight]),
-        ]
-
-    def loss(self, step: int) -> Tensor:
-        if step % self.text_every == self.text_every - 1:
-            return text_loss(
-                self.model, self.data, 10_000 + step, self.text_batch, (4, 10), self.shard
-            )
-        objects = (
-            (1, 3) if step < 60 else (2, 6) if step < 400 else (3, 8) if step < 700 else (4, 10)
-        )
-        part = self.shard.part(6_000_000 + step * self.batch, self.batch)
-        make = instruction_batch if step % 4 == 0 else question_batch
-        batch = make(self.tokenizer, "train", *part, objects)
-        weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.3))
-        loss = answer_loss(self.model, batch)
-        return loss + weight * self.grounding.loss(batch, measure.FIRST_VISUAL)
-
-    def report(self) -> dict[str, object]:
-        return measure.visual_report(self.model, self.tokenizer, 700)
-
-
-class Count(Tune):
-    """More of the same with many questions of how many, whose counting is shown to the model."""
-
-    name, before, steps, rate, report_every = "count", "tune", 700, 2e-3, 100
-    hold = 0.5
-    extra_questions: ClassVar = {"count": 9, "relation": 2, "reading": 1}
-
-    def loss(self, step: int) -> Tensor:
-        if step % self.text_every == self.text_every - 1:
-            return text_loss(
-                self.model, self.data, 20_000 + step, self.text_batch, (4, 10), self.shard
-            )
-        first, size = self.shard.part(8_000_000 + step * self.batch, self.batch)
-        batch = question_batch(
-            self.tokenizer, "train", first, size, (4, 10), extra=self.extra_questions
-        )
-        loss = answer_loss(self.model, batch)
-        weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.4))
-        counting = self.grounding.counting_loss(batch, measure.FIRST_VISUAL)
-        return loss + weight * (self.grounding.loss(batch, measure.FIRST_VISUAL) + counting)
-
-
-STAGES: dict[str, type[Stage]] = {s.name: s for s in (Text, Tower, Align, Tune, Count)}
-
-
-def text_loss(
-    model: LlavaForConditionalGeneration,
-    data: TextStage,
-    step: int,
-    size: int,
-    objects: tuple[int, int],
-    shard: Shard,
-) -> Tensor:
-    """Weighted next-token loss of this process's rows of a text batch."""
-    mine = slice(shard.rank, None, shard.world)
-    rows, row_weights = (array[mine] for array in data.batch(step, size, objects))
-    ids, weights = torch.from_numpy(rows), torch.from_numpy(row_weights)[:, 1:]
-    logits = model.lm_head(hidden(model, ids)[:, :-1]).flatten(0, 1).float()
-    losses = functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
-    return (losses * weights.flatten()).sum() / weights.sum()
-
-
-def answer_loss(model: LlavaForConditionalGeneration, batch: VisualBatch) -> Tensor:
-    """Next-token loss of the answers about pictures."""
-    features = visual_features(model, batch.images)
-    states = hidden(model, batch.ids, features, batch.mask, batch.positions)
-    answered = batch.targets >= 0
-    logits = model.lm_head(states[answered]).float()
-    return functional.cross_entropy(logits, batch.targets[answered])
 
 
 def optimizers(stage: Stage) -> list[torch.optim.Optimizer]:
@@ -316,87 +68,115 @@ def schedule(step: int, steps: int, hold: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fallen))
 
 
-def save(path: Path, state: dict[str, object]) -> None:
-    """Write a checkpoint whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+class Training:
+    """One stage of the training, or the rest of it.
 
+    Args:
+        name: The stage.
+        out: Folder of the training state.
+        steps: Number of steps; None is the stage's own.
+        tokenizer: The model's.
+        shard: Which of the processes this is; the one of rank 0 reports and saves.
+    """
 
-def run(name: str, out: Path, steps: int | None, tokenizer: Tokenizer, shard: Shard) -> None:
-    """Run one stage, or the rest of it. The process of rank 0 reports and saves."""
-    torch.manual_seed(0)
-    model = build(tokenizer)
-    stage = STAGES[name](model, tokenizer, shard)
-    steps = steps or stage.steps
-    model.requires_grad_(False)
-    trained = [p for _, group in stage.groups() for p in group]
-    for p in trained:
-        p.requires_grad_(True)
-    optimizer = optimizers(stage)
-    extra = stage.extra()
-    path, start, spent = out / f"{name}.pt", 0, 0.0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        for opt, saved in zip(optimizer, state["optimizers"], strict=True):
-            opt.load_state_dict(saved)
-        if extra is not None:
-            extra.load_state_dict(state["extra"])
-        start, spent = state["step"], state["seconds"]
-    elif stage.before:
-        before = torch.load(out / f"{stage.before}.pt", weights_only=True)
-        model.load_state_dict(before["model"])
+    def __init__(
+        self, name: str, out: Path, steps: int | None, tokenizer: Tokenizer, shard: Shard
+    ) -> None:
+        torch.manual_seed(0)
+        self.name, self.out, self.shard = name, out, shard
+        self.model = build(tokenizer)
+        self.stage = STAGES[name](self.model, tokenizer, shard)
+        self.steps = steps or self.stage.steps
+        self.model.requires_grad_(False)
+        self.trained = [p for _, group in self.stage.groups() for p in group]
+        for p in self.trained:
+            p.requires_grad_(True)
+        self.optimizers = optimizers(self.stage)
+        self.extra = self.stage.extra()
+        self.path, self.start, spent = out / f"{name}.pt", 0, 0.0
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            for opt, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                opt.load_state_dict(saved)
+            if self.extra is not None:
+                self.extra.load_state_dict(state["extra"])
+            self.start, spent = state["step"], state["seconds"]
+        elif self.stage.before:
+            before = torch.load(out / f"{self.stage.before}.pt", weights_only=True)
+            self.model.load_state_dict(before["model"])
+        self.began = time.monotonic() - spent
 
-    began, saved_at, recent = time.monotonic() - spent, time.monotonic(), []
-    for step in range(start, steps):
-        for opt in optimizer:
+    def run(self) -> None:
+        """Train to the end, reporting and saving on the way."""
+        saved_at, recent = time.monotonic(), []
+        for step in range(self.start, self.steps):
+            loss, norm = self.step(step)
+            recent.append(loss)
+            done = step + 1
+            if self.shard.rank > 0:
+                continue
+            if done % 10 == 0:
+                seconds = time.monotonic() - self.began
+                print(
+                    f"{self.name} {done}/{self.steps} loss {np.mean(recent[-10:]):.4f} "
+                    f"norm {norm:.2f} {seconds:.0f} s",
+                    flush=True,
+                )
+            if done % self.stage.report_every == 0 or done == self.steps:
+                self.report(done, float(np.mean(recent[-self.stage.report_every :])))
+            if done == self.steps or time.monotonic() - saved_at > SAVE_EVERY:
+                self.save(done)
+                saved_at = time.monotonic()
+
+    def step(self, step: int) -> tuple[float, float]:
+        """One step of all optimizers.
+
+        Returns:
+            The loss, and the norm of the gradients before they were clipped.
+        """
+        for opt in self.optimizers:
             for group in opt.param_groups:
-                group["lr"] = group["base"] * schedule(step, steps, stage.hold)
-        model.train()
+                group["lr"] = group["base"] * schedule(step, self.steps, self.stage.hold)
+        self.model.train()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = stage.loss(step)
+            loss = self.stage.loss(step)
         torch.autograd.backward(loss)
-        shard.average(trained)
-        norm = nn.utils.clip_grad_norm_(trained, 1.0)
-        for opt in optimizer:
+        self.shard.average(self.trained)
+        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        for opt in self.optimizers:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        recent.append(loss.item())
-        done = step + 1
-        if shard.rank > 0:
-            continue
-        if done % 10 == 0:
-            seconds = time.monotonic() - began
-            print(
-                f"{name} {done}/{steps} loss {np.mean(recent[-10:]):.4f} norm {norm:.2f} "
-                f"{seconds:.0f} s",
-                flush=True,
-            )
-        if done % stage.report_every == 0 or done == steps:
-            model.eval()
-            with torch.no_grad():
-                found = stage.report()
-            line = {
-                "stage": name,
-                "step": done,
-                "seconds": round(time.monotonic() - began),
-                "loss": round(float(np.mean(recent[-stage.report_every :])), 4),
-                **found,
-            }
-            print(json.dumps(line), flush=True)
-            with (out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-        if done == steps or time.monotonic() - saved_at > SAVE_EVERY:
-            state = {
-                "model": model.state_dict(),
-                "optimizers": [opt.state_dict() for opt in optimizer],
-                "extra": extra.state_dict() if extra is not None else {},
-                "step": done,
-                "seconds": time.monotonic() - began,
-            }
-            save(path, state)
-            saved_at = time.monotonic()
+        return loss.item(), float(norm)
+
+    def report(self, done: int, loss: float) -> None:
+        """Measure, print and log."""
+        self.model.eval()
+        with torch.no_grad():
+            found = self.stage.report()
+        line = {
+            "stage": self.name,
+            "step": done,
+            "seconds": round(time.monotonic() - self.began),
+            "loss": round(loss, 4),
+            **found,
+        }
+        print(json.dumps(line), flush=True)
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def save(self, done: int) -> None:
+        """Write the state of the training, whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [opt.state_dict() for opt in self.optimizers],
+            "extra": self.extra.state_dict() if self.extra is not None else {},
+            "step": done,
+            "seconds": time.monotonic() - self.began,
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
 
 
 def main() -> None:
@@ -431,7 +211,7 @@ def work(rank: int, world: int, names: list[str], out: Path, steps: int | None) 
     )
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     for name in names:
-        run(name, out, steps, tokenizer, Shard(rank, world))
+        Training(name, out, steps, tokenizer, Shard(rank, world)).run()
         distributed.barrier()
     distributed.destroy_process_group()
 

@@ -1,0 +1,81 @@
+"""No file, function or list of parameters is longer than can be held in the head."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+    path
+    for folder in ("src", "tests", "training", "docs")
+    for path in (ROOT / folder).rglob("*.py")
+)
+LINES, CODE_LINES, PARAMETERS = 400, 60, 12
+
+_NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def code_lines(text: str) -> set[int]:
+    """The lines of a module that hold code: neither blank, nor comment, nor docstring."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in _NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, Function)) and ast.get_docstring(node):
+            lines.difference_update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return lines
+
+
+def parameters(function: Function) -> int:
+    """How many parameters a function takes, without `self` or `cls`."""
+    given = function.args
+    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    names += [one.arg for one in (given.vararg, given.kwarg) if one is not None]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+def too_long(text: str) -> Iterator[str]:
+    """What of a module is longer than allowed."""
+    lines = len(text.splitlines())
+    if lines > LINES:
+        yield f"{lines} lines, more than {LINES}"
+    code = code_lines(text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, Function):
+            own = len(code & set(range(node.lineno, (node.end_lineno or 0) + 1)))
+            if own > CODE_LINES:
+                yield f"{node.name}: {own} lines of code, more than {CODE_LINES}"
+            if parameters(node) > PARAMETERS:
+                yield f"{node.name}: {parameters(node)} parameters, more than {PARAMETERS}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_sizes(path: Path) -> None:
+    assert list(too_long(path.read_text(encoding="utf-8"))) == []
+
+
+def test_what_is_too_long_is_found() -> None:
+    body = "\n".join(f"    x{i} = {i}  # why" for i in range(CODE_LINES + 1))
+    names = ", ".join(f"p{i}" for i in range(PARAMETERS + 1))
+    documented = '    """Says\n\n    much."""\n    # And this.\n\n'
+    assert list(too_long(f"def f({names}):\n{documented}{body}\n")) == [
+        f"f: {CODE_LINES + 2} lines of code, more than {CODE_LINES}",
+        f"f: {PARAMETERS + 1} parameters, more than {PARAMETERS}",
+    ]
+    assert list(too_long("x = 1\n" * (LINES + 1))) == [f"{LINES + 1} lines, more than {LINES}"]
+    assert list(too_long(f"def f(self, {names[4:]}):\n{documented}    return 1\n")) == []
