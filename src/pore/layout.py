@@ -116,6 +116,11 @@ class Packing:
     groups: Tensor | None = None
     order: Tensor | None = None
 
+    @property
+    def counts(self) -> list[int]:
+        """Visual tokens of every image."""
+        return [height * width for height, width in self.grids]
+
 
 def sources(images: Sequence[Image], count: int) -> list[int] | None:
     """Which of the images that went through the vision tower every image of a batch is.
