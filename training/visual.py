@@ -13,6 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from pore.embedded import scenes
+from pore.embedded.asking import MAX_COUNT, Question, candidates, describe
+from pore.embedded.splits import Split
+from pore.embedded.things import Thing
 from tower import patch_labels
 
 MORE = {"relation": 8, "count": 3}
@@ -65,7 +68,7 @@ class Turn:
     counted: np.ndarray | None = None
 
 
-def things_asked(question: str, things: tuple[scenes.Thing, ...]) -> list[scenes.Thing]:
+def things_asked(question: str, things: tuple[Thing, ...]) -> list[Thing]:
     """The objects that a question is about, in the order in which it names them."""
     words = question.rstrip("?").split()
     if words[0] == "Which":
@@ -82,7 +85,7 @@ def things_asked(question: str, things: tuple[scenes.Thing, ...]) -> list[scenes
     )
 
 
-def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Question]) -> list[Turn]:
+def turns_of(things: tuple[Thing, ...], questions: Iterable[Question]) -> list[Turn]:
     """Questions about a scene as turns, with the patches that they are about."""
     labels = patch_labels(things)
     turns = []
@@ -97,7 +100,7 @@ def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Questi
             referents = np.stack([np.any(covers, 0)] * 2)
         counted = None
         if q.kind == "count":
-            counted = np.zeros((scenes.MAX_COUNT, VISUAL_TOKENS), bool)
+            counted = np.zeros((MAX_COUNT, VISUAL_TOKENS), bool)
             for one, cover in zip(counted, covers, strict=False):
                 one |= cover
         turns.append(Turn(q.question, q.answer, referents, counted))
@@ -106,7 +109,7 @@ def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Questi
 
 def question_batch(
     tokenizer: Tokenizer,
-    split: scenes.Split,
+    split: Split,
     first: int,
     size: int,
     objects: tuple[int, int],
@@ -117,15 +120,13 @@ def question_batch(
     turns = []
     for i, s in enumerate(drawn):
         rng = np.random.default_rng([first + i, 4])
-        options = scenes.candidates(s.things, rng)
+        options = candidates(s.things, rng)
         more = [q for kind, n in extra.items() for q in spread(options[kind], n, rng)]
         turns.append(turns_of(s.things, dict.fromkeys([*s.questions, *more])))
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 
 
-def spread(
-    options: list[scenes.Question], n: int, rng: np.random.Generator
-) -> list[scenes.Question]:
+def spread(options: list[Question], n: int, rng: np.random.Generator) -> list[Question]:
     """Up to ``n`` of ``options``, rare answers being as likely as frequent ones."""
     if not options:
         return []
@@ -137,7 +138,7 @@ def spread(
 
 
 def instruction_batch(
-    tokenizer: Tokenizer, split: scenes.Split, first: int, size: int, objects: tuple[int, int]
+    tokenizer: Tokenizer, split: Split, first: int, size: int, objects: tuple[int, int]
 ) -> VisualBatch:
     """A question of each kind about ``size`` scenes, and a description of all that they show.
 
@@ -148,7 +149,7 @@ def instruction_batch(
     turns = []
     for i, s in enumerate(drawn):
         order = np.random.default_rng([first + i, 3]).permutation(len(s.things))
-        told = " ".join(scenes.describe(s.things[k]) for k in order)
+        told = " ".join(describe(s.things[k]) for k in order)
         turns.append([Turn(DESCRIBE, told), *turns_of(s.things, s.questions)])
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 

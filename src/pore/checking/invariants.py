@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pore._compat.attention import kernel_names
 from pore._compat.modules import AFTER, BEFORE
 from pore.checking.reference import hidden_from
-from pore.checking.twin import VOCABULARY
+from pore.checking.shrinking import VOCABULARY
 from pore.engine.masks import window_of
 from pore.engine.pruner import Pruner
 from pore.engine.report import SampleReport

@@ -23,7 +23,8 @@ from pore._compat.making import seeded
 from pore._compat.modules import unwrapped
 from pore._compat.versions import beyond_tested, newest_tested
 from pore.checking.invariants import TOLERANCES, Subject, fingerprint, left_clean
-from pore.checking.twin import build, twin_of, widened
+from pore.checking.shrinking import widened
+from pore.checking.twin import build, twin_of
 from pore.errors import PoreError, UnsupportedModelError
 
 
