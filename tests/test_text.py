@@ -33,7 +33,7 @@ from pore import plotting
 from pore._text import Html, Screen, cell, for_csv, for_figure, for_html, for_terminal, visible
 from pore.bench.results import Spread
 from pore.bench.results import table as speed_table
-from pore.data.coverage import Regions
+from pore.data.coverage import Coverage
 from pore.evaluation import page
 from pore.evaluation.outcome import Answer, Outcome, compare
 from pore.evaluation.records import FIELDS, table, to_csv
@@ -159,8 +159,8 @@ def biased(text: str) -> Any:
 
 def layout(text: str) -> Figure:
     boxes = torch.tensor([[0.0, 0, 48, 32]])
-    regions = Regions((48, 32), boxes, torch.zeros(1, dtype=torch.long), boxes.double())
-    return plotting.layout(IMAGE, [regions], title=text)
+    coverage = Coverage((48, 32), boxes, torch.zeros(1, dtype=torch.long), boxes.double())
+    return plotting.layout(IMAGE, [coverage], title=text)
 
 
 def many(texts: Sequence[str]) -> Figure:

@@ -1169,14 +1169,14 @@ def _draw_kept(
     model: Any, processor: Any, sample: Sample, report: Any, answer: str, path: Path
 ) -> None:
     from pore import plotting
-    from pore.data.coverage import trace
+    from pore.data.coverage import coverage_of
 
     picture = sample.load_image()
     kept = None
     if report is not None:
         kept = [image.kept for image in report.samples[0].images]
     figure = plotting.layout(
-        picture, trace(model, processor, picture), kept, title=f"{sample.question} “{answer}”"
+        picture, coverage_of(model, processor, picture), kept, title=f"{sample.question} “{answer}”"
     )
     plotting.save(figure, path)
 

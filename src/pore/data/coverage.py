@@ -41,7 +41,7 @@ _FEW = 4
 
 
 @dataclass(frozen=True)
-class Regions:
+class Coverage:
     """What the visual tokens of one image in a prompt show of the picture it was made from.
 
     Boxes are (left, top, right, bottom) in pixels of the picture. They reach beyond it where it was
@@ -69,9 +69,9 @@ class Regions:
         return 1 - _inside(self.boxes, self.size).nan_to_num(0)
 
 
-def trace(
+def coverage_of(
     model: nn.Module, processor: Any, picture: pil.Image, text: str | None = None, **kwargs: Any
-) -> list[Regions]:
+) -> list[Coverage]:
     """Ask a processor which part of a picture every visual token shows.
 
     The processor runs three times, on pictures of that size. Where a model blends patches into
@@ -86,7 +86,7 @@ def trace(
         kwargs: Further arguments of the processor, those with which it is called otherwise.
 
     Returns:
-        The regions of every image that the picture becomes in the prompt: one, but for processors
+        The coverage of every image that the picture becomes in the prompt: one, but for processors
         that give crops as images of their own, as Gemma 3 with `do_pan_and_scan`.
 
     Raises:
@@ -131,7 +131,7 @@ def trace(
         # Towers leave out what is left over at the right and the bottom, where patches do not fit.
         share = torch.tensor([wide // columns / wide, high // rows / high] * 2, dtype=own.dtype)
         start, end = own[of][:, [0, 1, 0, 1]], own[of][:, [2, 3, 2, 3]]
-        found.append(Regions(picture.size, start + cells * share * (end - start), of, own))
+        found.append(Coverage(picture.size, start + cells * share * (end - start), of, own))
     if first != len(frames) or not found:
         raise InputError(
             f"The processor makes {len(frames)} views of a picture, but the prompt has visual "
