@@ -91,7 +91,7 @@ def sheet(drawings: list[Image.Image]) -> Image.Image:
 
 
 def rows(kinds: list[Kind]) -> list[str]:
-    """The table of visual tokens by family and picture, structure behind a plus."""
+    """The table of visual tokens by family and picture, structure after a plus."""
     names = list(SIZES)
     found = [f"| family | settings of | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
     found.append(f"| | pixels | {' | '.join('{} × {}'.format(*SIZES[n]) for n in names)} |")

@@ -1,4 +1,4 @@
-"""Batches of pictures with text: several independent turns behind one image."""
+"""Batches of pictures with text: several independent turns after one image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pore.embedded.things import Thing
 from tower import patch_labels
 
 MORE = {"relation": 8, "count": 3}
-"""How many more questions of the two hardest kinds there are behind an image."""
+"""How many more questions of the two hardest kinds there are after an image."""
 
 
 @dataclass
@@ -155,7 +155,7 @@ def instruction_batch(
 
 
 def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> VisualBatch:
-    """Lay turns behind their image so that each is what it would be alone."""
+    """Lay turns after their image so that each is what it would be alone."""
     bos, eos, image, pad = special(tokenizer)
     prefix = [bos, *encode(tokenizer, ["USER: "])[0], *[image] * VISUAL_TOKENS]
     flat = [turn for row in turns for turn in row]

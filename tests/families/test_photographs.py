@@ -194,9 +194,8 @@ class TestCoverage:
             (found,) = coverage_of(*reversed(parts(kind)), photograph(name))
             expected = padding_fraction(torch.tensor([SIZES[name]]), (24, 24), 336)[0]
             torch.testing.assert_close(found.padding, expected, rtol=0, atol=0.03)
-        (found,) = coverage_of(
-            *reversed(parts(kind)), photograph("tiny")
-        )  # by whole pixels of its own
+        # It is padded by whole pixels of its own.
+        (found,) = coverage_of(*reversed(parts(kind)), photograph("tiny"))
         torch.testing.assert_close(found.frames, frame(0, -3, 24, 21), rtol=0, atol=0.1)
 
     def test_tiles_with_padding(self) -> None:

@@ -169,7 +169,7 @@ class TestViews:
 
 
 @of_each
-def test_what_stages_behind_the_tower_see_of_it(case: Case) -> None:
+def test_what_stages_after_the_tower_see_of_it(case: Case) -> None:
     model, inputs, found = case.model(), case.inputs(PROMPT), []
 
     class Reading(Looking):
