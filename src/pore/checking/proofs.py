@@ -22,8 +22,9 @@ from pore._compat.attention import attention_name
 from pore._compat.making import seeded
 from pore._compat.modules import unwrapped
 from pore._compat.versions import beyond_tested, newest_tested
-from pore.checking.invariants import TOLERANCES, Subject, fingerprint, left_clean
+from pore.checking.invariants import fingerprint, invariants, left_clean
 from pore.checking.shrinking import widened
+from pore.checking.subject import TOLERANCES, Subject
 from pore.checking.twin import build, twin_of
 from pore.errors import PoreError, UnsupportedModelError
 
@@ -237,7 +238,7 @@ def _check(model: Any, thorough: bool) -> CheckResult:
 def _rows(subject: Subject, exact: bool) -> Iterator[Row]:
     """The invariants in one type of weights."""
     before = fingerprint(subject.model)
-    for name, holds in subject.invariants(exact):
+    for name, holds in invariants(subject, exact):
         try:
             held, finding = holds()
         except Exception as error:  # whatever a changed interface comes to

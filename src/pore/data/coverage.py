@@ -1,9 +1,9 @@
-"""Which part of a picture every visual token shows.
+"""The coverage of visual tokens: which part of a picture each of them shows.
 
-Processors resize, crop, pad and tile pictures in ways of their own. What a visual token shows is
-not computed from their settings: the processor itself is given a picture of the same size whose
-colours say where in it they are, and what it makes of that is read. So this holds for any
-processor, whatever its settings.
+Processors resize, crop, pad and tile pictures in ways of their own. The coverage is not computed
+from their settings. Instead the processor is given a picture of the same size in which red grows
+from left to right and green from top to bottom: the colours that come out say where they came from.
+So this holds for any processor, whatever its settings.
 """
 
 from __future__ import annotations
@@ -24,19 +24,16 @@ from pore.errors import InputError
 from pore.families.registry import family_of
 from pore.layout import Image
 
-# A pixel is picture, not padding nor blended with it, from this share of the purest one on.
+# From this share of the picture (of the purest pixel's) on, a pixel is not blended with padding.
 _PURE = 0.99
 
-
-# A view with less than this of the picture in any pixel shows nothing of it.
+# A view of which no pixel has a larger share of the picture shows nothing of it.
 _NONE = 0.02
 
-
-# Pixels from the edge of a picture, before and after resizing, where resizing bends a gradient.
+# So near to the edge of a picture, in pixels before and after resizing, resizing bends the slope.
 _BENT = 3
 
-
-# Fewer lines of pixels than this say nothing of a scale.
+# Fewer lines of pixels than this do not tell the scale.
 _FEW = 4
 
 
@@ -45,14 +42,14 @@ class Coverage:
     """What the visual tokens of one image in a prompt show of the picture it was made from.
 
     Boxes are (left, top, right, bottom) in pixels of the picture. They reach beyond it where it was
-    padded, and are NaN where there is nothing but padding in all of a view.
+    padded, and are NaN in a view that shows nothing but padding. A *view* is what goes through the
+    vision tower as one picture: a tile, a crop or the whole picture.
 
     Attributes:
         size: (width, height) of the picture.
-        boxes: (n, 4) float64, the box of every visual token, in the order of its raster index.
+        boxes: (n, 4) float64, the box of every visual token, in the order of their raster indices.
         views: (n,) the view that each token belongs to.
-        frames: (V, 4) float64, the box of every view: a tile, a crop or the whole picture, as it
-            went through the vision tower.
+        frames: (V, 4) float64, the box of every view.
     """
 
     size: tuple[int, int]
@@ -62,9 +59,9 @@ class Coverage:
 
     @property
     def padding(self) -> Tensor:
-        """(n,) share of every token's box that lies outside the picture, 1 where there is no box.
+        """(n,) share of every token's box that is padding of the processor; 1 where it has no box.
 
-        That is the padding of the processor, since nothing else lies there.
+        Padding is what lies outside of the picture.
         """
         return 1 - _inside(self.boxes, self.size).nan_to_num(0)
 
@@ -72,7 +69,7 @@ class Coverage:
 def coverage_of(
     model: nn.Module, processor: Any, picture: pil.Image, text: str | None = None, **kwargs: Any
 ) -> list[Coverage]:
-    """Ask a processor which part of a picture every visual token shows.
+    """Which part of a picture every visual token shows, by asking the processor.
 
     The processor runs three times, on pictures of that size. Where a model blends patches into
     tokens (LLaVA-OneVision, large images), boxes are those that divide the picture evenly.
@@ -146,8 +143,8 @@ def _places(
     """Where the visual tokens of an image lie in its views.
 
     Returns:
-        views (n,), boxes (n, 4) in cells of the view, rows and columns of cells, how many views
-        there are.
+        views (n,); boxes (n, 4) in cells of the view, a cell being a token wide and high; the rows
+        and columns of cells; and the number of views.
     """
     tiling = image.tiling
     if tiling is not None and tiling.tiles > 1:
@@ -258,16 +255,16 @@ def _edges(
     share: npt.NDArray[np.float64],
     length: int,
 ) -> tuple[float, float]:
-    """Where on a side of a picture the first line of a view begins and the last one ends.
+    """Which stretch of a side of a picture a view shows.
 
     Args:
-        place: (n,) where on the side the lines of pixels come from.
-        pure: (n,) which of them are known to.
+        place: (n,) where on the side each line of pixels of the view comes from.
+        pure: (n,) of which lines that is known.
         share: (n,) how much of every line is picture.
-        length: Of the side, in pixels.
+        length: The length of the side, in pixels.
 
     Returns:
-        The two places.
+        Where the first line begins and the last one ends.
     """
     count = len(place)
     line = np.arange(count) + 0.5

@@ -30,13 +30,14 @@ def from_dataset(
         split: The split to load, where `dataset` is a name.
         image: Column that holds the image, as an image, a path or encoded bytes.
         question: Column that holds the question.
-        answer: Column that holds the answer, passed over where there is none; of a list the most
-            frequent counts. What is taken for an answer is said at `Sample`.
+        answer: Column that holds the answer; there need not be one. Of a list of answers the most
+            frequent counts. See `Sample` for what is taken as an answer.
         limit: At most so many samples, from the first.
 
     Returns:
-        The samples, made when asked for: a sequence, or for an `IterableDataset` an iterable that
-        can be gone through again. The id is the row's own `id` or `question_id` with its number.
+        The samples, each made when it is asked for: a sequence, or for an `IterableDataset` an
+        iterable that can be gone through many times. The id is the row's number with its own
+        `question_id` or `id`.
 
     Raises:
         InputError: The library is missing, or the data set cannot be loaded or lacks a column.

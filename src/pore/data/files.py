@@ -25,8 +25,8 @@ def from_folder(
     """A sample for every image in a folder and the folders in it, in the order of their paths.
 
     Args:
-        folder: The folder. Files whose names do not end as images do, and hidden ones, are left
-            out.
+        folder: The folder. Hidden files are left out, and those whose names end in none of
+            `SUFFIXES`.
         questions: The questions, or a text file with one on each line; the images take them in
             turn.
 
@@ -62,18 +62,18 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     """Samples from a file with one JSON object on each line.
 
     Each has `question` and `image`, the image's path relative to the file, and may have `answer`,
-    `id`, `kind` and `third`; other keys are passed over. Of these, numbers and true and false are
-    taken as texts, and null, NaN, an empty list and blank text as not being there. A sample without
-    an id gets the name of the file and the number of its line.
+    `id`, `kind` and `third`; other keys are ignored. Of these four, numbers and truth values become
+    text; null, NaN, an empty list and blank text count as missing. A sample without an id gets the
+    name of the file and the number of its line.
 
     Args:
-        path: The file; blank lines are passed over.
+        path: The file; blank lines are skipped.
 
     Returns:
         The samples. Their images are not looked at yet.
 
     Raises:
-        InputError: The file cannot be read or holds no sample, or a line is not as above; the
+        InputError: The file cannot be read or holds no sample, or a line is not as described; the
             message names file and line.
     """
     file = Path(path)
@@ -90,6 +90,7 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
 
 
 def _from_line(line: str, file: Path, number: int) -> Sample:
+    """The sample of a line of a JSONL file; a ValueError says what is wrong with it."""
     found = parse_json(line, finite=False)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object.")
@@ -115,6 +116,7 @@ def _from_line(line: str, file: Path, number: int) -> Sample:
 
 
 def _read(path: Path, what: str) -> str:
+    """The text of a file; `what` it holds is for messages."""
     try:
         return read_regular(path, _LARGEST).decode("utf-8-sig")
     except OSError as error:

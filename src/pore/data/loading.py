@@ -21,7 +21,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 
 
 def resolve(name: str) -> str:
-    """What transformers loads a model from: the path of `embedded`, or the name itself."""
+    """What transformers is to load a model from: the path of `embedded`, or the name itself."""
     return embedded_model() if name == EMBEDDED else os.path.expanduser(name)
 
 
@@ -84,12 +84,22 @@ def _commit(path: str, revision: str | None) -> str | None:
     if os.path.isdir(path):
         return None
     found = try_to_load_from_cache(path, "config.json", revision=revision)
-    # A file lies in the folder of its commit, whatever branch or tag was asked for.
+    # In the cache a file lies in the folder of its commit, whatever branch or tag was asked for.
     return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else revision
 
 
 def known_config(name: str, revision: str | None) -> Any:
-    """The config of a checkpoint of a family that pore knows."""
+    """The config of a checkpoint, refused where pore knows no family for it.
+
+    Args:
+        name: Hub id, folder or "embedded".
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        UnsupportedModelError: It is of no family that pore knows.
+        InputError: It cannot be read.
+        OSError: There is no such model.
+    """
     config = load_config(name, revision=revision)
     if config.model_type not in families():  # `pore models` lists what is known
         raise UnsupportedModelError(

@@ -35,9 +35,9 @@ class Sample:
         id: Names the sample in messages and reports.
         image: The image, its file, its encoded bytes, or None for a question without one.
         question: The question, without template and placeholder.
-        answer: The right answer, where known. A number becomes text, a whole one without a point,
-            and True and False their names. NaN, what pandas has for it, and blank text are no
-            answer; nor are they a kind or a third.
+        answer: The right answer, where known. Numbers become text: 3.0 becomes "3", True "True".
+            NaN, the missing values of pandas and blank text become None, here and in `kind` and
+            `third`.
         kind: Kind of question, for accuracy per kind.
         third: Third of the image that the answer is in ("top", "middle", "bottom"), where known.
     """
@@ -60,8 +60,8 @@ class Sample:
         """The whole image as a viewer shows it, in RGB; see `pore._images.open_image`.
 
         Raises:
-            InputError: There is no image, it is missing, damaged or cut off, or it is none of the
-                formats and shapes that are opened.
+            InputError: There is no image; its file is missing, damaged or cut off; or its format or
+                shape is none of those that are opened.
         """
         if self.image is None:
             raise InputError(f"Sample {self.id} has no image.")
@@ -76,7 +76,7 @@ class Sample:
 
 
 def text_of(value: Any) -> str | None:
-    """A text or a number as text, and None for what is missing; ValueError says what else it is."""
+    """A text or a number as text, None for a missing value; a ValueError names anything else."""
     if is_missing(value):
         return None
     if isinstance(value, str):
@@ -92,7 +92,7 @@ def text_of(value: Any) -> str | None:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether it is None, NaN or what pandas has for these."""
+    """Whether a value is None, NaN or one of the missing values of pandas."""
     if value is None or type(value).__name__ in _MISSING:
         return True
     unequal = value != value  # as nothing but NaN and NaT is
@@ -100,6 +100,7 @@ def is_missing(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    """What an error of a decoder says, with its kind."""
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"

@@ -29,7 +29,7 @@ def load_samples(
     question: str = "question",
     answer: str = "answer",
 ) -> Iterable[Sample]:
-    """Samples from whatever `source` names: the one way in for the command line.
+    """Samples from whatever `source` names, as the command line takes it.
 
     Args:
         source: "embedded:calibration" or another split of the embedded scenes, a JSONL file
@@ -44,17 +44,17 @@ def load_samples(
         answer: Column that holds the answer.
 
     Returns:
-        The samples, which can be gone through many times; a sequence, but for a streamed data set.
+        The samples, which can be gone through many times. They are a sequence, except those of a
+        streamed data set.
 
     Raises:
-        InputError: There is no such source, or it cannot be read; a local file or folder that is
-            no source of samples says what it should be.
+        InputError: There is no such source, or it cannot be read.
     """
     if limit is not None and limit < 1:
         raise InputError(f"The number of samples must be at least 1, not {limit}.")
     name = os.fspath(source)
     path = Path(name)
-    # Not pathlib's, which raise errors for names that no file can have.
+    # The functions of pathlib raise errors for names that no file can have.
     is_folder = os.path.isdir(name)
     if questions is not None and not is_folder:
         raise InputError(f"Questions go with a folder of images, which {name} is not.")
