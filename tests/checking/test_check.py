@@ -37,7 +37,7 @@ def case(name: str) -> Case:
 @pytest.fixture
 def beyond(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformers that is newer than those tested, of which nothing was found yet."""
-    monkeypatch.setattr("pore._compat.TESTED", ("5.0.0", "5.15.0"))
+    monkeypatch.setattr("pore._compat.versions.TESTED", ("5.0.0", "5.15.0"))
     monkeypatch.setattr(checking, "_proofs", checking._Proofs())
 
 
