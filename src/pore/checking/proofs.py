@@ -1,7 +1,8 @@
 """The library proves itself: what must hold of pruning, on this machine, with these versions.
 
 `check` builds a tiny random twin of a model from its config and runs the invariants on it. On a
-transformers that is newer than those tested, entering a block does so once for a kind of model.
+transformers that is newer than those tested, a `with` block does so by itself, the first time that
+a model of some kind enters one.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from pore.errors import PoreError, UnsupportedModelError
 
 @dataclass(frozen=True)
 class Row:
-    """One invariant of one method.
+    """One invariant of one method, such as "FastV (decoder): keep-all is bit-equal".
 
     Attributes:
         name: The method, where it acts, and what must hold.
         dtype: Type of the twin's weights.
-        holds: Whether it does.
-        finding: What was found.
+        holds: Whether the invariant holds.
+        finding: What was found, such as "logits 3.1e-07 of the largest apart".
     """
 
     name: str
@@ -52,14 +53,14 @@ class CheckResult:
 
     Attributes:
         model: The class of the model.
-        family: What pore takes it for.
+        family: The family that pore takes it for.
         versions: Of pore, transformers and torch.
         tested: Whether this transformers is no newer than those that pore was tested with.
         device: Where the twin ran.
         attention: The decoder's attention implementation.
         cache: The kind of cache that `generate` made.
-        parameters: Of the twin.
-        seconds: What it took.
+        parameters: How many the twin has.
+        seconds: How long it took.
         rows: The invariants.
     """
 
@@ -90,7 +91,7 @@ class CheckResult:
 
     @property
     def summary(self) -> str:
-        """What holds where, in a few words."""
+        """The outcome in a few words."""
         failed = len(self.failures)
         held = "all holds" if self.passed else f"{failed} of {len(self.rows)} do not hold"
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
@@ -110,14 +111,14 @@ class CheckResult:
 
 
 def check(model: nn.Module) -> CheckResult:
-    """Whether what must hold of pruning holds in models like this one, here and now.
+    """Check that pruning is exact in models like this one, with the versions installed here.
 
     Args:
-        model: A model of transformers, which is left alone: a tiny random twin of it, of the same
-            classes, attention implementation, dtype, device and kind of cache, takes its place.
+        model: A model of transformers. It is left alone: what is pruned is a tiny random twin of
+            the same classes, attention implementation, dtype, device and kind of cache.
 
     Returns:
-        What was found; `passed` says whether all holds.
+        What was found; `passed` says whether every invariant holds.
 
     Raises:
         UnsupportedModelError: pore does not know the model, or can make no twin of it.
@@ -139,7 +140,7 @@ def prove(model: nn.Module) -> None:
 
 
 class _Proofs:
-    """What was found of kinds of models in this process; one thread at a time looks."""
+    """What was found for each kind of model in this process; one thread at a time looks."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -148,7 +149,7 @@ class _Proofs:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other thread look, and none of what this one prunes meanwhile be asked for."""
+        """Let no other thread look, and let this one prune its twins without being asked again."""
         with self._lock:
             before, self._looking = self._looking, True
             try:
@@ -189,7 +190,10 @@ _VERSIONS = {"pore": "pore-vlm", "transformers": "transformers", "torch": "torch
 
 
 def _check(model: Any, thorough: bool) -> CheckResult:
-    """Run the invariants on a twin: in the most exact type it runs in, and in the model's own."""
+    """Run the invariants on a twin of exact weights, and if `thorough` on one of the model's type.
+
+    Exact is float64, or float32 where the twin does not run in float64.
+    """
     began = time.monotonic()
     config, generation = model.config, getattr(model, "generation_config", None)
     tiny, family = twin_of(config)
@@ -241,7 +245,7 @@ def _rows(subject: Subject, exact: bool) -> Iterator[Row]:
     for name, holds in invariants(subject, exact):
         try:
             held, finding = holds()
-        except Exception as error:  # whatever a changed interface comes to
+        except Exception as error:  # whatever a changed interface leads to
             held, finding = False, _told(error)
         yield Row(name, _name(subject.dtype), held, finding)
     held, finding = left_clean(subject.model, before)
@@ -259,7 +263,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _kind(model: Any, tiny: Any) -> Any:
-    """The class of the twin: the model's own, or the one with a head of a model without."""
+    """The class of the twin: the model's own, or for a model without a head that with one."""
     if hasattr(model, "generate"):
         return type(model)
     from transformers import AutoModelForImageTextToText
@@ -269,6 +273,6 @@ def _kind(model: Any, tiny: Any) -> Any:
 
 
 def _device(model: Any) -> torch.device:
-    """Where a model computes: where its weights are, those that accelerate has offloaded apart."""
+    """Where a model computes: where its weights are that accelerate has not offloaded."""
     places = (weight.device for weight in model.parameters())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))

@@ -1,8 +1,9 @@
-"""From the config of a model to that of a tiny twin: the same classes, nothing of its size.
+"""From the config of a model to the config of a tiny twin: the same classes, nothing of its size.
 
 What makes a family special stays: kinds of layers and their order, grouped heads, sections of
-positions, soft caps, experts, layers that share keys, features for lower layers. Sizes are known by
-the names that configs give them; what names do not say, a family does (`Family.shrink`).
+positions, soft caps, experts, layers that share keys, features that lower layers add. Which numbers
+are sizes is known by the names that configs have for them: a `hidden_size` becomes 32 in whichever
+part of the config it stands. What names do not say, a family does (`Family.shrink`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pore.errors import UnsupportedModelError
 from pore.families.base import Family
 
 WIDTH = 32
-"""Numbers in a hidden state of the twin, of tower and decoder alike."""
+"""Width of a hidden state of the twin, in tower and decoder alike."""
 
 VOCABULARY = 128
 
@@ -27,9 +28,9 @@ _PATCH = 4  # pixels
 
 _SIDE = 4  # visual tokens along a side of an image or tile
 
-_RUN = 2  # layers of one kind in a row, where there are several kinds
+_RUN = 2  # at most so many layers of one kind follow each other, where there are several kinds
 
-_ALIKE, _MIXED, _SHARING = 5, 6, 3  # layers, all alike, of several kinds, and that share keys
+_ALIKE, _MIXED, _SHARING = 5, 6, 3  # layers: where all are alike, of several kinds; that share keys
 
 # What sizes are called, and what they become; other numbers stay.
 _SIZES: Mapping[str, int] = {
@@ -52,13 +53,13 @@ _SIZES: Mapping[str, int] = {
     "hidden_size_per_layer_input": WIDTH // _HEADS,
 }
 
-# Numbers that are taken down to a bound.
+# Numbers that become at most so large.
 _BOUNDS: Mapping[str, int] = {
     **dict.fromkeys(("num_experts_per_tok", "top_k_experts", "n_group", "topk_group"), 2),
     **dict.fromkeys(("first_k_dense_replace", "num_global_key_value_heads"), 1),
 }
 
-# Key heads by what the query heads of the same layers are called.
+# By the name of a number of key heads: the name of that of the query heads in the same layers.
 _GROUPED: Mapping[str, str] = {
     "num_key_value_heads": "num_attention_heads",
     "linear_num_key_heads": "linear_num_value_heads",
@@ -70,7 +71,7 @@ _LAYER_NUMBERS = ("fullatt_block_indexes", "moe_layers", "mlp_only_layers")
 
 _TOKENS = ("token_id", "token_index")
 
-# Of the twin nothing is loaded, and nothing of other senses is made.
+# The twin has random weights, which need no quantization, and no part for sound.
 _LEFT_OUT = ("quantization_config", "audio_config")
 
 
@@ -85,7 +86,7 @@ def shrink(config: Any, family: Family) -> Any:
         A config of the same class.
 
     Raises:
-        UnsupportedModelError: It has not what the family's configs have, or sizes do not fit.
+        UnsupportedModelError: The config lacks something, or the small sizes do not fit together.
     """
     try:
         return type(config).from_dict(_shrunk(config.to_dict(), family))
@@ -165,7 +166,7 @@ def _small(
 def _size(
     name: str, value: Any, full: Mapping[str, Any], merge: int, ids: Mapping[int, int], head: int
 ) -> Any:
-    """What a number of a config becomes, by its name."""
+    """What a number of a config becomes in the twin, by its name."""
     if isinstance(value, bool) or not isinstance(value, int) or value == 0:
         return ids.get(0, 0) if value == 0 and name.endswith(_TOKENS) else value
     if name.endswith(_TOKENS):
@@ -201,7 +202,7 @@ def _key_heads(heads: int, queries: int) -> int:
 
 
 def _layer(own: Mapping[str, Any], full: Mapping[str, Any], head: int) -> dict[str, Any]:
-    """What one layer has otherwise than the others."""
+    """The settings of its own that a single layer has (`per_layer_config`), for the twin."""
     sizes = {name: _size(name, value, {**full, **own}, 1, {}, head) for name, value in own.items()}
     if "head_dim" in own:
         sizes["head_dim"] = head * max(round(own["head_dim"] / full["head_dim"]), 1)
@@ -213,7 +214,7 @@ def _depth(full: Mapping[str, Any]) -> int | None:
 
 
 def _kept_layers(full: Mapping[str, Any]) -> list[int]:
-    """Which layers the twin has: some of every kind, in their order, runs of them cut."""
+    """Which layers the twin has: some of every kind, in their order, long runs of a kind cut."""
     depth = _depth(full)
     if depth is None:
         return []
@@ -231,7 +232,7 @@ def _kept_layers(full: Mapping[str, Any]) -> list[int]:
 
 
 def _some(kinds: Sequence[Any], layers: range, enough: int) -> list[int]:
-    """So many of some layers, and of every kind among them one at least."""
+    """The first of some layers: `enough` of them, and at least one of every kind among them."""
     every = {kinds[i] for i in layers}
     enough = enough if len(every) > 1 else min(enough, _ALIKE)
     kept: list[int] = []
@@ -246,9 +247,11 @@ def _some(kinds: Sequence[Any], layers: range, enough: int) -> list[int]:
 
 
 def _head_dim(full: Mapping[str, Any]) -> int:
-    """Numbers in a head: as wide as the heads share the width, or twice that as most configs say.
+    """The width of a head of the twin.
 
-    So many that rotary positions on three axes have an angle each.
+    Where the heads of the model share its width out evenly, so do those of the twin. Elsewhere they
+    are twice as wide, as in most configs. They are wide enough for rotary positions on three axes
+    to have an angle each.
     """
     heads = next((full[n] for n in ("num_attention_heads", "num_heads") if full.get(n)), _HEADS)
     share = WIDTH // _HEADS
@@ -261,7 +264,7 @@ def _head_dim(full: Mapping[str, Any]) -> int:
 
 
 def _rotated(full: Mapping[str, Any]) -> float:
-    """The smallest part of a head that rotates."""
+    """The smallest share of a head that rotary positions turn, over all kinds of layers."""
     found = full.get("rope_parameters") or {}
     every = [found, *(one for one in found.values() if isinstance(one, Mapping))]
     return min((one.get("partial_rotary_factor") or 1.0 for one in every), default=1.0)
@@ -308,7 +311,7 @@ def _read(chosen: Any, depth: int) -> Any:
 
 
 def _token_ids(full: Mapping[str, Any]) -> dict[int, int]:
-    """The ids of special tokens in a vocabulary that has them at its end."""
+    """The id that each special token's id becomes: those of the twin end its vocabulary."""
     found: set[int] = set()
 
     def walk(part: Mapping[str, Any]) -> None:

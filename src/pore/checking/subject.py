@@ -55,10 +55,11 @@ class Subject:
 
     Attributes:
         all: Inputs of all prompts, padded on the left.
-        layer: K, of the decoder method.
-        methods: One method for every place where tokens can be dropped.
-        hides: Whether a window or a chunk hides some of a prompt.
-        wide: The same twin where none does; None where that is so of this one.
+        layer: The first pruned layer of the method in the decoder.
+        methods: One method for every place where tokens can be dropped: "decoder", "embeddings"
+            and, where methods can act there, "tower".
+        hides: Whether a sliding window or a chunk hides a part of some prompt.
+        wide: The same twin with windows that hide nothing; None where this one's hide nothing.
     """
 
     def __init__(self, model: Any, family: Family, cache: str | None) -> None:
@@ -89,7 +90,7 @@ class Subject:
         return decoder.config
 
     def _layer(self) -> int:
-        """K: the one after the first layer, from layer 1 on, that has attention to all tokens."""
+        """The layer that follows the first one, from layer 1 on, with attention to all tokens."""
         layers = self.family.layers(self.model)
         attending = [i for i in range(len(layers)) if not self.family.recurrent(layers[i])]
         whole = [i for i in attending[:-1] if i > 0 and window_of(self._config, i) is None]
