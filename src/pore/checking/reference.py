@@ -89,7 +89,7 @@ def _attention(layer: int, seen: Tensor, weights: dict[int, Tensor]) -> Callable
 
 
 def _mixed(mixer: Any, seen: Tensor) -> Callable[..., Tensor]:
-    """A recurrence over the tokens that are seen, one sample at a time: it takes no mask for them."""
+    """A recurrence over the tokens that are seen, one sample at a time: it has no mask."""
     mix = mixer.forward
 
     def each(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
