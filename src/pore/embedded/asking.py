@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,47 +61,68 @@ def candidates(things: tuple[Thing, ...], rng: np.random.Generator) -> dict[str,
     Wrong statements (for ``existence`` and ``relation``) are drawn so that ``yes`` and ``no`` can
     be balanced: half of the objects that do not exist combine a colour and a noun that both do.
     """
-    nouns = [t.noun for t in things]
-    phrases = [t.phrase for t in things]
-    unique = [t for t in things if phrases.count(t.phrase) == 1]
     found: dict[str, list[Question]] = {kind: [] for kind in KINDS}
+    for question in (
+        *_attributes(things),
+        *_existence(things, rng),
+        *_places(things),
+        *_counts(things),
+        *_relations(things),
+    ):
+        found[question.kind].append(question)
+    return found
 
-    def add(kind: str, question: str, answer: str, third: str | None = None) -> None:
-        found[kind].append(Question(question, answer, kind, third))
 
+def _unique(things: tuple[Thing, ...]) -> list[Thing]:
+    """Those that a colour and a noun tell from all others."""
+    phrases = [t.phrase for t in things]
+    return [t for t in things if phrases.count(t.phrase) == 1]
+
+
+def _attributes(things: tuple[Thing, ...]) -> Iterator[Question]:
+    """What colour the only circle has, and which shape is the only red one."""
+    nouns = [t.noun for t in things]
     for t in things:
         if nouns.count(t.noun) == 1:
-            add("color", f"What color is the {t.noun}?", t.color, t.third)
+            yield Question(f"What color is the {t.noun}?", t.color, "color", t.third)
         if sum(o.family == t.family and o.color == t.color for o in things) == 1:
             kind = "shape" if t.family == "shape" else "reading"
-            add(kind, f"Which {t.family} is {t.color}?", t.name, t.third)
-    for t in unique:
-        add("existence", f"Is there a {t.phrase}?", "yes", t.third)
-        if t.clear_of_borders:
-            add("place", f"Where is the {t.phrase}?", t.place, t.third)
+            yield Question(f"Which {t.family} is {t.color}?", t.name, kind, t.third)
+
+
+def _existence(things: tuple[Thing, ...], rng: np.random.Generator) -> Iterator[Question]:
+    for t in _unique(things):
+        yield Question(f"Is there a {t.phrase}?", "yes", "existence", t.third)
     for phrase in _absent(things, rng):
-        add("existence", f"Is there a {phrase}?", "no")
+        yield Question(f"Is there a {phrase}?", "no", "existence")
 
-    countable = [(f"How many {s}s are there?", nouns.count(s)) for s in SHAPES if s != "cross"]
-    countable.append(("How many crosses are there?", nouns.count("cross")))
+
+def _places(things: tuple[Thing, ...]) -> Iterator[Question]:
+    for t in _unique(things):
+        if t.clear_of_borders:
+            yield Question(f"Where is the {t.phrase}?", t.place, "place", t.third)
+
+
+def _counts(things: tuple[Thing, ...]) -> Iterator[Question]:
+    nouns = [t.noun for t in things]
+    countable = [(f"{s}s are there", nouns.count(s)) for s in SHAPES if s != "cross"]
+    countable.append(("crosses are there", nouns.count("cross")))
     for family in ("digit", "letter"):
-        number = sum(t.family == family for t in things)
-        countable.append((f"How many {family}s are there?", number))
+        countable.append((f"{family}s are there", sum(t.family == family for t in things)))
     for color in COLORS:
-        number = sum(t.color == color for t in things)
-        countable.append((f"How many objects are {color}?", number))
-    for question, number in countable:
+        countable.append((f"objects are {color}", sum(t.color == color for t in things)))
+    for what, number in countable:
         if number <= MAX_COUNT:
-            add("count", question, str(number))
+            yield Question(f"How many {what}?", str(number), "count")
 
-    for a in unique:
-        for b in unique:
-            for direction, (dx, dy) in DIRECTIONS.items():
-                along = dx * (a.x - b.x) + dy * (a.y - b.y)
-                if a is not b and abs(along) >= _RELATION_MARGIN:
-                    answer = "yes" if along > 0 else "no"
-                    add("relation", f"Is the {a.phrase} {direction} the {b.phrase}?", answer)
-    return found
+
+def _relations(things: tuple[Thing, ...]) -> Iterator[Question]:
+    for a, b in itertools.permutations(_unique(things), 2):
+        for direction, (dx, dy) in DIRECTIONS.items():
+            along = dx * (a.x - b.x) + dy * (a.y - b.y)
+            if abs(along) >= _RELATION_MARGIN:
+                answer = "yes" if along > 0 else "no"
+                yield Question(f"Is the {a.phrase} {direction} the {b.phrase}?", answer, "relation")
 
 
 def _absent(things: tuple[Thing, ...], rng: np.random.Generator) -> list[str]:
