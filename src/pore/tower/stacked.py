@@ -25,6 +25,7 @@ class StackedTowerRun(TowerRun):
     _real: Tensor | None = None  # (P, n) bool, False at tokens that are padding; None: all are real
     _selection: TowerSelection | None = None
     _projected: Tensor  # (P, k, D) what was kept, or all there is
+    _count: int  # how many features of an image or tile the model expects
 
     def encoded(self, image: int) -> Encoded:
         """What was made of an image, where that was to be remembered."""
@@ -130,6 +131,7 @@ class StackedTowerRun(TowerRun):
         ):  # merged patches are not the prompt's
             selection = whole_if_all_shown(selection, view)
         self._selection = selection
+        self._count = view.features.shape[1] if self._merger is None else self._merger.patches
         self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
         if selection.valid is None:
             return (selection.features, *args[1:])
@@ -178,7 +180,6 @@ class StackedTowerRun(TowerRun):
                 f"{sum(t.tiles for t in self._tilings)}; build the inputs with the model's own "
                 "processor."
             )
-        self._tokens = features.shape[1] if self._merger is None else self._merger.patches
 
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
         assert self._pixels is not None
@@ -194,7 +195,7 @@ class StackedTowerRun(TowerRun):
         if self._stage is not None or self._remember:
             self._projected = output
         if self._selection is not None:
-            output = nn.functional.pad(output, (0, 0, 0, self._tokens - output.shape[1]))
+            output = nn.functional.pad(output, (0, 0, 0, self._count - output.shape[1]))
         first = output[:, 0].detach()
         if self._tilings is not None:
             first = first[[tiles_of(self._tilings, i).start for i in range(len(self._tilings))]]
