@@ -126,9 +126,8 @@ class StackedTowerRun(TowerRun):
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         view = self._view(_in_line(args[0]))
         selection = self._choose(view)
-        if (
-            self._merger is None or self._merger.block is None
-        ):  # merged patches are not the prompt's
+        merged = self._merger is not None and self._merger.block is not None
+        if not merged:  # the prompt shows patches, none of which a merged one is
             selection = whole_if_all_shown(selection, view)
         self._selection = selection
         self._count = view.features.shape[1] if self._merger is None else self._merger.patches
