@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from pore import plotting
-from pore.data.coverage import trace
+from pore.data.coverage import coverage_of
 from pore.data.prompts import render
 from pore.errors import InputError
 from pore.families.registry import family_of
@@ -64,10 +64,10 @@ def drawing(kind: Kind, name: str) -> Image.Image | None:
     processor, model = parts(kind)
     picture = photograph(name)
     try:
-        regions = trace(model, processor, picture, **kind.kwargs)
+        coverage = coverage_of(model, processor, picture, **kind.kwargs)
     except InputError:
         return None
-    figure = plotting.layout(picture, regions, title=kind.name)
+    figure = plotting.layout(picture, coverage, title=kind.name)
     return Image.open(io.BytesIO(plotting.to_png(figure, dpi=64))).convert("RGB")
 
 
@@ -91,7 +91,7 @@ def sheet(drawings: list[Image.Image]) -> Image.Image:
 
 
 def rows(kinds: list[Kind]) -> list[str]:
-    """The table of visual tokens by family and picture, structure behind a plus."""
+    """The table of visual tokens by family and picture, structure after a plus."""
     names = list(SIZES)
     found = [f"| family | settings of | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
     found.append(f"| | pixels | {' | '.join('{} × {}'.format(*SIZES[n]) for n in names)} |")

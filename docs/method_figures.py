@@ -20,7 +20,8 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 import pore
 from pore import plotting
 from pore.data.prompts import build_inputs
-from pore.data.samples import Sample, load_samples
+from pore.data.samples import Sample
+from pore.data.sources import load_samples
 from pore.embedded import embedded_model, scenes
 from pore.errors import PoreError
 from pore.evaluation.demo import seen_image

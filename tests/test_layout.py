@@ -10,8 +10,8 @@ from pore.layout import Image, Layout, Tiling
 from pore.tensors.gathering import pack
 
 
-def test_text_behind_every_image() -> None:
-    """Text behind the image itself, on either side of padding, and no other image's tokens."""
+def test_text_after_every_image() -> None:
+    """Text after the image itself, on either side of padding, and no other image's tokens."""
     tokens = torch.ones(2, 10, dtype=torch.bool)
     tokens[1, :2] = tokens[1, 9] = False
     images = [
@@ -22,17 +22,17 @@ def test_text_behind_every_image() -> None:
     layout = Layout.of(images, tokens)
     text = [[0, 3, 9], [2, 4, 5, 6, 7, 8]]
     assert [row.nonzero().flatten().tolist() for row in layout.text] == text
-    behind = [row.nonzero().flatten().tolist() for row in layout.text_behind]
-    assert behind == [[3, 9], [9], [4, 5, 6, 7, 8]]
+    after = [row.nonzero().flatten().tolist() for row in layout.text_after]
+    assert after == [[3, 9], [9], [4, 5, 6, 7, 8]]
 
     keep = torch.tensor([[True, False, False], [False, False, True], [True, False, False]])
     index, left = pack(layout.kept_tokens(keep), right=False)
     short = layout.shorten(keep, index, left)
     assert index[0].tolist() == [0, 1, 3, 6, 7, 8, 9]
     assert short.text[0].nonzero().flatten().tolist() == [0, 2, 6]
-    behind = [row.nonzero().flatten().tolist() for row in short.text_behind]
-    assert behind[:2] == [[2, 6], [6]]
-    assert index[1, behind[2]].tolist() == [4, 5, 6, 7, 8]
+    after = [row.nonzero().flatten().tolist() for row in short.text_after]
+    assert after[:2] == [[2, 6], [6]]
+    assert index[1, after[2]].tolist() == [4, 5, 6, 7, 8]
 
 
 def test_which_patch_of_which_tile_a_token_shows() -> None:

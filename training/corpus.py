@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from pore.embedded import scenes
+from pore.embedded.asking import caption, choose, describe
+from pore.embedded.things import COLORS, DIGITS, LETTERS, PLACES, SHAPES, things_of
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 SPECIAL = ("<unk>", BOS, EOS, PAD, IMAGE)
@@ -64,10 +65,10 @@ def train_tokenizer() -> Tokenizer:
     )
     told = []
     for i in range(3000):
-        things = scenes.layout("train", i)
-        asked = scenes.choose(things, np.random.default_rng(i), 2)
+        things = things_of("train", i)
+        asked = choose(things, np.random.default_rng(i), 2)
         turns = " ".join(f"USER: {q.question} ASSISTANT: {q.answer}" for q in asked)
-        told.append(f"{scenes.caption(things)}\n{DESCRIBE}\n{turns}")
+        told.append(f"{caption(things)}\n{DESCRIBE}\n{turns}")
     tokenizer.train_from_iterator([*english(), *told], trainer)
     bos = special(tokenizer)[0]
     tokenizer.post_processor = processors.Sequence(
@@ -83,8 +84,8 @@ def train_tokenizer() -> Tokenizer:
 
 
 def _check_single_tokens(tokenizer: Tokenizer) -> None:
-    answers = [word for row in scenes.REGIONS for region in row for word in region.split()]
-    answers += [*scenes.COLORS, *scenes.SHAPES, *scenes.LETTERS, *scenes.DIGITS, "yes", "no"]
+    answers = [word for row in PLACES for region in row for word in region.split()]
+    answers += [*COLORS, *SHAPES, *LETTERS, *DIGITS, "yes", "no"]
     words = [*answers, "ASSISTANT", "color", "letter", "digit", "Which", "objects", "crosses"]
     split = [w for w in words if len(encode(tokenizer, [" " + w])[0]) != 1]
     if split:
@@ -137,11 +138,11 @@ class TextStage:
         Returns:
             ``(length,)`` token ids and ``(length,)`` weights of these tokens in the loss.
         """
-        things = scenes.layout("train", index, objects)
-        told = " ".join(scenes.describe(things[i]) for i in rng.permutation(len(things)))
-        turns = [(q.question, q.answer) for q in scenes.choose(things, rng, 3)]
+        things = things_of("train", index, objects)
+        told = " ".join(describe(things[i]) for i in rng.permutation(len(things)))
+        turns = [(q.question, q.answer) for q in choose(things, rng, 3)]
         if rng.random() < 0.25:
-            turns.insert(0, (DESCRIBE, scenes.caption(things)))
+            turns.insert(0, (DESCRIBE, caption(things)))
         texts = [f"USER: {told}\n{turns[0][0]} ASSISTANT:"]
         texts += [f"USER: {question} ASSISTANT:" for question, _ in turns[1:]]
         parts = encode(self.tokenizer, [*texts, *(f" {answer}" for _, answer in turns)])

@@ -17,6 +17,8 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from pore.embedded import embedded_model, scenes
+from pore.embedded.asking import KINDS
+from pore.embedded.things import THIRDS
 
 BATCH = 50
 
@@ -62,8 +64,8 @@ def accuracy(n: int, folder: str) -> dict[str, object]:
     return {
         "questions": n,
         "accuracy": share["all"],
-        "by_kind": {k: share[k] for k in scenes.KINDS},
-        "by_third": {k: share[k] for k in scenes.THIRDS},
+        "by_kind": {k: share[k] for k in KINDS},
+        "by_third": {k: share[k] for k in THIRDS},
         "seconds": round(time.monotonic() - began),
     }
 

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from pore.embedded import scenes
-from tower import COLORS, GRID, NAMES, Labels
+from pore.embedded.things import DIGITS, LETTERS, PLACES
+from tower import COLOR_NAMES, GRID, NAMES, Labels
 
 BACKGROUND_WORD, BACKGROUND_SCALE = "the", 0.3
 
@@ -35,15 +35,13 @@ class Lexicon:
             return table[encode(tokenizer, [" " + text])[0]].sum(0)
 
         families = {
-            **dict.fromkeys(scenes.DIGITS, "digit "),
-            **dict.fromkeys(scenes.LETTERS, "letter "),
+            **dict.fromkeys(DIGITS, "digit "),
+            **dict.fromkeys(LETTERS, "letter "),
         }
         self.names = torch.stack([words(families.get(n, "") + n) for n in NAMES])
-        self.colors = torch.stack([words(c) for c in COLORS])
+        self.colors = torch.stack([words(c) for c in COLOR_NAMES])
         third = GRID // 3
-        places = [
-            [scenes.REGIONS[r // third][c // third] for c in range(GRID)] for r in range(GRID)
-        ]
+        places = [[PLACES[r // third][c // third] for c in range(GRID)] for r in range(GRID)]
         self.places = torch.stack([torch.stack([words(p) for p in row]) for row in places])
         self.background = BACKGROUND_SCALE * words(BACKGROUND_WORD)
 

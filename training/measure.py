@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from pore.embedded import scenes
+from pore.embedded.asking import Question, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def padded(sequences: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
     return ids, torch.tensor([len(s) - 1 for s in sequences])
 
 
-def chunks(n: int) -> Iterator[list[tuple[scenes.Scene, scenes.Question]]]:
+def chunks(n: int) -> Iterator[list[tuple[scenes.Scene, Question]]]:
     """The calibration stream in pieces of `CHUNK` questions."""
     pairs = list(scenes.questions("calibration", n))
     for i in range(0, n, CHUNK):
@@ -158,7 +159,7 @@ def text_report(
     bos, eos, _, pad = special(tokenizer)
     user = encode(tokenizer, ["USER:"])[0]
     for pairs in chunks(350):
-        told = [rng.permutation([scenes.describe(t) for t in s.things]) for s, _ in pairs]
+        told = [rng.permutation([describe(t) for t in s.things]) for s, _ in pairs]
         texts = [
             f"USER: {' '.join(t)}\n{q.question} ASSISTANT:"
             for t, (_, q) in zip(told, pairs, strict=True)

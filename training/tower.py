@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionModel
 
-from pore.embedded import scenes
+from pore.embedded.drawing import draw, opacity
+from pore.embedded.splits import Split
+from pore.embedded.things import COLORS, DIGITS, LETTERS, SHAPES, SIDE, Thing, things_of
 
 PATCH, GRID = 8, 12
-NAMES = (*scenes.SHAPES, *scenes.DIGITS, *scenes.LETTERS)
-COLORS = tuple(scenes.COLORS)
+NAMES = (*SHAPES, *DIGITS, *LETTERS)
+COLOR_NAMES = tuple(COLORS)
 IGNORED = -100
 FEW, SOME = 255, 8 * 255
 """Coverage of a patch, in units of 1/255 pixel: background below FEW, an object from SOME on."""
@@ -35,32 +37,32 @@ class Labels:
     presence: Tensor
 
 
-def patch_labels(things: tuple[scenes.Thing, ...]) -> np.ndarray:
+def patch_labels(things: tuple[Thing, ...]) -> np.ndarray:
     """``(144, 4)`` labels of the patches of one scene."""
     half = 8
     labels = np.full((GRID * GRID, 4), IGNORED)
     labels[:, :2] = 0
     for thing in things:
-        cover = np.zeros((scenes.SIDE, scenes.SIDE), np.int32)
-        cover[thing.y - half : thing.y + half, thing.x - half : thing.x + half] = scenes.mask(thing)
+        cover = np.zeros((SIDE, SIDE), np.int32)
+        cover[thing.y - half : thing.y + half, thing.x - half : thing.x + half] = opacity(thing)
         total = cover.reshape(GRID, PATCH, GRID, PATCH).sum((1, 3)).reshape(-1)
         row, column = (min(c // PATCH, GRID - 1) for c in (thing.y, thing.x))
-        name, color = 1 + NAMES.index(thing.name), 1 + COLORS.index(thing.color)
+        name, color = 1 + NAMES.index(thing.name), 1 + COLOR_NAMES.index(thing.color)
         labels[(total >= FEW) & (total < SOME) & (labels[:, 0] <= 0)] = IGNORED
         labels[total >= SOME] = (name, color, row, column)
     return labels
 
 
-def tower_batch(split: scenes.Split, first: int, size: int) -> tuple[np.ndarray, Labels]:
+def tower_batch(split: Split, first: int, size: int) -> tuple[np.ndarray, Labels]:
     """``(size, 96, 96, 3)`` images from index ``first`` on, with their labels."""
-    images, patches, presence = [], [], np.zeros((size, len(NAMES) + len(COLORS)), np.float32)
+    images, patches, presence = [], [], np.zeros((size, len(NAMES) + len(COLOR_NAMES)), np.float32)
     for i in range(size):
-        things = scenes.layout(split, first + i)
-        images.append(scenes.draw(split, first + i, things))
+        things = things_of(split, first + i)
+        images.append(draw(split, first + i, things))
         patches.append(patch_labels(things))
         for t in things:
             presence[i, NAMES.index(t.name)] = 1
-            presence[i, len(NAMES) + COLORS.index(t.color)] = 1
+            presence[i, len(NAMES) + COLOR_NAMES.index(t.color)] = 1
     labels = Labels(torch.from_numpy(np.stack(patches)), torch.from_numpy(presence))
     return np.stack(images), labels
 
@@ -75,10 +77,10 @@ class TowerHeads(nn.Module):
             width: Width of the tower.
         """
         super().__init__()
-        self.sizes = (len(NAMES) + 1, len(COLORS) + 1, GRID, GRID)
+        self.sizes = (len(NAMES) + 1, len(COLOR_NAMES) + 1, GRID, GRID)
         self.norm = nn.LayerNorm(width)
         self.patch = nn.Linear(width, sum(self.sizes))
-        self.image = nn.Linear(width, len(NAMES) + len(COLORS))
+        self.image = nn.Linear(width, len(NAMES) + len(COLOR_NAMES))
 
     def forward(self, tower: CLIPVisionModel, images: np.ndarray) -> tuple[list[Tensor], Tensor]:
         """Logits per patch, ``(B, 144, size)`` for each of four labels, and per image."""

@@ -1,4 +1,4 @@
-"""Batches of pictures with text: several independent turns behind one image."""
+"""Batches of pictures with text: several independent turns after one image."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from pore.embedded import scenes
+from pore.embedded.asking import MAX_COUNT, Question, candidates, describe
+from pore.embedded.splits import Split
+from pore.embedded.things import Thing
 from tower import patch_labels
 
 MORE = {"relation": 8, "count": 3}
-"""How many more questions of the two hardest kinds there are behind an image."""
+"""How many more questions of the two hardest kinds there are after an image."""
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Turn:
     counted: np.ndarray | None = None
 
 
-def things_asked(question: str, things: tuple[scenes.Thing, ...]) -> list[scenes.Thing]:
+def things_asked(question: str, things: tuple[Thing, ...]) -> list[Thing]:
     """The objects that a question is about, in the order in which it names them."""
     words = question.rstrip("?").split()
     if words[0] == "Which":
@@ -82,7 +85,7 @@ def things_asked(question: str, things: tuple[scenes.Thing, ...]) -> list[scenes
     )
 
 
-def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Question]) -> list[Turn]:
+def turns_of(things: tuple[Thing, ...], questions: Iterable[Question]) -> list[Turn]:
     """Questions about a scene as turns, with the patches that they are about."""
     labels = patch_labels(things)
     turns = []
@@ -97,7 +100,7 @@ def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Questi
             referents = np.stack([np.any(covers, 0)] * 2)
         counted = None
         if q.kind == "count":
-            counted = np.zeros((scenes.MAX_COUNT, VISUAL_TOKENS), bool)
+            counted = np.zeros((MAX_COUNT, VISUAL_TOKENS), bool)
             for one, cover in zip(counted, covers, strict=False):
                 one |= cover
         turns.append(Turn(q.question, q.answer, referents, counted))
@@ -106,7 +109,7 @@ def turns_of(things: tuple[scenes.Thing, ...], questions: Iterable[scenes.Questi
 
 def question_batch(
     tokenizer: Tokenizer,
-    split: scenes.Split,
+    split: Split,
     first: int,
     size: int,
     objects: tuple[int, int],
@@ -117,15 +120,13 @@ def question_batch(
     turns = []
     for i, s in enumerate(drawn):
         rng = np.random.default_rng([first + i, 4])
-        options = scenes.candidates(s.things, rng)
+        options = candidates(s.things, rng)
         more = [q for kind, n in extra.items() for q in spread(options[kind], n, rng)]
         turns.append(turns_of(s.things, dict.fromkeys([*s.questions, *more])))
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 
 
-def spread(
-    options: list[scenes.Question], n: int, rng: np.random.Generator
-) -> list[scenes.Question]:
+def spread(options: list[Question], n: int, rng: np.random.Generator) -> list[Question]:
     """Up to ``n`` of ``options``, rare answers being as likely as frequent ones."""
     if not options:
         return []
@@ -137,7 +138,7 @@ def spread(
 
 
 def instruction_batch(
-    tokenizer: Tokenizer, split: scenes.Split, first: int, size: int, objects: tuple[int, int]
+    tokenizer: Tokenizer, split: Split, first: int, size: int, objects: tuple[int, int]
 ) -> VisualBatch:
     """A question of each kind about ``size`` scenes, and a description of all that they show.
 
@@ -148,13 +149,13 @@ def instruction_batch(
     turns = []
     for i, s in enumerate(drawn):
         order = np.random.default_rng([first + i, 3]).permutation(len(s.things))
-        told = " ".join(scenes.describe(s.things[k]) for k in order)
+        told = " ".join(describe(s.things[k]) for k in order)
         turns.append([Turn(DESCRIBE, told), *turns_of(s.things, s.questions)])
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 
 
 def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> VisualBatch:
-    """Lay turns behind their image so that each is what it would be alone."""
+    """Lay turns after their image so that each is what it would be alone."""
     bos, eos, image, pad = special(tokenizer)
     prefix = [bos, *encode(tokenizer, ["USER: "])[0], *[image] * VISUAL_TOKENS]
     flat = [turn for row in turns for turn in row]

@@ -15,10 +15,10 @@ from pore.calibration.calibrating import calibrate as calibrate
 from pore.calibration.calibrating import calibrate_guide as calibrate_guide
 from pore.calibration.host import HostCalibration as HostCalibration
 from pore.calibration.sums import Calibration as Calibration
-from pore.checking.proofs import CheckResult as CheckResult
 from pore.checking.proofs import check as check
+from pore.checking.result import CheckResult as CheckResult
 from pore.data.samples import Sample as Sample
-from pore.data.samples import load_samples as load_samples
+from pore.data.sources import load_samples as load_samples
 from pore.embedded import embedded_model as embedded_model
 from pore.engine.pruner import Pruner as Pruner
 from pore.engine.run import Run as Run

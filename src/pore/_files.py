@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 _locks: Any = None
-
-
 with suppress(ImportError):  # on Windows, where temporaries of killed writers stay
     import fcntl
 
@@ -22,27 +20,26 @@ with suppress(ImportError):  # on Windows, where temporaries of killed writers s
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.pore")
 
-
 _CLOSED_BY_EXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
     """Write `data` to `path` so that a reader sees the old file or the whole new one.
 
-    A file that is there keeps its permissions, and a link to it goes on being one. A new file has
-    the permissions of any new file.
+    A file that is there keeps its permissions, and a link to it stays a link. A new file has the
+    permissions of any new file.
 
     Args:
         path: Where to write; missing parent folders are made.
-        data: Text or bytes. Text is written as UTF-8; halves of surrogate pairs, which come of
-            file names that are no text, as escapes.
+        data: Text or bytes. Text is written as UTF-8. Halves of surrogate pairs, as Python has
+            them for file names that are no UTF-8, are written as escapes.
 
     Returns:
         The path written.
 
     Raises:
-        OSError: The folder cannot be made or written to, or `path` is a pipe, a device or anything
-            else but a file; it is then as it was.
+        OSError: The folder cannot be made or written to, or `path` is a folder, a pipe or a
+            device. What was there is then unchanged.
     """
     payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     target = _resolved(path)
@@ -77,7 +74,9 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a file to read its bytes, but no pipe, socket or device, where reading may never end.
+    """Open a file to read its bytes.
+
+    Pipes, sockets and devices are refused: reading them may never end.
 
     Args:
         path: The file, or a link to it.
@@ -86,11 +85,11 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
         The open file.
 
     Raises:
-        OSError: It cannot be opened, or is no file.
+        OSError: It cannot be opened, or is no regular file.
     """
     try:
-        # Looked at before it is opened, since some devices act on that; and again once it is open,
-        # since only that is certain.
+        # Before it is opened, because some devices act on being opened; and again afterwards,
+        # because the name may mean another file by then.
         _regular(os.stat(path), path)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _CLOSED_BY_EXEC
         descriptor = os.open(path, flags)
@@ -115,7 +114,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
         The bytes.
 
     Raises:
-        OSError: It cannot be read, is no file, or is larger than that.
+        OSError: It cannot be read, is no regular file, or is larger than `most`.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
@@ -138,7 +137,7 @@ def _regular(found: os.stat_result, path: str | os.PathLike[str]) -> os.stat_res
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:
-    """The file that is meant, which links may lead to; it need not be there."""
+    """The file that a path leads to, through any links; it need not be there."""
     try:
         target = Path(os.path.realpath(path))
     except ValueError as error:
@@ -153,7 +152,7 @@ def _no_name(path: str | os.PathLike[str]) -> OSError:
 
 
 def _temporary(folder: Path, mode: int) -> tuple[int, Path]:
-    """A new file in a folder, open to be written, and locked for as long as it is open."""
+    """A new file in a folder, open for writing, and locked as long as it is open."""
     while True:
         name = folder / f".{secrets.token_hex(8)}.pore"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSED_BY_EXEC
@@ -161,14 +160,14 @@ def _temporary(folder: Path, mode: int) -> tuple[int, Path]:
         if _locks is not None:
             with suppress(OSError):  # not every file system has locks
                 _locks.flock(descriptor, _locks.LOCK_EX)
-        # Between the making and the locking it may have been taken for one that nobody writes.
+        # Another process may have seen it before it was locked, and removed it as abandoned.
         if os.fstat(descriptor).st_nlink:
             return descriptor, name
         os.close(descriptor)
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed: those that nobody holds locked."""
+    """Remove the temporary files of killed processes: those that nobody holds a lock on."""
     if _locks is None:
         return
     with suppress(OSError):

@@ -21,18 +21,12 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
-
-"""What is opened. Pillow decodes these itself; for others, such as PostScript, it starts programs
-that run what the file says."""
-
+"""What is opened. Pillow decodes these itself. For others, such as PostScript, it starts programs,
+which run whatever the file says."""
 
 MAX_ASPECT = 256
-
-
-"""A picture is at most so many times as long as wide. Processors that make the shorter side 336
-pixels make 29 million of such a one already."""
-
+"""The longer side of a picture is at most so many times the shorter one. A processor that makes the
+shorter side 336 pixels makes 29 million pixels of it already."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
@@ -40,22 +34,24 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
     """A picture in RGB as a viewer shows it.
 
-    Upright as its EXIF data say, whether it comes as a file, bytes or a PIL image; the first one of
-    an animation; on white where it is transparent. Grey of 16 bits (modes I;16 and I) goes from 0
-    to 65535 or what a TIFF says. Grey of floats (mode F) goes from 0 to 1, or from 0 to 255 where
-    some are above 2; grey with numbers outside of these from the least to the largest that there
-    is. CMYK is converted without a colour profile, and profiles of RGB are not applied.
+    - It is turned upright as its EXIF data say.
+    - Of an animation it is the first picture.
+    - What is transparent becomes white.
+    - Grey of 16 bits (modes I;16 and I): 0 is black and 65535 white, or what a TIFF says.
+    - Grey of floats (mode F): 0 is black and 1 white, or 255 where some pixel is above 2.
+    - Grey outside of its range: the least value is black and the largest white.
+    - CMYK is converted without a colour profile, and profiles of RGB are not applied.
 
     Args:
         source: The picture, its file, or its encoded bytes in one of the `FORMATS`.
 
     Returns:
-        The picture, a copy, whose data are all there.
+        The picture: a copy, completely read.
 
     Raises:
-        InputError: It is in no such format, has more pixels than Pillow's limit against
-            decompression bombs, is more than `MAX_ASPECT` times as long as wide, or has NaN or
-            infinity for pixels.
+        InputError: It is in none of these formats, has more pixels than Pillow's limit against
+            decompression bombs, is more than `MAX_ASPECT` times as long as wide, or has pixels of
+            NaN or infinity.
         Exception: Whatever else decoders of damaged files raise.
     """
     import PIL.Image
@@ -78,6 +74,7 @@ def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
 
 
 def _shown(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An opened picture in RGB, see `open_image`."""
     import PIL.Image
     import PIL.ImageOps
 
@@ -104,7 +101,7 @@ def _shown(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _grey(image: PIL.Image.Image, tags: Any) -> PIL.Image.Image:
-    """Grey with more than 256 levels, as 256."""
+    """Grey of more than 256 levels, as 256 levels."""
     import PIL.Image
 
     pixels = np.asarray(image).astype(np.float64)
@@ -120,7 +117,7 @@ def _grey(image: PIL.Image.Image, tags: Any) -> PIL.Image.Image:
     black, white = (0.0, white) if low >= 0 and high <= most else (low, high)
     if white > black:
         pixels = (pixels - black) * (255 / (white - black))
-    if whole and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow sees to it for fewer bits
+    if whole and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts those of fewer bits
         pixels = 255 - pixels
     if clear is not None:
         pixels[clear] = 255

@@ -1,8 +1,8 @@
 """Text of users made safe for where it is shown: terminals, figures, pages and CSV files.
 
-Questions, answers, ids, kinds and the names of files and models are whatever somebody wrote. What
-shows them goes through here: dollars are no formula, brackets no markup, and what a terminal would
-obey is spelled out.
+Questions, answers, ids, kinds and the names of files and models are whatever somebody wrote. All of
+it goes through here before it is shown, so that dollars start no formula, brackets no markup, and
+a control character is spelled out in place of being obeyed.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 # Controls, invisible formatting such as a change of direction, halves of a character, separators.
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
-
 # Between letters of some scripts, and between the parts of an emoji.
 _JOINERS = "\u200c\u200d"
 
-
-# What a spreadsheet takes for the beginning of a formula, in both widths.
+# What begins a formula in a spreadsheet, in half and in full width.
 _FORMULAS = "=+-@＝＋－＠"
-
 
 _LONGEST_NAME = 60
 
 
 def visible(text: str, spare: str = "") -> str:
-    r"""Text with what cannot be seen, but is obeyed, spelled out: the escape character is `\x1b`.
+    r"""Text with invisible characters spelled out: the escape character becomes `\x1b`.
+
+    These are the ones that a terminal or a page obeys, such as controls and changes of direction.
 
     Args:
-        text: Any text, also with halves of characters, as file names that are no UTF-8 have.
+        text: Any text, also with halves of surrogate pairs, as Python has them for file names that
+            are no UTF-8.
         spare: Characters to leave as they are.
 
     Returns:
-        Text that can be encoded and changes nothing around it.
+        Text that can be encoded and that changes nothing around it.
     """
     return "".join(
         c
@@ -55,13 +55,13 @@ def visible(text: str, spare: str = "") -> str:
 
 
 def for_terminal(text: str) -> str:
-    """Text for a terminal, in as many lines as it has.
+    """Text for a terminal, with its line ends and tabs.
 
     Args:
         text: Any text.
 
     Returns:
-        The text without anything that a terminal obeys, but for line ends and tabs.
+        The text with everything else that a terminal obeys spelled out.
     """
     return visible(text, "\n\t")
 
@@ -70,17 +70,17 @@ def cell(text: str, style: str = "") -> Text:
     """Text as a cell, heading or title of a table of rich.
 
     Args:
-        text: Any text; of what cannot be seen only line ends stay.
+        text: Any text; of invisible characters only line ends stay.
         style: A style of rich.
 
     Returns:
-        What rich shows as it is, without looking for markup.
+        The text as rich shows it, without reading markup in it.
     """
     return Text(visible(text, "\n"), style)
 
 
 class Screen(Console):
-    """A console that shows every string as it is: no markup, no emoji codes, nothing obeyed.
+    """A console that shows every string as it is: no markup, no emoji codes, no controls.
 
     Styles are given by `style=` or by a `Text`.
     """
@@ -97,25 +97,25 @@ class Screen(Console):
         highlight: bool | None = None,
         highlighter: Callable[[str | Text], Text] | None = None,
     ) -> Text:
-        """A string as rich shows it; what asks for markup or highlighting is not heard."""
+        """A string as rich shows it; markup and highlighting are off whatever is asked for."""
         return Text(for_terminal(text), style, justify=justify, overflow=overflow)
 
 
 def for_figure(text: str, width: int = _LONGEST_NAME, lines: int = 1) -> str:
     """Text for a figure, wrapped and cut to the room there is.
 
-    Formulas are switched off by the style that `pore.plotting` draws in, so dollars need nothing.
+    Dollars stay: the style that `pore.plotting` draws in has formulas switched off.
 
     Args:
         text: Any text; line ends and runs of blanks become one blank.
-        width: Characters of a line.
+        width: The most characters in a line.
         lines: The most lines.
 
     Returns:
         The text, with an ellipsis where it was cut.
     """
     shown = visible(" ".join(text.split()))
-    # More than fits, of which only the fact counts; nobody waits for a megabyte to be wrapped.
+    # Of what does not fit it only matters that there is more: wrapping a megabyte takes long.
     wrapped = textwrap.wrap(shown[: 2 * width * (lines + 1)], width)
     if len(wrapped) > lines:
         wrapped[lines - 1 :] = [f"{wrapped[lines - 1][: width - 1]}…"]
@@ -125,13 +125,13 @@ def for_figure(text: str, width: int = _LONGEST_NAME, lines: int = 1) -> str:
 
 
 def for_csv(value: Any) -> Any:
-    """A value as a cell or heading of a CSV file, which no spreadsheet takes for a formula.
+    """A value as a cell or heading of a CSV file that no spreadsheet takes for a formula.
 
     Args:
         value: Text, or anything else, which stays as it is.
 
     Returns:
-        Text in one line, with an apostrophe before what would begin a formula.
+        Text in one line; an apostrophe comes before what would begin a formula.
     """
     if not isinstance(value, str):
         return value
@@ -149,7 +149,7 @@ def for_html(value: object) -> Html:
     """Text for a page, in an element or an attribute.
 
     Args:
-        value: Text; `Html` stays as it is, and anything else is taken for what `str` makes of it.
+        value: Text; `Html` stays as it is, and anything else becomes text by `str`.
 
     Returns:
         Its HTML.

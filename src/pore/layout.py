@@ -1,4 +1,12 @@
-"""Where the visual tokens of a batch lie: the one description that everything downstream reads."""
+"""Where the visual tokens of a batch lie: the one description that everything downstream reads.
+
+From the prompt inwards: an `Image` is one image's placeholders in one sample; its `Tiling` says how
+tiles became these tokens, where it was cut into tiles; `Packing` says the same of a vision tower
+that takes all images in one sequence. A `Layout` holds all images of a batch as padded tensors, and
+is what stages get and what shrinks as they drop tokens.
+
+*Raster order* is the order of reading: row by row from the top, from left to right.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +21,20 @@ from torch import Tensor
 class Image:
     """The visual tokens of one image in a prompt.
 
+    In the prompt ``[5, IMG, IMG, IMG, IMG, 6]`` an image of 2 × 2 tokens has the columns 1 to 4.
+
     Attributes:
-        row: Sample of the batch that the image belongs to.
+        row: Which sample of the batch the image belongs to.
         index: Which image of that sample it is, from 0.
-        columns: Positions of its visual tokens in the sequence, ascending, in raster order.
+        columns: Positions of its visual tokens in the sequence, ascending. The first is the first
+            in raster order, and so on.
         grid: (height, width) of the image in tokens, or None where tokens lie on no single grid.
         tiling: How its tiles became tokens; None for an image in one piece.
-        structure: Positions of tokens that stand for no patch (the end of a row).
-        places: Which of the image's tokens, in raster order, lie at `columns`; None is all. The
-            attention mask hides the others.
-        count: Tokens that the image has, hidden ones included; 0 is as many as `columns`.
+        structure: Positions of tokens between them that stand for no patch, such as the end of a
+            row.
+        places: Where the attention mask hides some of the image's tokens: which ones, counted in
+            raster order, lie at `columns`. None: all do.
+        count: How many tokens the image has, hidden ones included; 0 means as many as `columns`.
     """
 
     row: int
@@ -39,14 +51,14 @@ class Image:
             object.__setattr__(self, "count", len(self.columns))
 
     def showing(self, places: Sequence[int]) -> Image:
-        """The image with only some of its tokens."""
+        """The image of which only the tokens at these places (in raster order) are not hidden."""
         if len(places) == len(self.columns):
             return self
         return replace(self, columns=[self.columns[i] for i in places], places=places)
 
     @property
     def tiles(self) -> int:
-        """Images that go through the vision tower for it."""
+        """How many pictures go through the vision tower for it."""
         return 1 if self.tiling is None else self.tiling.tiles
 
 
@@ -54,19 +66,23 @@ class Image:
 class Tiling:
     """How an image that goes through the vision tower in tiles becomes tokens.
 
+    LLaVA-NeXT, say, cuts a wide image into a 1 × 2 grid of tiles and adds the whole image at low
+    resolution: 3 tiles of 576 patches. In the prompt come the 576 tokens of the whole, then the two
+    others row by row across both, with a newline after every row.
+
     Attributes:
-        tiles: Tiles; where there are several, one of them is the whole image at low resolution. The
-            frames of a video.
-        grid: (rows, columns) of the other tiles; of one tile alone, of its tokens; or None.
-        patches: Patches of a tile; where several make a token, its tokens.
-        slots: For every token in the prompt, the patch that it shows, as tile * patches + patch;
-            -1 for tokens that show none. Patches that show nothing but padding may be missing.
+        tiles: How many there are. Where there are several, one is the whole image at low
+            resolution. Of a video, its frames.
+        grid: (rows, columns) in which the other tiles lie. Of a single tile, the grid of its
+            tokens. None where it is not known.
+        patches: How many patches a tile has; where several patches make a token, how many tokens.
+        slots: For every token in the prompt, the patch that it shows, as tile * patches + patch; -1
+            for tokens that show none. Patches of nothing but padding may have no token.
         size: (height, width) of the image in pixels, where the family is told.
-        blended: Whether tokens are blended from several patches, and `slots` name the nearest one.
+        blended: Whether tokens are blended from several patches; `slots` then name the nearest one.
         whole: Which tile is the whole image.
-        apart: Whether every tile has a place of its own in the prompt, one behind the other, each
-            with all its patches. Then what is left of a tile stays there, in the order that a
-            method gives it.
+        apart: Whether each tile owns a contiguous run of placeholders, one for each of its patches.
+            Then what is left of a tile stays in its run, in the order that a method gives it.
         video: (frames, rows, columns) of a video in tokens, where the tower takes it in one piece.
     """
 
@@ -86,7 +102,7 @@ class Tiling:
         return tuple(slot for slot in self.slots if slot >= 0)
 
     def image(self, row: int, index: int, columns: Sequence[int]) -> Image:
-        """The image whose tokens lie at `columns`, one for each slot."""
+        """The image whose tokens, structure included, lie at `columns`: one for each slot."""
         pairs = list(zip(columns, self.slots, strict=True))
         return Image(
             row,
@@ -100,15 +116,19 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Packing:
-    """How images lie in the one sequence that goes through a vision tower.
+    """How images lie in the one sequence that goes through a vision tower, of T visual tokens.
+
+    Each image is one run of the sequence. Within it the tower may have an order of its own: the
+    tokens of Qwen2.5-VL come window by window, and the patches of Pixtral row by row although a
+    token of Mistral 3 is made of a square of them.
 
     Attributes:
         grids: (height, width) of every image, in visual tokens.
-        patches: Patches that a visual token is made of.
-        groups: (T, patches) where the patches of every visual token lie, tokens in raster order,
-            image after image; None where they lie side by side.
-        order: (T,) for every visual token of the sequence, which it is in raster order, image after
-            image; None where they lie so. An image is one run also where its tokens do not.
+        patches: How many patches a visual token is made of.
+        groups: (T, patches) where in the sequence the patches of every visual token are; tokens in
+            raster order, image after image. None where the patches of a token are side by side.
+        order: (T,) which token, counted in raster order, image after image, each token of the
+            sequence is. None where the sequence is in that order.
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -116,15 +136,22 @@ class Packing:
     groups: Tensor | None = None
     order: Tensor | None = None
 
+    @property
+    def counts(self) -> list[int]:
+        """Visual tokens of every image."""
+        return [height * width for height, width in self.grids]
+
 
 def sources(images: Sequence[Image], count: int) -> list[int] | None:
     """Which of the images that went through the vision tower every image of a batch is.
 
-    Beam search and several answers per prompt repeat samples after their images were encoded.
+    Beam search and several answers per prompt repeat samples after their images were encoded: with
+    two beams, the images [a, b] of two samples become the batch [a, a, b, b], and the answer is
+    [0, 0, 1, 1].
 
     Args:
         images: The images of the batch, by sample.
-        count: Images that were encoded.
+        count: How many images were encoded.
 
     Returns:
         The number of each image among the encoded ones; None where they do not fit together.
@@ -140,19 +167,22 @@ def sources(images: Sequence[Image], count: int) -> list[int] | None:
 class Layout:
     """The visual tokens, the padding and the last token of every sample of a batch.
 
-    The I images of the batch are held as rows of padded tensors of t columns, so that a method
-    works on all of them at once whatever their sizes.
+    The I images of the batch are rows of tensors of t columns, t being the tokens of the largest
+    image now, so that a method works on all of them at once whatever their sizes. It is the
+    sequence of now that counts: dropping tokens gives a new layout, whose `raster` still says which
+    of the original tokens are left.
 
     Attributes:
         images: The images, by sample and then by place in the prompt, as they entered the model.
         rows: (I,) the sample of every image.
-        columns: (I, t) where its visual tokens lie in the sequence now, ascending.
-        raster: (I, t) which of the image's original tokens they are: positions of P. A merged token
-            is the one it was merged into; -1 stands for none (the CLS token, a merged rest).
-        valid: (I, t) bool, False where a smaller image is filled up.
+        columns: (I, t) where its visual tokens lie in the sequence, ascending.
+        raster: (I, t) which of the image's original tokens they are, in raster order: where to read
+            a position bias. A merged token counts as the one it was merged into; -1 stands for none
+            (a CLS token, a merged rest).
+        valid: (I, t) bool, False where a smaller image is filled up to t.
         tokens: (B, L) bool, False at padding.
-        text: (B, L) bool, the tokens that are text: no visual ones, and no structure of an image.
-        last: (B,) position of the last token that is no padding: the one whose attention counts.
+        text: (B, L) bool, True at text: neither visual tokens nor structure of an image.
+        last: (B,) position of the last token that is no padding, whose attention most methods read.
     """
 
     images: tuple[Image, ...]
@@ -202,7 +232,7 @@ class Layout:
 
     @property
     def counts(self) -> list[int]:
-        """Visual tokens that every image has now."""
+        """How many visual tokens every image has now."""
         counts: list[int] = self.valid.sum(-1).tolist()
         return counts
 
@@ -214,13 +244,13 @@ class Layout:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def places(self, n: int) -> Tensor:
-        """Where on a scale of `n` positions every visual token lies, to read a position bias there.
+        """Where to read a position bias of `n` positions for every visual token.
 
-        That is its raster index; a token that stands for no patch lies where it does among the
-        image's present tokens, the first at 0 and the last at n - 1.
+        That is at its raster index. A token that stands for no patch has none, and is read where
+        it comes among the image's present tokens, of which the first is at 0 and the last at n - 1.
 
         Args:
-            n: Positions.
+            n: How many positions the bias has.
 
         Returns:
             (I, t) positions from 0 to n - 1.
@@ -234,8 +264,8 @@ class Layout:
         """Which patch of which tile every visual token shows.
 
         Returns:
-            tile (I, t), 0 throughout an image in one piece, and patch (I, t) in that tile, with the
-            tile 0 and -1 for tokens that show no single patch; arbitrary where not `valid`.
+            tile (I, t), 0 for an image in one piece; and patch (I, t), counted within that tile.
+            Tokens that show no single patch have tile 0 and patch -1. Arbitrary where not `valid`.
         """
         tile, patch = torch.zeros_like(self.raster), self.raster.clone()
         for i, image in enumerate(self.images):
@@ -259,14 +289,14 @@ class Layout:
         return states[self.rows[:, None].to(states.device), self.columns.to(states.device)]
 
     @property
-    def text_behind(self) -> Tensor:
-        """(I, L) bool, the text of its sample that comes behind every image."""
+    def text_after(self) -> Tensor:
+        """(I, L) bool, True at the text of an image's sample that comes after the image."""
         last = self.columns.masked_fill(~self.valid, -1).amax(1, keepdim=True)
-        behind = torch.arange(self.text.shape[1], device=self.text.device) > last
-        return self.text[self.rows] & behind
+        after = torch.arange(self.text.shape[1], device=self.text.device) > last
+        return self.text[self.rows] & after
 
     def kept_tokens(self, keep: Tensor) -> Tensor:
-        """Which positions of the sequence stay when images keep some of their visual tokens.
+        """Which positions of the sequence stay where images keep only some of their visual tokens.
 
         Args:
             keep: (I, t) bool, the visual tokens kept.
@@ -310,5 +340,6 @@ class Layout:
 
 
 def _last(tokens: Tensor) -> Tensor:
+    """(B,) position of the last True of every row."""
     positions = torch.arange(tokens.shape[-1], device=tokens.device)
     return (positions * tokens).amax(-1)

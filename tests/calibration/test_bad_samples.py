@@ -20,7 +20,8 @@ from helpers.models import tiny_llava
 from pore.cli.app import app
 from pore.data.loading import load_model
 from pore.data.prompts import build_inputs
-from pore.data.samples import Sample, load_samples
+from pore.data.samples import Sample
+from pore.data.sources import load_samples
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation import demo, page, survey

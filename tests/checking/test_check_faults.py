@@ -97,7 +97,7 @@ def check_is_refused(model: Any, make: Callable[[Any], Patches], invariant: str 
     assert f"{len(found.failures)} of {len(found.rows)} do not hold" in found.summary
 
 
-@pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2.5-VL"])
+@pytest.mark.parametrize("name", ["LLaVA-1.5", pytest.param("Qwen2.5-VL", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_changed_transformers_is_caught_and_refused(name: str, fault: str) -> None:
     check_is_refused(case(name).model(), *FAULTS[fault])
@@ -110,30 +110,38 @@ def test_the_same_in_families_with_more_to_them(name: str, fault: str) -> None:
     check_is_refused(case(name).model(), FAULTS[fault][0], None)
 
 
+ARGUMENTS = [
+    ("LLaVA-1.5", "base", "input_ids"),
+    ("LLaVA-1.5", "base", "pixel_values"),
+    ("LLaVA-1.5", "base", "attention_mask"),
+    ("LLaVA-1.5", "decoder", "inputs_embeds"),
+    ("LLaVA-1.5", "decoder", "attention_mask"),
+    ("Qwen2.5-VL", "decoder", "position_ids"),
+    ("Qwen3-VL", "decoder", "visual_pos_masks"),
+    ("Qwen3-VL", "decoder", "deepstack_visual_embeds"),
+    ("Gemma 3", "base", "token_type_ids"),
+    ("PaliGemma", "base", "token_type_ids"),
+    ("Gemma 4", "decoder", "per_layer_inputs"),
+    ("Gemma 4", "layer", "per_layer_input"),
+    ("Gemma 4", "layer", "shared_kv_states"),
+    ("Ministral 3", "layer", "position_ids"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "where", "argument"),
-    [
-        ("LLaVA-1.5", "base", "input_ids"),
-        ("LLaVA-1.5", "base", "pixel_values"),
-        ("LLaVA-1.5", "base", "attention_mask"),
-        ("LLaVA-1.5", "decoder", "inputs_embeds"),
-        ("LLaVA-1.5", "decoder", "attention_mask"),
-        ("Qwen2.5-VL", "decoder", "position_ids"),
-        ("Qwen3-VL", "decoder", "visual_pos_masks"),
-        ("Qwen3-VL", "decoder", "deepstack_visual_embeds"),
-        ("Gemma 3", "base", "token_type_ids"),
-        ("PaliGemma", "base", "token_type_ids"),
-        ("Gemma 4", "decoder", "per_layer_inputs"),
-        ("Gemma 4", "layer", "per_layer_input"),
-        ("Gemma 4", "layer", "shared_kv_states"),
-        ("Ministral 3", "layer", "position_ids"),
+    [  # one of every family, the others less often
+        pytest.param(
+            *one, marks=() if one[0] not in [o[0] for o in ARGUMENTS[:i]] else pytest.mark.slow
+        )
+        for i, one in enumerate(ARGUMENTS)
     ],
 )
 def test_what_one_family_has_by_another_name(name: str, where: str, argument: str) -> None:
     check_is_refused(case(name).model(), lambda model: renamed(model, argument, where), None)
 
 
-@pytest.mark.parametrize("name", ["LLaVA-1.5", "Gemma 3"])
+@pytest.mark.parametrize("name", ["LLaVA-1.5", pytest.param("Gemma 3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("argument", ["past_key_values", "cache", "position_ids"])
 def test_a_name_that_is_found_out_is_no_fault(name: str, argument: str) -> None:
     """The check is about what comes out: what pore reads by what it is may be called otherwise."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from helpers.full_configs import FULL, stand_in
-from pore.checking.twin import VOCABULARY, twin_of
+from pore.checking.shrinking import VOCABULARY
+from pore.checking.twin import twin_of
 
 each_config = pytest.mark.parametrize("name", FULL)
 

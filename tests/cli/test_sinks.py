@@ -383,5 +383,5 @@ def test_pictures_that_are_none_are_refused() -> None:
         plotting.kept_tokens(np.zeros((3, 3, 3), dtype=np.uint8), panels, (1, 1))
     with pytest.raises(InputError, match="grid of 0×3"):
         plotting.kept_tokens(np.zeros((3, 3, 3), dtype=np.uint8), panels, (0, 3))
-    with pytest.raises(InputError, match="no regions"):
+    with pytest.raises(InputError, match="no coverage"):
         plotting.layout(PIL.Image.new("RGB", (3, 3)), [])

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from helpers.photographs import SIZES
 from pore import _images
-from pore.data.samples import Sample, from_dataset, from_jsonl
+from pore.data.datasets import from_dataset
+from pore.data.files import from_jsonl
+from pore.data.samples import Sample
 from pore.errors import InputError
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)

@@ -11,14 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pore.data.samples import (
-    Sample,
-    from_dataset,
-    from_folder,
-    from_jsonl,
-    from_scenes,
-    load_samples,
-)
+from pore.data.datasets import from_dataset
+from pore.data.files import from_folder, from_jsonl
+from pore.data.samples import Sample
+from pore.data.sources import from_scenes, load_samples
 from pore.errors import InputError
 
 

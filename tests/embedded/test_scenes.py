@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from pore.embedded import scenes
+from pore.embedded.asking import DIRECTIONS, KINDS, Question, candidates
+from pore.embedded.drawing import draw, opacity
+from pore.embedded.splits import SPLITS, Split
+from pore.embedded.things import COLORS, Thing, things_of
 
 
 def test_a_scene_is_a_function_of_split_and_index() -> None:
@@ -26,12 +30,12 @@ def test_pictures_are_the_same_on_every_machine() -> None:
 def test_splits_do_not_share_scenes_or_handwriting() -> None:
     seen: dict[str, set[bytes]] = {}
     samples: dict[str, set[int]] = {}
-    for split in scenes.SPLITS:
-        layouts = [scenes.layout(split, i) for i in range(200)]
+    for split in SPLITS:
+        layouts = [things_of(split, i) for i in range(200)]
         seen[split] = {repr(things).encode() for things in layouts}
         samples[split] = {t.sample for ts in layouts for t in ts if t.family == "digit"}
-    for a in scenes.SPLITS:
-        for b in scenes.SPLITS:
+    for a in SPLITS:
+        for b in SPLITS:
             if a != b:
                 assert not seen[a] & seen[b]
                 assert not samples[a] & samples[b]
@@ -45,7 +49,7 @@ def test_images_are_square_bytes() -> None:
 
 def test_objects_do_not_touch_and_stay_inside() -> None:
     for i in range(100):
-        things = scenes.layout("train", i)
+        things = things_of("train", i)
         assert 4 <= len(things) <= 10
         for t in things:
             assert 8 <= t.x <= 88
@@ -56,20 +60,20 @@ def test_objects_do_not_touch_and_stay_inside() -> None:
 
 
 def test_an_object_shows_its_color_where_it_stands() -> None:
-    things = scenes.layout("test", 3)
-    image = scenes.draw("test", 3, things).astype(int)
+    things = things_of("test", 3)
+    image = draw("test", 3, things).astype(int)
     for t in things:
         window = image[t.y - 8 : t.y + 8, t.x - 8 : t.x + 8]
-        solid = scenes.mask(t) > 250
-        expected = np.clip(np.add(scenes.COLORS[t.color], t.tint), 0, 255)
+        solid = opacity(t) > 250
+        expected = np.clip(np.add(COLORS[t.color], t.tint), 0, 255)
         assert np.abs(window[solid].mean(0) - expected).max() < 6
 
 
-def matching(things: tuple[scenes.Thing, ...], words: str) -> list[scenes.Thing]:
+def matching(things: tuple[Thing, ...], words: str) -> list[Thing]:
     return [t for t in things if words in (t.phrase, t.noun)]
 
 
-def true_answer(things: tuple[scenes.Thing, ...], q: scenes.Question) -> str:
+def true_answer(things: tuple[Thing, ...], q: Question) -> str:
     """The answer, worked out from the words of the question alone."""
     text = q.question.rstrip("?")
     if text.startswith("What color is the "):
@@ -83,14 +87,14 @@ def true_answer(things: tuple[scenes.Thing, ...], q: scenes.Question) -> str:
         return "yes" if matching(things, text.removeprefix("Is there a ")) else "no"
     if text.startswith("Where is the "):
         (thing,) = matching(things, text.removeprefix("Where is the "))
-        return thing.region
+        return thing.place
     if text.startswith("How many objects are "):
         return str(sum(t.color == text.split()[-1] for t in things))
     if text.startswith("How many "):
         plural = text.split()[2]
         noun = plural.removesuffix("es") if plural == "crosses" else plural.removesuffix("s")
         return str(sum(noun in (t.family, t.name) for t in things))
-    for direction, (dx, dy) in scenes.DIRECTIONS.items():
+    for direction, (dx, dy) in DIRECTIONS.items():
         if f" {direction} the " in text:
             left, right = text.removeprefix("Is the ").split(f" {direction} the ")
             (a,), (b,) = matching(things, left), matching(things, right)
@@ -98,23 +102,23 @@ def true_answer(things: tuple[scenes.Thing, ...], q: scenes.Question) -> str:
     raise AssertionError(q)
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
-def test_every_answer_is_right(split: scenes.Split) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_answer_is_right(split: Split) -> None:
     kinds: Counter[str] = Counter()
     for i in range(80):
-        things = scenes.layout(split, i)
-        for options in scenes.candidates(things, np.random.default_rng(i)).values():
+        things = things_of(split, i)
+        for options in candidates(things, np.random.default_rng(i)).values():
             for q in options:
                 assert q.answer == true_answer(things, q), q
                 kinds[q.kind] += 1
-    assert set(kinds) == set(scenes.KINDS)
+    assert set(kinds) == set(KINDS)
 
 
 def test_half_of_what_is_not_there_is_hard_to_deny() -> None:
     hard = easy = 0
     for i in range(200):
-        things = scenes.layout("test", i)
-        options = scenes.candidates(things, np.random.default_rng(i))["existence"]
+        things = things_of("test", i)
+        options = candidates(things, np.random.default_rng(i))["existence"]
         for q in options:
             if q.answer == "no":
                 words = q.question.removeprefix("Is there a ").rstrip("?")

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pore.data.samples import Sample, from_dataset, from_jsonl
+from pore.data.datasets import from_dataset
+from pore.data.files import from_jsonl
+from pore.data.samples import Sample
 from pore.errors import InputError
 from pore.evaluation.answers import is_right, normalise
 

@@ -22,7 +22,8 @@ from helpers.models import tiny_llava
 from pore.bias.position_bias import PositionBias
 from pore.data.loading import load_model
 from pore.data.prompts import build_inputs
-from pore.data.samples import Sample, load_samples
+from pore.data.samples import Sample
+from pore.data.sources import load_samples
 from pore.errors import InputError
 from pore.evaluation import demo, page
 from pore.evaluation.answers import is_right, normalise

@@ -22,7 +22,7 @@ from pore.cost.decoders import DecoderShape
 from pore.cost.shapes import ModelShape
 from pore.data.loading import load_model
 from pore.data.prompts import build_inputs
-from pore.data.samples import load_samples
+from pore.data.sources import load_samples
 from pore.embedded import TAUGHT_LAYER, embedded_model
 from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError, ProfileError, UnsupportedModelError

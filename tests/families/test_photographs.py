@@ -1,8 +1,8 @@
 """Layouts of pictures of real sizes, through each family's own processor.
 
 Where a visual token lies in a picture is found out in two ways that know nothing of each other:
-from what the processor makes of a coloured slope (`pore.regions`), and from which features of the
-model change when a mark is painted somewhere.
+from what the processor makes of a coloured slope (`pore.data.coverage`), and from which features of
+the model change when a mark is painted somewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.utils import is_torchvision_available
 import pore
 from helpers.photographs import SIZES, in_pixels, marked, photograph
 from pore import plotting
-from pore.data.coverage import Regions, trace
+from pore.data.coverage import Coverage, coverage_of
 from pore.data.prompts import render
 from pore.errors import InputError
 from pore.families.registry import family_of
@@ -93,7 +93,7 @@ def overlap(boxes: Tensor, mark: tuple[int, int, int, int], reach: Tensor | floa
     return sides.clamp(min=0).prod(-1)
 
 
-def check(boxes: Regions, changed: Tensor, mark: tuple[int, int, int, int], blended: bool) -> None:
+def check(boxes: Coverage, changed: Tensor, mark: tuple[int, int, int, int], blended: bool) -> None:
     """That what changed is where the mark is, to a fraction of a token."""
     known = ~boxes.boxes.isnan().any(1)
     assert not changed[~known].any()  # nothing but padding
@@ -118,13 +118,13 @@ def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
     picture = photograph(name)
     if name in kind.refuses:
         with pytest.raises(InputError, match=kind.refuses[name]):
-            trace(model, processor, picture, **kind.kwargs)
+            coverage_of(model, processor, picture, **kind.kwargs)
         return
     if name in kind.breaks:
         pytest.skip(f"the model itself fails: {kind.breaks[name]}")
     inputs = encoded(kind, [picture])
     plain = tokens(kind, model, inputs)
-    found = trace(model, processor, picture, **kind.kwargs)
+    found = coverage_of(model, processor, picture, **kind.kwargs)
     assert [len(one.boxes) for one in found] == [len(one) for one in plain]
     family = family_of(model)
     images = family.images(model, family.inputs(model, (), inputs))
@@ -176,11 +176,11 @@ def kind_of(name: str) -> Kind:
     return found
 
 
-class TestRegions:
+class TestCoverage:
     def test_a_centre_crop(self) -> None:
         """CLIP: the shorter side becomes 336 pixels, and the middle is kept."""
         kind = kind_of("LLaVA-1.5")
-        (found,) = trace(*reversed(parts(kind)), photograph("portrait"))
+        (found,) = coverage_of(*reversed(parts(kind)), photograph("portrait"))
         torch.testing.assert_close(found.frames, frame(0, 280, 480, 760), rtol=0, atol=0.5)
         assert found.views.eq(0).all()
         steps = (found.boxes[:, 2:] - found.boxes[:, :2]) / 20
@@ -191,16 +191,17 @@ class TestRegions:
         """The share of padding is what `pore.padding` computes from the size."""
         kind = kind_of("LLaVA-1.5, letterboxed")
         for name in ("photograph", "panorama"):
-            (found,) = trace(*reversed(parts(kind)), photograph(name))
+            (found,) = coverage_of(*reversed(parts(kind)), photograph(name))
             expected = padding_fraction(torch.tensor([SIZES[name]]), (24, 24), 336)[0]
             torch.testing.assert_close(found.padding, expected, rtol=0, atol=0.03)
-        (found,) = trace(*reversed(parts(kind)), photograph("tiny"))  # by whole pixels of its own
+        # It is padded by whole pixels of its own.
+        (found,) = coverage_of(*reversed(parts(kind)), photograph("tiny"))
         torch.testing.assert_close(found.frames, frame(0, -3, 24, 21), rtol=0, atol=0.1)
 
     def test_tiles_with_padding(self) -> None:
         """LLaVA-NeXT: 480 by 1040 pixels on 336 by 1008 leave 140 to the top and the bottom."""
         kind = kind_of("LLaVA-NeXT")
-        (found,) = trace(*reversed(parts(kind)), photograph("portrait"))
+        (found,) = coverage_of(*reversed(parts(kind)), photograph("portrait"))
         edges = [-200, 280, 760, 1240]
         expected = [(0, 0, 480, 1040), *((0, edges[i], 480, edges[i + 1]) for i in range(3))]
         torch.testing.assert_close(found.frames, frame(*expected), rtol=0, atol=0.5)
@@ -209,24 +210,24 @@ class TestRegions:
 
     def test_a_side_of_one_pixel(self) -> None:
         kind = kind_of("LLaVA with SigLIP")
-        (found,) = trace(*reversed(parts(kind)), photograph("one pixel high"))
+        (found,) = coverage_of(*reversed(parts(kind)), photograph("one pixel high"))
         torch.testing.assert_close(found.frames, frame(0, 0, 250, 1), rtol=0, atol=1e-6)
 
     def test_crops_are_images(self) -> None:
         kind = kind_of("Gemma 3, pan and scan")
-        found = trace(*reversed(parts(kind)), photograph("portrait"), do_pan_and_scan=True)
+        found = coverage_of(*reversed(parts(kind)), photograph("portrait"), do_pan_and_scan=True)
         expected = frame((0, 0, 480, 1040), (0, 0, 480, 520), (0, 520, 480, 1040))
         torch.testing.assert_close(
             torch.cat([one.frames for one in found]), expected, rtol=0, atol=0.5
         )
-        assert len(trace(*reversed(parts(kind)), photograph("portrait"))) == 1
+        assert len(coverage_of(*reversed(parts(kind)), photograph("portrait"))) == 1
 
     def test_a_prompt_of_ones_own(self) -> None:
         processor, model = parts(kind_of("LLaVA with SigLIP"))
-        (found,) = trace(model, processor, photograph("tiny"), text="<image> look")
+        (found,) = coverage_of(model, processor, photograph("tiny"), text="<image> look")
         assert len(found.boxes) == 729
         with pytest.raises(InputError, match=r"refuses a picture of 24 × 17|1 views of a picture"):
-            trace(model, processor, photograph("tiny"), text="look")
+            coverage_of(model, processor, photograph("tiny"), text="look")
 
     def test_a_processor_that_does_not_fit(self) -> None:
         processor, model = parts(kind_of("LLaVA with SigLIP"))
@@ -235,7 +236,7 @@ class TestRegions:
             return processor(text="<image>", **kwargs) | {"input_ids": torch.tensor([[3]])}
 
         with pytest.raises(InputError, match=r"1 views of a picture, but .* tokens for 0"):
-            trace(model, other, photograph("tiny"), text="look")
+            coverage_of(model, other, photograph("tiny"), text="look")
 
 
 def frame(*boxes: Any) -> Tensor:
@@ -245,7 +246,7 @@ def frame(*boxes: Any) -> Tensor:
 class TestLayout:
     picture = Image.fromarray(np.full((40, 60, 3), 200, dtype=np.uint8))
 
-    def regions(self) -> Regions:
+    def coverage(self) -> Coverage:
         """The whole picture in 2 × 2 tokens, and two tiles of 2 × 2 that reach beyond it."""
         frames = frame((0, 0, 60, 40), (0, -10, 30, 50), (30, -10, 60, 50))
         boxes = []
@@ -254,10 +255,10 @@ class TestLayout:
             boxes += [(left, top, x, y), (x, top, right, y)]
             boxes += [(left, y, x, bottom), (x, y, right, bottom)]
         views = torch.arange(3).repeat_interleave(4)
-        return Regions((60, 40), frame(*boxes), views, frames)
+        return Coverage((60, 40), frame(*boxes), views, frames)
 
     def test_views_that_overlap_have_panels_of_their_own(self) -> None:
-        figure = plotting.layout(self.picture, [self.regions()], title="why?")
+        figure = plotting.layout(self.picture, [self.coverage()], title="why?")
         assert [axis.get_xlabel() for axis in figure.axes] == [
             "one view, 4 tokens",
             "2 tiles, 8 tokens",
@@ -266,7 +267,7 @@ class TestLayout:
         assert figure.get_suptitle() == "why?"
 
     def test_dropped_tokens_are_pale(self) -> None:
-        figure = plotting.layout(self.picture, [self.regions()], [[0, 4, 7, 8]])
+        figure = plotting.layout(self.picture, [self.coverage()], [[0, 4, 7, 8]])
         whole, tiles = figure.axes
         assert whole.get_xlabel() == "one view, 1 of 4 tokens"
         assert tiles.get_xlabel() == "2 tiles, 3 of 8 tokens"
@@ -282,10 +283,10 @@ class TestLayout:
         assert found == [full, pale, pale, pale, full, full, pale, pale]
 
     def test_nonsense_is_refused(self) -> None:
-        regions = self.regions()
+        coverage = self.coverage()
         with pytest.raises(InputError, match="of a picture of"):
-            plotting.layout(self.picture.resize((30, 40)), [regions])
+            plotting.layout(self.picture.resize((30, 40)), [coverage])
         with pytest.raises(InputError, match="1 images, but tokens kept of 2"):
-            plotting.layout(self.picture, [regions], [[0], [1]])
+            plotting.layout(self.picture, [coverage], [[0], [1]])
         with pytest.raises(InputError, match="lies outside"):
-            plotting.layout(self.picture, [regions], [[12]])
+            plotting.layout(self.picture, [coverage], [[12]])

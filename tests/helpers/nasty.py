@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from unicodedata import category
 
+from hypothesis import strategies as st
+
 NASTY = (
     "What costs $5 or $10?",
     "$x$",
@@ -37,6 +39,8 @@ NASTY = (
     "word " * 400,
     "x" * 3000,
 )
+ANY = st.text(st.characters(codec=None), max_size=40) | st.sampled_from(NASTY)
+"""Any text at all."""
 
 
 def obeyed(text: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""The attention of a decoder layer, as a stage reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""A method that keeps the same few tokens of every image, at any layers."""
 
 from __future__ import annotations
 

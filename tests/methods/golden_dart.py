@@ -65,7 +65,7 @@ def _check_pivots(file: Any, layout: Layout, norms: Tensor) -> None:
     assert int(picks) == params["topk_per_pivot"]
     visual = layout.gather(norms)
     own, is_own = largest(visual, params["pivot_image_token"], layout.valid)
-    text, is_text = largest(norms, params["pivot_text_token"], layout.text_behind)
+    text, is_text = largest(norms, params["pivot_text_token"], layout.text_after)
     own = layout.columns.gather(1, own)
     assert own[0].tolist() == tensors["image_pivots"].tolist()
     assert text[0].tolist() == tensors["text_pivots"].tolist()

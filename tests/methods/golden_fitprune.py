@@ -111,7 +111,7 @@ def _check_selection(file: Any) -> float:
 
 def _score(layout: Layout, read: Tensor) -> Tensor:
     """The authors' score: they sum over the text where we average, which changes no order."""
-    return read[0, 0] * read[0, 1] * int(layout.text_behind.sum())
+    return read[0, 0] * read[0, 1] * int(layout.text_after.sum())
 
 
 def _check_end_to_end(file: Any) -> float:

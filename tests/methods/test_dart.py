@@ -71,7 +71,7 @@ def test_faithful_keeps_the_authors_number(
     view: View, keep: float, pivots: tuple[int, int]
 ) -> None:
     pruner = pore.DART(keep, image_pivots=pivots[0], text_pivots=pivots[1], faithful=True)
-    texts = view.layout.text_behind.sum(-1).tolist()
+    texts = view.layout.text_after.sum(-1).tolist()
     try:
         view.budget(keep)
     except BudgetError:

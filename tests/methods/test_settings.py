@@ -20,7 +20,7 @@ import pore
 from helpers.checkpoint import save_checkpoint
 from pore.cli.app import app
 from pore.data import loading
-from pore.data.samples import load_samples
+from pore.data.sources import load_samples
 from pore.errors import InputError
 from pore.evaluation.records import read_records
 from pore.families.registry import shape_of

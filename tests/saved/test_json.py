@@ -24,7 +24,7 @@ from pore.bias.stages import load_biases, save_biases
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
 from pore.cli.app import app
-from pore.data.samples import from_jsonl
+from pore.data.files import from_jsonl
 from pore.errors import CalibrationError, InputError, PoreError, ProfileError
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.records import FIELDS, read_records, write_records

@@ -2,90 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pore
-from cases import CASES, COUSINS
 from cases.base import Case, noise
 from helpers.families import check_cached_decode
+from helpers.towers import MERGED, attentions, seen, squares
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.registry import family_of
-from pore.methods.prumerge import attention_and_keys
-from pore.tensors.attention import cls_attention, received_attention, visible
 from pore.tensors.selection import proportional_shares
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 KEEP = 6
-MERGED = [
-    case
-    for case in [*CASES, *COUSINS]
-    if family_of(case.model()).merged and not family_of(case.model()).packed
-]
 PROMPT = [[5, -1, 6, -2, 7, 8], [5, 6, 10, -4, 7, 8, 9]]
 """Three images; in families that cut them into tiles the first has three tiles."""
 
 of_each = pytest.mark.parametrize("case", MERGED, ids=lambda case: case.name)
-
-
-class Looking(Pruner):
-    """Keeps all, and shows what a rule sees."""
-
-    keep = 1.0
-    view: TowerView
-
-    def stages(self) -> list[TowerStage]:
-        return [TowerStage(self._look, layers=lambda read, _: range(read + 1))]
-
-    def _look(self, view: TowerView) -> TowerSelection:
-        self.view = view
-        return view.select(view.shown, [view.features.shape[1]] * len(view.features))
-
-
-def seen(case: Case, inputs: dict[str, Tensor]) -> TowerView:
-    looking = Looking()
-    with torch.no_grad(), looking(case.model()):
-        case.model()(**inputs)
-    return looking.view
-
-
-def squares(values: Tensor, size: int) -> Tensor:
-    """(..., P, d) of patches in raster order: their means over squares, in raster order."""
-    side = round(values.shape[-2] ** 0.5)
-    planes = values.unflatten(-2, (side, side)).movedim(-1, -3)
-    shape = planes.shape
-    means = nn.functional.avg_pool2d(planes.reshape(-1, side, side)[None], size)[0]
-    return means.view(*shape[:-2], -1).mT
-
-
-def attentions(case: Case, inputs: dict[str, Tensor]) -> Tensor:
-    """(S, I, H, P) attention to the patches, of CLS or the mean, by transformers' eager code."""
-    model = case.model()
-    family = family_of(model)
-    found: list[Tensor] = []
-    hooks = [
-        family.tower_attention(layer).register_forward_hook(
-            lambda _, __, output: found.append(output[1])
-        )
-        for layer in family.tower_layers(model)
-    ]
-    family.tower(model).set_attn_implementation("eager")
-    with torch.no_grad():
-        model(**inputs)
-    family.tower(model).set_attn_implementation("sdpa")
-    for hook in hooks:
-        hook.remove()
-    weights = torch.stack(found)
-    if not family.tower_has_cls(model):
-        real = weights.sum(-2, keepdim=True) > 0  # no query sees what is padding
-        return (weights * real.mT).sum(-2) / real.sum(-1)
-    if not family.cls_first:
-        weights = weights.roll((1, 1), (-2, -1))
-    return weights[..., 0, 1:]
 
 
 @of_each
@@ -267,95 +202,6 @@ def test_a_chain_from_the_tower_into_the_decoder(case: Case) -> None:
     with torch.no_grad(), chain(case.model()) as run:
         case.model()(**case.inputs(PROMPT))
     assert all(len(i.kept) + i.extra == KEEP for s in run.report for i in s.images)
-
-
-class TestPadding:
-    """Idefics3 pads images that it does not cut: its tower does not look at what is not there."""
-
-    case = next(case for case in MERGED if case.name == "SmolVLM")
-
-    def inputs(self) -> dict[str, Tensor]:
-        inputs = self.case.inputs([[5, -2, 6, -4, 7, 8]])
-        mask = torch.ones(1, 2, 32, 32, dtype=torch.bool)
-        mask[:, 0, :, 20:] = False  # three columns of eight, so that some tokens are half padding
-        return {**inputs, "pixel_attention_mask": mask}
-
-    def test_attention_is_that_of_what_is_there(self) -> None:
-        inputs = self.inputs()
-        view, found = seen(self.case, inputs), attentions(self.case, inputs)
-        assert view.real is not None
-        assert view.real.sum(1).tolist() == [40, 64]
-        assert bool((view.cls_attention[:, 0].unflatten(-1, (4, 4))[..., 3:] == 0).all())
-        expected = squares(found[..., None], 2)[..., 0]
-        torch.testing.assert_close(view.cls_attention, expected, rtol=1e-6, atol=1e-8)
-
-    @pytest.mark.parametrize("pruner", [pore.FasterVLM, pore.HiPrune, pore.PruMerge])
-    def test_an_image_is_pruned_as_by_itself(self, pruner: Any) -> None:
-        model, inputs = self.case.model(), self.inputs()
-        settings = {"object_layer": 0} if pruner is pore.HiPrune else {}
-        reports = []
-        with torch.no_grad(), pruner(KEEP, **settings)(model) as run:
-            model(**inputs)
-            reports += run.report.samples[-1].images
-            for i in range(2):
-                pixels = {name: inputs[name][:, i : i + 1] for name in inputs if "pixel" in name}
-                model(**{**self.case.inputs([[5, -2, 6]]), **pixels})
-                reports += run.report.samples[-1].images
-        assert [image.kept for image in reports[:2]] == [image.kept for image in reports[2:]]
-
-    def test_heads_taken_as_one(self) -> None:
-        """PruMerge's own attention, by hand on what is there."""
-        view = seen(self.case, self.inputs())
-        scores, keys = attention_and_keys(view)
-        query, key = (x[0][0].transpose(0, 1).flatten(1) for x in (view.queries, view.keys))
-        there = view.real[0]  # type: ignore[index]
-        weights = torch.zeros(64, dtype=torch.float64)
-        logits = query[there] @ key[there].mT * query.shape[1] ** -0.5
-        weights[there] = logits.softmax(-1).mean(0)
-        torch.testing.assert_close(scores[0], squares(weights[:, None], 2)[:, 0])
-        torch.testing.assert_close(keys[0], squares(key, 2))
-
-    def test_keeping_all_is_bit_equal(self) -> None:
-        model, inputs = self.case.model(), self.inputs()
-        with torch.no_grad():
-            dense = model(**inputs).logits
-            with pore.VisionZip(1.0)(model):
-                assert torch.equal(model(**inputs).logits, dense)
-
-
-class TestMasks:
-    """What a tower's kernel is given to leave padding out, in the forms that kernels take."""
-
-    there = torch.tensor([[True, True, False, True], [True] * 4])
-
-    @pytest.mark.parametrize("form", ["bool", "additive", "padding"])
-    def test_what_is_seen(self, form: str) -> None:
-        mask = self.there[:, None, None].expand(-1, 1, 4, -1)
-        if form == "additive":
-            mask = torch.zeros(2, 1, 4, 4).masked_fill(~mask, torch.finfo(torch.float32).min)
-        elif form == "padding":
-            mask = self.there.long()
-        seen = visible(mask, 2)
-        assert seen is not None
-        assert torch.equal(seen, self.there)
-        assert visible(mask[1:], 2) is None
-
-    def test_one_mask_for_all(self) -> None:
-        seen = visible(self.there[:1, None, None].expand(-1, 1, 4, -1), 3)
-        assert seen is not None
-        assert seen.tolist() == [self.there[0].tolist()] * 3
-        assert visible(None, 3) is None
-
-    @pytest.mark.parametrize("read", [cls_attention, received_attention])
-    def test_attention_is_that_without_padding(self, read: Any) -> None:
-        query, key = noise(1, 2, 3, 4, 5), noise(2, 2, 3, 4, 5)
-        alone = [0, 1, 3]
-        cls = int(read is cls_attention)
-        expected = torch.zeros(3, 4, dtype=torch.float64)
-        expected[:, alone[cls:]] = read(query[:1, :, alone], key[:1, :, alone], 0.5)[0]
-        got = read(query, key, 0.5, self.there)
-        torch.testing.assert_close(got[0], expected[:, cls:])
-        torch.testing.assert_close(got[1:], read(query[1:], key[1:], 0.5))
 
 
 class TestHiRED:

@@ -23,7 +23,7 @@ from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedMod
 from pore.families.registry import family_of
 from pore.tensors import attention as attention_module
 from pore.tensors.attention import received_attention
-from pore.tower.packed import _slots
+from pore.tower.packed import slots_of
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 KEEP = 6
@@ -169,7 +169,7 @@ class TestViews:
 
 
 @of_each
-def test_what_stages_behind_the_tower_see_of_it(case: Case) -> None:
+def test_what_stages_after_the_tower_see_of_it(case: Case) -> None:
     model, inputs, found = case.model(), case.inputs(PROMPT), []
 
     class Reading(Looking):
@@ -320,13 +320,13 @@ def test_slots(data: Any) -> None:
     patches = data.draw(st.lists(st.integers(0, n - 1), unique=True))
     none = data.draw(st.integers(0, n - len(patches)))
     raster = torch.tensor(data.draw(st.permutations([*patches, *[-1] * none])), dtype=torch.long)
-    slots = _slots(raster, n)
+    slots = slots_of(raster, n)
     assert slots.unique().numel() == len(raster)
     assert torch.equal(slots[raster >= 0], raster[raster >= 0])
     free = sorted(set(range(n)) - set(patches))
     assert slots[raster < 0].tolist() == free[len(free) - none :]
     with pytest.raises(BudgetError, match="keep fewer"):
-        _slots(torch.cat([raster, torch.full((n + 1 - len(raster),), -1)]), n)
+        slots_of(torch.cat([raster, torch.full((n + 1 - len(raster),), -1)]), n)
 
 
 class TestRefused:

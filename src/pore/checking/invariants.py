@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,349 +13,123 @@ from torch import Tensor, nn
 from pore._compat.attention import kernel_names
 from pore._compat.modules import AFTER, BEFORE
 from pore.checking.reference import hidden_from
-from pore.checking.twin import VOCABULARY
-from pore.engine.masks import window_of
-from pore.engine.pruner import Pruner
-from pore.engine.report import SampleReport
-from pore.errors import ScoreError
-from pore.families.base import Family
-from pore.methods.divprune import DivPrune
-from pore.methods.fastervlm import FasterVLM
-from pore.methods.fastv import FastV
-
-KEEP = 6
+from pore.checking.subject import ANSWER, KEEP, Finding, Subject
 
 
-_TEXT = range(3, 80)  # token ids; special ones come after
+def keep_all(subject: Subject, place: str) -> Finding:
+    """Keeping everything gives the unpruned logits, bit for bit."""
+    everything: Any = replace(subject.methods[place], keep=1.0)  # type: ignore[type-var]
+    with everything(subject.model):
+        got = subject.forward(subject.all)
+    if torch.equal(got, subject.dense):
+        return True, "bit for bit"
+    return False, "other logits than unpruned: " + subject.close(got, subject.dense)[1]
 
 
-_PROMPTS = ((3, True, 4), (9, True, 6), (0, False, 14))  # text before, an image, text behind
+def masked_dense(subject: Subject, place: str) -> Finding:
+    """A pruned forward equals one over all tokens in which the dropped ones are masked."""
+    got, samples = subject.pruned(place)
+    dropped = subject.dropped(samples)
+    left = subject.all["attention_mask"].bool() & ~dropped
+    if not bool(dropped.any()):
+        return False, "nothing was dropped"
+    if got.shape[1] != int(left.sum(1).max()):
+        return False, f"{got.shape[1]} tokens are left, not {int(left.sum(1).max())}"
+    rows = [own[len(own) - int(n) :] for own, n in zip(got, left.sum(1), strict=True)]
+    return subject.close(torch.cat(rows), subject.masked(place, subject.all, dropped)[left])
 
 
-_ANSWER = 4  # tokens
+def scores(subject: Subject, place: str) -> Finding:
+    """The tokens kept are those that the last text token attends to most."""
+    _, samples = subject.pruned(place)
+    tokens = subject.all["attention_mask"].bool()
+    nothing = torch.zeros_like(tokens)
+    with hidden_from(subject.model, subject.family, 0, nothing, tokens) as weights:
+        subject.forward(subject.all, use_cache=False)
+    rows = weights[subject.layer - 1][:, :, -1].mean(1)
+    for image in subject.family.images(subject.model, subject.all):
+        best = rows[image.row, list(image.columns)].topk(KEEP).indices.sort().values.tolist()
+        kept = list(samples[image.row].images[image.index].kept)
+        if kept != best:
+            return False, f"sample {image.row} keeps {kept}, but attends most to {best}"
+    return True, "the same tokens as by attention computed apart"
 
 
-# How far logits may be apart, as a share of the largest: norms and rotary tables of most models are
-# of float32 whatever the weights.
-TOLERANCES: Mapping[torch.dtype, float] = {
-    torch.float64: 5e-5,
-    torch.float32: 2e-3,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-}
+def batch(subject: Subject, place: str) -> Finding:
+    """A batch, padded on the left, equals its samples one by one."""
+    got, samples = subject.pruned(place)
+    rows, singles = [], []
+    for i, sample in enumerate(samples):
+        with subject.methods[place](subject.model) as run:
+            single = subject.model(**subject.inputs([i])).logits[0]
+        (alone,) = run.report.samples
+        kept = [[list(image.kept) for image in one.images] for one in (sample, alone)]
+        if kept[0] != kept[1]:
+            return False, f"sample {i} keeps {kept[0]} in a batch, {kept[1]} by itself"
+        singles.append(single)
+        rows.append(got[i, got.shape[1] - len(single) :])
+    return subject.close(torch.cat(rows), torch.cat(singles))
 
 
-Finding = tuple[bool, str]
+def cached(subject: Subject, place: str) -> Finding:
+    """Prefill and cached decoding equal one forward over prompt and answer without a cache."""
+    with subject.methods[place](subject.model) as run:
+        out = subject.generate(subject.all)
+    full = subject.answered(subject.all, out.sequences[:, :-1])
+    if subject.references(place):
+        dropped = nn.functional.pad(subject.dropped(run.report.samples), (0, ANSWER - 1))
+        wanted = subject.masked(place, full, dropped)
+    else:
+        with subject.methods[place](subject.model):  # it chooses by the image alone
+            wanted = subject.forward(full, use_cache=False)
+    return subject.close(torch.stack(out.logits, 1), wanted[:, -ANSWER:])
 
 
-"""Whether an invariant holds, and what was found."""
+def positions(subject: Subject) -> Finding:
+    """The first token of a prompt stands where this family's positions start."""
+    rotary = getattr(subject.family.decoder(subject.model), "rotary_emb", None)
+    if rotary is None:
+        return True, "the decoder has no rotary positions to look at"
+    tables: list[Any] = []
+    hook = rotary.register_forward_hook(lambda _, __, table: tables.append(table))
+    try:
+        inputs = subject.inputs([0])
+        subject.model(**inputs)
+        subject.forward(inputs)
+    finally:
+        hook.remove()
+    for table in tables:
+        if isinstance(table, Tensor):
+            angles = torch.angle(table)
+        else:
+            angles = torch.atan2(table[1].float(), table[0].float())
+        # Every axis of text has the same positions, and one step is the angle of a frequency.
+        first, second = angles.flatten(0, -3)[0, :2]
+        step = second - first
+        if not torch.allclose(first, subject.family.first_position * step, atol=1e-2):
+            return False, f"it does not start at position {subject.family.first_position}"
+    return True, f"from {subject.family.first_position} on"
 
 
-class Subject:
-    """A twin with prompts for it: two with an image and one without, of different lengths.
+def invariants(subject: Subject, exact: bool) -> Iterator[tuple[str, Callable[[], Finding]]]:
+    """What must hold, by name, each with what finds out whether it does.
 
     Args:
-        model: The twin.
-        family: Its adapter.
-        cache: The kind of cache that `generate` makes; None is its default.
-
-    Attributes:
-        all: Inputs of all prompts, padded on the left.
-        layer: K, of the decoder method.
-        methods: One method for every place where tokens can be dropped.
-        hides: Whether a window or a chunk hides some of a prompt.
-        wide: The same twin where none does; None where that is so of this one.
+        subject: A twin with its prompts.
+        exact: Whether to compare also what rounding can change: which tokens are kept.
     """
-
-    def __init__(self, model: Any, family: Family, cache: str | None) -> None:
-        self.model = model
-        self.family, self.cache = family, cache
-        self.dtype: torch.dtype = self.model.dtype
-        self.device: torch.device = self.model.device
-        self._rows = [self._row(seed, *prompt) for seed, prompt in enumerate(_PROMPTS)]
-        self.all = self.inputs(range(len(_PROMPTS)))
-        self._forwards: dict[str, tuple[Tensor, list[SampleReport]]] = {}
-        windows = [window_of(self._config, i) for i in range(len(family.layers(model)))]
-        longest = self.all["input_ids"].shape[1] + _ANSWER
-        self.hides = any(window is not None and window < longest for window in windows)
-        self.wide: Subject | None = None
-        self.layer = self._layer()
-        self.methods: dict[str, Pruner] = {
-            "decoder": FastV(KEEP, layer=self.layer),
-            "embeddings": DivPrune(KEEP),
-        }
-        if self._tower():
-            self.methods["tower"] = FasterVLM(KEEP)
-
-    # -- what it is -------------------------------------------------------------------------------
-
-    @property
-    def _config(self) -> Any:
-        decoder: Any = self.family.decoder(self.model)
-        return decoder.config
-
-    def _layer(self) -> int:
-        """K: behind the first layer, from the second, that has attention to all tokens."""
-        layers = self.family.layers(self.model)
-        attending = [i for i in range(len(layers)) if not self.family.recurrent(layers[i])]
-        whole = [i for i in attending[:-1] if i > 0 and window_of(self._config, i) is None]
-        return (whole[0] if whole else 1) + 1
-
-    def _tower(self) -> bool:
-        """Whether methods can act in the tower: its family says so, and one layer is read."""
-        if any(one.unless is None for one in FasterVLM(KEEP).limits(self.family)):
-            return False
-        return isinstance(getattr(self.model.config, "vision_feature_layer", -1), int)
-
-    def _row(self, seed: int, before: int, image: bool, after: int) -> dict[str, Any]:
-        """Token ids of a prompt, and what comes with its image."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def noise(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        ids, inputs = self.family.example(self.model, noise) if image else ([], {})
-        words = torch.randint(_TEXT.start, _TEXT.stop, (before + after,), generator=generator)
-        text = words.tolist()
-        return {"ids": [*text[:before], *ids, *text[before:]], "inputs": inputs}
-
-    def inputs(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Inputs of some of the prompts, padded on the left."""
-        chosen = [self._rows[i] for i in rows]
-        longest = max(len(row["ids"]) for row in chosen)
-        fill = [longest - len(row["ids"]) for row in chosen]
-        pairs = list(zip(chosen, fill, strict=True))
-        ids = torch.tensor([[0] * count + row["ids"] for row, count in pairs])
-        mask = torch.tensor([[0] * count + [1] * len(row["ids"]) for row, count in pairs])
-        found = {"input_ids": ids, "attention_mask": mask}
-        found |= self.family.prompt_types(self.model, ids, 0)
-        for row in chosen:
-            for name, value in row["inputs"].items():
-                found[name] = torch.cat([found[name], value]) if name in found else value
-        return {name: self._placed(value) for name, value in found.items()}
-
-    def _placed(self, value: Tensor) -> Tensor:
-        value = value.to(self.device)
-        return value.to(self.dtype) if value.is_floating_point() else value
-
-    def answered(self, inputs: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-        """The inputs with an answer behind the prompts.
-
-        Args:
-            inputs: Inputs of the prompts.
-            ids: (B, L + n) token ids of both.
-        """
-        count = ids.shape[1] - inputs["input_ids"].shape[1]
-        mask = nn.functional.pad(inputs["attention_mask"], (0, count), value=1)
-        types = self.family.prompt_types(self.model, ids, count)
-        return {**inputs, "input_ids": ids, "attention_mask": mask, **types}
-
-    def forward(
-        self, inputs: dict[str, Tensor], tokens: Tensor | None = None, **more: Any
-    ) -> Tensor:
-        """Logits, where every token has the position that `generate` would give it.
-
-        Args:
-            inputs: Inputs.
-            tokens: (B, L) bool, the tokens that positions count; None is all but padding.
-            more: Further arguments.
-        """
-        if not self.family.mrope:  # else the model counts by itself, padding left out
-            counted = inputs["attention_mask"] if tokens is None else tokens.long()
-            positions = (counted.cumsum(-1) - 1).clamp(min=0)
-            more["position_ids"] = positions + self.family.first_position
-        logits: Tensor = self.model(**inputs, **more).logits
-        return logits
-
-    @cached_property
-    def _dense(self) -> Tensor:
-        """Logits without pruning."""
-        return self.forward(self.all)
-
-    def _pruned(self, place: str) -> tuple[Tensor, list[SampleReport]]:
-        """Logits of a pruned forward, and what was kept of every sample."""
-        if place not in self._forwards:
-            with self.methods[place](self.model) as run:
-                logits = self.forward(self.all)
-            self._forwards[place] = logits, run.report.samples
-        return self._forwards[place]
-
-    def dropped(self, samples: Sequence[SampleReport]) -> Tensor:
-        """(B, L) bool, True at the tokens that a report says were dropped."""
-        found = torch.zeros_like(self.all["input_ids"], dtype=torch.bool)
-        for image in self.family.images(self.model, self.all):
-            kept = set(samples[image.row].images[image.index].kept)
-            gone = [column for i, column in enumerate(image.columns) if i not in kept]
-            found[image.row, gone] = True
-        return found
-
-    def references(self, place: str) -> bool:
-        """Whether a forward over all tokens, masked, is what a method must equal.
-
-        Where positions are numbered anew, a sliding window shows other tokens than it does there.
-        """
-        return place == "decoder" or self.family.mrope or not self.hides
-
-    def masked(self, place: str, inputs: dict[str, Tensor], dropped: Tensor) -> Tensor:
-        """Logits of a forward over all tokens that does not see the dropped ones."""
-        tokens = inputs["attention_mask"].bool()
-        counted = tokens if place == "decoder" else tokens & ~dropped
-        first = self.layer if place == "decoder" else 0
-        with hidden_from(self.model, self.family, first, dropped, tokens):
-            return self.forward(inputs, counted, use_cache=False)
-
-    def close(self, got: Tensor, wanted: Tensor) -> Finding:
-        """Whether logits (..., V) are equal, up to rounding."""
-        if got.shape != wanted.shape:
-            return False, f"logits have the shape {tuple(got.shape)}, not {tuple(wanted.shape)}"
-        if not bool(got.isfinite().all()):
-            return False, "logits are no finite numbers"
-        got, wanted = (logits.to("cpu", torch.float64) for logits in (got, wanted))
-        difference = (got - wanted).abs().amax(-1).flatten()
-        # Rounding in half a precision can send single tokens to other experts.
-        half = self.dtype.itemsize < 4
-        apart = float(difference.median() if half else difference.max())
-        share = apart / max(float(wanted.abs().max()), 1e-9)
-        # Not `share > ...`: what is not a number is no equality.
-        return share <= TOLERANCES[self.dtype], f"logits {share:.1e} of the largest apart"
-
-    def warm(self) -> None:
-        """Run it once unpruned, as it must, and for the hooks that transformers itself leaves.
-
-        Raises:
-            ScoreError: Logits are no numbers: eager attention makes none of padding in float64.
-        """
-        self._generate(self.all)
-        if not bool(self._dense[self.all["attention_mask"].bool()].isfinite().all()):
-            raise ScoreError("The logits are no finite numbers, without any pruning.")
-
-    def _generate(self, inputs: dict[str, Tensor]) -> Any:
-        """A greedy answer of text, with its logits."""
-        settings = {} if self.cache is None else {"cache_implementation": self.cache}
-        return self.model.generate(
-            **inputs,
-            max_new_tokens=_ANSWER,
-            do_sample=False,
-            suppress_tokens=[i for i in range(VOCABULARY) if i not in _TEXT],
-            output_logits=True,
-            return_dict_in_generate=True,
-            disable_compile=True,
-            **settings,
-        )
-
-    # -- what must hold ---------------------------------------------------------------------------
-
-    def keep_all(self, place: str) -> Finding:
-        """Keeping everything gives the unpruned logits, bit for bit."""
-        everything: Any = replace(self.methods[place], keep=1.0)  # type: ignore[type-var]
-        with everything(self.model):
-            got = self.forward(self.all)
-        if torch.equal(got, self._dense):
-            return True, "bit for bit"
-        return False, "other logits than unpruned: " + self.close(got, self._dense)[1]
-
-    def masked_dense(self, place: str) -> Finding:
-        """A pruned forward equals one over all tokens in which the dropped ones are masked."""
-        got, samples = self._pruned(place)
-        dropped = self.dropped(samples)
-        left = self.all["attention_mask"].bool() & ~dropped
-        if not bool(dropped.any()):
-            return False, "nothing was dropped"
-        if got.shape[1] != int(left.sum(1).max()):
-            return False, f"{got.shape[1]} tokens are left, not {int(left.sum(1).max())}"
-        rows = [own[len(own) - int(n) :] for own, n in zip(got, left.sum(1), strict=True)]
-        return self.close(torch.cat(rows), self.masked(place, self.all, dropped)[left])
-
-    def scores(self, place: str) -> Finding:
-        """The tokens kept are those that the last text token attends to most."""
-        _, samples = self._pruned(place)
-        tokens = self.all["attention_mask"].bool()
-        nothing = torch.zeros_like(tokens)
-        with hidden_from(self.model, self.family, 0, nothing, tokens) as weights:
-            self.forward(self.all, use_cache=False)
-        rows = weights[self.layer - 1][:, :, -1].mean(1)
-        for image in self.family.images(self.model, self.all):
-            best = rows[image.row, list(image.columns)].topk(KEEP).indices.sort().values.tolist()
-            kept = list(samples[image.row].images[image.index].kept)
-            if kept != best:
-                return False, f"sample {image.row} keeps {kept}, but attends most to {best}"
-        return True, "the same tokens as by attention computed apart"
-
-    def batch(self, place: str) -> Finding:
-        """A batch, padded on the left, equals its samples one by one."""
-        got, samples = self._pruned(place)
-        rows, singles = [], []
-        for i, sample in enumerate(samples):
-            with self.methods[place](self.model) as run:
-                single = self.model(**self.inputs([i])).logits[0]
-            (alone,) = run.report.samples
-            kept = [[list(image.kept) for image in one.images] for one in (sample, alone)]
-            if kept[0] != kept[1]:
-                return False, f"sample {i} keeps {kept[0]} in a batch, {kept[1]} by itself"
-            singles.append(single)
-            rows.append(got[i, got.shape[1] - len(single) :])
-        return self.close(torch.cat(rows), torch.cat(singles))
-
-    def cached(self, place: str) -> Finding:
-        """Prefill and cached decoding equal one forward over prompt and answer without a cache."""
-        with self.methods[place](self.model) as run:
-            out = self._generate(self.all)
-        full = self.answered(self.all, out.sequences[:, :-1])
-        if self.references(place):
-            dropped = nn.functional.pad(self.dropped(run.report.samples), (0, _ANSWER - 1))
-            wanted = self.masked(place, full, dropped)
-        else:
-            with self.methods[place](self.model):  # it chooses by the image alone
-                wanted = self.forward(full, use_cache=False)
-        return self.close(torch.stack(out.logits, 1), wanted[:, -_ANSWER:])
-
-    def positions(self) -> Finding:
-        """The first token of a prompt stands where this family's positions start."""
-        rotary = getattr(self.family.decoder(self.model), "rotary_emb", None)
-        if rotary is None:
-            return True, "the decoder has no rotary positions to look at"
-        tables: list[Any] = []
-        hook = rotary.register_forward_hook(lambda _, __, table: tables.append(table))
-        try:
-            inputs = self.inputs([0])
-            self.model(**inputs)
-            self.forward(inputs)
-        finally:
-            hook.remove()
-        for table in tables:
-            if isinstance(table, Tensor):
-                angles = torch.angle(table)
-            else:
-                angles = torch.atan2(table[1].float(), table[0].float())
-            # Every axis of text has the same positions, and one step is the angle of a frequency.
-            first, second = angles.flatten(0, -3)[0, :2]
-            step = second - first
-            if not torch.allclose(first, self.family.first_position * step, atol=1e-2):
-                return False, f"it does not start at position {self.family.first_position}"
-        return True, f"from {self.family.first_position} on"
-
-    def invariants(self, exact: bool) -> Iterator[tuple[str, Callable[[], Finding]]]:
-        """What must hold, by name.
-
-        Args:
-            exact: Whether to compare what rounding can decide otherwise: which tokens are kept.
-        """
-        yield "positions are those that pore counts", self.positions
-        for place, pruner in self.methods.items():
-
-            def of(check: Callable[[str], Finding], place: str = place) -> Callable[[], Finding]:
-                return lambda: check(place)
-
-            of_what = f"{pruner.name} ({place}): "
-            yield f"{of_what}keep-all is bit-equal", of(self.keep_all)
-            compared = self if self.references(place) else self.wide
-            if compared is not None:
-                yield f"{of_what}pruned equals masked dense", of(compared.masked_dense)
-            if exact and place == "decoder":
-                yield f"{of_what}keeps what attention ranks first", of(self.scores)
-            if exact:
-                yield f"{of_what}batch equals singles", of(self.batch)
-            yield f"{of_what}cached decoding equals a full forward", of(self.cached)
+    yield "positions are those that pore counts", partial(positions, subject)
+    for place, pruner in subject.methods.items():
+        of_what = f"{pruner.name} ({place}): "
+        yield f"{of_what}keep-all is bit-equal", partial(keep_all, subject, place)
+        compared = subject if subject.references(place) else subject.wide
+        if compared is not None:
+            yield f"{of_what}pruned equals masked dense", partial(masked_dense, compared, place)
+        if exact and place == "decoder":
+            yield f"{of_what}keeps what attention ranks first", partial(scores, subject, place)
+        if exact:
+            yield f"{of_what}batch equals singles", partial(batch, subject, place)
+        yield f"{of_what}cached decoding equals a full forward", partial(cached, subject, place)
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

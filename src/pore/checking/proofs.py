@@ -1,7 +1,8 @@
 """The library proves itself: what must hold of pruning, on this machine, with these versions.
 
 `check` builds a tiny random twin of a model from its config and runs the invariants on it. On a
-transformers that is newer than those tested, entering a block does so once for a kind of model.
+transformers that is newer than those tested, a `with` block does so by itself, the first time that
+a model of some kind enters one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -22,100 +22,23 @@ from pore._compat.attention import attention_name
 from pore._compat.making import seeded
 from pore._compat.modules import unwrapped
 from pore._compat.versions import beyond_tested, newest_tested
-from pore.checking.invariants import TOLERANCES, Subject, fingerprint, left_clean
-from pore.checking.twin import build, twin_of, widened
+from pore.checking.invariants import fingerprint, invariants, left_clean
+from pore.checking.result import CheckResult, Row
+from pore.checking.shrinking import widened
+from pore.checking.subject import TOLERANCES, Subject
+from pore.checking.twin import build, twin_of
 from pore.errors import PoreError, UnsupportedModelError
 
 
-@dataclass(frozen=True)
-class Row:
-    """One invariant of one method.
-
-    Attributes:
-        name: The method, where it acts, and what must hold.
-        dtype: Type of the twin's weights.
-        holds: Whether it does.
-        finding: What was found.
-    """
-
-    name: str
-    dtype: str
-    holds: bool
-    finding: str
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What `check` found.
-
-    Attributes:
-        model: The class of the model.
-        family: What pore takes it for.
-        versions: Of pore, transformers and torch.
-        tested: Whether this transformers is no newer than those that pore was tested with.
-        device: Where the twin ran.
-        attention: The decoder's attention implementation.
-        cache: The kind of cache that `generate` made.
-        parameters: Of the twin.
-        seconds: What it took.
-        rows: The invariants.
-    """
-
-    model: str
-    family: str
-    versions: dict[str, str]
-    tested: bool
-    device: str
-    attention: str
-    cache: str
-    parameters: int
-    seconds: float
-    rows: tuple[Row, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every invariant holds."""
-        return all(row.holds for row in self.rows)
-
-    @property
-    def failures(self) -> tuple[Row, ...]:
-        """The invariants that do not hold."""
-        return tuple(row for row in self.rows if not row.holds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain JSON types."""
-        return {**asdict(self), "passed": self.passed}
-
-    @property
-    def summary(self) -> str:
-        """What holds where, in a few words."""
-        failed = len(self.failures)
-        held = "all holds" if self.passed else f"{failed} of {len(self.rows)} do not hold"
-        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        beyond = "" if self.tested else f" (newer than {newest_tested()}, the newest tested)"
-        return (
-            f"{self.model} ({self.family}): {held} with {versions}{beyond}; {self.device}, "
-            f"{self.attention} attention, {self.cache} cache. A twin of {self.parameters:,} "
-            f"parameters, {self.seconds:.1f} s."
-        )
-
-    def __str__(self) -> str:
-        lines = [self.summary]
-        for row in self.rows:
-            mark = "holds" if row.holds else "FAILS"
-            lines.append(f"  {mark}  {row.dtype:<8}  {row.name}: {row.finding}")
-        return "\n".join(lines)
-
-
 def check(model: nn.Module) -> CheckResult:
-    """Whether what must hold of pruning holds in models like this one, here and now.
+    """Check that pruning is exact in models like this one, with the versions installed here.
 
     Args:
-        model: A model of transformers, which is left alone: a tiny random twin of it, of the same
-            classes, attention implementation, dtype, device and kind of cache, takes its place.
+        model: A model of transformers. It is left alone: what is pruned is a tiny random twin of
+            the same classes, attention implementation, dtype, device and kind of cache.
 
     Returns:
-        What was found; `passed` says whether all holds.
+        What was found; `passed` says whether every invariant holds.
 
     Raises:
         UnsupportedModelError: pore does not know the model, or can make no twin of it.
@@ -137,7 +60,7 @@ def prove(model: nn.Module) -> None:
 
 
 class _Proofs:
-    """What was found of kinds of models in this process; one thread at a time looks."""
+    """What was found for each kind of model in this process; one thread at a time looks."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -146,7 +69,7 @@ class _Proofs:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other thread look, and none of what this one prunes meanwhile be asked for."""
+        """Let no other thread look, and let this one prune its twins without being asked again."""
         with self._lock:
             before, self._looking = self._looking, True
             try:
@@ -187,7 +110,10 @@ _VERSIONS = {"pore": "pore-vlm", "transformers": "transformers", "torch": "torch
 
 
 def _check(model: Any, thorough: bool) -> CheckResult:
-    """Run the invariants on a twin: in the most exact type it runs in, and in the model's own."""
+    """Run the invariants on a twin of exact weights, and if `thorough` on one of the model's type.
+
+    Exact is float64, or float32 where the twin does not run in float64.
+    """
     began = time.monotonic()
     config, generation = model.config, getattr(model, "generation_config", None)
     tiny, family = twin_of(config)
@@ -236,10 +162,10 @@ def _check(model: Any, thorough: bool) -> CheckResult:
 def _rows(subject: Subject, exact: bool) -> Iterator[Row]:
     """The invariants in one type of weights."""
     before = fingerprint(subject.model)
-    for name, holds in subject.invariants(exact):
+    for name, holds in invariants(subject, exact):
         try:
             held, finding = holds()
-        except Exception as error:  # whatever a changed interface comes to
+        except Exception as error:  # whatever a changed interface leads to
             held, finding = False, _told(error)
         yield Row(name, _name(subject.dtype), held, finding)
     held, finding = left_clean(subject.model, before)
@@ -257,7 +183,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _kind(model: Any, tiny: Any) -> Any:
-    """The class of the twin: the model's own, or the one with a head of a model without."""
+    """The class of the twin: the model's own, or for a model without a head that with one."""
     if hasattr(model, "generate"):
         return type(model)
     from transformers import AutoModelForImageTextToText
@@ -267,6 +193,6 @@ def _kind(model: Any, tiny: Any) -> Any:
 
 
 def _device(model: Any) -> torch.device:
-    """Where a model computes: where its weights are, those that accelerate has offloaded apart."""
+    """Where a model computes: where its weights are that accelerate has not offloaded."""
     places = (weight.device for weight in model.parameters())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))

@@ -1,8 +1,9 @@
 """What pruning must equal: the whole sequence, with dropped tokens hidden from some layer on.
 
 Nothing is shortened here. Attention is computed from scratch on the queries and keys that a kernel
-would get, with the masks that the model made for the full sequence, so that a kernel which ignores
-them, a mask that does not come through and a cache that loses tokens all show as a difference.
+would get, with the masks that the model made for the full sequence. So all of these show as a
+difference: a kernel that ignores masks, a mask that does not come through, a cache that loses
+tokens.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def hidden_from(
     Args:
         model: The model, unpruned.
         family: Its adapter.
-        first: The first layer that does not see them.
+        first: The first layer from which they are hidden.
         dropped: (B, L) bool, True at those tokens.
         tokens: (B, L) bool, False at padding.
 
     Yields:
-        Of every layer with attention its weights (B, H, L, L) in the latest forward.
+        For every layer with attention the weights (B, H, L, L) of the latest forward.
     """
     weights: dict[int, Tensor] = {}
     with Changes() as changes:
@@ -50,7 +51,7 @@ def hidden_from(
 
 
 def _attention(layer: int, seen: Tensor, weights: dict[int, Tensor]) -> Callable[..., Any]:
-    """Attention to the tokens that are seen, in place of a kernel."""
+    """Attention to the tokens that are seen, to take the place of a kernel."""
 
     def attend(
         _: Any,
@@ -88,7 +89,7 @@ def _attention(layer: int, seen: Tensor, weights: dict[int, Tensor]) -> Callable
 
 
 def _mixed(mixer: Any, seen: Tensor) -> Callable[..., Tensor]:
-    """A recurrence over the tokens that are seen, sample by sample: it has no mask for that."""
+    """A recurrence over the tokens that are seen, one sample at a time: it has no mask."""
     mix = mixer.forward
 
     def each(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -901,7 +901,7 @@ def check(
         pore check Qwen/Qwen2.5-VL-7B-Instruct --dtype bfloat16 --attn eager
     """
     from pore.checking.proofs import check as prove
-    from pore.data.loading import load_twin
+    from pore.checking.twin import load_twin
 
     found = prove(load_twin(model, device=device, dtype=dtype, attn=attn, revision=revision))
     if as_json:
@@ -1080,7 +1080,7 @@ def _random_model(shape: str, device: str, dtype: str, attn: str | None) -> Any:
 def _samples(
     source: str, *, limit: int | None, questions: Path | None = None, split: str = "test"
 ) -> Sequence[Sample]:
-    from pore.data.samples import load_samples
+    from pore.data.sources import load_samples
 
     return list(load_samples(source, questions=questions, limit=limit, split=split))
 
@@ -1169,14 +1169,14 @@ def _draw_kept(
     model: Any, processor: Any, sample: Sample, report: Any, answer: str, path: Path
 ) -> None:
     from pore import plotting
-    from pore.data.coverage import trace
+    from pore.data.coverage import coverage_of
 
     picture = sample.load_image()
     kept = None
     if report is not None:
         kept = [image.kept for image in report.samples[0].images]
     figure = plotting.layout(
-        picture, trace(model, processor, picture), kept, title=f"{sample.question} “{answer}”"
+        picture, coverage_of(model, processor, picture), kept, title=f"{sample.question} “{answer}”"
     )
     plotting.save(figure, path)
 

@@ -1,15 +1,14 @@
-"""Which part of a picture every visual token shows.
+"""The coverage of visual tokens: which part of a picture each of them shows.
 
-Processors resize, crop, pad and tile pictures in ways of their own. What a visual token shows is
-not computed from their settings: the processor itself is given a picture of the same size whose
-colours say where in it they are, and what it makes of that is read. So this holds for any
-processor, whatever its settings.
+Processors resize, crop, pad and tile pictures in ways of their own. The coverage is not computed
+from their settings. Instead the processor is given a picture of the same size in which red grows
+from left to right and green from top to bottom: the colours that come out say where they came from.
+So this holds for any processor, whatever its settings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,40 +18,26 @@ import torch
 from PIL import Image as pil
 from torch import Tensor, nn
 
+from pore.data.frames import frames_of
 from pore.data.prompts import render
 from pore.errors import InputError
 from pore.families.registry import family_of
 from pore.layout import Image
 
-# A pixel is picture, not padding nor blended with it, from this share of the purest one on.
-_PURE = 0.99
-
-
-# A view with less than this of the picture in any pixel shows nothing of it.
-_NONE = 0.02
-
-
-# Pixels from the edge of a picture, before and after resizing, where resizing bends a gradient.
-_BENT = 3
-
-
-# Fewer lines of pixels than this say nothing of a scale.
-_FEW = 4
-
 
 @dataclass(frozen=True)
-class Regions:
+class Coverage:
     """What the visual tokens of one image in a prompt show of the picture it was made from.
 
     Boxes are (left, top, right, bottom) in pixels of the picture. They reach beyond it where it was
-    padded, and are NaN where there is nothing but padding in all of a view.
+    padded, and are NaN in a view that shows nothing but padding. A *view* is what goes through the
+    vision tower as one picture: a tile, a crop or the whole picture.
 
     Attributes:
         size: (width, height) of the picture.
-        boxes: (n, 4) float64, the box of every visual token, in the order of its raster index.
+        boxes: (n, 4) float64, the box of every visual token, in the order of their raster indices.
         views: (n,) the view that each token belongs to.
-        frames: (V, 4) float64, the box of every view: a tile, a crop or the whole picture, as it
-            went through the vision tower.
+        frames: (V, 4) float64, the box of every view.
     """
 
     size: tuple[int, int]
@@ -62,17 +47,17 @@ class Regions:
 
     @property
     def padding(self) -> Tensor:
-        """(n,) share of every token's box that lies outside the picture, 1 where there is no box.
+        """(n,) share of every token's box that is padding of the processor; 1 where it has no box.
 
-        That is the padding of the processor, since nothing else lies there.
+        Padding is what lies outside of the picture.
         """
         return 1 - _inside(self.boxes, self.size).nan_to_num(0)
 
 
-def trace(
+def coverage_of(
     model: nn.Module, processor: Any, picture: pil.Image, text: str | None = None, **kwargs: Any
-) -> list[Regions]:
-    """Ask a processor which part of a picture every visual token shows.
+) -> list[Coverage]:
+    """Which part of a picture every visual token shows, by asking the processor.
 
     The processor runs three times, on pictures of that size. Where a model blends patches into
     tokens (LLaVA-OneVision, large images), boxes are those that divide the picture evenly.
@@ -86,7 +71,7 @@ def trace(
         kwargs: Further arguments of the processor, those with which it is called otherwise.
 
     Returns:
-        The regions of every image that the picture becomes in the prompt: one, but for processors
+        The coverage of every image that the picture becomes in the prompt: one, but for processors
         that give crops as images of their own, as Gemma 3 with `do_pan_and_scan`.
 
     Raises:
@@ -119,7 +104,7 @@ def trace(
     slope[..., 1] = (255 * (np.arange(height) + 0.5) / height).round()[:, None]
     _, sloped = views(slope)
 
-    frames = torch.tensor(_frames(white, black, sloped, picture.size), dtype=torch.float64)
+    frames = torch.tensor(frames_of(white, black, sloped, picture.size), dtype=torch.float64)
     found, first = [], 0
     for image in family.images(model, inputs):
         of, cells, (rows, columns), count = _places(image, family.grid(model))
@@ -131,7 +116,7 @@ def trace(
         # Towers leave out what is left over at the right and the bottom, where patches do not fit.
         share = torch.tensor([wide // columns / wide, high // rows / high] * 2, dtype=own.dtype)
         start, end = own[of][:, [0, 1, 0, 1]], own[of][:, [2, 3, 2, 3]]
-        found.append(Regions(picture.size, start + cells * share * (end - start), of, own))
+        found.append(Coverage(picture.size, start + cells * share * (end - start), of, own))
     if first != len(frames) or not found:
         raise InputError(
             f"The processor makes {len(frames)} views of a picture, but the prompt has visual "
@@ -146,8 +131,8 @@ def _places(
     """Where the visual tokens of an image lie in its views.
 
     Returns:
-        views (n,), boxes (n, 4) in cells of the view, rows and columns of cells, how many views
-        there are.
+        views (n,); boxes (n, 4) in cells of the view, a cell being a token wide and high; the rows
+        and columns of cells; and the number of views.
     """
     tiling = image.tiling
     if tiling is not None and tiling.tiles > 1:
@@ -198,102 +183,6 @@ def _even(centres: Tensor) -> Tensor:
     count = len(centres)
     step = (centres[-1] - centres[0]) / max(count - 1, 1) if count > 1 else centres.new_ones(())
     return (centres[0] + centres[-1] - count * step) / 2 + torch.arange(count + 1) * step
-
-
-def _frames(
-    white: Sequence[Tensor],
-    black: Sequence[Tensor],
-    sloped: Sequence[Tensor],
-    size: tuple[int, int],
-) -> list[list[float]]:
-    """The part of a picture that every view shows.
-
-    Args:
-        white: What a white picture gives, views (3, H, W).
-        black: What a black one gives.
-        sloped: What one gives whose red goes from left to right and whose green from top to bottom.
-        size: (width, height) of the pictures.
-
-    Returns:
-        (left, top, right, bottom) for every view.
-    """
-    # Padding is the same in white and black. Channels differ by what they are normalised with.
-    spans = [light - dark for light, dark in zip(white, black, strict=True)]
-    full = torch.stack([span.amax((1, 2)) for span in spans]).amax(0).double().numpy()
-    frames = []
-    for span, dark, slope in zip(spans, black, sloped, strict=True):
-        # Resizing works on rows and columns one after the other, so that one of either tells all.
-        # The middle is away from where padding, blended with the picture, bends a slope.
-        row, column = _middle(span[0].sum(1)), _middle(span[1].sum(0))
-        across = [view[0, row].double().numpy() for view in (span, dark, slope)]
-        down = [view[1, :, column].double().numpy() for view in (span, dark, slope)]
-        shares = [across[0] / full[0], down[0] / full[1]]
-        peak = float(shares[0].max())
-        if peak < _NONE:
-            frames.append([math.nan] * 4)
-            continue
-        lines = [int((share > 0.5 * peak).sum()) for share in shares]
-        edges = []
-        for axis, (own, none, values) in enumerate((across, down)):
-            pure = shares[axis] > _PURE * shares[axis].max()
-            place = size[axis] * np.where(pure, (values - none) / np.where(pure, own, 1), 0)
-            # A picture thinner than a pixel has no pure one, because of its thinner side.
-            thin = lines[axis] < lines[1 - axis]
-            share = shares[axis] if thin else shares[axis] / peak
-            edges.append(_edges(place, pure, share, size[axis]))
-        (left, right), (top, bottom) = edges
-        frames.append([left, top, right, bottom])
-    return frames
-
-
-def _middle(sums: Tensor) -> int:
-    """The middle one of the lines of pixels that hold the most."""
-    most = (sums > 0.9 * sums.max()).nonzero()
-    return int(most[len(most) // 2])
-
-
-def _edges(
-    place: npt.NDArray[np.float64],
-    pure: npt.NDArray[np.bool_],
-    share: npt.NDArray[np.float64],
-    length: int,
-) -> tuple[float, float]:
-    """Where on a side of a picture the first line of a view begins and the last one ends.
-
-    Args:
-        place: (n,) where on the side the lines of pixels come from.
-        pure: (n,) which of them are known to.
-        share: (n,) how much of every line is picture.
-        length: Of the side, in pixels.
-
-    Returns:
-        The two places.
-    """
-    count = len(place)
-    line = np.arange(count) + 0.5
-
-    def fitted(chosen: npt.NDArray[np.bool_]) -> tuple[float, float] | None:
-        if chosen.sum() < _FEW or np.ptp(place[chosen]) < 1e-6:
-            return None
-        slope, start = np.polyfit(line[chosen], place[chosen], 1)
-        return float(slope), float(start)
-
-    fit = fitted(pure)
-    if length == 1 or fit is None:
-        # All that there is of the picture in this view is the whole of the side.
-        lines = float(share.sum())
-        begin = float((share * line).sum()) / lines - lines / 2
-        scale = length / lines
-        return -begin * scale, (count - begin) * scale
-    margin = _BENT * max(1.0, fit[0])
-    inner = fitted(pure & (place >= margin) & (place <= length - margin))
-    slope, start = inner or fit
-    end = start + slope * count
-    # Colours have 256 levels, so that edges are known to a part of a level.
-    known = length / 1000 + 0.05
-    start = 0.0 if abs(start) < known else start
-    end = float(length) if abs(end - length) < known else end
-    return start, end
 
 
 def _inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:

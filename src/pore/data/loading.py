@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import Any
+
+import torch
 
 from pore._compat.weights import note_commit
 from pore.embedded import embedded_model
 from pore.errors import InputError, UnsupportedModelError
+from pore.families.registry import families
 
 EMBEDDED = "embedded"
-
-
 """The name of the model that ships with the package."""
 
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
-
-
 """Names of number formats; "auto" is that of the checkpoint, float32 on a CPU."""
 
 
 def resolve(name: str) -> str:
-    """What transformers loads a model from: the path of `embedded`, or the name itself."""
+    """What transformers is to load a model from: the path of `embedded`, or the name itself."""
     return embedded_model() if name == EMBEDDED else os.path.expanduser(name)
 
 
@@ -54,14 +52,13 @@ def load_model(
         InputError: There is no such device or number format, or transformers cannot load it so.
         OSError: There is no such model.
     """
-    import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
     check_dtype(dtype)
     target = choose_device(device)
     path = resolve(name)
-    _known_config(name, revision)  # before gigabytes are loaded
+    known_config(name, revision)  # before gigabytes are loaded
     if dtype == "auto" and target.type == "cpu":
         dtype = "float32"
     disable_progress_bar()
@@ -87,66 +84,22 @@ def _commit(path: str, revision: str | None) -> str | None:
     if os.path.isdir(path):
         return None
     found = try_to_load_from_cache(path, "config.json", revision=revision)
-    # A file lies in the folder of its commit, whatever branch or tag was asked for.
+    # In the cache a file lies in the folder of its commit, whatever branch or tag was asked for.
     return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else revision
 
 
-def load_twin(
-    name: str,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    attn: str | None = None,
-    revision: str | None = None,
-) -> Any:
-    """A tiny model with random weights, of the classes of a checkpoint: only its config is read.
+def known_config(name: str, revision: str | None) -> Any:
+    """The config of a checkpoint, refused where pore knows no family for it.
 
     Args:
         name: Hub id, folder or "embedded".
-        device: As in `load_model`.
-        dtype: As in `load_model`.
-        attn: As in `load_model`.
         revision: Branch, tag or commit on the hub.
 
-    Returns:
-        The model, in evaluation mode on the device.
-
     Raises:
-        UnsupportedModelError: The model is of no family that pore knows, or has no twin.
-        InputError: There is no such device or number format, or transformers cannot make it so.
+        UnsupportedModelError: It is of no family that pore knows.
+        InputError: It cannot be read.
         OSError: There is no such model.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, GenerationConfig
-
-    from pore._compat.making import seeded
-    from pore.checking.twin import twin_of
-
-    check_dtype(dtype)
-    target = choose_device(device)
-    config = _known_config(name, revision)
-    tiny, _ = twin_of(config)
-    if dtype != "auto":
-        kind = getattr(torch, dtype)
-    else:
-        kind = torch.float32 if target.type == "cpu" else config.dtype or torch.float32
-    try:
-        with seeded():
-            model = AutoModelForImageTextToText.from_config(
-                tiny, dtype=kind, attn_implementation=attn
-            ).to(target)
-    except (ImportError, KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"transformers cannot make a {name!r} as asked: {error}") from error
-    with suppress(OSError):  # a checkpoint need not say how to generate
-        said = GenerationConfig.from_pretrained(resolve(name), revision=revision)
-        model.generation_config.cache_implementation = said.cache_implementation
-    return model.eval()
-
-
-def _known_config(name: str, revision: str | None) -> Any:
-    """The config of a checkpoint of a family that pore knows."""
-    from pore.families.registry import families
-
     config = load_config(name, revision=revision)
     if config.model_type not in families():  # `pore models` lists what is known
         raise UnsupportedModelError(
@@ -203,8 +156,6 @@ def choose_device(name: str) -> Any:
     Raises:
         InputError: There is no such device.
     """
-    import torch
-
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pore.data.samples import Sample
 from pore.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
-
-    from pore.data.samples import Sample
-
 
 # The settings of an image processor that decide what a visual token sees.
 _SETTINGS = (
@@ -101,7 +99,7 @@ def processor_settings(processor: Any) -> dict[str, Any]:
         processor: The model's processor.
 
     Returns:
-        Plain values, as JSON holds them; settings that the processor lacks are left out.
+        Plain values, as JSON holds them, without settings that the processor lacks.
     """
     found = processor.image_processor.to_dict()
     return {

@@ -51,7 +51,7 @@ def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
         index (I, R), their positions in the sequence, ascending; and valid (I, R) bool, False where
         an image has fewer.
     """
-    text = layout.text_behind
+    text = layout.text_after
     order = (~text).long().argsort(dim=-1, stable=True)[:, : int(text.sum(-1).max())]
     return order, text.gather(1, order)
 

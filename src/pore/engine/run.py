@@ -65,6 +65,7 @@ from pore.tensors.precision import full_precision, scoring
 from pore.tensors.selection import check_features
 from pore.tower.packed import PackedTowerRun
 from pore.tower.run import TowerRun
+from pore.tower.stacked import StackedTowerRun
 from pore.tower.stages import TowerStage
 from pore.tower.watching import watch_tiling
 
@@ -273,7 +274,7 @@ class Run(Changes):
         watch_tiling(self, model, family, self._note_tilings)
         if self.pruner.reads_tower:
             remember = any(stage.tower for stage in [*self._entry, *self._stages])
-            watch = PackedTowerRun if family.packed else TowerRun
+            watch = PackedTowerRun if family.packed else StackedTowerRun
             self._watch = watch(self, model, family, tower, remember)
             for note in self._watch.notes:
                 self.report.note(note)
@@ -343,6 +344,8 @@ class Run(Changes):
 
     def _note_tilings(self, tilings: Sequence[Tiling], videos: bool) -> None:
         self._tilings["video_tilings" if videos else "tilings"] = tilings
+        if self._watch is not None:
+            self._watch.note_tilings(tilings, videos)
 
     # -- telling what cannot be seen --------------------------------------------------------------
 
@@ -478,7 +481,7 @@ class Run(Changes):
                 forward.own = self.family.masks(self.model, embeds, forward.tokens, None, types)
             self.report.start(layout)
             if self._watch is not None:
-                self.report.tower(self._watch.tokens)
+                self.report.tower(self._watch.block_tokens)
         elif state.seen == 0:  # or it is a new token, a further turn, or an assistant's draft
             self.report.without_images(forward.tokens)
         if length > 1 or not state.checked:  # of single tokens once: it asks the device
@@ -1182,7 +1185,7 @@ class Run(Changes):
         return Layout.of([image for _, image in shown], forward.tokens) if shown else None
 
     def _which(self, watch: TowerRun, layout: Layout, embeds: Tensor) -> list[int]:
-        which = watch.which(layout, embeds)
+        which = watch.match(layout, embeds)
         if which is not None:
             return which
         raise InputError(
@@ -1194,40 +1197,19 @@ class Run(Changes):
     def _drop_filling(self, view: View) -> Selection:
         """Drop what fills the projected features up to the number that the model expects."""
         assert self._forward is not None
-        watch, layout = self._watch, view.layout
-        assert watch is not None
-        assert watch.selection is not None
-        encoded = self._forward.encoded
-        if watch.selection.valid is None and watch.tilings is None:
-            raster = watch.selection.raster[encoded].to(layout.raster.device)
-            slots = torch.arange(layout.raster.shape[1], device=raster.device)
-            filled = nn.functional.pad(raster, (0, len(slots) - raster.shape[1]))
-            return Selection(layout.valid & (slots < raster.shape[1]), raster=filled)
-        keep, raster = torch.zeros_like(layout.valid), torch.zeros_like(layout.raster)
-        features, structure = view.features.clone(), []
-        for i, (image, number) in enumerate(zip(layout.images, encoded, strict=True)):
-            found, places, apart = watch.tokens_of(number)
-            own_order = watch.selection.order is not None or not watch.selection.structure
-            in_place = not own_order and len(image.structure) > 0 and bool((places >= 0).all())
-            slots = places if in_place else torch.arange(len(places), device=places.device)
-            if apart is not None:
-                slots, in_place = apart, True
-            slots, places = slots.to(keep.device), places.to(keep.device)
-            keep[i, slots], raster[i, slots] = True, places
-            features[i, slots] = found.to(features)
-            structure.append(in_place)
-        return Selection(keep, None if watch.in_place else features, raster, structure)
+        assert self._watch is not None
+        placed = self._watch.placed(view.layout, self._forward.encoded, view.features)
+        return Selection(placed.keep, placed.features, placed.raster, placed.structure)
 
     def _padding(self, forward: _Forward) -> Tensor:
         assert forward.layout is not None
         assert self._watch is not None
-        pixels, grid = self._watch.pixels, forward.layout.images[0].grid
-        assert pixels is not None
+        grid = forward.layout.images[0].grid
         if grid is None or any(image.grid != grid for image in forward.layout.images):
             raise InputError("Visual tokens without a grid cannot be matched with padding.")
+        pixels = self._watch.pictures(forward.encoded)
         raster, valid = (x.to(pixels.device) for x in (forward.layout.raster, forward.layout.valid))
-        tiles = [self._watch.tiles_of(image).start for image in forward.encoded]
-        shares = letterbox_padding(pixels, grid)[tiles].gather(1, raster.clamp(min=0))
+        shares = letterbox_padding(pixels, grid).gather(1, raster.clamp(min=0))
         return shares.masked_fill(raster < 0, 0.0).masked_fill(~valid, 1.0)
 
 

@@ -103,7 +103,7 @@ class DART(Pruner):
         valid, device = layout.valid, norms.device
         visual, visual_norms = view.norm(working(view.features)), layout.gather(norms)
         own, is_own = largest(visual_norms, self.image_pivots, valid)
-        text, is_text = largest(norms[layout.rows], self.text_pivots, layout.text_behind)
+        text, is_text = largest(norms[layout.rows], self.text_pivots, layout.text_after)
         images = torch.arange(len(own), device=device)[:, None]
         texts = view.norm(working(view.hidden_states[layout.rows[:, None], text]))
         similarity = cosine(torch.cat([visual[images, own], texts], 1), visual)

@@ -217,7 +217,7 @@ class SparseVLM(Pruner):
     def _rate(self, view: View) -> Raters:
         """The raters of every image, once for a prompt."""
         layout, states = view.layout, view.hidden_states
-        index, valid = _packed(layout.text_behind)
+        index, valid = _packed(layout.text_after)
         text = states[layout.rows[:, None], index]
         chosen = rate(view.features, layout.valid, text, valid)
         chosen = chosen | (valid & ~chosen.any(-1, keepdim=True))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from pore.data.coverage import Regions
+    from pore.data.coverage import Coverage
 
 
 # A panel is drawn at most so many times as long as wide.
@@ -123,7 +123,7 @@ def kept_tokens(
 
 def layout(
     picture: Image,
-    regions: Sequence[Regions],
+    coverage: Sequence[Coverage],
     kept: Sequence[Sequence[int]] | None = None,
     *,
     title: str | None = None,
@@ -136,8 +136,8 @@ def layout(
 
     Args:
         picture: The picture.
-        regions: What `pore.regions.trace` found for it.
-        kept: For every image of `regions`, the raster indices of the tokens that stay, as in
+        coverage: What `pore.data.coverage.coverage_of` found for it.
+        kept: For every image of `coverage`, the raster indices of the tokens that stay, as in
             `ImageReport.kept`; None for all.
         title: Title above all.
 
@@ -145,28 +145,28 @@ def layout(
         The figure.
 
     Raises:
-        InputError: `regions` are none or of a picture of another size, or `kept` does not fit them.
+        InputError: `coverage` is empty or of a picture of another size, or `kept` does not fit it.
         PoreError: matplotlib is not installed.
     """
     width, height = picture.size
     boxes, masks = [], []
-    if not regions:
-        raise InputError("The picture has no regions, so there are no visual tokens to draw.")
-    if kept is not None and len(kept) != len(regions):
-        raise InputError(f"There are {len(regions)} images, but tokens kept of {len(kept)}.")
-    for i, image in enumerate(regions):
+    if not coverage:
+        raise InputError("The picture has no coverage, so there are no visual tokens to draw.")
+    if kept is not None and len(kept) != len(coverage):
+        raise InputError(f"There are {len(coverage)} images, but tokens kept of {len(kept)}.")
+    for i, image in enumerate(coverage):
         if image.size != (width, height):
-            raise InputError(f"The regions are of a picture of {image.size}, not {picture.size}.")
+            raise InputError(f"The coverage is of a picture of {image.size}, not {picture.size}.")
         own = image.boxes.numpy()
         mask = np.ones(len(own), dtype=bool) if kept is None else _mask(kept[i], (1, len(own)))[0]
         for view in range(len(image.frames)):
             chosen = (image.views == view).numpy() & ~np.isnan(own).any(1)
             boxes.append(own[chosen])
             masks.append(mask[chosen])
-    frames = np.concatenate([image.frames.numpy() for image in regions])
+    frames = np.concatenate([image.frames.numpy() for image in coverage])
     layers = _layers(frames)
     if not layers:
-        raise InputError("No region says which part of the picture it shows.")
+        raise InputError("No visual token covers any of the picture.")
     with _style():
         from matplotlib.figure import Figure
 

@@ -1,62 +1,63 @@
 """Pruning in vision towers that take all images in one sequence: Qwen-VL's, Pixtral.
 
 The rule is called for one image after the other. What it keeps goes through the projector alone;
-behind it every token is put where it came from, with zeros between, so that it has its own place on
-the axes of M-RoPE. The run then drops the zeros before the first decoder layer.
+after it every token is put where it came from, with zeros between, so that it has its own place on
+the axes of M-RoPE. The engine then drops the zeros before the first decoder layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pore.errors import BudgetError, ModelStateError
-from pore.layout import Packing
+from pore.layout import Layout, Packing
 from pore.tensors.attention import received_attention
 from pore.tensors.precision import scoring
-from pore.tower.run import TowerRun
+from pore.tower.run import Placed, TowerRun
 from pore.tower.stages import Encoded, TowerSelection, TowerView
 
 
 class PackedTowerRun(TowerRun):
     """`TowerRun` of a tower without CLS token that takes all images in one sequence.
 
-    All that is held here of patches and tokens is in raster order, image after image.
+    All that is held here of patches and tokens is in raster order, image after image: the tower may
+    have them in another, such as window after window, and `Packing` tells which.
     """
 
-    in_place = True
     _packing: Packing
-    _sequence: Tensor | None  # (T,) which token of the raster order comes where; None: these do
-    _raster: Tensor | None  # (T,) the inverse
+    _to_raster: Tensor | None  # (T,) where in the sequence each token is; None: in raster order
     _parts: dict[int, list[tuple[Tensor, Tensor]]]  # of every layer, as its kernel got them
     _scaling: float
-    _slots: list[Tensor]  # (k,) of every image, the tokens in whose stead those kept come
-    _kept: list[Tensor]  # (k, D) of every image
-    _whole: bool  # whether all were kept
-
-    def tokens_of(self, image: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the decoder gets of an encoded image: features, places and slots."""
-        assert self.selection is not None
-        slots = self._slots[image]
-        return self._kept[image], self.selection.raster[image, : len(slots)], slots
+    _rasters: list[Tensor] | None  # (k,) of every image: the patches kept; None: nobody chose
+    _slots: list[Tensor]  # (k,) of every image: the placeholder that each token fills
+    _projected: list[Tensor]  # (k, D) of every image
+    _all_kept: bool
 
     def encoded(self, image: int) -> Encoded:
-        """What was made of an encoded image; only where it was to be remembered."""
-        features = torch.split(self._features, self._sizes_of)[image]
-        return Encoded(features[None], self._kept[image][None])
+        """What was made of an image, where that was to be remembered."""
+        features = torch.split(self._features, self._packing.counts)[image]
+        return Encoded(features[None], self._projected[image][None])
 
-    @property
-    def _sizes_of(self) -> list[int]:
-        return [height * width for height, width in self._packing.grids]
+    def placed(self, layout: Layout, numbers: Sequence[int], features: Tensor) -> Placed:
+        """Which placeholders hold what the stage kept."""
+        assert self._rasters is not None
+        keep, raster = torch.zeros_like(layout.valid), torch.zeros_like(layout.raster)
+        for i, number in enumerate(numbers):
+            slots = self._slots[number].to(keep.device)
+            keep[i, slots], raster[i, slots] = True, self._rasters[number].to(keep.device)
+        return Placed(keep, raster)
+
+    # -- hooks ------------------------------------------------------------------------------------
 
     def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._packing = packing = self._family.packing(self._model, args, kwargs)
-        self._sequence = packing.order
-        self._raster = None if packing.order is None else packing.order.argsort()
+        self._to_raster = None if packing.order is None else packing.order.argsort()
         self._parts = {}
-        self.selection = None
+        self._rasters = None
 
     def _observe(
         self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, *_: object
@@ -65,74 +66,106 @@ class PackedTowerRun(TowerRun):
         self._parts.setdefault(i, []).append((query, key))
         self._scaling = scaling
 
-    def _in_raster(self, states: Tensor, dim: int) -> Tensor:
-        """States of the sequence's tokens, T along a dimension, in raster order."""
-        return states if self._raster is None else states.index_select(dim, self._raster)
-
-    def _tokens_of_call(self, states: Tensor) -> Tensor:
-        """(T, g * C) features of the tokens, of states as the projector gets them."""
-        return self._in_raster(states.reshape(sum(self._sizes_of), -1), 0)
-
     def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self._features = self._tokens_of_call(args[0])
-
-    def _of_layer(self, i: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Queries and keys (1, H, n, d) of every image's patches, those of a token side by side."""
-        group = self._packing.patches
-        found = []
-        for parts in zip(*self._parts[i], strict=True):
-            whole = torch.cat(parts, 2)
-            _, heads, _, width = whole.shape
-            if self._packing.groups is None:
-                tokens = self._in_raster(whole.view(1, heads, -1, group, width), 2)
-            else:
-                tokens = whole[:, :, self._packing.groups.to(whole.device)]
-            images = torch.split(tokens, self._sizes_of, 2)
-            found.append([image.flatten(2, 3) for image in images])
-        queries, keys = found
-        return queries, keys
+        self._features = self._by_token(args[0])
 
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        assert self._stage is not None
-        states, group = args[0], self._packing.patches
-        tokens = self._tokens_of_call(states)
-        layers = {i: self._of_layer(i) for i in self._wanted}
+        states = args[0]
+        layers = {i: self._by_image(i) for i in self._read}
         self._parts = {}
-        self._whole = True
-        kept = []
-        for image, features in enumerate(torch.split(tokens, self._sizes_of)):
-            n = len(features)
-            read = {i: (query[image], key[image]) for i, (query, key) in layers.items()}
-            with scoring():
-                received = {i: self._received(query, key) for i, (query, key) in read.items()}
-            attention = [received[i] for i in self._wanted]
-            view = TowerView(
-                features=features[None],
-                cls_feature=None,
-                cls_attention=torch.stack(attention) if attention else features.new_empty(0),
-                queries=tuple(read[i][0] for i in self._wanted),
-                keys=tuple(read[i][1] for i in self._wanted),
-                raster=torch.arange(n, device=features.device)[None],
-                grid=self._packing.grids[image],
-                groups=torch.arange(n * group, device=features.device).view(n, group),
-            )
+        self._all_kept = True
+        kept, self._rasters = [], []
+        for image, features in enumerate(torch.split(self._by_token(states), self._packing.counts)):
+            read = [(layers[i][0][image], layers[i][1][image]) for i in self._read]
+            view = self._view(features, self._packing.grids[image], read)
             selection = self._choose(view)
             self._check_merged(view, selection)
-            self._whole = self._whole and selection.features is view.features
-            kept.append(_kept_of(selection))
-        chosen, rasters = [features for features, _ in kept], [raster for _, raster in kept]
-        self._slots = list(map(_slots, rasters, self._sizes_of))
-        counts = torch.tensor([len(raster) for raster in rasters])
-        self.selection = TowerSelection(
-            features=nn.utils.rnn.pad_sequence(chosen, batch_first=True),
-            raster=nn.utils.rnn.pad_sequence(rasters, batch_first=True),
-            valid=torch.arange(int(counts.max())) < counts[:, None],
-        )
-        if self._whole:
+            self._all_kept = self._all_kept and selection.features is view.features
+            chosen, raster = _kept_of(selection)
+            kept.append(chosen)
+            self._rasters.append(raster)
+        self._slots = list(map(slots_of, self._rasters, self._packing.counts))
+        if self._all_kept:
             return None
-        left = torch.cat(chosen)
+        left = torch.cat(kept)
         left = left[None] if states.dim() == 3 else left.reshape(-1, *states.shape[1:])
         return (left, *args[1:])
+
+    def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
+        counts, shape = self._packing.counts, output.shape
+        output = output.flatten(0, -2)  # of which some projectors make a batch of one
+        whole = self._rasters is None or self._all_kept
+        if whole:
+            self._projected = list(torch.split(self._in_raster(output, 0), counts))
+            self._slots = [torch.arange(n, device=output.device) for n in counts]
+        else:
+            self._projected = list(torch.split(output, [len(slots) for slots in self._slots]))
+        self._first = torch.stack([projected[0] for projected in self._projected]).detach()
+        self._first_slot = torch.stack([slots[0] for slots in self._slots])
+        if whole:
+            return None
+        filled = torch.cat(
+            [
+                output.new_zeros(n, output.shape[-1]).index_copy(0, slots, projected)
+                for n, slots, projected in zip(counts, self._slots, self._projected, strict=True)
+            ]
+        )
+        order = self._packing.order
+        filled = filled if order is None else filled[order]
+        return filled.view(*shape[:-2], *filled.shape)
+
+    # -- from the order of the tower to raster order ----------------------------------------------
+
+    def _in_raster(self, states: Tensor, dim: int) -> Tensor:
+        """States of the sequence's tokens, T along a dimension, in raster order."""
+        return states if self._to_raster is None else states.index_select(dim, self._to_raster)
+
+    def _by_token(self, states: Tensor) -> Tensor:
+        """(T, g * C) features of the tokens, of states as the projector gets them."""
+        return self._in_raster(states.reshape(sum(self._packing.counts), -1), 0)
+
+    def _by_image(self, i: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Queries and keys (1, H, n, d) of every image's patches, those of a token side by side."""
+        queries, keys = (
+            self._split(torch.cat(parts, 2)) for parts in zip(*self._parts[i], strict=True)
+        )
+        return queries, keys
+
+    def _split(self, patches: Tensor) -> list[Tensor]:
+        """The patches (1, H, n, d) of every image, of those of the whole sequence."""
+        _, heads, _, width = patches.shape
+        if self._packing.groups is None:
+            tokens = patches.view(1, heads, -1, self._packing.patches, width)
+            tokens = self._in_raster(tokens, 2)
+        else:
+            tokens = patches[:, :, self._packing.groups.to(patches.device)]
+        return [image.flatten(2, 3) for image in torch.split(tokens, self._packing.counts, 2)]
+
+    # -- what the rule sees of an image -----------------------------------------------------------
+
+    def _view(
+        self, features: Tensor, grid: tuple[int, int], read: Sequence[tuple[Tensor, Tensor]]
+    ) -> TowerView:
+        """What the stage's rule sees of an image.
+
+        Args:
+            features: (N, C) features of its tokens.
+            grid: (height, width) of them.
+            read: Queries and keys of its patches, in every layer that the stage reads.
+        """
+        n, group = len(features), self._packing.patches
+        with scoring():
+            attention = [self._received(query, key) for query, key in read]
+        return TowerView(
+            features=features[None],
+            cls_feature=None,
+            cls_attention=torch.stack(attention) if attention else features.new_empty(0),
+            queries=tuple(query for query, _ in read),
+            keys=tuple(key for _, key in read),
+            raster=torch.arange(n, device=features.device)[None],
+            grid=grid,
+            groups=torch.arange(n * group, device=features.device).view(n, group),
+        )
 
     def _received(self, query: Tensor, key: Tensor) -> Tensor:
         """(1, H, N) attention that the tokens of an image receive, the mean of their patches'."""
@@ -140,7 +173,10 @@ class PackedTowerRun(TowerRun):
         return weights.view(*weights.shape[:2], -1, self._packing.patches).mean(-1)
 
     def _check_merged(self, view: TowerView, selection: TowerSelection) -> None:
-        """Features that lower layers add go to tokens that stay what they were."""
+        """Refuse new features from a stage that does not say that it merges.
+
+        The decoder adds features of its own to tokens that stay what they were (`deepstack`).
+        """
         assert self._stage is not None
         if self._stage.merges or selection.features is view.features:
             return
@@ -151,26 +187,6 @@ class PackedTowerRun(TowerRun):
                 "so; make its stage with merges=True."
             )
 
-    def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
-        sizes, shape = self._sizes_of, output.shape
-        output = output.flatten(0, -2)  # of which some projectors make a batch of one
-        if self.selection is None or self._whole:
-            self._kept = list(torch.split(self._in_raster(output, 0), sizes))
-            self._slots = [torch.arange(n, device=output.device) for n in sizes]
-        else:
-            self._kept = list(torch.split(output, [len(slots) for slots in self._slots]))
-        self._first = torch.stack([kept[0] for kept in self._kept]).detach()
-        self._at = torch.stack([slots[0] for slots in self._slots])
-        if self.selection is None or self._whole:
-            return None
-        filled = [
-            output.new_zeros(n, output.shape[-1]).index_copy(0, slots, kept)
-            for n, slots, kept in zip(sizes, self._slots, self._kept, strict=True)
-        ]
-        whole = torch.cat(filled)
-        whole = whole if self._sequence is None else whole[self._sequence]
-        return whole.view(*shape[:-2], *whole.shape)
-
 
 def _kept_of(selection: TowerSelection) -> tuple[Tensor, Tensor]:
     """Features (k, C) and raster (k,) of what is kept of one image."""
@@ -180,15 +196,18 @@ def _kept_of(selection: TowerSelection) -> tuple[Tensor, Tensor]:
     return selection.features[0, valid], selection.raster[0, valid]
 
 
-def _slots(raster: Tensor, n: int) -> Tensor:
-    """Where in its image every token kept comes: at its patch, or in place of one that goes.
+def slots_of(raster: Tensor, n: int) -> Tensor:
+    """The placeholder of an image that every token kept fills.
+
+    That is the one of its patch. A merged rest, which stands for no patch, gets one of a token that
+    was dropped: of 6 tokens, [4, -1, 0] fill the placeholders [4, 5, 0].
 
     Args:
         raster: (k,) the patch that each stands for, -1 for none.
         n: Tokens of the image.
 
     Returns:
-        (k,) different places; tokens that stand for no patch get the last of those that go.
+        (k,) different placeholders; tokens that stand for no patch get the last free ones.
 
     Raises:
         BudgetError: There are not so many.

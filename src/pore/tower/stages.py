@@ -1,4 +1,15 @@
-"""What a method declares of the vision tower."""
+"""What a method that acts in the vision tower declares, what its rule sees, what it decides.
+
+A method that keeps the patches with the largest features:
+
+    def stages(self):
+        return [TowerStage(self._select)]
+
+    def _select(self, view):
+        counts = view.budgets(self.keep)
+        norms = view.features.float().norm(dim=-1)
+        return view.select(top_k(norms, counts, view.shown), counts)
+"""
 
 from __future__ import annotations
 
@@ -14,28 +25,34 @@ from pore.tensors.selection import budget, even_shares
 
 @dataclass(frozen=True)
 class TowerView:
-    """What the rule of a stage in the vision tower sees, of all images of a call.
+    """What the rule of a stage in the vision tower sees, of all I images of a call.
+
+    In a family that cuts images into tiles, each of the I is a tile.
 
     Where the model makes a visual token of several patches, by pixel shuffle or by their mean, each
-    of the N "patches" here is such a token, which has one feature; only `queries` and `keys` are of
-    the tower's own patches, and `pooled` takes what is computed from them to the tokens.
+    of the N "patches" here is such a token, which has one feature. Only `queries` and `keys` are of
+    the tower's own n tokens; `pooled` takes what is computed from them to the N.
 
     Attributes:
         features: (I, N, C) the patch features that the projector would get.
-        cls_feature: (I, C) the CLS token's feature of the same layer; None in a tower without, and
-            where tokens are made of several patches, for which it is not as wide as they are.
+        cls_feature: (I, C) the CLS token's feature of the same layer. None in a tower without CLS,
+            and where a visual token is made of several patches, so that it is wider than CLS.
         cls_attention: (S, I, H, N) attention of the CLS token to the patches in the S layers asked
             for, after a softmax over CLS and patches; at least float32, without a graph. In a tower
-            without CLS the mean attention that the patches receive. Of a token of several patches,
-            their mean.
-        queries: S tensors (I, H, n, d), as that attention is computed from; CLS first.
-        keys: S tensors (I, H, n, d), likewise.
-        raster: (I, N) the patch that every feature stands for, where blocks have merged.
-        tilings: Of every image, in a family that cuts images into tiles; then each of the I is a
-            tile, those of one image behind one another. None where images go in one piece.
-        grid: (height, width) of the N in a tower that takes images of any shape, for which a rule
-            is called with one image at a time; None where they are a square.
-        groups: (N, g) the tower's patches that every token is made of; None where it is one.
+            without CLS: the mean attention that each patch receives. For a visual token of several
+            patches: the mean of theirs.
+        queries: Of each of the S layers (I, H, n, d), from which that attention is computed; CLS
+            first.
+        keys: Likewise.
+        raster: (I, N) the patch that every feature stands for; other than 0 to N - 1 where blocks
+            have merged.
+        tilings: Of every image, in a family that cuts images into tiles: the tiles of the first
+            image come first among the I, then those of the second. None where images go in one
+            piece.
+        grid: (height, width) of the N, in a tower that takes images of any shape; a rule is then
+            called with one image at a time. None where they are a square.
+        groups: (N, g) the tower's patches that every visual token is made of; None where that is
+            one.
         real: (I, n) bool, False at tokens of the tower that are padding, which attention does not
             see; None where there are none.
     """
@@ -58,13 +75,13 @@ class TowerView:
         return any(key.shape[2] > patches for key in self.keys)
 
     def pooled(self, values: Tensor) -> Tensor:
-        """Means of what the tower's patches have, over the patches that a token is made of.
+        """From the tower's patches to the visual tokens: the mean over the patches of each.
 
         Args:
             values: (I, n, ...) of the tower's tokens, CLS first if it has one, or of its patches.
 
         Returns:
-            (I, N, ...), or (I, N + 1, ...) with what CLS has first.
+            (I, N, ...), or (I, N + 1, ...) where CLS was first, and still is.
         """
         if self.groups is None:
             return values
@@ -74,7 +91,7 @@ class TowerView:
 
     @property
     def shown(self) -> Tensor:
-        """(I, N) bool, False at patches of nothing but padding, which the decoder never gets."""
+        """(I, N) bool, False at patches of nothing but padding, which have no placeholder."""
         count, n = self.features.shape[:2]
         if self.tilings is None:
             return torch.ones(count, n, dtype=torch.bool, device=self.features.device)
@@ -87,10 +104,10 @@ class TowerView:
         return shown.to(self.features.device)
 
     def budgets(self, keep: int | float) -> list[int]:
-        """The number of tokens that `keep` means for every one of the I images or tiles.
+        """How many tokens `keep` means for every one of the I images or tiles.
 
-        The tokens of an image are shared out evenly among its tiles; what a tile does not show goes
-        to the next ones that do, from the first.
+        The tokens of an image are shared out evenly among its tiles. Where a tile shows fewer than
+        its share, the rest goes to the others, from the first.
 
         Raises:
             BudgetError: An image has fewer.
@@ -109,14 +126,14 @@ class TowerView:
 
         Args:
             mask: (I, N) bool, the patches that stay.
-            counts: How many of every image, the sums of `mask`.
-            structure: Whether tokens that show no patch (the end of a row) stay.
+            counts: How many of each of the I, the sums of `mask`.
+            structure: Whether tokens that show no patch (the end of a row of tiles) stay.
 
         Returns:
             The selection.
         """
         if min(counts) == mask.shape[1]:
-            # Not a copy, whose memory may be laid out otherwise, so that sums round otherwise.
+            # A copy may be laid out otherwise in memory, and sums over it then round otherwise.
             return TowerSelection(self.features, self.raster, None, structure)
         widest = max(counts)
         order = (~mask).long().argsort(dim=1, stable=True)[:, :widest]
@@ -133,16 +150,16 @@ class TowerSelection:
 
     Attributes:
         features: (I, k, C) the features that go on to the projector, in the order in which the
-            decoder will see them.
-        raster: (I, k) the patch that each stands for; of merged ones the patch they are merged
-            into, and -1 for the CLS token and for what stands for no single patch. Where the
-            prompt does not have every tile apart, the order is the prompt's, and those of -1 come
-            last.
-        valid: (I, k) bool, False where an image keeps fewer; None where all keep as many.
-        structure: Whether tokens that show no patch (the end of a row of tiles) stay. They go also
-            where features stand for no single patch, as rows then have no end.
+            decoder is to see them. Where tiles are laid side by side in the prompt
+            (`Tiling.apart` is False), the prompt's order counts instead, see `order`.
+        raster: (I, k) the patch that each stands for. Merged features count as the patch they were
+            merged into; the CLS token and what stands for no single patch have -1, and come last
+            in the prompt's order.
+        valid: (I, k) bool, False where one of the I keeps fewer than k; None where all keep k.
+        structure: Whether tokens that show no patch (the end of a row of tiles) stay. They also go
+            where some feature stands for no single patch, as there are no rows then.
         order: (I, k) for methods that lay tiles out in a way of their own: the rank of each feature
-            among those of its image, -1 for what is left out; structure then goes. None is the
+            among those of its image, -1 for what is left out. Structure then goes. None is the
             prompt's order.
     """
 
@@ -158,10 +175,10 @@ class Encoded:
     """What the vision tower and the projector made of one image.
 
     Attributes:
-        features: (tiles, N, C) patch features, as the tower gives them to the projector; one tile
-            where images go in one piece.
-        projected: (tiles, k, D) what the projector made of those that a stage in the tower kept,
-            or of all.
+        features: (tiles, N, C) all its patch features, as the tower gives them to the projector;
+            an image in one piece is one tile.
+        projected: (tiles, k, D) what the projector made of the k that a stage in the tower kept; of
+            all N where no stage acts there.
     """
 
     features: Tensor
@@ -174,9 +191,9 @@ class Block:
 
     Attributes:
         number: Index of the block, from 0.
-        count: Blocks up to the one whose output the projector reads.
-        layers: All blocks of the tower.
-        patches: Patches of an image, before any merging.
+        count: How many blocks there are up to the one whose output the projector reads.
+        layers: How many blocks the tower has.
+        patches: How many patches an image has before any merging.
         states: (I, n, C) the tokens, CLS first in a tower that has one.
         keys: (I, H, n, d) keys of this block's attention.
         sizes: (I, n) how many tokens of the tower's input each stands for.
@@ -203,13 +220,14 @@ class TowerStage:
     anew, as in the authors' code of the methods that act here.
 
     Attributes:
-        rule: Decides what goes on to the projector. It runs out of any autocast; what is chosen by
-            should have no graph, what is kept or merged has.
-        layers: Given the index of the layer whose output the projector reads, and the number of
-            layers of the tower: the layers whose attention the rule reads.
+        rule: Decides what goes on to the projector. It runs outside of any autocast. It should
+            compute scores without a graph; kept and merged features have theirs.
+        layers: Gives the layers whose attention the rule reads, from the index of the layer whose
+            output the projector reads and the number of layers of the tower. The default is the
+            former alone.
         merge: Called in every block up to the one that the projector reads, after its attention;
             gives the block with fewer states, and their sizes and rasters. None merges nothing.
-        proportional: Whether attention weighs every token by its size once blocks have merged.
+        proportional: Whether a token that was merged of several counts that often in attention.
         merges: Whether the rule gives tokens that stay new features.
     """
 

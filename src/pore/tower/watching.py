@@ -1,4 +1,4 @@
-"""Watching how images are cut into tiles and prompts into tokens."""
+"""Noting what the vision tower is not told: how images are cut into tiles, and the prompt."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ def watch_tiling(
     family: Family,
     note: Callable[[Sequence[Tiling], bool], None],
 ) -> None:
-    """Note how images and videos are tiled whenever a model encodes some.
+    """Tell how images and videos are cut into tiles whenever a model encodes some.
 
-    `generate` encodes them before it calls the model, and then forgets their sizes.
+    The sizes that say so are arguments of `get_image_features` and no other function. `generate`
+    calls that before it calls the model.
 
     Args:
         changes: What ends this.
         model: The model.
-        family: Its adapter, which says by `encodes` and `encodes_videos` what there is to note.
-        note: Called with the tilings, and whether they are of videos, before every encoding.
+        family: Its adapter, which says by `encodes` and `encodes_videos` whether there is
+            something to tell.
+        note: Called before every encoding with the tilings, and whether they are of videos.
     """
     base: Any = family.base(model)
     encoding = False  # some models encode videos by the function that is for images
@@ -63,7 +65,7 @@ def watch_tiling(
 def watch_prompt(
     changes: Changes, model: nn.Module, family: Family, note: Callable[[Tensor | None], None]
 ) -> None:
-    """Note the token ids of prompts before their images are encoded.
+    """Tell the token ids of a prompt before its images are encoded.
 
     `generate` encodes images before it calls the model, and without the token ids.
 
@@ -71,7 +73,7 @@ def watch_prompt(
         changes: What ends this.
         model: The model.
         family: Its adapter.
-        note: Called with the ids (B, L), or None, before a prompt, and with None behind it.
+        note: Called with the ids (B, L), or None, before a prompt; and with None after it.
     """
     base = family.base(model)
 

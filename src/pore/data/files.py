@@ -1,0 +1,127 @@
+"""Samples from files: a folder of images and questions to ask, or a JSONL file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pore._files import read_regular, shown
+from pore._saved.parsing import parse_json
+from pore.data.samples import Sample, text_of
+from pore.errors import InputError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""What the names of images in a folder end in."""
+
+_TEXTS = ("answer", "id", "kind", "third")
+
+_LARGEST = 1 << 30  # bytes
+
+
+def from_folder(
+    folder: str | os.PathLike[str], questions: Sequence[str] | str | os.PathLike[str]
+) -> list[Sample]:
+    """A sample for every image in a folder and the folders in it, in the order of their paths.
+
+    Args:
+        folder: The folder. Hidden files are left out, and those whose names end in none of
+            `SUFFIXES`.
+        questions: The questions, or a text file with one on each line; the images take them in
+            turn.
+
+    Returns:
+        The samples; the id is the path inside the folder.
+
+    Raises:
+        InputError: There is no such folder or file, no image or no question.
+    """
+    root = Path(folder)
+    if not os.path.isdir(root):
+        raise InputError(f"There is no folder {shown(root)}.")
+    if isinstance(questions, (str, os.PathLike)):
+        text = _read(Path(questions), "questions")
+        questions = [line.strip() for line in text.splitlines() if line.strip()]
+    if not questions:
+        raise InputError("There is no question to ask about the images.")
+    found = sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
+    names = [name for name in found if not any(part.startswith(".") for part in name.split("/"))]
+    if not names:
+        raise InputError(f"There is no image ({', '.join(SUFFIXES)}) in the folder {root}.")
+    return [
+        Sample(shown(name), root / name, questions[i % len(questions)])
+        for i, name in enumerate(names)
+    ]
+
+
+def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
+    """Samples from a file with one JSON object on each line.
+
+    Each has `question` and `image`, the image's path relative to the file, and may have `answer`,
+    `id`, `kind` and `third`; other keys are ignored. Of these four, numbers and truth values become
+    text; null, NaN, an empty list and blank text count as missing. A sample without an id gets the
+    name of the file and the number of its line.
+
+    Args:
+        path: The file; blank lines are skipped.
+
+    Returns:
+        The samples. Their images are not looked at yet.
+
+    Raises:
+        InputError: The file cannot be read or holds no sample, or a line is not as described; the
+            message names file and line.
+    """
+    file = Path(path)
+    samples = []
+    for number, line in enumerate(_read(file, "samples").split("\n"), 1):
+        if line.strip():
+            try:
+                samples.append(_from_line(line, file, number))
+            except ValueError as error:
+                raise InputError(f"{shown(file)}, line {number}: {error}") from error
+    if not samples:
+        raise InputError(f"There is no sample in {file}.")
+    return samples
+
+
+def _from_line(line: str, file: Path, number: int) -> Sample:
+    """The sample of a line of a JSONL file; a ValueError says what is wrong with it."""
+    found = parse_json(line, finite=False)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object.")
+    if not isinstance(found.get("image"), str) or not found["image"]:
+        raise ValueError('"image" must be the path of an image, relative to this file.')
+    if not isinstance(found.get("question"), str):
+        raise ValueError('"question" must be a text.')
+    texts = {}
+    for name in _TEXTS:
+        value = found.get(name)
+        try:
+            texts[name] = text_of(None if value == [] else value)
+        except ValueError as error:
+            raise ValueError(f'"{name}" {error}') from error
+    return Sample(
+        texts["id"] or f"{shown(file.name)}:{number}",
+        file.parent / found["image"],
+        found["question"],
+        texts["answer"],
+        texts["kind"],
+        texts["third"],
+    )
+
+
+def _read(path: Path, what: str) -> str:
+    """The text of a file; `what` it holds is for messages."""
+    try:
+        return read_regular(path, _LARGEST).decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the {what} in {shown(path)}: {error.strerror or error}."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The {what} in {shown(path)} are not UTF-8 text.") from error

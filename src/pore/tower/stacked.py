@@ -1,0 +1,209 @@
+"""Pruning in vision towers that take images of one size side by side: CLIP, SigLIP and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pore.changes import Changes
+from pore.errors import InputError
+from pore.layout import Image, Layout
+from pore.tensors.attention import cls_attention, received_attention, visible
+from pore.tower.run import Placed, TowerRun
+from pore.tower.stages import Encoded, TowerSelection, TowerView
+from pore.tower.tiles import in_own_runs, in_prompt_order, tiles_of, whole_if_all_shown
+
+
+class StackedTowerRun(TowerRun):
+    """`TowerRun` of a tower that takes P images, or tiles of images, as (P, n, C)."""
+
+    _pixels: Tensor | None = None  # (P, 3, H, W)
+    _output: Tensor  # (P, n, C) of the layer that the projector reads
+    _real: Tensor | None = None  # (P, n) bool, False at tokens that are padding; None: all are real
+    _selection: TowerSelection | None = None
+    _projected: Tensor  # (P, k, D) what was kept, or all there is
+    _count: int  # how many features of an image or tile the model expects
+
+    def encoded(self, image: int) -> Encoded:
+        """What was made of an image, where that was to be remembered."""
+        tiles = tiles_of(self._tilings, image)
+        return Encoded(self._features[tiles], self._projected[tiles])
+
+    def pictures(self, numbers: Sequence[int]) -> Tensor:
+        """(I, 3, H, W) pixel values of images by number, of each the first tile."""
+        assert self._pixels is not None
+        return self._pixels[[tiles_of(self._tilings, number).start for number in numbers]]
+
+    def placed(self, layout: Layout, numbers: Sequence[int], features: Tensor) -> Placed:
+        """Which placeholders hold what the stage kept."""
+        assert self._selection is not None
+        selection, t = self._selection, layout.raster.shape[1]
+        raster, valid = selection.raster, selection.valid
+        stays = torch.ones_like(raster, dtype=torch.bool) if valid is None else valid
+        raster, stays = raster.to(layout.raster.device), stays.to(layout.raster.device)
+        if self._tilings is None:
+            room = (0, t - raster.shape[1])
+            keep = nn.functional.pad(stays[numbers], room) & layout.valid
+            return Placed(keep, nn.functional.pad(raster[numbers], room))
+        placed = Placed(
+            torch.zeros_like(layout.valid),
+            torch.zeros_like(layout.raster),
+            None if all(self._tilings[number].apart for number in numbers) else features.clone(),
+            structure := [],
+        )
+        for i, (image, number) in enumerate(zip(layout.images, numbers, strict=True)):
+            tiles = tiles_of(self._tilings, number)
+            structure.append(self._place(placed, i, image, number, raster[tiles], stays[tiles]))
+        return placed
+
+    def _place(
+        self, placed: Placed, i: int, image: Image, number: int, raster: Tensor, stays: Tensor
+    ) -> bool:
+        """Place the tokens of an image in tiles; whether the structure between them stays."""
+        assert self._selection is not None
+        assert self._tilings is not None
+        tiling, tiles = self._tilings[number], tiles_of(self._tilings, number)
+        if tiling.apart:
+            slots, places = in_own_runs(tiling, raster, stays)
+            placed.keep[i, slots], placed.raster[i, slots] = True, places
+            return True
+        rank = self._selection.order
+        rank = None if rank is None else rank[tiles].to(raster.device)
+        chosen, places = in_prompt_order(tiling, raster, stays, rank)
+        # Rows keep their ends where every token stays at the placeholder of its patch.
+        rows = rank is None and self._selection.structure and len(image.structure) > 0
+        rows = rows and bool((places >= 0).all())
+        slots = places if rows else torch.arange(len(places), device=places.device)
+        placed.keep[i, slots], placed.raster[i, slots] = True, places
+        assert placed.features is not None
+        found = self._projected[tiles].flatten(0, 1)[chosen.to(self._projected.device)]
+        placed.features[i, slots.to(placed.features.device)] = found.to(placed.features)
+        return rows
+
+    # -- hooks ------------------------------------------------------------------------------------
+
+    def _install(self, changes: Changes) -> None:
+        super()._install(changes)
+        self._has_cls = self._family.tower_has_cls(self._model)
+        self._attention: dict[int, Tensor] = {}
+        self._queries: dict[int, Tensor] = {}
+        self._keys: dict[int, Tensor] = {}
+        if self._stage is not None:
+            layers = self._family.tower_layers(self._model)
+            changes.after(layers[self._family.tower_read(self._model)], self._after_layer)
+
+    def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._pixels = self._family.pixels(args, kwargs)
+        self._read_prompt_tilings()
+
+    def _observe(
+        self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, *_: object
+    ) -> None:
+        self._queries[i], self._keys[i] = query, key
+        self._real = visible(mask, len(query))
+        read = cls_attention if self._has_cls else received_attention
+        query, key = self._cls_first(query, key)
+        self._attention[i] = read(query, key, scaling, self._real)
+
+    def _cls_first(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Queries or keys (P, H, n, d) of the tower with the CLS token, if there is one, in front.
+
+        Called for what a rule gets only when it gets it, as what an observer makes has no graph.
+        """
+        if not self._has_cls or self._family.cls_first:
+            return parts
+        return tuple(part.roll(1, 2) for part in parts)
+
+    def _after_layer(self, _: nn.Module, __: object, output: Any) -> None:
+        self._output = output if isinstance(output, Tensor) else output[0]
+
+    def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self._features = _in_line(args[0])
+
+    def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        view = self._view(_in_line(args[0]))
+        selection = self._choose(view)
+        merged = self._merger is not None and self._merger.block is not None
+        if not merged:  # the prompt shows patches, none of which a merged one is
+            selection = whole_if_all_shown(selection, view)
+        self._selection = selection
+        self._count = view.features.shape[1] if self._merger is None else self._merger.patches
+        self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
+        if selection.valid is None:
+            return (selection.features, *args[1:])
+        return (selection.features[selection.valid][None], *args[1:])
+
+    def _view(self, features: Tensor) -> TowerView:
+        """What the stage's rule sees, of features (P, N, C) that the projector would get."""
+        cls, groups = int(self._has_cls), None
+        patches = self._output.shape[1] - cls
+        if self._family.merged:
+            groups = self._family.groups(self._model, patches).to(features.device)
+        self._check_counts(features, patches if groups is None else len(groups))
+        attention = [self._attention[i] for i in self._read]
+        if groups is not None:
+            attention = [weights[..., groups].mean(-1) for weights in attention]
+        block = None if self._merger is None else self._merger.block
+        if block is None:
+            raster = torch.arange(features.shape[1], device=features.device)
+            raster = raster.expand(len(features), -1)
+        else:
+            raster = block.raster[:, cls:]
+        own = 0 if self._family.cls_first else -1
+        return TowerView(
+            features=features,
+            cls_feature=self._output[:, own] if cls and groups is None else None,
+            cls_attention=torch.stack(attention) if attention else features.new_empty(0),
+            queries=self._cls_first(*(self._queries[i] for i in self._read)),
+            keys=self._cls_first(*(self._keys[i] for i in self._read)),
+            raster=raster,
+            tilings=self._tilings,
+            groups=groups,
+            real=self._real,
+        )
+
+    def _check_counts(self, features: Tensor, expected: int) -> None:
+        """Refuse features that are not one for every visual token of every tile."""
+        if features.shape[1] != expected:
+            raise InputError(
+                f"The projector gets {features.shape[1]} features of {self._output.shape[1]} "
+                "tokens of the tower; pore takes the patches without the CLS token "
+                "(vision_feature_select_strategy='default')."
+            )
+        if self._tilings is not None and sum(t.tiles for t in self._tilings) != len(features):
+            raise InputError(
+                f"{len(features)} tiles went through the vision tower, but the prompts have "
+                f"{sum(t.tiles for t in self._tilings)}; build the inputs with the model's own "
+                "processor."
+            )
+
+    def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
+        assert self._pixels is not None
+        output = _in_line(output)
+        flat = output.dim() == 2
+        valid = None if self._selection is None else self._selection.valid
+        if valid is not None:
+            output = output.new_zeros(*valid.shape, output.shape[-1]).masked_scatter(
+                valid[..., None], output.view(-1, output.shape[-1])
+            )
+        elif flat:
+            output = output.view(len(self._pixels), -1, output.shape[-1])
+        if self._stage is not None or self._remember:
+            self._projected = output
+        if self._selection is not None:
+            output = nn.functional.pad(output, (0, 0, 0, self._count - output.shape[1]))
+        first = output[:, 0].detach()
+        if self._tilings is not None:
+            first = first[[tiles_of(self._tilings, i).start for i in range(len(self._tilings))]]
+        self._first = first
+        if self._selection is None:
+            return None
+        return output.flatten(0, 1) if flat else output
+
+
+def _in_line(features: Tensor) -> Tensor:
+    """Features (P, N, C) of tokens that may lie in rows, (P, height, width, C)."""
+    return features.flatten(1, 2) if features.dim() == 4 else features
