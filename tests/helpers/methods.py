@@ -51,7 +51,7 @@ EVERY = [
 ]
 
 
-DRAWING = {"Random"}
+DRAWING = {name for name in EVERY if pore.methods()[name].draws}
 
 
 def in_decoder(pruner: Pruner) -> bool:

@@ -31,9 +31,6 @@ from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from helpers.reference import dropped_by_stage, masked_from
 from pore.families.registry import shape_of
 
-# They score by rotated keys, whose norm depends on positions; a plain forward counts left padding.
-ROTATED = {"DART"}
-
 
 @pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -65,7 +62,7 @@ class TestBatches:
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in DRAWING])
     def test_batch_equals_singles(self, name: str, side: str, prompts: Any) -> None:
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
-        if name in ROTATED:
+        if pruner.reads_positions:  # a plain forward counts left padding
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with torch.no_grad(), pruner(model) as run:
             together = model(**inputs).logits

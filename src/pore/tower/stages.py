@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pore.layout import Tiling
+from pore.tensors.gathering import pack, take
 from pore.tensors.selection import budget, even_shares
 
 
@@ -119,12 +120,11 @@ class TowerView:
             # Not a copy, whose memory may be laid out otherwise, so that sums round otherwise.
             return TowerSelection(self.features, self.raster, None, structure)
         widest = max(counts)
-        order = (~mask).long().argsort(dim=1, stable=True)[:, :widest]
-        features = self.features.gather(1, order[..., None].expand(-1, -1, self.features.shape[-1]))
-        raster, valid = self.raster.gather(1, order), None
-        if min(counts) < widest:
-            valid = mask.gather(1, order)
-        return TowerSelection(features, raster, valid, structure)
+        order, valid = pack(mask, width=widest)
+        filled = valid if min(counts) < widest else None
+        return TowerSelection(
+            take(self.features, order), self.raster.gather(1, order), filled, structure
+        )
 
 
 @dataclass(frozen=True)
