@@ -22,7 +22,8 @@ from pore.errors import BudgetError, CalibrationError, ModelStateError, ProfileM
 from pore.families.registry import shape_of
 from pore.layout import Image, Layout
 from pore.methods import fitprune
-from pore.methods.fitprune import SCHEME_60, fit_scheme, left_behind, lightest
+from pore.methods._fitting import fit_scheme, lightest
+from pore.methods.fitprune import SCHEME_60, left_after_layers
 
 LAYERS = 5
 SCHEME = (2, 0, 4, 1, 3)
@@ -37,7 +38,7 @@ def model() -> Any:
 @given(schemes, st.integers(1, 600), st.floats(0.01, 1.0))
 def test_scaled_schemes_end_at_the_budget(scheme: list[int], visual: int, share: float) -> None:
     keep = max(1, int(visual * share))
-    left = left_behind(scheme, keep, visual)
+    left = left_after_layers(scheme, keep, visual)
     assert left[-1] == keep
     assert all(a >= b for a, b in pairwise([visual, *left]))
     gone = 0
@@ -50,7 +51,7 @@ def test_scaled_schemes_end_at_the_budget(scheme: list[int], visual: int, share:
 @given(schemes)
 def test_a_scheme_is_taken_as_it_is_where_it_fits(scheme: list[int]) -> None:
     visual = sum(scheme) + 7
-    before = [visual, *left_behind(scheme, 7, visual)]
+    before = [visual, *left_after_layers(scheme, 7, visual)]
     assert [a - b for a, b in pairwise(before)] == scheme
 
 
