@@ -54,6 +54,14 @@ EVERY = [
 DRAWING = {name for name in EVERY if pore.methods()[name].draws}
 
 
+# What gives tokens that stay new states, on the embeddings or in the decoder.
+MERGING = {
+    name
+    for name in EVERY
+    if any(isinstance(stage, Stage) and stage.merges for stage in usual(name, KEEP).stages())
+}
+
+
 def in_decoder(pruner: Pruner) -> bool:
     """Whether a method only drops tokens, which keep their positions."""
     return all(isinstance(stage, Stage) and not stage.dense for stage in pruner.stages())
