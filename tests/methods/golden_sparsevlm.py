@@ -15,7 +15,7 @@ from pore.bias.curves import rope_prior
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, View
 from pore.layout import Image, Layout
-from pore.methods import sparsevlm
+from pore.methods import _sparsevlm
 from pore.methods._sparsevlm import (
     RaterAttention,
     Raters,
@@ -200,7 +200,7 @@ def _check_end_to_end(file: Any) -> float:
     noises = [expected[f"stage{s}.density_noise"] for s in stages if version == 1]
     with (
         torch.no_grad(),
-        patch.object(sparsevlm, "density_peaks", _noisy(noises)),
+        patch.object(_sparsevlm, "density_peaks", _noisy(noises)),
         pruner(model) as run,
         layer_inputs(model) as states,
     ):

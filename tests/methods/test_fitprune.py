@@ -15,13 +15,13 @@ from torch import Tensor
 import pore
 from helpers.models import N, batch, prompt, tiny_llava
 from pore.cost.named import model_shape
+from pore.engine import readers
 from pore.engine.pruner import Pruner
 from pore.engine.run import Run
 from pore.engine.stages import View
 from pore.errors import BudgetError, CalibrationError, ModelStateError, ProfileMismatchError
 from pore.families.registry import shape_of
 from pore.layout import Image, Layout
-from pore.methods import fitprune
 from pore.methods._fitting import fit_scheme, lightest
 from pore.methods.fitprune import SCHEME_60, left_after_layers
 
@@ -119,7 +119,7 @@ class TestReading:
         inputs = batch([prompt(3, 2, 5), prompt(7, 1, 2, 1)])
         with torch.no_grad():
             whole = readings(model, inputs)
-            monkeypatch.setattr(fitprune, "_CHUNK", chunk)
+            monkeypatch.setattr(readers, "_CHUNK", chunk)
             parts = readings(model, inputs)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -199,7 +199,8 @@ def squared_distance(source: Tensor, target: Tensor) -> Tensor:
     Returns:
         (I, t, t) distances, at least float32.
     """
-    one, other = widened(source), widened(target)
+    one = widened(source)
+    other = target.to(one.dtype)
     squares = one.square().sum(-1)[:, :, None] + other.square().sum(-1)[:, None]
     return (squares - 2 * torch.matmul(one, other.mT)).clamp(min=0)
 
