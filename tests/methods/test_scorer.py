@@ -111,7 +111,7 @@ def test_equals_masked_dense() -> None:
 
 
 class TestWithAReader:
-    bias = PositionBias(torch.linspace(1.0, 2.0, N, dtype=torch.float64))
+    bias = PositionBias.exponential(0.3, N)
 
     def kept(self, pruner: pore.Pruner) -> Any:
         model = tiny_llava()

@@ -46,7 +46,7 @@ class Pruner(ABC):
         if isinstance(cls.__dict__.get("name"), str):
             for name, other in Pruner.registry.items():
                 # A class that is defined anew (a cell run again, a dataclass with slots) may.
-                again = (cls.__module__, cls.__qualname__) == (other.__module__, other.__qualname__)
+                again = (cls.__module__, cls.__name__) == (other.__module__, other.__name__)
                 if name.lower() == cls.name.lower() and not again:
                     raise PoreError(
                         f"A method named {name!r} exists already, {other.__module__}."
