@@ -14,6 +14,7 @@ from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError
 from pore.families.base import Family
+from pore.methods._checks import check_whole
 from pore.methods.scorer import BudgetPruner
 from pore.tensors.gathering import cosine, inverse, widened
 from pore.tensors.selection import budget, by_score, check_scores
@@ -67,10 +68,7 @@ class DART(BudgetPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("image_pivots", "text_pivots"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise BudgetError(f"{name} must be a whole number of at least 0, not {count!r}.")
+        check_whole(0, image_pivots=self.image_pivots, text_pivots=self.text_pivots)
         if self.image_pivots + self.text_pivots == 0:
             raise BudgetError("Without any pivot no token can be picked; ask for at least one.")
 

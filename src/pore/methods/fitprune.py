@@ -17,6 +17,7 @@ from pore.engine.stages import Stage, View
 from pore.errors import BudgetError, CalibrationError
 from pore.families.base import Family
 from pore.families.registry import family_of, shape_of
+from pore.methods._checks import is_whole
 from pore.methods._fitting import fit_scheme
 from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
@@ -73,7 +74,7 @@ class FitPrune(StagedPruner):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in self.scheme)
+        whole = all(is_whole(count) and count >= 0 for count in self.scheme)
         if not whole or not any(self.scheme):
             raise BudgetError(
                 f"scheme={self.scheme!r} is no scheme; give the tokens deleted after every "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pore.cost.shapes import ModelShape
 from pore.errors import BudgetError, InputError
+from pore.methods._checks import check_share
 from pore.methods.scorer import BudgetPruner
 from pore.tensors.attention import received_attention
 from pore.tensors.selection import budget, top_k
@@ -49,10 +50,7 @@ class HiPrune(BudgetPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.alpha <= 1.0:
-            raise BudgetError(
-                f"alpha={self.alpha!r} is no share of the kept tokens; choose 0 to 1."
-            )
+        check_share(alpha=self.alpha)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> HiPrune:

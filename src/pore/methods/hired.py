@@ -13,6 +13,7 @@ from pore.engine.stages import Limit
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.layout import Tiling
+from pore.methods._checks import check_share
 from pore.methods.scorer import BudgetPruner
 from pore.tensors.selection import budget, proportional_shares, top_k
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
@@ -49,10 +50,7 @@ class HiRED(BudgetPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.alpha <= 1.0:
-            raise BudgetError(
-                f"alpha={self.alpha!r} is no share of the kept tokens; choose 0 to 1."
-            )
+        check_share(alpha=self.alpha)
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""

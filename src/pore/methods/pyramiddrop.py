@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pore.engine.readers import LastToken
 from pore.engine.stages import Index, Stage, View
-from pore.errors import BudgetError, ScoreError
+from pore.errors import BudgetError
+from pore.methods._checks import check_choice
 from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
 
@@ -56,8 +57,7 @@ class PyramidDrop(StagedPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pyramid(self.keep, len(self.layers))
-        if self.index not in ("original", "dense"):
-            raise ScoreError(f"index must be 'original' or 'dense', not {self.index!r}.")
+        check_choice(Index, index=self.index)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> PyramidDrop:

@@ -14,6 +14,7 @@ from pore.bias.curves import ROPE_FLOOR
 from pore.engine.stages import Index, Limit, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
 from pore.families.base import Family
+from pore.methods._checks import check_choice
 from pore.methods._sparsevlm import (
     Rated,
     RaterAttention,
@@ -114,8 +115,7 @@ class SparseVLM(StagedPruner):
         if not isinstance(self.keep, RankBudget):
             for one in self.keep if isinstance(self.keep, tuple) else (self.keep,):
                 check_keep(one)
-        if self.index not in ("original", "dense"):
-            raise ScoreError(f"index must be 'original' or 'dense', not {self.index!r}.")
+        check_choice(Index, index=self.index)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> SparseVLM:

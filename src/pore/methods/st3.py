@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
 from pore.engine.readers import LastToken, LayerAttention, Reader, received, text_rows
 from pore.engine.stages import View
-from pore.errors import BudgetError, ScoreError
+from pore.errors import BudgetError
+from pore.methods._checks import check_choice, check_whole
 from pore.methods.pyramiddrop import pyramid
 from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
@@ -69,14 +70,10 @@ class ST3Style(StagedPruner):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        for name in ("start", "stride", "prunings"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BudgetError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        check_whole(1, start=self.start, stride=self.stride, prunings=self.prunings)
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise BudgetError(f"ratio is a share between 0 and 1, not {self.ratio!r}.")
-        if self.query not in get_args(Query):
-            raise ScoreError(f"query must be 'last' or 'text', not {self.query!r}.")
+        check_choice(Query, query=self.query)
         super().__post_init__()
 
     @classmethod

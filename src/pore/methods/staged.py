@@ -17,6 +17,7 @@ from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, ProfileMismatchError
 from pore.families.base import Family
 from pore.identity import at_hand
+from pore.methods._checks import is_whole
 from pore.tensors.selection import top_k
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def check_layers(layers: tuple[int, ...]) -> None:
     Raises:
         BudgetError: They are not ascending whole numbers from 1 on, or there is none.
     """
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in layers)
+    whole = all(map(is_whole, layers))
     if not layers or not whole or layers[0] < 1 or list(layers) != sorted(set(layers)):
         raise BudgetError(
             f"layers={layers!r} are no stages; give the first pruned layer of each, whole numbers "

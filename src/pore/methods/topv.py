@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import ScoreError
 from pore.layout import Image, Layout
+from pore.methods._checks import check_choice
 from pore.methods.scorer import ScoredPruner
 from pore.tensors.gathering import widened
 from pore.tensors.selection import top_k
@@ -83,8 +84,7 @@ class TopV(ScoredPruner):
                 raise ScoreError(f"{name} must be above 0, not {getattr(self, name)!r}.")
         if type(self.iterations) is not int or self.iterations < 1:
             raise ScoreError(f"iterations={self.iterations!r} must be a whole number from 1 on.")
-        if self.marginals not in get_args(Marginals):
-            raise ScoreError(f"marginals must be 'norm' or 'uniform', not {self.marginals!r}.")
+        check_choice(Marginals, marginals=self.marginals)
         if not 0 <= self.recover <= 1:
             raise ScoreError(f"recover is a share from 0 to 1, not {self.recover!r}.")
 

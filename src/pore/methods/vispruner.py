@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pore.errors import BudgetError
+from pore.methods._checks import check_share
 from pore.methods.scorer import BudgetPruner
 from pore.tensors.gathering import cosine
 from pore.tensors.selection import budget, by_score, check_finite, even_shares
@@ -53,11 +54,7 @@ class VisPruner(BudgetPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.important_ratio <= 1.0:
-            raise BudgetError(
-                f"important_ratio={self.important_ratio!r} is no share of the kept tokens; "
-                "choose 0 to 1."
-            )
+        check_share(important_ratio=self.important_ratio)
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pore.errors import BudgetError
+from pore.methods._checks import is_whole
 from pore.methods.fastervlm import keep_highest
 from pore.methods.scorer import BudgetPruner
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
@@ -37,7 +38,7 @@ class VTCCLS(BudgetPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.start_layer, bool) or not isinstance(self.start_layer, int):
+        if not is_whole(self.start_layer):
             raise BudgetError(f"start_layer={self.start_layer!r} is no index of a tower layer.")
 
     @classmethod
