@@ -77,10 +77,9 @@ def take(states: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     """Take positions along one dimension of a tensor whose batch may be broadcast.
 
     Args:
-        states: (..., B or 1, ..., L, ...) with the batch in the dimension before or at the front.
+        states: (..., B or 1, L, ...), such as states (B, L, D) or rotary tables (3, B, L, d).
         index: (B, M) positions, for each sample.
-        dim: Dimension of length L; the batch is dimension 0, or 1 where a leading dimension holds
-            the planes of a multi-dimensional rotary embedding.
+        dim: The dimension of length L; the one before it is the batch.
 
     Returns:
         The states at the positions, with the batch expanded to B: (B, M, D) of (B, L, D).
