@@ -8,6 +8,8 @@ with pore.FastV(keep=128, layer=2, reweight=bias)(model) as run:
 print(run.report)
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from pore.bias import profiles as profiles
 from pore.bias.position_bias import PositionBias as PositionBias
 from pore.bias.provenance import Provenance as Provenance
@@ -25,11 +27,53 @@ from pore.engine.run import Run as Run
 from pore.engine.run import remove as remove
 from pore.errors import PoreError as PoreError
 from pore.families.base import Family as Family
-from pore.methods import *  # noqa: F403 - the registry lists the methods, so that a new one is one line
+from pore.methods import built_in as _built_in
 from pore.methods import methods as methods
+from pore.methods._clip import ClipRelevance as ClipRelevance
 from pore.methods.budgets import schedule as schedule
 from pore.methods.chain import Chain as Chain
-from pore.methods.guiding import Guide as Guide
+from pore.methods.guides import Guide as Guide
 from pore.methods.guiding import guide as guide
+from pore.methods.sgl import consistency as consistency
+from pore.methods.sgl import early_exit as early_exit
+from pore.methods.sparsevlm import RankBudget as RankBudget
 
 __version__ = "0.1.0"
+
+# Methods are found by looking into their folder. Type checkers and editors cannot look, so for them
+# alone the classes are listed, each with its own settings; a test holds the list complete.
+if _TYPE_CHECKING:
+    from pore.methods.cdpruner import CDPruner as CDPruner
+    from pore.methods.dart import DART as DART
+    from pore.methods.divprune import DivPrune as DivPrune
+    from pore.methods.downsample import Downsample as Downsample
+    from pore.methods.fastervlm import FasterVLM as FasterVLM
+    from pore.methods.fastv import FastV as FastV
+    from pore.methods.fitprune import FitPrune as FitPrune
+    from pore.methods.gprune import GPrune as GPrune
+    from pore.methods.hiprune import HiPrune as HiPrune
+    from pore.methods.hired import HiRED as HiRED
+    from pore.methods.prumerge import PruMerge as PruMerge
+    from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
+    from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
+    from pore.methods.random import Random as Random
+    from pore.methods.scored import Scored as Scored
+    from pore.methods.sgl import SGL as SGL
+    from pore.methods.sparsevlm import SparseVLM as SparseVLM
+    from pore.methods.sparsevlm import SparseVLMPlus as SparseVLMPlus
+    from pore.methods.st3 import ST3Style as ST3Style
+    from pore.methods.tome import ToMe as ToMe
+    from pore.methods.topv import TopV as TopV
+    from pore.methods.visionzip import VisionZip as VisionZip
+    from pore.methods.vispruner import VisPruner as VisPruner
+    from pore.methods.vtc_cls import VTCCLS as VTCCLS
+else:
+    globals().update(_built_in())
+
+    def __getattr__(name: str) -> type[Pruner]:
+        """A method of another package, by the name of its class."""
+        if name[:1].isupper():  # so that no other name makes other packages be loaded
+            for kind in methods().values():
+                if kind.__name__ == name:
+                    return kind
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers.utils import is_torchvision_available
 
 import pore
+from helpers.padding import padding_fraction
 from helpers.photographs import SIZES, in_pixels, marked, photograph
 from pore import plotting
 from pore.data.coverage import Coverage, coverage_of
 from pore.data.prompts import render
 from pore.errors import InputError
 from pore.families.registry import family_of
-from pore.tensors.padding import padding_fraction
 from pore.tensors.selection import budget
 from processors import KINDS
 from processors.base import Kind, features, parts

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pore
 from cases.base import TEXT, Case
-from helpers.methods import Recording, ends
+from helpers.methods import MERGING, Recording, ends
 from helpers.reference import dropped_by_stage
 from pore.cost.named import model_shape
 from pore.engine.pruner import Pruner
@@ -26,10 +26,6 @@ KEEP = 6
 # One method of every kind: a stage in the decoder, several that number anew, merging ones, on the
 # embeddings, in the tower.
 KINDS = {"FastV", "PyramidDrop", "SparseVLM", "DivPrune", "VisionZip"}
-
-
-# What gives tokens that stay new states, on the embeddings or in the decoder.
-MERGING = {"Downsample", "SparseVLM"}
 
 
 PROMPTS = {

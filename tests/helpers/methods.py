@@ -51,7 +51,15 @@ EVERY = [
 ]
 
 
-DRAWING = {"Random"}
+DRAWING = {name for name in EVERY if pore.methods()[name].draws}
+
+
+# What gives tokens that stay new states, on the embeddings or in the decoder.
+MERGING = {
+    name
+    for name in EVERY
+    if any(isinstance(stage, Stage) and stage.merges for stage in usual(name, KEEP).stages())
+}
 
 
 def in_decoder(pruner: Pruner) -> bool:

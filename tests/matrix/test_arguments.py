@@ -14,7 +14,7 @@ from transformers import GenerationConfig, GenerationMixin, TextIteratorStreamer
 import pore
 from cases import CASES, COUSINS
 from cases.base import since
-from helpers.methods import EVERY, KEEP, model_of, usual
+from helpers.methods import DRAWING, EVERY, KEEP, model_of, usual
 from helpers.models import IMAGE, batch, prompt, tiny_llava
 from pore.errors import InputError
 
@@ -117,7 +117,7 @@ def settings() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("what", settings())
-@pytest.mark.parametrize("name", [n for n in EVERY if n != "Random"])
+@pytest.mark.parametrize("name", [n for n in EVERY if n not in DRAWING])
 def test_generate(name: str, what: str) -> None:
     by_text = usual(name, KEEP).counts(16, 8)[0] == 16 or name == "CDPruner"
     if what == "no cache" and by_text:

@@ -15,7 +15,6 @@ from cases.base import Case
 from helpers.engine import fingerprint
 from helpers.families import (
     KEEP,
-    MERGING,
     PROMPTS,
     check_cached_decode,
     check_masked_dense,
@@ -24,7 +23,7 @@ from helpers.families import (
     together,
     usual,
 )
-from helpers.methods import DRAWING, EVERY, ends
+from helpers.methods import DRAWING, EVERY, MERGING, ends
 from helpers.representative import chosen, marks
 from pore._compat.models import DEEPSTACK
 from pore.engine.pruner import Pruner

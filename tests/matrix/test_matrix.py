@@ -6,6 +6,7 @@ A method enters by being registered: its settings are those of `usual`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -31,12 +32,28 @@ from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from helpers.reference import dropped_by_stage, masked_from
 from pore.families.registry import shape_of
 
-# They score by rotated keys, whose norm depends on positions; a plain forward counts left padding.
-ROTATED = {"DART"}
+
+def cells(others: Iterable[str], fast: Iterable[tuple[str, str]]) -> Any:
+    """Every batch in every one of other conditions, of which those not `fast` are marked slow."""
+    fast = set(fast)
+    return [
+        pytest.param(
+            prompts, other, id=f"{name}-{other}", marks=() if (name, other) in fast else SLOW
+        )
+        for name, prompts in BATCHES.items()
+        for other in others
+    ]
 
 
-@pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES.keys())
-@pytest.mark.parametrize("side", ["left", "right"])
+SLOW = pytest.mark.slow
+EVERYTHING = "no image in one row"
+"""The batch that has all there is: ragged text, several images in a row, a row without."""
+
+
+@pytest.mark.parametrize(
+    ("prompts", "side"),
+    cells(("left", "right"), [(EVERYTHING, "left"), ("several images", "right")]),
+)
 class TestBatches:
     @pytest.mark.parametrize("name", EVERY)
     def test_keep_all_is_bit_equal(self, name: str, side: str, prompts: Any) -> None:
@@ -65,7 +82,7 @@ class TestBatches:
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in DRAWING])
     def test_batch_equals_singles(self, name: str, side: str, prompts: Any) -> None:
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
-        if name in ROTATED:
+        if pruner.reads_positions:  # a plain forward counts left padding
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with torch.no_grad(), pruner(model) as run:
             together = model(**inputs).logits
@@ -113,8 +130,10 @@ def test_flash_attention_equals_sdpa(name: str, side: str) -> None:
         torch.testing.assert_close(a, b, **tolerance("sdpa"))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "flash_test"])
-@pytest.mark.parametrize("prompts", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize(
+    ("prompts", "attention"),
+    cells(("sdpa", "flash_test"), [(EVERYTHING, "sdpa"), ("several images", "flash_test")]),
+)
 @pytest.mark.parametrize("name", EVERY)
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     name: str, prompts: Any, attention: str
@@ -208,10 +227,10 @@ def of_576() -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
     return model, {"input_ids": ids, "pixel_values": pixels}
 
 
-@pytest.mark.parametrize("keep", [192, 128, 64])
+@pytest.mark.parametrize("keep", [pytest.param(192, marks=SLOW), 128, pytest.param(64, marks=SLOW)])
 @pytest.mark.parametrize("name", EVERY)
 def test_the_budgets_of_the_literature_are_met_exactly(name: str, keep: int) -> None:
-    """Tokens behind the last pruning, and those averaged over the layers, are what was said."""
+    """Tokens after the last pruning, and those averaged over the layers, are what was said."""
     model, inputs = of_576()
     pruner = pore.methods()[name].usual(keep, shape_of(model.config))
     assert pruner is not None

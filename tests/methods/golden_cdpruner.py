@@ -70,7 +70,7 @@ def _check_choice(
     scores = -mean_cosine(image_embeds, question.expand(len(features), -1))
     relevance = rescaled(scores, valid, torch.zeros(len(features), dtype=torch.long))
     worst.compare(relevance, tensors["relevance"])
-    similarity = cosine(features)
+    similarity = cosine(features, features)
     kernel = conditional_kernel(similarity, relevance)
     for name, got in (("similarity", similarity), ("kernel", kernel)):
         if name in tensors:

@@ -17,7 +17,7 @@ from pore.engine.pruner import Pruner
 from pore.engine.readers import HeadMax, LayerAttention
 from pore.engine.stages import Selection, Stage, View
 from pore.layout import Image, Layout
-from pore.methods.fitprune import FittedScheme, fit_scheme, lightest
+from pore.methods._fitting import FittedScheme, fit_scheme, lightest
 
 _LAYER = r"layer\d+\.(score|kept_indices)"
 _RUN = re.compile(
@@ -159,22 +159,35 @@ def _check_end_to_end(file: Any) -> float:
         positions = expected["cache_decode_position_per_layer"]
         for (_, cosines), position in zip(decoded, positions.flatten(), strict=True):
             check_positions(model, cosines, position[None])
-        (noted,) = method.noted
-        text = [i for i in range(visual.shape[1]) if not visual[0, i]]
-        for layer, deleted in enumerate(scheme):
-            names = (f"layer{layer}.score", f"layer{layer}.kept_indices")
-            assert (deleted > 0) == (names[0] in expected) == (names[1] in expected)
-            if not deleted:
-                continue
-            layout, read, keep = noted[layer + 1]
-            worst.compare(_score(layout, read), expected[names[0]])
-            kept = sorted(text + [start + i for i in layout.raster[keep].tolist()])
-            assert kept == expected[names[1]].tolist()
-        assert kept == expected["kept_indices"].tolist()
-        (image,) = run.report.samples[0].images
-        assert sorted(text + [start + i for i in image.kept]) == kept
+        _check_deletions(method, run, visual, start, expected, worst)
     assert not left, f"keys that are not understood: {sorted(left)}"
     return worst.value
+
+
+def _check_deletions(
+    method: Recording,
+    run: pore.Run,
+    visual: Tensor,
+    start: int,
+    expected: dict[str, Tensor],
+    worst: Worst,
+) -> None:
+    """What every layer scored, and what it left."""
+    scheme = expected["delete_scheme"].tolist()
+    (noted,) = method.noted
+    text = [i for i in range(visual.shape[1]) if not visual[0, i]]
+    for layer, deleted in enumerate(scheme):
+        names = (f"layer{layer}.score", f"layer{layer}.kept_indices")
+        assert (deleted > 0) == (names[0] in expected) == (names[1] in expected)
+        if not deleted:
+            continue
+        layout, read, keep = noted[layer + 1]
+        worst.compare(_score(layout, read), expected[names[0]])
+        kept = sorted(text + [start + i for i in layout.raster[keep].tolist()])
+        assert kept == expected[names[1]].tolist()
+    assert kept == expected["kept_indices"].tolist()
+    (image,) = run.report.samples[0].images
+    assert sorted(text + [start + i for i in image.kept]) == kept
 
 
 def _check_fit(file: Any) -> float:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from helpers.padding import padding_fraction, unpadded_cells
 from pore.bias.position_bias import PositionBias
-from pore.tensors.padding import cap, padding_fraction, unpadded_cells, visible_patches
+from pore.tensors.padding import cap, visible_patches
 from pore.tensors.selection import top_k
 
 

@@ -15,7 +15,7 @@ from pore.bias.curves import rope_prior
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, View
 from pore.layout import Image, Layout
-from pore.methods import sparsevlm
+from pore.methods import _sparsevlm
 from pore.methods._sparsevlm import (
     RaterAttention,
     Raters,
@@ -156,7 +156,7 @@ class _Watch:
 
     def _select(self, stage: int, view: View) -> Selection:
         selection = super()._select(stage, view)
-        seen.append((view, self._scores(stage, view, view.attention)[0], selection))
+        seen.append((view, self.score(stage, view)[0], selection))
         return selection
 
     def _rate(self, view: View) -> Raters:
@@ -200,7 +200,7 @@ def _check_end_to_end(file: Any) -> float:
     noises = [expected[f"stage{s}.density_noise"] for s in stages if version == 1]
     with (
         torch.no_grad(),
-        patch.object(sparsevlm, "density_peaks", _noisy(noises)),
+        patch.object(_sparsevlm, "density_peaks", _noisy(noises)),
         pruner(model) as run,
         layer_inputs(model) as states,
     ):
@@ -234,7 +234,7 @@ def _check_run(
     out = model(**inputs, use_cache=True, output_hidden_states=True)
     (sample,) = run.report
     (image,) = sample.images
-    length, layers = inputs["inputs_embeds"].shape[1], len(model.model.language_model.layers)
+    length = inputs["inputs_embeds"].shape[1]
     (rater,) = raters
     start = int(seen[0][0].layout.columns[0, 0])
     assert (rater.index[0] - start - image.seen).tolist() == expected["rater_rel_indices"].tolist()
@@ -282,7 +282,23 @@ def _check_run(
     worst.compare(out.hidden_states[-1], expected["last_hidden_state"])
     worst.compare(out.logits, expected["logits"])
 
-    cache, text = out.past_key_values, length - image.seen
+    _check_decoding(model, run, out.past_key_values, states, expected, worst)
+
+
+def _check_decoding(
+    model: Any,
+    run: pore.Run,
+    cache: Any,
+    states: list[tuple[Tensor, Tensor]],
+    expected: dict[str, Tensor],
+    worst: Worst,
+) -> None:
+    """What the cache holds, what it cost, and what is decoded from it."""
+    pruner: Any = run.pruner
+    (sample,) = run.report
+    (image,) = sample.images
+    layers = len(model.model.language_model.layers)
+    text = sample.tokens[0] - image.seen
     lengths = [layer.get_seq_length() for layer in cache.layers]
     assert lengths == expected["kv_lens_prefill"].tolist()
     assert list(sample.tokens) == expected["tokens_per_layer_in"].tolist()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import pore
 from helpers.golden_models import llava_of, tower_view, visual_embeddings
 from pore.errors import BudgetError
-from pore.methods.visionzip import tile_order, zip_tokens
-from pore.tensors.gathering import compact
+from pore.methods.visionzip import zip_tokens
+from pore.tensors.gathering import pack
 from pore.tensors.merging import add_group_means, nearest, strided
 from pore.tensors.selection import top_k
 
@@ -131,11 +131,11 @@ def _check_groups(tensors: dict[str, Tensor]) -> float:
     others.scatter_(1, tensors["dominant_positions"], False)
     count = tensors["contextual_positions"].shape[1]
     marks = strided(others, torch.full((len(metric),), count))
-    targets, valid = compact(marks, count)
+    targets, valid = pack(marks, width=count)
     assert torch.equal(targets, tensors["contextual_positions"])
     members = others & ~marks
     merged = tensors["merged_positions"]
-    assert torch.equal(compact(members, merged.shape[1])[0], merged)
+    assert torch.equal(pack(members, width=merged.shape[1])[0], merged)
     group = nearest(metric, targets, valid)
     assert torch.equal(group.gather(1, merged), tensors["merged_into"])
     tokens, sizes = add_group_means(states, targets, group, members)
@@ -176,3 +176,33 @@ def _check_qwen(params: dict[str, Any], tensors: dict[str, Tensor]) -> float:
     # Their sum goes through bfloat16.
     torch.testing.assert_close(tokens[0, order], tensors["tokens"], rtol=1e-2, atol=1e-2)
     return float((tokens[0, order] - tensors["tokens"]).abs().max())
+
+
+def tile_order(
+    raster: Tensor, contextual: int, tiles: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
+    """How the authors put the tokens of LLaVA-NeXT's tiles into one sequence.
+
+    The dominant patches of all tiles in the raster order of the whole picture, then the CLS token
+    of every tile, then the contextual tokens tile by tile. The tokens of the whole image at low
+    resolution go before these, in their own order; rows have no end tokens.
+
+    Args:
+        raster: (T, k) the patch that every token of every tile stands for, -1 for CLS; the
+            contextual ones last.
+        contextual: How many of the k are contextual.
+        tiles: (rows, columns) of tiles; T is their product.
+        grid: (height, width) of one tile in patches.
+
+    Returns:
+        (T * k,) the order, as indices into the tokens of one tile after the other.
+    """
+    (rows, columns), (height, width) = tiles, grid
+    count, k = raster.shape
+    tile = torch.arange(count, device=raster.device)[:, None]
+    y, x = tile // columns * height + raster // width, tile % columns * width + raster % width
+    place = y * columns * width + x
+    patches = rows * height * columns * width
+    place = place.masked_fill(raster < 0, patches)  # after all patches
+    place[:, k - contextual :] = patches + 1
+    return place.flatten().argsort(stable=True)

@@ -48,7 +48,7 @@ def kernels(count: int, m: int, d: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(count, m, d, generator=generator, dtype=torch.float64)
     relevance = torch.rand(count, m, generator=generator, dtype=torch.float64) + 0.1
-    return conditional_kernel(cosine(features), relevance)
+    return conditional_kernel(cosine(features, features), relevance)
 
 
 problems = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 14), st.integers(0, 999))
@@ -101,7 +101,7 @@ class TestGreedyMap:
         # Of three directions, each four times.
         features = torch.eye(3).repeat(4, 1)[None]
         relevance = torch.linspace(0.1, 1, 12)[None]
-        kernel = conditional_kernel(cosine(features), relevance)
+        kernel = conditional_kernel(cosine(features, features), relevance)
         order = greedy_map(kernel, 12, torch.ones(1, 12, dtype=torch.bool))
         assert order.tolist() == [list(range(11, -1, -1))]
 

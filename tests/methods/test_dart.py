@@ -16,7 +16,7 @@ from pore.engine.stages import View
 from pore.errors import BudgetError, ScoreError
 from pore.layout import Image, Layout
 from pore.methods.dart import key_norms, largest, least_similar, set_order, shares
-from pore.tensors.merging import cosine
+from pore.tensors.gathering import cosine
 
 
 def view(

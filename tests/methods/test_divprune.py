@@ -13,8 +13,10 @@ from transformers import CLIPVisionConfig
 
 import pore
 from cases import CASES
+from helpers.golden_files import Made, draw
 from helpers.golden_prompts import embeddings, model_around
 from helpers.models import batch, prompt, tiny_llava
+from methods import golden_divprune
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families.registry import family_of
 from pore.methods.divprune import cosine_distance, farthest
@@ -162,3 +164,25 @@ class TestNewlines:
         chain = pore.Chain(pore.FasterVLM(keep=30), pore.DivPrune(keep=9, faithful=True))
         with pytest.raises(InputError, match="faithful=False in a chain"):
             embeddings(model, chain, inputs)
+
+
+# -- the checker of golden files, on files made here -----------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.04, 0.098, 0.5, 1, 1.0])
+def test_divprune(ratio: float) -> None:
+    features = draw(7, 25, 6)
+    unit = features / features.norm(dim=-1, keepdim=True)
+    distance = 1 - unit @ unit.T
+    count = round(ratio * 25)
+    nearest = distance.sort(0).values[1]
+    order = [int(nearest.argmax())]
+    while len(order) < count:
+        order.append(int(distance[order].min(0).values.argmax()))
+    tensors = {
+        "features": features,
+        "distance": distance,
+        "order": torch.tensor(order),
+        "sorted": torch.tensor(sorted(order)),
+    }
+    golden_divprune.check(Made({"ratio": ratio}, tensors))

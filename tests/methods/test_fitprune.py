@@ -15,14 +15,15 @@ from torch import Tensor
 import pore
 from helpers.models import N, batch, prompt, tiny_llava
 from pore.cost.named import model_shape
+from pore.engine import readers
 from pore.engine.pruner import Pruner
 from pore.engine.run import Run
 from pore.engine.stages import View
 from pore.errors import BudgetError, CalibrationError, ModelStateError, ProfileMismatchError
 from pore.families.registry import shape_of
 from pore.layout import Image, Layout
-from pore.methods import fitprune
-from pore.methods.fitprune import SCHEME_60, fit_scheme, left_behind, lightest
+from pore.methods._fitting import fit_scheme, lightest
+from pore.methods.fitprune import SCHEME_60, left_after_layers
 
 LAYERS = 5
 SCHEME = (2, 0, 4, 1, 3)
@@ -37,7 +38,7 @@ def model() -> Any:
 @given(schemes, st.integers(1, 600), st.floats(0.01, 1.0))
 def test_scaled_schemes_end_at_the_budget(scheme: list[int], visual: int, share: float) -> None:
     keep = max(1, int(visual * share))
-    left = left_behind(scheme, keep, visual)
+    left = left_after_layers(scheme, keep, visual)
     assert left[-1] == keep
     assert all(a >= b for a, b in pairwise([visual, *left]))
     gone = 0
@@ -50,7 +51,7 @@ def test_scaled_schemes_end_at_the_budget(scheme: list[int], visual: int, share:
 @given(schemes)
 def test_a_scheme_is_taken_as_it_is_where_it_fits(scheme: list[int]) -> None:
     visual = sum(scheme) + 7
-    before = [visual, *left_behind(scheme, 7, visual)]
+    before = [visual, *left_after_layers(scheme, 7, visual)]
     assert [a - b for a, b in pairwise(before)] == scheme
 
 
@@ -118,7 +119,7 @@ class TestReading:
         inputs = batch([prompt(3, 2, 5), prompt(7, 1, 2, 1)])
         with torch.no_grad():
             whole = readings(model, inputs)
-            monkeypatch.setattr(fitprune, "_CHUNK", chunk)
+            monkeypatch.setattr(readers, "_CHUNK", chunk)
             parts = readings(model, inputs)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,12 +14,14 @@ from transformers import CLIPVisionConfig
 
 import pore
 from cases import CASES
+from helpers.golden_files import Made, draw
 from helpers.golden_models import tower_view
 from helpers.golden_prompts import model_around
+from methods import golden_hired
 from pore.errors import BudgetError
 from pore.families.registry import family_of
 from pore.layout import Tiling
-from pore.methods.hired import bands, ranks_of, regions
+from pore.methods.hired import bands, ranks_of, regions, truncated_shares
 from pore.tower.stages import TowerSelection, TowerView
 
 SIDE = 6
@@ -207,3 +210,58 @@ def test_faithful_in_the_engine_where_the_grid_is_not_square() -> None:
         (tiling,) = family_of(case.model()).tilings(case.model(), inputs)
         ranks = ranks_of(tiling).flatten()
         assert all(ranks[tiling.shown[place]] >= 0 for place in image.kept)
+
+
+# -- the checker of golden files, on files made here -----------------------------------------------
+
+
+def hired_file(rate: float, alpha: float, images: int, seed: int) -> Made:
+    """Images of 2 x 2 tiles and the whole one, 36 patches and 3 heads each."""
+    n, tiles = 36, 5
+    top, bottom = (draw(seed + i, images * tiles, 3, n).exp().softmax(-1) for i in range(2))
+    masks, counts = [], []
+    for b in range(images):
+        own = slice(b * tiles, (b + 1) * tiles)
+        first, last = top[own].sum(1), bottom[own].sum(1)
+        total = int(tiles * n * rate)
+        whole = min(int(total * alpha), n)
+        sub = min(total - whole, (tiles - 1) * n)
+        budgets = [whole, 0, 0, 0, 0]
+        if sub > 0:
+            marked = sorted(range(n), key=lambda t: -float(first[0, t]))[: int(n * (1 - alpha))]
+            hits = [sum(t // (n // 4) == band for t in marked) for band in range(4)]
+            for band, hit in enumerate(hits):
+                share = np.float32(hit) / np.float32(sum(hits))  # tensors of torch: float32
+                budgets[band + 1] = min(int(np.float32(share * np.float32(sub))), n)
+        mask = torch.zeros(tiles, n, dtype=torch.bool)
+        for tile, budget in enumerate(budgets):
+            mask[tile, sorted(range(n), key=lambda t: -float(last[tile, t]))[:budget]] = True
+        masks.append(mask)
+        counts += budgets
+    tensors = {
+        "top_cls_attention_heads": top,
+        "bottom_cls_attention_heads": bottom,
+        "image_sizes": torch.tensor([[96, 96]] * images),
+        "mask": torch.cat(masks),
+        "num_patches": torch.tensor([tiles] * images),
+        "tokens_per_patch": torch.tensor(counts),
+    }
+    params = {
+        "token_budget_rate": rate, "alpha": alpha, "heads": 3, "num_vision_tokens": n,
+        "image_sizes": [[96, 96]] * images, "image_grid_pinpoints": [[96, 96]], "image_size": 48,
+    }  # fmt: skip
+    return Made(params, tensors)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.45, 0.7])
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1 / 3, 0.5, 0.75])
+def test_hired(rate: float, alpha: float) -> None:
+    for seed in range(3):
+        golden_hired.check(hired_file(rate, alpha, 1 + seed % 2, seed))
+
+
+def test_shares_of_hired_are_cut_off_in_single_precision() -> None:
+    """7 of 24 hits of 216 are 63; the authors' tensors give 62.99999."""
+    assert truncated_shares([7, 17], 216) == [62, 153]
+    assert truncated_shares([3, 8], 55) == [15, 40]
+    assert truncated_shares([5, 0, 5], 11) == [5, 0, 5]

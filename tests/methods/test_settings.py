@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import pore
 from helpers.checkpoint import save_checkpoint
+from helpers.models import batch, prompt, tiny_llava
 from pore.cli.app import app
 from pore.data import loading
 from pore.data.sources import load_samples
-from pore.errors import InputError
+from pore.errors import InputError, PoreError
 from pore.evaluation.records import read_records
 from pore.families.registry import shape_of
+from pore.methods.making import make
 from pore.methods.registry import methods
 from pore.methods.settings import how_else, read_settings
 
@@ -80,7 +83,53 @@ def ask(samples: Path, model: Path, *more: object, code: int = 0) -> Any:
     return found
 
 
-@pytest.mark.parametrize(("method", "name"), FIELDS)
+def texts_for(method: str, name: str, usual: Any) -> tuple[str, ...]:
+    """What is tried, and last the setting's usual value."""
+    value = getattr(methods()[method] if usual is None else usual, name, None)
+    return (*TEXTS, json.dumps(value) if value is not None else "0.5" if name == "ratio" else "1")
+
+
+def check_refusal(method: str, name: str, text: str, message: str) -> None:
+    """A message of one line that says what to do."""
+    assert re.fullmatch(".*[.]", message), message
+    if name == "reweight" and text != "none":
+        assert "--reweight" in message
+    if (method, name) in HOW and text != "none":
+        assert HOW[method, name] in message
+
+
+def settable(method: str, name: str) -> bool:
+    """Whether the usual value can be set: not if the method is set up in Python only."""
+    return method != "Scored" and name != "reweight" and (method, name) not in HOW
+
+
+@pytest.mark.parametrize(("method", "name"), [one for one in FIELDS if one[0] != "SGL"])
+def test_every_setting_is_made_or_refused_with_what_to_do(method: str, name: str) -> None:
+    """As from the command line, of which the next test goes the whole way."""
+    model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])
+    shape = shape_of(model.config)
+    more = ["keep=none"] if (method, name) == ("ToMe", "r") else []
+    for text in texts_for(method, name, methods()[method].usual(0.5, shape)):
+        done = False
+        try:
+            made = make(method, model, 0.5, texts=[*more, f"{name}={text}"])
+            with torch.no_grad(), made(model):
+                model(**inputs)
+            done = True
+        except PoreError as error:
+            check_refusal(method, name, text, str(error))
+        if (method, name) in HOW or (name == "reweight" and text != "none"):
+            assert not done or text == "none"
+    assert done == settable(method, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(*one, marks=() if one[0] == "SGL" else pytest.mark.slow)  # guided by itself
+        for one in FIELDS
+    ],
+)
 def test_every_setting_is_taken_or_refused_with_what_to_do(
     samples: Path, model: Path, method: str, name: str
 ) -> None:
@@ -89,24 +138,17 @@ def test_every_setting_is_taken_or_refused_with_what_to_do(
     given = ["--method", method, *(() if name == "keep" else ("--keep", "0.5"))]
     if (method, name) == ("ToMe", "r"):
         given[2:] = ["--set", "keep=none"]
-    value = getattr(kind if usual is None else usual, name, None)
-    last = json.dumps(value) if value is not None else "0.5" if name == "ratio" else "1"
-    for text in (*TEXTS, last):
+    for text in texts_for(method, name, usual):
         common = ("evaluate", "-m", model, "-s", samples, "--limit", 1, "--max-new-tokens", 1)
         more = ("--no-timing", *given, "--set", f"{name}={text}")
         found = CliRunner().invoke(app, [str(one) for one in (*common, *more)])
-        if found.exit_code:
-            # A message of one line, no traceback.
+        if found.exit_code:  # a message, no traceback
             assert (found.exit_code, type(found.exception)) == (1, SystemExit), found.exception
-            assert re.fullmatch("Error: .*[.]", found.stderr.strip()), found.stderr
-        if name == "reweight" and text != "none":
-            assert "--reweight" in found.stderr
-        if (method, name) in HOW and text != "none":
-            assert HOW[method, name] in found.stderr
-    # The last is the usual one, which can be set unless the method is set up in Python only.
-    assert (found.exit_code == 0) == (
-        method != "Scored" and name != "reweight" and (method, name) not in HOW
-    ), found.stderr
+            assert found.stderr.startswith("Error: ")
+            check_refusal(method, name, text, found.stderr.strip())
+        elif (method, name) in HOW or name == "reweight":
+            assert text == "none"
+    assert (found.exit_code == 0) == settable(method, name), found.stderr
 
 
 @pytest.mark.parametrize(("method", "name"), FIELDS)

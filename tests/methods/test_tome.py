@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import pore
 from cases.llava_next import LlavaNext
 from helpers.flops import sdpa_on_cpu
+from helpers.golden_files import Made, draw
 from helpers.models import N, batch, prompt, tiny_llava
+from methods import golden_tome
 from pore.errors import BudgetError, UnsupportedModelError
 from pore.methods.tome import even_schedule, parse_r
 
@@ -155,3 +159,113 @@ def test_tiles_take_r_only() -> None:
         tiles = len(inputs["pixel_values"][0])
         assert 0 < len(image.kept) <= tiles * (16 - 3 * 2)  # three blocks, 4 x 4 patches
         assert len(set(image.kept)) == len(image.kept) < image.seen
+
+
+# -- the checker of golden files, on files made here -----------------------------------------------
+
+
+def tome_round(
+    metric: Tensor, count: int, cls: bool, distill: bool
+) -> tuple[list[int], list[int], list[int]]:
+    """Of one image: places in A that stay, those that are merged, and where in B they go."""
+    unit = metric / metric.norm(dim=-1, keepdim=True)
+    a, b = unit[0::2], unit[1::2]
+    best: dict[int, tuple[float, int]] = {}
+    for i in range(len(a)):
+        scores = [float(a[i] @ b[j]) for j in range(len(b))]
+        if distill:
+            scores[0] = -np.inf
+        if cls and i == 0:
+            scores = [-np.inf] * len(b)
+        best[i] = max(scores), int(np.argmax(scores))
+    order = sorted(best, key=lambda i: -best[i][0])
+    merged, stay = order[:count], order[count:]
+    return sorted(stay) if cls else stay, merged, [best[i][1] for i in merged]
+
+
+def tome_file(n: int, rounds: list[int], cls: bool, distill: bool, seed: int, bare: bool) -> Made:
+    """Rounds as the authors' code has them.
+
+    Args:
+        n: Tokens.
+        rounds: How many every round is to merge.
+        cls: Whether token 0 is CLS.
+        distill: Whether the token after it is a distillation token.
+        seed: Of the draws.
+        bare: Whether a round that merges nothing comes without indices, as their code makes none.
+    """
+    images, x = 2, draw(seed, 2, n, 5)
+    tensors = {"x": x.clone()}
+    size, source = torch.ones(images, n, 1), torch.eye(n).expand(images, -1, -1)
+    for i, asked in enumerate(rounds):
+        length = x.shape[1]
+        count = min(asked, (length - cls - distill) // 2)
+        metric = draw(seed + 100 + i, images, length, 4)
+        made: dict[str, list[Any]] = {"x": [], "size": [], "source": [], "unmerged": []}
+        index: dict[str, list[list[int]]] = {"unm_idx": [], "src_idx": [], "dst_idx": []}
+        for b in range(images):
+            if count <= 0:
+                groups, unmerge = [[t] for t in range(length)], list(range(length))
+            else:
+                stay, merged, target = tome_round(metric[b], count, cls, distill)
+                for name, found in zip(index, (stay, merged, target), strict=True):
+                    index[name].append(found)
+                left = [[2 * t] for t in stay]
+                odd = [[2 * j + 1] for j in range(length // 2)]
+                for t, j in zip(merged, target, strict=True):
+                    odd[j].append(2 * t)
+                groups = left + odd
+                if distill:
+                    groups = [left[0], odd[0], *left[1:], *odd[1:]]
+                # Their way back splits what is left as if all of A came first.
+                unmerge = [0] * length
+                for place, t in enumerate(stay):
+                    unmerge[2 * t] = place
+                for j in range(length // 2):
+                    unmerge[2 * j + 1] = len(stay) + j
+                for t, j in zip(merged, target, strict=True):
+                    unmerge[2 * t] = len(stay) + j
+            sums = torch.stack([(x[b] * size[b])[group].sum(0) for group in groups])
+            sizes = torch.stack([size[b, group].sum(0) for group in groups])
+            made["x"].append(sums / sizes)
+            made["size"].append(sizes)
+            made["source"].append(torch.stack([source[b, g].amax(0) for g in groups]))
+            made["unmerged"].append((sums / sizes)[unmerge])
+        x, size, source = (torch.stack(made[name]) for name in ("x", "size", "source"))
+        tensors |= {
+            f"metric_{i}": metric,
+            f"effective_r_{i}": torch.tensor(count),
+            f"x_{i}": x,
+            f"size_{i}": size[..., 0],
+            f"source_{i}": source,
+            f"unmerged_{i}": torch.stack(made["unmerged"]),
+        }
+        if count > 0:
+            tensors |= {f"{name}_{i}": torch.tensor(found) for name, found in index.items()}
+        elif not bare:
+            none = torch.zeros(images, 0, dtype=torch.long)
+            tensors |= {f"{name}_{i}": none for name in index}
+    params = {"r": rounds, "class_token": cls, "distill_token": distill, "B": images, "N": n}
+    return Made(params, tensors)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("rounds", [[5, 7], [0, 4], [4, 0, 3], [99, 99, 1], [0]])
+@pytest.mark.parametrize(("cls", "distill"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("n", [38, 37])
+def test_tome(n: int, cls: bool, distill: bool, rounds: list[int], bare: bool) -> None:
+    golden_tome.check(tome_file(n, rounds, cls, distill, seed=n, bare=bare))
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+@pytest.mark.parametrize(("cls", "distill"), [(False, False), (True, False), (True, True)])
+def test_tome_of_a_few_tokens(n: int, cls: bool, distill: bool) -> None:
+    golden_tome.check(tome_file(n, [1, 1, 1], cls, distill, seed=n, bare=True))
+
+
+def test_tome_with_a_token_in_another_place_is_noticed() -> None:
+    """The checker of what `unmerge` gives still tells right from wrong."""
+    made = tome_file(38, [5], True, True, seed=3, bare=True)
+    made.tensors["unmerged_0"] = made.tensors["unmerged_0"].roll(1, 1)
+    with pytest.raises(AssertionError):
+        golden_tome.check(made)

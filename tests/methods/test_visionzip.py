@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,10 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pore
+from helpers.golden_files import Made, draw
 from helpers.golden_models import tower_view
 from helpers.models import N, batch, prompt, tiny_llava
+from methods import golden_visionzip
+from methods.golden_visionzip import tile_order
 from pore.errors import BudgetError
-from pore.methods.visionzip import tile_order, zip_tokens
+from pore.methods.visionzip import zip_tokens
 from pore.tower.stages import TowerView
 
 
@@ -134,3 +140,64 @@ def test_in_a_model() -> None:
         for image in sample.images:
             assert (len(image.kept), image.extra, image.seen) == (7, 1, N)
     assert [sample.tokens[0] for sample in run.report] == [16, 24]
+
+
+# -- the checker of golden files, on files made here -----------------------------------------------
+
+
+def visionzip_file(patches: int, dominant: int, contextual: int, images: int, seed: int) -> Made:
+    heads, n = 2, patches + 1
+    attention = draw(seed, images, heads, patches).softmax(-1)
+    states, metric = draw(seed + 1, images, n, 6), draw(seed + 2, images, n, 4)
+    found: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "all_indices", "contextual_positions", "counts", "dominant_positions", "merged_into",
+            "merged_positions", "tokens",
+        )
+    }  # fmt: skip
+    for b in range(images):
+        scores = attention[b].sum(0).tolist()
+        best = sorted(range(patches), key=lambda t: -scores[t])[: dominant - 1]
+        kept = [0, *sorted(t + 1 for t in best)]
+        rest = [t for t in range(n) if t not in kept]
+        step = max(1, len(rest) // contextual)
+        targets = rest[::step][:contextual]
+        members = [t for t in rest if t not in targets]
+        into = []
+        for t in members:
+            alike = [float(torch.cosine_similarity(metric[b, t], metric[b, j], 0)) for j in targets]
+            into.append(int(np.argmax(alike)))
+        sums = []
+        for j, target in enumerate(targets):
+            own = [t for t, group in zip(members, into, strict=True) if group == j]
+            sums.append(states[b, target] + states[b, own].sum(0) / max(1, len(own)))
+        rows = [
+            [0, *(t + 1 for t in best)], targets,
+            [max(1, into.count(j)) for j in range(len(targets))], kept, into, members,
+            torch.cat([states[b, kept], torch.stack(sums)]),
+        ]  # fmt: skip
+        for name, row in zip(found, rows, strict=True):
+            found[name].append(row if isinstance(row, Tensor) else torch.tensor(row).long())
+    tensors = {name: torch.stack(rows) for name, rows in found.items()}
+    tensors |= {"cls_attention_heads": attention, "hidden_states": states, "metric": metric}
+    return Made({"dominant": dominant, "contextual": contextual}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("patches", "dominant", "contextual"),
+    [
+        (30, 28, 2),  # three left to merge, two of them targets; as many tokens as patches
+        (30, 27, 2),
+        (30, 28, 1),
+        (30, 26, 5),  # all that are left are targets, and CLS makes one token too many
+        (30, 25, 5),
+        (30, 1, 29),
+        (12, 1, 1),
+        (2, 1, 1),
+        (49, 14, 5),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 2])
+def test_visionzip(patches: int, dominant: int, contextual: int, images: int) -> None:
+    golden_visionzip.check(visionzip_file(patches, dominant, contextual, images, patches + images))

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pore
+from helpers.golden_files import Made, draw
 from helpers.golden_models import tower_view
 from helpers.models import N, batch, prompt, tiny_llava
+from methods import golden_vispruner
 from pore.errors import BudgetError, ScoreError
 from pore.layout import Tiling
 from pore.methods.vispruner import _kept_by_the_authors, dissimilar
@@ -213,3 +215,45 @@ def test_several_images_and_rows_without_in_a_model() -> None:
     with pytest.raises(BudgetError, match=f"more visual tokens than the image has \\({N}\\)"):  # noqa: SIM117
         with pore.VisPruner(keep=N + 1)(model):
             model(**inputs)
+
+
+# -- the checker of golden files, on files made here -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patches", "keep", "ratio"),
+    [(36, 16, 0.75), (24, 10, 0.25), (24, 24, 0.5), (24, 5, 1.0), (24, 6, 0.0), (12, 8, 0.75)],
+)
+def test_vispruner(patches: int, keep: int, ratio: float) -> None:
+    """The last one makes the authors' indexing keep one too few."""
+    features, attention = draw(patches, 2, patches, 7), draw(keep, 2, 3, patches).softmax(-1)
+    important, diverse = [], []
+    for b in range(2):
+        mean = attention[b].mean(0)
+        order = sorted(range(patches), key=lambda t: -float(mean[t]))
+        first = int(keep * ratio)
+        unit = features[b] / features[b].norm(dim=-1, keepdim=True)
+        rest = order[first:] if keep > first else []
+        while (excess := len(rest) - (keep - first)) > 0 and rest:
+            a, other, size = rest[0::2], rest[1::2], len(rest)
+            score = {t: max(float(unit[t] @ unit[u]) for u in other) for t in a}
+            drop = min(8, excess)
+            a.sort(key=lambda t: -score[t])
+            # Of an odd number their indices are one fewer, and of all that is left none stays.
+            rest = [*a[drop:][: max(size // 2 - drop, 0)], *other]
+        important.append(order[:first])
+        diverse.append(rest)
+    both = [sorted(i + d) for i, d in zip(important, diverse, strict=True)]
+    mask = torch.zeros(2, patches, dtype=torch.long)
+    for row, kept in zip(mask, both, strict=True):
+        row[kept] = 1
+    tensors = {
+        "features": features,
+        "attentions": attention,
+        "attention_mean": attention.mean(1),
+        "important": torch.tensor(important).long().view(2, -1),
+        "diverse": torch.tensor(diverse).long().view(2, -1),
+        "sorted": torch.tensor(both),
+        "index_mask": mask,
+    }
+    golden_vispruner.check(Made({"visual_token_num": keep, "important_ratio": ratio}, tensors))

@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pore.tensors.gathering import compact
+from pore.tensors.gathering import cosine, pack
 from pore.tensors.merging import (
     add_group_means,
     add_neighbours,
     bipartite_matching,
-    cosine,
     nearest,
     strided,
     weighted_sum,
@@ -47,7 +46,7 @@ def test_groups_are_those_of_the_most_similar_target(problem: tuple[Tensor, ...]
     if int(counts.max()) == 0:
         return
     marks = strided(others, counts)
-    targets, valid = compact(marks, int(counts.max()))
+    targets, valid = pack(marks)
     group = nearest(metric, targets, valid)
     merged, sizes = add_group_means(features, targets, group, others & ~marks)
     for i, count in enumerate(counts.tolist()):

@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaImageProcessorPil
 
+from helpers.padding import padding_fraction, unpadded_cells
 from pore.errors import InputError
-from pore.tensors.padding import (
-    cap,
-    letterbox_padding,
-    padding_fraction,
-    unpadded_cells,
-    visible_patches,
-)
+from pore.tensors.padding import cap, letterbox_padding, visible_patches
 
 sides = st.integers(1, 2000)
 
@@ -80,12 +75,6 @@ def test_an_image_thinner_than_half_a_patch_keeps_its_middle() -> None:
 def test_a_threshold_that_is_no_share_is_refused(threshold: float) -> None:
     with pytest.raises(InputError, match="from 0 to 1"):
         visible_patches(torch.zeros(4), threshold)
-
-
-@pytest.mark.parametrize("sizes", [[[0, 5]], [[-3, 5]], [[1, 2, 3]], [4, 5]])
-def test_sizes_that_are_none_are_refused(sizes: list[object]) -> None:
-    with pytest.raises(InputError, match="positive widths and heights"):
-        padding_fraction(torch.tensor(sizes), (24, 24), 336)
 
 
 def test_a_grid_finer_than_the_pixels_is_refused() -> None:

@@ -23,7 +23,8 @@ from pore.errors import CalibrationError, InputError
 from pore.families.registry import family_of
 from pore.layout import Image, Layout
 from pore.methods.fastv import FastV
-from pore.methods.guiding import GUIDE, GUIDED, Guide, guide
+from pore.methods.guides import GUIDE, GUIDED, Guide
+from pore.methods.guiding import guide
 from pore.tensors.attention import Normalize
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from pore.calibration.sums import (
 )
 from pore.errors import CalibrationError, ProfileError, ScoreError
 from pore.layout import Layout
-from pore.methods.guiding import Guide
+from pore.methods.guides import Guide
 
 if TYPE_CHECKING:
     from pore.data.samples import Sample

@@ -55,7 +55,7 @@ from pore.data.prompts import build_inputs, processor_settings, prompt_template
 from pore.errors import CalibrationError, InputError, ScoreError, StaleCheckpointError
 from pore.identity import forget, identity
 from pore.layout import Layout
-from pore.methods.guiding import Guide
+from pore.methods.guides import Guide
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -28,7 +28,7 @@ from pore.data.prompts import prompt_template
 from pore.errors import CalibrationError, ProfileError
 from pore.identity import picture_of
 from pore.layout import Layout
-from pore.methods.guiding import Guide
+from pore.methods.guides import Guide
 
 if TYPE_CHECKING:
     from pore.calibration.host import HostCalibration

@@ -10,6 +10,7 @@ from torch import nn
 
 from pore.engine.run import Run, remove
 from pore.engine.stages import Limit, Stage
+from pore.errors import PoreError
 from pore.families.base import Family
 from pore.tensors.selection import budget
 from pore.tower.stages import TowerStage
@@ -26,6 +27,9 @@ class Pruner(ABC):
         paper: Where it was published.
         reweightable: Whether it ranks by text-visual attention and so takes `reweight`.
         experimental: Whether it was built from a paper's description, with no code to compare with.
+        draws: Whether it chooses by chance.
+        reads_positions: Whether its scores change with the numbers that positions have, so that
+            left padding, if it is counted, changes them.
         registry: Every method by name.
     """
 
@@ -33,11 +37,22 @@ class Pruner(ABC):
     paper: ClassVar[str]
     reweightable: ClassVar[bool] = False
     experimental: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    reads_positions: ClassVar[bool] = False
     registry: ClassVar[dict[str, type[Pruner]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if isinstance(cls.__dict__.get("name"), str):
+            for name, other in Pruner.registry.items():
+                # A class that is defined anew (a cell run again, a dataclass with slots) may.
+                again = (cls.__module__, cls.__name__) == (other.__module__, other.__name__)
+                if name.lower() == cls.name.lower() and not again:
+                    raise PoreError(
+                        f"A method named {name!r} exists already, {other.__module__}."
+                        f"{other.__qualname__}; give {cls.__module__}.{cls.__qualname__} another "
+                        "name (its attribute `name`)."
+                    )
             Pruner.registry[cls.name] = cls
 
     @classmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 from pore.errors import ScoreError
 from pore.layout import Layout
 from pore.tensors.attention import Normalize, check_normalize, row_logits, text_visual_attention
+from pore.tensors.gathering import pack
 
 _CHUNK = 1 << 23
 
@@ -51,9 +52,7 @@ def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
         index (I, R), their positions in the sequence, ascending; and valid (I, R) bool, False where
         an image has fewer.
     """
-    text = layout.text_after
-    order = (~text).long().argsort(dim=-1, stable=True)[:, : int(text.sum(-1).max())]
-    return order, text.gather(1, order)
+    return pack(layout.text_after)
 
 
 def received(

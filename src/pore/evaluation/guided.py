@@ -21,7 +21,8 @@ from pore.errors import InputError, UnsupportedModelError
 from pore.evaluation.batches import Batches, conditions, good_inputs
 from pore.families.registry import family_of, shape_of
 from pore.identity import identity
-from pore.methods.guiding import GUIDE, GUIDED, Guide, guide
+from pore.methods.guides import GUIDE, GUIDED, Guide
+from pore.methods.guiding import guide
 from pore.methods.sgl import SGL
 
 

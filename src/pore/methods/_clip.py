@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pore.engine.stages import View
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.base import Family
-from pore.tensors.gathering import _unit
+from pore.tensors.gathering import unit, widened
 
 Questions = str | Sequence[str] | Callable[[list[int]], str]
 
@@ -86,7 +86,7 @@ class ClipRelevance:
         projection = clip.visual_projection
         features = features.to(projection.weight.device, projection.weight.dtype)
         embeds: Tensor = projection(clip.vision_model.post_layernorm(features))
-        return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
+        return widened(embeds)
 
     @torch.no_grad()
     def text(self, questions: Sequence[str]) -> Tensor:
@@ -116,9 +116,9 @@ class ClipRelevance:
             [[1] * len(piece) + more for piece, more in zip(pieces, fill, strict=True)]
         )
         pooled = clip.text_model(padded.to(device), mask.to(device)).pooler_output
-        unit = _unit(clip.text_projection(pooled))
+        texts = unit(clip.text_projection(pooled))
         of = torch.tensor(numbers, device=device)
-        total = unit.new_zeros(len(questions), unit.shape[-1]).index_add_(0, of, unit)
+        total = texts.new_zeros(len(questions), texts.shape[-1]).index_add_(0, of, texts)
         return total / of.bincount(minlength=len(questions))[:, None]
 
     def of(self, view: View) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection
-from pore.tensors.gathering import _take
-from pore.tensors.selection import budget
+from pore.tensors.gathering import marked_first, take, widened
+from pore.tensors.selection import budget, by_score
 
 _RECYCLED = 0.3  # of the dropped tokens, those of the highest scores are merged
 
@@ -113,8 +113,7 @@ def rate(visual: Tensor, valid: Tensor, text: Tensor, words: Tensor) -> Tensor:
     Returns:
         (I, T) bool.
     """
-    dtype = torch.promote_types(visual.dtype, torch.float32)
-    logits = torch.matmul(visual.to(dtype), text.to(dtype).mT)
+    logits = torch.matmul(widened(visual), widened(text).mT)
     weights = logits.masked_fill(~words[:, None], -torch.inf).softmax(-1)
     weights = weights.masked_fill(~valid[..., None], 0.0).sum(1) / valid.sum(-1, keepdim=True)
     mean = weights.sum(-1, keepdim=True) / words.sum(-1, keepdim=True)
@@ -131,9 +130,8 @@ def rotary_prior(rotary: Any, states: Tensor) -> Tensor:
     Returns:
         (L,) the prior at distances 0 to L - 1, at least float32; √d at 0 for heads of d.
     """
-    dtype = torch.promote_types(states.dtype, torch.float32)
     distance = torch.arange(states.shape[1], device=states.device)[None]
-    tables = rotary(states[:1, :, :1].to(dtype), distance)
+    tables = rotary(widened(states[:1, :, :1]), distance)
     alone = isinstance(tables, Tensor)  # a complex number for every two dimensions (Llama 4)
     cosines: Tensor = tables.real.repeat_interleave(2, -1) if alone else tables[0]
     width = cosines.shape[-1]
@@ -207,7 +205,7 @@ def recycle(
     keep: Tensor,
     valid: Tensor,
     merged: Sequence[int],
-    behind: bool = True,
+    after: bool = True,
 ) -> Selection:
     """Merge the best of the dropped tokens.
 
@@ -218,7 +216,7 @@ def recycle(
         keep: (I, t) bool, the tokens kept.
         valid: (I, t) bool, False where a smaller image is filled up.
         merged: Tokens to make of the dropped ones of each image; 0 makes none.
-        behind: Whether the merged tokens come behind the kept ones, the most central first, and
+        after: Whether the merged tokens come after the kept ones, the most central first, and
             stand for no patch; or each takes the place of the most central one merged into it, for
             models in which tokens keep their positions.
 
@@ -227,16 +225,15 @@ def recycle(
     """
     dropped = valid & ~keep
     pools = [_pool(count) for count in dropped.sum(-1).tolist()]
-    order = scores.masked_fill(~dropped, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    order = order[:, : max(pools)]
+    order = by_score(scores, dropped)[:, : max(pools)]
     slots = torch.arange(keep.shape[1], device=keep.device)
     inside = slots[: order.shape[1]] < torch.tensor(pools, device=keep.device)[:, None]
-    x = _take(features, order)
+    x = take(features, order)
     cluster, centres = density_peaks(x, merged, inside)
     new = merge(x, cluster, inside, max(merged))
 
     kept, added = keep.sum(-1, keepdim=True), torch.tensor(merged, device=keep.device)[:, None]
-    if not behind:
+    if not after:
         real = slots[: new.shape[1]] < added
         rows = torch.arange(len(keep), device=keep.device)[:, None].expand_as(real)[real]
         places = order.gather(1, centres)[real]
@@ -244,10 +241,10 @@ def recycle(
         states[rows, places] = new[real]
         stays = keep.index_put((rows, places), torch.ones_like(places, dtype=torch.bool))
         return Selection(stays, states)
-    old = (~keep).long().argsort(dim=-1, stable=True)
+    old = marked_first(keep)
     stays = slots < kept
     number = (slots - kept).clamp(0, new.shape[1] - 1)
-    states = torch.where(stays[..., None], _take(features, old).to(new.dtype), _take(new, number))
+    states = torch.where(stays[..., None], take(features, old).to(new.dtype), take(new, number))
     return Selection(slots < kept + added, states, raster.gather(1, old).masked_fill(~stays, -1))
 
 
@@ -273,7 +270,7 @@ def density_peaks(
         (I, max(counts)), of which the first c of an image count.
     """
     m, count = x.shape[1], torch.tensor(counts, device=x.device)[:, None]
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = widened(x)
     # Pair by pair, so that distances are the same both ways, and equal densities are equal.
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance / math.sqrt(x.shape[-1])
@@ -313,8 +310,7 @@ def merge(x: Tensor, cluster: Tensor, valid: Tensor, count: int) -> Tensor:
     Returns:
         (I, count, D) means, at least float32; 0 for a cluster without tokens.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    x = widened(x).masked_fill(~valid[..., None], 0.0)
     numbers = torch.arange(count, device=x.device)
-    member = ((cluster[:, None] == numbers[:, None]) & valid[:, None]).to(dtype)
-    x = x.to(dtype).masked_fill(~valid[..., None], 0.0)
+    member = ((cluster[:, None] == numbers[:, None]) & valid[:, None]).to(x.dtype)
     return torch.matmul(member, x) / member.sum(-1, keepdim=True).clamp(min=1)

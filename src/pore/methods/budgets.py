@@ -1,6 +1,6 @@
 """Budgets by the mean over decoder layers, the other convention beside tokens left at the end.
 
-`keep` is what a method leaves behind its last stage. Tables of SparseVLM, PyramidDrop and VisionZip
+`keep` is what a method leaves after its last stage. Tables of SparseVLM, PyramidDrop and VisionZip
 count visual tokens averaged over the decoder layers instead, so that methods that drop early and
 late cost about the same.
 """

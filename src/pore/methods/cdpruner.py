@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from pore.engine.limits import check_query
-from pore.engine.pruner import Pruner
 from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.layout import Layout
 from pore.methods._clip import ClipRelevance
-from pore.tensors.gathering import _unit, cosine
-from pore.tensors.selection import budget, check_finite, check_keep, even_shares
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.gathering import cosine, pack, unit
+from pore.tensors.selection import budget, check_finite, even_shares
 
 
 @dataclass(frozen=True)
-class CDPruner(Pruner):
+class CDPruner(BudgetPruner):
     """Keep the visual tokens of the most likely subset under a conditional DPP (arXiv 2506.10967).
 
     The kernel is L_ij = r_i S_ij r_j, with S the cosine of the projected embeddings and r the
@@ -42,15 +42,11 @@ class CDPruner(Pruner):
             too, which the decoder never gets, so that fewer than `keep` reach it.
     """
 
-    keep: int | float
     relevance: ClipRelevance | None = None
     faithful: bool = False
 
     name: ClassVar[str] = "CDPruner"
     paper: ClassVar[str] = "arXiv 2506.10967"
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""
@@ -86,7 +82,7 @@ class CDPruner(Pruner):
             scores = -mean_cosine(patches, question[tiles.images])
         relevance = rescaled(scores, tiles.valid, tiles.images)
         counts = self._counts(view, tiles)
-        kernel = conditional_kernel(cosine(tiles.features), relevance)
+        kernel = conditional_kernel(cosine(tiles.features, tiles.features), relevance)
         check_finite(kernel.diagonal(dim1=1, dim2=2))
         order = greedy_map(kernel, int(counts.max()), tiles.valid, self.faithful)
         steps = torch.arange(order.shape[1], device=order.device)
@@ -147,12 +143,12 @@ class _Tiles:
                 raise InputError(
                     f"The tower gave {encoded.features[..., 0].numel()} features for {patches} "
                     "patches, so relevance by CLIP cannot be told patch by patch; use "
-                    "relevance=None behind methods that merge in the tower."
+                    "relevance=None after methods that merge in the tower."
                 )
         if bool(((self.patches < 0) & self.valid).any()):
             raise InputError(
                 "Some visual tokens stand for no single patch, so CLIP cannot tell how relevant "
-                "they are; use relevance=None behind methods that merge."
+                "they are; use relevance=None after methods that merge."
             )
         every = [encoded.features.flatten(0, 1) for encoded in view.tower]
         starts = [0]
@@ -171,13 +167,12 @@ def _tiles(view: View) -> _Tiles:
     pairs = [(i, n) for i, image in enumerate(layout.images) for n in range(image.tiles)]
     images, numbers = torch.tensor(pairs, device=tile.device).unbind(1)
     member = layout.valid[images] & (tile[images] == numbers[:, None])
-    width = int(member.sum(1).max())
-    slots = (~member).long().argsort(dim=1, stable=True)[:, :width]
+    slots, valid = pack(member)
     return _Tiles(
         images=images,
         slots=slots,
         patches=_numbers(layout, tile, patch)[images].gather(1, slots),
-        valid=member.gather(1, slots),
+        valid=valid,
         features=view.features[images[:, None], slots],
         padded=False,
     )
@@ -225,8 +220,8 @@ def _padded_tiles(view: View) -> _Tiles:
 def prompt_embedding(view: View) -> Tensor:
     """(I, D) mean of the unit embeddings of the text tokens of every image's prompt."""
     text = view.layout.text[..., None]
-    unit = _unit(view.hidden_states).masked_fill(~text, 0.0)
-    return (unit.sum(1) / text.sum(1).clamp(min=1))[view.layout.rows]
+    units = unit(view.hidden_states).masked_fill(~text, 0.0)
+    return (units.sum(1) / text.sum(1).clamp(min=1))[view.layout.rows]
 
 
 def mean_cosine(features: Tensor, targets: Tensor) -> Tensor:
@@ -239,7 +234,7 @@ def mean_cosine(features: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (J, m), at least float32.
     """
-    return torch.matmul(_unit(features), targets[..., None])[..., 0]
+    return torch.matmul(unit(features), targets[..., None])[..., 0]
 
 
 def rescaled(scores: Tensor, valid: Tensor, images: Tensor) -> Tensor:
@@ -280,7 +275,7 @@ def greedy_map(kernel: Tensor, count: int, valid: Tensor, faithful: bool = False
             can pick one twice; otherwise those with the largest diagonal come next.
 
     Returns:
-        (J, count) candidates in the order they are picked; arbitrary behind the last valid one.
+        (J, count) candidates in the order they are picked; arbitrary after the last valid one.
     """
     tiles = torch.arange(len(kernel), device=kernel.device)
     diagonal = kernel.diagonal(dim1=1, dim2=2).masked_fill(~valid, 0.0)

@@ -32,7 +32,7 @@ class Chain(Pruner):
     paper = "composition"
 
     def __init__(self, *methods: Pruner) -> None:
-        """Put methods behind one another.
+        """Put methods one after another.
 
         Args:
             methods: Two or more, by where they act: vision tower, embeddings, decoder layers.

@@ -10,24 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from pore.engine.limits import check_layer
-from pore.engine.pruner import Pruner
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError
 from pore.families.base import Family
-from pore.tensors.gathering import working
-from pore.tensors.merging import cosine
-from pore.tensors.selection import budget, check_keep, check_scores
+from pore.methods._checks import check_whole
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.gathering import cosine, inverse, widened
+from pore.tensors.selection import budget, by_score, check_scores
 
 
 @dataclass(frozen=True)
-class DART(Pruner):
+class DART(BudgetPruner):
     """Keep the visual tokens that say least of what the others say (arXiv 2502.11494).
 
     Before layer K, the tokens whose keys in layer K - 1 (after RoPE, all key heads together) have
-    the largest L1 norm become pivots: some of the image's own, and some of the text behind it. The
+    the largest L1 norm become pivots: some of the image's own, and some of the text after it. The
     image's pivots stay. Every pivot in turn then picks the visual tokens that are least like it,
-    by the cosine of the states entering layer K behind the decoder's final norm, and takes them
+    by the cosine of the states entering layer K after the decoder's final norm, and takes them
     from those that the next may pick. Kept tokens keep their positions.
 
     Exactly `keep` tokens stay: what is left beside the image's pivots is shared out evenly, the
@@ -40,7 +40,7 @@ class DART(Pruner):
     order is CPython's.
 
     The authors' pivots for Qwen2.5-VL are 5 of the image and 3 of the text. Of a prompt with
-    several images, every image takes the text behind itself, without the tokens of other images.
+    several images, every image takes the text that follows it, without the tokens of other images.
     Where a prompt has fewer text tokens than `text_pivots`, all of them are pivots (the authors'
     code fails).
 
@@ -53,11 +53,10 @@ class DART(Pruner):
         keep: Tokens kept per image (int), or the fraction kept (float).
         layer: K, the 0-based index of the first pruned layer.
         image_pivots: Pivots among the image's tokens.
-        text_pivots: Pivots among the text tokens behind the image.
+        text_pivots: Pivots among the text tokens after the image.
         faithful: Whether to keep as many as the authors' code does, in its order.
     """
 
-    keep: int | float
     layer: int = 2
     image_pivots: int = 4
     text_pivots: int = 4
@@ -65,13 +64,11 @@ class DART(Pruner):
 
     name: ClassVar[str] = "DART"
     paper: ClassVar[str] = "arXiv 2502.11494"
+    reads_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
-        for name in ("image_pivots", "text_pivots"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise BudgetError(f"{name} must be a whole number of at least 0, not {count!r}.")
+        super().__post_init__()
+        check_whole(0, image_pivots=self.image_pivots, text_pivots=self.text_pivots)
         if self.image_pivots + self.text_pivots == 0:
             raise BudgetError("Without any pivot no token can be picked; ask for at least one.")
 
@@ -101,11 +98,11 @@ class DART(Pruner):
     def _select(self, view: View) -> Selection:
         layout, norms = view.layout, view.attention
         valid, device = layout.valid, norms.device
-        visual, visual_norms = view.norm(working(view.features)), layout.gather(norms)
+        visual, visual_norms = view.norm(widened(view.features)), layout.gather(norms)
         own, is_own = largest(visual_norms, self.image_pivots, valid)
         text, is_text = largest(norms[layout.rows], self.text_pivots, layout.text_after)
         images = torch.arange(len(own), device=device)[:, None]
-        texts = view.norm(working(view.hidden_states[layout.rows[:, None], text]))
+        texts = view.norm(widened(view.hidden_states[layout.rows[:, None], text]))
         similarity = cosine(torch.cat([visual[images, own], texts], 1), visual)
         found = torch.cat([is_own, is_text], 1)
         counts = torch.tensor(view.budget(self.keep), device=device)
@@ -129,12 +126,12 @@ def key_norms(key: Tensor) -> Tensor:
     """L1 norm of every token's key, over all key heads together.
 
     Args:
-        key: (B, G, L, d) keys behind the rotation, not repeated for grouped queries.
+        key: (B, G, L, d) keys after the rotation, not repeated for grouped queries.
 
     Returns:
         (B, L) norms, at least float32.
     """
-    return key.to(torch.promote_types(key.dtype, torch.float32)).abs().sum((1, 3))
+    return widened(key).abs().sum((1, 3))
 
 
 def _read_norms(attention: LayerAttention) -> Tensor:
@@ -156,8 +153,7 @@ def largest(norms: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tensor]:
         index (I, P), by falling norm, P being `count` or n where that is less; and found (I, P)
         bool, False where a row has fewer valid tokens.
     """
-    order = norms.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    index = order[:, :count]
+    index = by_score(norms, valid)[:, :count]
     return index, valid.gather(1, index)
 
 
@@ -212,6 +208,6 @@ def least_similar(similarity: Tensor, order: Tensor, quota: Tensor, candidates: 
     left, images = candidates, torch.arange(len(order), device=order.device)
     for pivot in order.unbind(1):
         likeness = similarity[images, pivot].masked_fill(~left, torch.inf)
-        rank = likeness.argsort(dim=-1, stable=True).argsort(-1)
+        rank = inverse(likeness.argsort(dim=-1, stable=True))
         left = left & ~(rank < quota[images, pivot, None])
     return candidates & ~left

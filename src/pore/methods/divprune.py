@@ -9,17 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore.engine.pruner import Pruner
 from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.layout import Layout
-from pore.tensors.merging import cosine
-from pore.tensors.selection import budget, check_keep
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.gathering import cosine, take
+from pore.tensors.selection import budget
 
 
 @dataclass(frozen=True)
-class DivPrune(Pruner):
+class DivPrune(BudgetPruner):
     """Keep the visual tokens that are farthest apart (arXiv 2503.02175).
 
     Greedy max-min selection by cosine distance of the projected embeddings, before the decoder. The
@@ -33,14 +33,10 @@ class DivPrune(Pruner):
             are all alike, are picked among like visual tokens, and count.
     """
 
-    keep: int | float
     faithful: bool = False
 
     name: ClassVar[str] = "DivPrune"
     paper: ClassVar[str] = "arXiv 2503.02175"
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""
@@ -87,10 +83,9 @@ class DivPrune(Pruner):
         steps = torch.arange(slots, device=valid.device)
         order = order.masked_fill(steps[: order.shape[1]] >= ends, valid.shape[1]).sort(1).values
         order = nn.functional.pad(order, (0, slots - order.shape[1])).clamp(max=valid.shape[1] - 1)
-        width = features.shape[-1]
         return Selection(
             keep=steps < ends,
-            features=features.gather(1, order[..., None].expand(-1, -1, width)),
+            features=take(features, order),
             raster=raster.gather(1, order),
             structure=[False] * len(layout.images),
         )

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
-from pore.engine.pruner import Pruner
 from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
-from pore.tensors.gathering import working
-from pore.tensors.selection import budget, check_keep
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.gathering import widened
+from pore.tensors.selection import budget
 
 _SQUARE = 1.5
 
@@ -52,7 +52,7 @@ _MAX_ASPECT = 4.0
 
 
 @dataclass(frozen=True)
-class Downsample(Pruner):
+class Downsample(BudgetPruner):
     """Average the grid of visual embeddings down to `keep` cells, before the decoder.
 
     The counterpart of feeding a smaller image to a model whose tower takes one size only. VTC-Bench
@@ -64,13 +64,8 @@ class Downsample(Pruner):
         keep: Cells per image (int), or the fraction of tokens kept (float).
     """
 
-    keep: int | float
-
     name: ClassVar[str] = "Downsample"
     paper: ClassVar[str] = "baseline; arXiv 2510.07143"
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""
@@ -106,7 +101,7 @@ def _pooled(features: Tensor, grid: tuple[int, int], count: int) -> Tensor:
     """(h*w, D) features on a grid, averaged to (count, D)."""
     if count == features.shape[0]:
         return features
-    cells = working(features).T.reshape(1, -1, *grid)
+    cells = widened(features).T.reshape(1, -1, *grid)
     return adaptive_avg_pool2d(cells, coarse_grid(grid, count))[0].flatten(1).T.to(features)
 
 

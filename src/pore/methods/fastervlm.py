@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pore.engine.pruner import Pruner
-from pore.tensors.selection import check_keep, top_k
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.selection import top_k
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
-class FasterVLM(Pruner):
+class FasterVLM(BudgetPruner):
     """Keep the patches with the largest CLS attention, averaged over heads (arXiv 2412.01818v1).
 
     The attention is that of the tower layer whose output the projector reads. Kept patches stay in
@@ -25,13 +25,8 @@ class FasterVLM(Pruner):
         keep: Tokens kept per image (int), or the fraction kept (float).
     """
 
-    keep: int | float
-
     name: ClassVar[str] = "FasterVLM"
     paper: ClassVar[str] = "arXiv 2412.01818v1"
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""

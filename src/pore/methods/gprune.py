@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.engine.pruner import Pruner
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
-from pore.tensors.merging import cosine
-from pore.tensors.selection import check_keep, proportional_shares, top_k
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.gathering import cosine, pack, take
+from pore.tensors.selection import proportional_shares, top_k
 
 _CLOSED = -5000.0
 
@@ -22,7 +22,7 @@ _CLOSED = -5000.0
 
 
 @dataclass(frozen=True)
-class GPrune(Pruner):
+class GPrune(BudgetPruner):
     """Keep the visual tokens at which most arrives in a walk over a graph (arXiv 2501.02268).
 
     Projected embeddings are linked where their cosine reaches `similarity`. Every token starts with
@@ -56,7 +56,7 @@ class GPrune(Pruner):
     paper: ClassVar[str] = "arXiv 2501.02268"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        super().__post_init__()
         if not 0.0 < self.similarity <= 1.0:
             raise ScoreError(
                 f"similarity={self.similarity!r} is the least cosine of a link; choose a number "
@@ -82,11 +82,8 @@ class GPrune(Pruner):
             width = max(room[number] for room in rooms)
             if width == 0:
                 continue
-            slots = (~graph).long().argsort(dim=1, stable=True)[:, :width]
-            valid = graph.gather(1, slots)
-            features = view.features.gather(
-                1, slots[..., None].expand(-1, -1, view.features.shape[-1])
-            )
+            slots, valid = pack(graph, width=width)
+            features = take(view.features, slots)
             links = transition(features, valid, self.similarity, self.temperature)
             scores = arrivals(features, links, valid, self.iterations)
             kept = top_k(scores, [share[number] for share in shares], valid)

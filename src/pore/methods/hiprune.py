@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from pore.cost.shapes import ModelShape
-from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
+from pore.methods._checks import check_share
+from pore.methods.scorer import BudgetPruner
 from pore.tensors.attention import received_attention
-from pore.tensors.selection import budget, check_keep, top_k
+from pore.tensors.selection import budget, top_k
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
-class HiPrune(Pruner):
+class HiPrune(BudgetPruner):
     """Keep anchors, the buffers around them, and registers (arXiv 2508.00553).
 
     All rank by the attention that a patch receives in the vision tower, averaged over heads and
@@ -33,14 +34,13 @@ class HiPrune(Pruner):
         alpha: Share of them for anchors and buffers.
         object_layer: 0-based index of the tower layer that finds objects; the authors' 9 of 24,
             counted from 1.
-        faithful: Neighbours as in the authors' code: one place before and behind in raster order,
+        faithful: Neighbours as in the authors' code: one place before and after in raster order,
             across the ends of rows, and beyond the first and last patch those themselves. Where
             anchors and buffers are more than `keep` it stops with an error, and so does this. Of
             tiled images every tile gets keep // tiles, patches of padding included, which the
             decoder never gets. Default: neighbours on the grid, and at most keep // 5 anchors.
     """
 
-    keep: int | float
     alpha: float = 0.1
     object_layer: int = 8
     faithful: bool = False
@@ -49,11 +49,8 @@ class HiPrune(Pruner):
     paper: ClassVar[str] = "arXiv 2508.00553"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
-        if not 0.0 <= self.alpha <= 1.0:
-            raise BudgetError(
-                f"alpha={self.alpha!r} is no share of the kept tokens; choose 0 to 1."
-            )
+        super().__post_init__()
+        check_share(alpha=self.alpha)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> HiPrune:
@@ -101,7 +98,7 @@ def neighbours(mask: Tensor, grid: tuple[int, int], wrap: bool = False) -> Tenso
         mask: (I, N) bool, in raster order.
         grid: (height, width) of the N.
         wrap: Whether left and right run on across the ends of rows, and the first and last patch
-            stand for what lies before and behind all.
+            stand for what lies before and after all.
 
     Returns:
         (I, N) bool.

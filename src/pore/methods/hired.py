@@ -9,17 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.engine.pruner import Pruner
 from pore.engine.stages import Limit
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.layout import Tiling
-from pore.tensors.selection import budget, check_keep, proportional_shares, top_k
+from pore.methods._checks import check_share
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.selection import budget, proportional_shares, top_k
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
 @dataclass(frozen=True)
-class HiRED(Pruner):
+class HiRED(BudgetPruner):
     """Keep the patches with the largest CLS attention, budgets by tile (arXiv 2408.10945).
 
     Of an image in tiles, a share `alpha` of the tokens goes to the whole image at low resolution.
@@ -41,7 +42,6 @@ class HiRED(Pruner):
             stay, as with every method here.
     """
 
-    keep: int | float
     alpha: float = 0.5
     faithful: bool = False
 
@@ -49,11 +49,8 @@ class HiRED(Pruner):
     paper: ClassVar[str] = "arXiv 2408.10945"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
-        if not 0.0 <= self.alpha <= 1.0:
-            raise BudgetError(
-                f"alpha={self.alpha!r} is no share of the kept tokens; choose 0 to 1."
-            )
+        super().__post_init__()
+        check_share(alpha=self.alpha)
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""

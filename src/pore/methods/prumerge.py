@@ -12,9 +12,9 @@ from torch import Tensor
 from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError, ScoreError
 from pore.tensors.attention import mean_over_queries, received_attention
-from pore.tensors.gathering import working
+from pore.tensors.gathering import inverse, widened
 from pore.tensors.merging import add_neighbours, weighted_sum
-from pore.tensors.selection import check_keep
+from pore.tensors.selection import by_score, check_keep
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 
@@ -78,7 +78,7 @@ class PruMerge(Pruner):
             if totals == sizes:
                 return view.select(shown, totals)
             counts = [total - 1 for total in totals]
-        order = scores.masked_fill(~shown, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        order = by_score(scores, shown)
         return merged(view, scores, metric, order, counts, self.neighbours)
 
     def _authors_count(self, scores: Tensor) -> int:
@@ -127,13 +127,13 @@ def check_room(counts: Sequence[int], patches: int) -> None:
 
 
 def last_layer(_: int, count: int) -> Sequence[int]:
-    """The tower's last layer, behind the one whose features LLaVA reads."""
+    """The tower's last layer, after the one whose features LLaVA reads."""
     return [count - 1]
 
 
 def attention_and_keys(view: TowerView) -> tuple[Tensor, Tensor]:
     """Scores (I, N) and keys (I, N, C) of the patches, of all heads taken as one."""
-    query, key = (working(x[0].transpose(1, 2).flatten(2)) for x in (view.queries, view.keys))
+    query, key = (widened(x[0].transpose(1, 2).flatten(2)) for x in (view.queries, view.keys))
     scores = view.pooled(single_head_attention(query, key, view.has_cls, view.real))
     if not bool(torch.isfinite(scores).all()):
         raise ScoreError(
@@ -202,7 +202,7 @@ def merged(
         The selection.
     """
     stay = torch.tensor(counts, device=order.device)[:, None]
-    others = view.shown & (order.argsort(-1) >= stay)
+    others = view.shown & (inverse(order) >= stay)
     kept = order[:, : max(counts)]
     valid = torch.arange(kept.shape[1] + 1, device=order.device) < stay
     valid[:, -1:] = stay >= 0

@@ -22,6 +22,8 @@ from pore.methods.prumerge import (
     outliers,
     with_rest,
 )
+from pore.tensors.gathering import inverse
+from pore.tensors.selection import by_score
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 Rule = Literal["effivlm", "vtc-cls", "prumerge"]
@@ -179,7 +181,7 @@ class Grid(NamedTuple):
         best: The best by attention.
         start: Place of the first of the grid.
         step: Distance of one to the next.
-        end: The place behind the last that may be of the grid.
+        end: The place after the last that may be of the grid.
     """
 
     best: int
@@ -207,8 +209,7 @@ def best_then_grid(scores: Tensor, valid: Tensor, grids: Sequence[Grid]) -> tupl
     """
     best, start, step, end = torch.tensor(grids, device=scores.device)[..., None].unbind(1)
     n = scores.shape[1]
-    rank = scores.masked_fill(~valid, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = rank.argsort(-1)
+    rank = inverse(by_score(scores, valid))
     first = valid & (rank < best)
     place = valid.cumsum(-1) - 1
     grid = valid & ~first & (place >= start) & (place < end) & ((place - start) % step == 0)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import nn
+from torch import Tensor
 
-from pore.engine.pruner import Pruner
 from pore.engine.readers import LastToken
-from pore.engine.stages import Index, Selection, Stage, View
-from pore.errors import BudgetError, ScoreError
-from pore.families.base import Family
-from pore.methods.staged import bias_of_each, check_layers, check_stages, freeze
-from pore.tensors.selection import budget, check_keep, top_k
+from pore.engine.stages import Index, Stage, View
+from pore.errors import BudgetError
+from pore.methods._checks import check_choice
+from pore.methods.staged import StagedPruner
+from pore.tensors.selection import budget, check_keep
 
 if TYPE_CHECKING:
     from pore.bias.position_bias import PositionBias
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PyramidDrop(Pruner):
+class PyramidDrop(StagedPruner):
     """Drop visual tokens in stages, fewer and fewer with depth (arXiv 2410.17247).
 
     Before each of `layers`, the visual tokens that are left are ranked by the attention of the last
@@ -38,10 +35,10 @@ class PyramidDrop(Pruner):
     that positions are numbered anew.
 
     Attributes:
-        keep: Tokens per image behind the last stage (int), or the fraction of the original number
+        keep: Tokens per image after the last stage (int), or the fraction of the original number
             (float); the stages before come down to it in equal ratios, so that 0.125 in three
             stages is the authors' 0.5, 0.25, 0.125. Or a tuple: what is left of the original number
-            behind every stage. Fractions are truncated, as by the authors: 0.125 of 37 is 4.
+            after every stage. Fractions are truncated, as by the authors: 0.125 of 37 is 4.
         layers: The first layer of every stage, the authors' `layer_list`: 8 stands for eight layers
             that see what the stage drops.
         reweight: The position bias P, or one for every stage, or None.
@@ -58,12 +55,9 @@ class PyramidDrop(Pruner):
     reweightable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        freeze(self, "keep", "layers", "reweight")
-        check_layers(self.layers)
+        super().__post_init__()
         check_pyramid(self.keep, len(self.layers))
-        bias_of_each(self.reweight, len(self.layers))
-        if self.index not in ("original", "dense"):
-            raise ScoreError(f"index must be 'original' or 'dense', not {self.index!r}.")
+        check_choice(Index, index=self.index)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> PyramidDrop:
@@ -71,45 +65,34 @@ class PyramidDrop(Pruner):
         depth = shape.decoder.layers
         return cls(keep, tuple(sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3)})))
 
+    def reader(self) -> LastToken:
+        """The last text token's attention."""
+        return LastToken()
+
     def stages(self) -> Sequence[Stage]:
         """One stage before each of `layers`, ranked by that layer's own attention."""
-        return [
-            Stage(layer, partial(self._select, i), LastToken(), ahead=True, positions="dense")
-            for i, layer in enumerate(self.layers)
-        ]
+        return [replace(stage, ahead=True, positions="dense") for stage in super().stages()]
 
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse layers that the decoder lacks, and biases measured under other conditions."""
-        biases = bias_of_each(self.reweight, len(self.layers))
-        check_stages(self.stages(), biases, family, model)
-
-    def counts(self, visual: int, layers: int) -> list[int]:
-        """Visual tokens of one image that enter every decoder layer."""
-        found = [visual] * layers
-        for layer, count in zip(self.layers, self._counts(visual), strict=True):
-            found[layer:] = [count] * (layers - layer)
-        return found
-
-    def _counts(self, visual: int) -> list[int]:
+    def remaining(self, visual: int) -> Sequence[int]:
+        """Tokens that are left after every stage, of an image that came with so many."""
         return pyramid(self.keep, len(self.layers), visual)
 
-    def _select(self, stage: int, view: View) -> Selection:
-        scores, valid = view.attention, view.layout.valid
-        counts = torch.tensor(view.budget(lambda n: self._counts(n)[stage]), device=valid.device)
-        if not isinstance(self.keep, tuple) and stage < len(self.layers) - 1:
-            # A method before this one in a chain may have left fewer than a stage on the way does.
-            counts = torch.minimum(counts, valid.sum(-1))
-        bias = bias_of_each(self.reweight, len(self.layers))[stage]
-        if bias is not None:
-            scores = view.reweighted(scores, bias, self.index)
-        return Selection(top_k(scores, counts, valid))
+    def must_meet(self, stage: int) -> bool:
+        """Numbers that were given one by one are all to be met."""
+        return isinstance(self.keep, tuple) or super().must_meet(stage)
+
+    def score(self, stage: int, view: View) -> Tensor:
+        """A, or A / P."""
+        attention: Tensor = view.attention
+        bias = self.biases[stage]
+        return attention if bias is None else view.reweighted(attention, bias, self.index)
 
 
 def check_pyramid(keep: int | float | tuple[int | float, ...], stages: int) -> None:
     """Refuse a `keep` that cannot be meant.
 
     Args:
-        keep: What is left behind the last stage, or behind each of them.
+        keep: What is left after the last stage, or after each of them.
         stages: How many stages there are.
 
     Raises:
@@ -132,10 +115,10 @@ def check_pyramid(keep: int | float | tuple[int | float, ...], stages: int) -> N
 
 
 def pyramid(keep: int | float | tuple[int | float, ...], stages: int, available: int) -> list[int]:
-    """The number of tokens behind every stage, for an image of `available` visual tokens.
+    """The number of tokens after every stage, for an image of `available` visual tokens.
 
     Args:
-        keep: Tokens behind the last stage, or the fraction of `available`; the stages before come
+        keep: Tokens after the last stage, or the fraction of `available`; the stages before come
             down to it in equal ratios. Or a tuple of one such number for each stage. Fractions of
             tokens are cut off.
         stages: How many stages there are.

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from pore.engine.limits import check_layer
-from pore.engine.pruner import Pruner
-from pore.engine.stages import Selection, Stage, View
+from pore.engine.stages import View
 from pore.errors import ScoreError
-from pore.families.base import Family
-from pore.tensors.selection import check_keep, top_k
+from pore.methods.scorer import ScoredPruner
 
 
 @dataclass(frozen=True)
-class Random(Pruner):
+class Random(ScoredPruner):
     """Keep visual tokens drawn uniformly, without a score.
 
     Draws are made image by image from one generator that each run seeds anew, so a run over the
@@ -30,29 +26,22 @@ class Random(Pruner):
         seed: Seed of the draws.
     """
 
-    keep: int | float
-    layer: int = 2
     seed: int = 0
 
     name: ClassVar[str] = "Random"
     paper: ClassVar[str] = "baseline"
+    draws: ClassVar[bool] = True
+    earliest: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        super().__post_init__()
         if not -(2**63) <= self.seed < 2**64:
             raise ScoreError(f"seed={self.seed} is no number of 64 bits.")
 
-    def stages(self) -> Sequence[Stage]:
-        """One stage, before the chosen layer."""
-        return [Stage(self.layer, self._select)]
-
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse a layer that the decoder lacks."""
-        check_layer(self.layer, family, model)
-
-    def _select(self, view: View) -> Selection:
+    def score(self, view: View) -> Tensor:
+        """Numbers drawn for every image from the run's generator."""
         valid = view.layout.valid
         scores = torch.zeros(valid.shape)
         for row, count in enumerate(view.layout.counts):
             scores[row, :count] = torch.rand(count, generator=view.generator)
-        return Selection(top_k(scores.to(valid.device), view.budget(self.keep), valid))
+        return scores.to(valid.device)

@@ -1,12 +1,25 @@
-"""The pruning methods, one published method per file, and their registry."""
+"""Every method by name: those of this folder, and those of other packages."""
 
 from __future__ import annotations
 
+import pkgutil
+import sys
+from collections.abc import Mapping
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
+
+
+@cache
+def built_in() -> Mapping[str, type[Pruner]]:
+    """The methods that the files of this folder define, by the names of their classes."""
+    package = sys.modules[__name__.rpartition(".")[0]]
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(module.name)
+    kinds = sorted(Pruner.registry.values(), key=lambda kind: kind.__name__)
+    return {k.__name__: k for k in kinds if k.__module__.startswith(f"{package.__name__}.")}
 
 
 @cache

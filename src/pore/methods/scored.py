@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
-from pore.engine.pruner import Pruner
 from pore.engine.readers import LastToken
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
 from pore.families.base import Family
 from pore.layout import Layout
+from pore.methods.scorer import BudgetPruner
 from pore.tensors.attention import Normalize, check_normalize
-from pore.tensors.selection import check_keep, top_k
+from pore.tensors.selection import top_k
 
 Scorer = Callable[[Tensor, Layout, "Tensor | None"], Tensor]
 
@@ -33,7 +33,7 @@ Scores of entries that are not `layout.valid` are ignored."""
 
 
 @dataclass(frozen=True)
-class Scored(Pruner):
+class Scored(BudgetPruner):
     """Keep the visual tokens that a scorer of your own ranks highest.
 
     For trained scorers, which no training-free library can bring along (docs/trained-methods.md),
@@ -49,7 +49,6 @@ class Scored(Pruner):
             layer - 1, as FastV reads it; None to read none.
     """
 
-    keep: int | float
     scorer: Scorer
     layer: int = 2
     normalize: Normalize | None = None
@@ -58,7 +57,7 @@ class Scored(Pruner):
     paper: ClassVar[str] = "yours"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        super().__post_init__()
         if not callable(self.scorer):
             raise ScoreError(
                 f"scorer must be callable as scorer(hidden_states, layout, attention), which "

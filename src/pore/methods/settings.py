@@ -12,7 +12,7 @@ from pore._saved.parsing import parse_json
 from pore.bias.position_bias import PositionBias
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
-from pore.methods.guiding import Guide
+from pore.methods.guides import Guide
 
 # As Python writes them; JSON's own are read as JSON.
 _CONSTANTS = {"none": None, "true": True, "false": False}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
-from pore.engine.pruner import Pruner
-from pore.engine.stages import Selection, Stage, View
+from pore.engine.stages import Stage, View
 from pore.errors import InputError
 from pore.families.base import Family
-from pore.methods.guiding import Guide, Guides, answer_probabilities
-from pore.tensors.selection import budget, check_keep, top_k
+from pore.methods.guides import Guide, Guides
+from pore.methods.guiding import answer_probabilities
+from pore.methods.scorer import ScoredPruner
 
 if TYPE_CHECKING:
     from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
-class SGL(Pruner):
+class SGL(ScoredPruner):
     """Keep the visual tokens that a small model looked at most (arXiv 2412.03324).
 
     The small model answers the same prompts first, `pore.guide(small, inputs, ...)`; the attention
@@ -42,8 +42,7 @@ class SGL(Pruner):
             others round it; a small fraction can then keep none.
     """
 
-    keep: int | float
-    layer: int
+    layer: int = field()  # without the default of `ScoredPruner`
     guide: Guide | Guides
     reweight: PositionBias | None = None
     faithful: bool = False
@@ -52,20 +51,13 @@ class SGL(Pruner):
     paper: ClassVar[str] = "arXiv 2412.03324"
     reweightable: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
-
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> None:
         """None: it needs a guide."""
 
     def stages(self) -> Sequence[Stage]:
-        """One stage, before the chosen layer."""
-        return [Stage(self.layer, self._select, positions="original")]
-
-    def counts(self, visual: int, layers: int) -> list[int]:
-        """Visual tokens of one image that enter every decoder layer."""
-        return [visual] * self.layer + [self._count(visual)] * (layers - self.layer)
+        """One stage, before the chosen layer; positions stay on the embeddings too."""
+        return [replace(stage, positions="original") for stage in super().stages()]
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a layer that the decoder lacks, and what the guide or the bias does not fit."""
@@ -81,22 +73,20 @@ class SGL(Pruner):
         """Those that the guide looked at, if any: a model can guide itself."""
         return self.guide.looks_at
 
-    def _count(self, visual: int) -> int:
+    def kept(self, visual: int) -> int:
+        """How many tokens stay of an image that came with so many."""
         if self.faithful and isinstance(self.keep, float):
             return int(torch.tensor(visual) * self.keep)  # int64 times float: float32
-        return budget(self.keep, visual)
+        return super().kept(visual)
 
-    def _select(self, view: View) -> Selection:
+    def score(self, view: View) -> Tensor:
+        """What the small model's attention gives every token."""
         if not isinstance(self.guide, Guide):
             raise InputError("A guide is of one batch: prune each batch with a guide of its own.")
         layout = view.layout
-        which = self.guide.match(layout)
-        importance = self.guide.importance[which].to(layout.raster.device)
+        importance = self.guide.importance[self.guide.match(layout)].to(layout.raster.device)
         # Where another method came before, tokens are fewer; one that shows no patch ranks last.
-        scores = importance.gather(1, layout.raster.clamp(min=0)).masked_fill(layout.raster < 0, 0)
-        if self.reweight is not None:
-            scores = view.reweighted(scores, self.reweight)
-        return Selection(top_k(scores, view.budget(self._count), layout.valid))
+        return importance.gather(1, layout.raster.clamp(min=0)).masked_fill(layout.raster < 0, 0)
 
 
 def consistency(

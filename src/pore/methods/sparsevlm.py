@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pore.bias.curves import ROPE_FLOOR
-from pore.engine.pruner import Pruner
 from pore.engine.stages import Index, Limit, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
 from pore.families.base import Family
+from pore.methods._checks import check_choice
 from pore.methods._sparsevlm import (
     Rated,
     RaterAttention,
@@ -30,8 +29,8 @@ from pore.methods._sparsevlm import (
     strongest_heads,
 )
 from pore.methods.pyramiddrop import pyramid
-from pore.methods.staged import bias_of_each, check_layers, check_stages, freeze
-from pore.tensors.gathering import _packed
+from pore.methods.staged import StagedPruner
+from pore.tensors.gathering import pack, take
 from pore.tensors.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
@@ -68,21 +67,21 @@ class RankBudget:
 
 
 @dataclass(frozen=True)
-class SparseVLM(Pruner):
+class SparseVLM(StagedPruner):
     """Keep the visual tokens that the relevant words attend to, in stages (arXiv 2410.04417).
 
-    The words behind an image that are most alike to it, by their embeddings, are its raters. Before
+    The words after an image that are most alike to it, by their embeddings, are its raters. Before
     each of `layers` visual tokens are ranked by the attention that the raters pay them in the layer
     before, averaged over heads and raters. The best 30 % of what is dropped are merged into about
     a tenth as many tokens, by density-peak clustering; they follow the kept ones, compete with them
     at later stages, and positions are numbered anew. With `reweight=P`, P divides the attention.
 
-    Several images in a prompt are pruned each by itself, with the words behind it. Where no word
+    Several images in a prompt are pruned each by itself, with the words after it. Where no word
     stands out from the others, all are raters. In models whose positions have several axes these
     stay as they are, and a merged token takes the place of the most central one merged into it.
 
     Attributes:
-        keep: Tokens per image behind the last stage (int), merged ones included, or the fraction
+        keep: Tokens per image after the last stage (int), merged ones included, or the fraction
             (float); the stages before come down to it in equal ratios. A tuple gives every stage's
             number (or fraction of the image's own) before merged ones are added, as the authors'
             tables do, see `published`. A `RankBudget` lets the attention decide.
@@ -107,8 +106,7 @@ class SparseVLM(Pruner):
     version: ClassVar[Literal[1, 2]] = 1
 
     def __post_init__(self) -> None:
-        freeze(self, "keep", "layers", "reweight")
-        check_layers(self.layers)
+        super().__post_init__()
         if isinstance(self.keep, tuple) and len(self.keep) != len(self.layers):
             raise BudgetError(
                 f"keep={self.keep} has {len(self.keep)} numbers for {len(self.layers)} stages; "
@@ -117,9 +115,7 @@ class SparseVLM(Pruner):
         if not isinstance(self.keep, RankBudget):
             for one in self.keep if isinstance(self.keep, tuple) else (self.keep,):
                 check_keep(one)
-        bias_of_each(self.reweight, len(self.layers))
-        if self.index not in ("original", "dense"):
-            raise ScoreError(f"index must be 'original' or 'dense', not {self.index!r}.")
+        check_choice(Index, index=self.index)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> SparseVLM:
@@ -149,41 +145,36 @@ class SparseVLM(Pruner):
             )
         return cls(found, **settings)
 
+    def reader(self) -> RaterAttention:
+        """The attention of the raters."""
+        prior = self.version == 2 and self.reweight is None
+        return RaterAttention(prior=prior, matrix=isinstance(self.keep, RankBudget))
+
     def stages(self) -> Sequence[Stage]:
         """One stage before each of `layers`, ranked by the layer before."""
-        prior = self.version == 2 and self.reweight is None
-        reader = RaterAttention(prior=prior, matrix=isinstance(self.keep, RankBudget))
         return [
-            Stage(
-                layer,
-                partial(self._select, i),
-                reader,
+            replace(
+                stage,
                 prepare=self._rate,
                 positions="dense" if self.version == 1 else "original",
                 merges=self.version == 1,
                 curve=_curve,
             )
-            for i, layer in enumerate(self.layers)
+            for stage in super().stages()
         ]
 
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse what does not fit the decoder, and biases measured under other conditions."""
-        biases = bias_of_each(self.reweight, len(self.layers))
-        check_stages(self.stages(), biases, family, model)
-
-    def counts(self, visual: int, layers: int) -> list[int]:
-        """Visual tokens of one image that enter every decoder layer.
+    def remaining(self, visual: int) -> Sequence[int]:
+        """Tokens that are left after every stage, merged ones included.
 
         Raises:
             BudgetError: The image has too few, or the number depends on its attention.
         """
         if isinstance(self.keep, RankBudget):
             raise BudgetError("What a RankBudget keeps depends on the image; run it and see.")
-        found = [visual] * layers
-        for i, layer in enumerate(self.layers):
-            here = sum(self._share(i, visual, found[-1]))
-            found[layer:] = [here] * (layers - layer)
-        return found
+        found = [visual]
+        for stage in range(len(self.layers)):
+            found.append(sum(self._share(stage, visual, found[-1])))
+        return found[1:]
 
     def _share(self, stage: int, visual: int, here: int, rank: int = 0) -> tuple[int, int]:
         """How many of `here` tokens a stage keeps, and into how many it merges others.
@@ -203,7 +194,7 @@ class SparseVLM(Pruner):
                 kept = min(kept, max(1, here - 1))
         else:
             total = pyramid(budget(self.keep, visual), len(self.layers), visual)[stage]
-            if stage < len(self.layers) - 1:  # a method before this one may have left fewer
+            if not self.must_meet(stage):  # a method before this one may have left fewer
                 total = min(total, here)
             if self.version == 1:
                 return split(total, here)
@@ -217,11 +208,11 @@ class SparseVLM(Pruner):
     def _rate(self, view: View) -> Raters:
         """The raters of every image, once for a prompt."""
         layout, states = view.layout, view.hidden_states
-        index, valid = _packed(layout.text_after)
+        index, valid = pack(layout.text_after)
         text = states[layout.rows[:, None], index]
         chosen = rate(view.features, layout.valid, text, valid)
         chosen = chosen | (valid & ~chosen.any(-1, keepdim=True))
-        places, valid = _packed(chosen)
+        places, valid = pack(chosen)
         last = layout.last[layout.rows, None]
         index = torch.where(valid, index.gather(1, places), last)
         prior = None
@@ -235,7 +226,7 @@ class SparseVLM(Pruner):
     def _select(self, stage: int, view: View) -> Selection:
         layout, rated = view.layout, view.attention
         assert isinstance(rated, Rated)
-        scores = self._scores(stage, view, rated)
+        scores = self.score(stage, view)
         counts = layout.counts
         ranks = [0] * len(counts) if rated.matrix is None else matrix_ranks(rated.matrix, counts)
         shares = []
@@ -250,10 +241,11 @@ class SparseVLM(Pruner):
             return Selection(keep)
         return recycle(view.features, layout.raster, scores, keep, layout.valid, merged, view.dense)
 
-    def _scores(self, stage: int, view: View, rated: Rated) -> Tensor:
-        """(I, t) what ranks the visual tokens."""
+    def score(self, stage: int, view: View) -> Tensor:
+        """What the raters pay every token, averaged over heads; divided by P if there is one."""
+        rated: Rated = view.attention
         heads = rated.attention if rated.corrected is None else rated.corrected
-        bias = bias_of_each(self.reweight, len(self.layers))[stage]
+        bias = self.biases[stage]
         if bias is not None:
             ones = torch.ones_like(heads[:, 0])
             heads = heads * view.reweighted(ones, bias, self.index)[:, None]
@@ -307,4 +299,4 @@ class SparseVLMPlus(SparseVLM):
 
     def _chosen(self, heads: Tensor) -> Tensor:
         strongest = strongest_heads(heads, self.heads)
-        return heads.gather(1, strongest[..., None].expand(-1, -1, heads.shape[-1]))
+        return take(heads, strongest)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pore.engine.pruner import Pruner
-from pore.engine.readers import LastToken, LayerAttention, received, text_rows
-from pore.engine.stages import Selection, Stage, View
-from pore.errors import BudgetError, ScoreError
-from pore.families.base import Family
+from pore.engine.readers import LastToken, LayerAttention, Reader, received, text_rows
+from pore.engine.stages import View
+from pore.errors import BudgetError
+from pore.methods._checks import check_choice, check_whole
 from pore.methods.pyramiddrop import pyramid
-from pore.methods.staged import bias_of_each, check_layers, check_stages, freeze
-from pore.tensors.selection import budget, check_keep, top_k
+from pore.methods.staged import StagedPruner
+from pore.tensors.selection import budget, check_keep
 
 if TYPE_CHECKING:
     from pore.bias.position_bias import PositionBias
@@ -28,7 +25,7 @@ Query = Literal["last", "text"]
 
 
 @dataclass(frozen=True)
-class ST3Style(Pruner):
+class ST3Style(StagedPruner):
     """Drop visual tokens every so many layers by the attention they get (after arXiv 2412.20105).
 
     EXPERIMENTAL. There is no code of ST3, and of the paper only what its abstract says was at hand:
@@ -47,13 +44,13 @@ class ST3Style(Pruner):
     while the answer is generated. Here the tokens that the prompt has left stay to the end.
 
     Attributes:
-        keep: Tokens per image behind the last pruning (int), or the fraction (float).
+        keep: Tokens per image after the last pruning (int), or the fraction (float).
         start: The 0-based index of the first pruned layer; scores come from the layer before.
         stride: Layers between two prunings.
         prunings: How often tokens are dropped.
         ratio: Share of what is left that each pruning drops; None for equal ratios down to `keep`.
         query: Whose attention counts: that of the "last" token, or the mean over all "text" tokens
-            behind the image.
+            after the image.
         reweight: The position bias P that the attention is divided by, or one for every pruning,
             or None.
     """
@@ -73,17 +70,11 @@ class ST3Style(Pruner):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        freeze(self, "reweight")
-        for name in ("start", "stride", "prunings"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BudgetError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        check_whole(1, start=self.start, stride=self.stride, prunings=self.prunings)
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise BudgetError(f"ratio is a share between 0 and 1, not {self.ratio!r}.")
-        if self.query not in get_args(Query):
-            raise ScoreError(f"query must be 'last' or 'text', not {self.query!r}.")
-        check_layers(self._layers)
-        bias_of_each(self.reweight, self.prunings)
+        check_choice(Query, query=self.query)
+        super().__post_init__()
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> ST3Style:
@@ -92,41 +83,21 @@ class ST3Style(Pruner):
         start, stride = max(1, min(2, depth - 1)), max(1, depth // 8)
         return cls(keep, start, stride, min(6, 1 + max(0, depth - 1 - start) // stride))
 
-    @property
-    def _layers(self) -> tuple[int, ...]:
+    def first_layers(self) -> tuple[int, ...]:
+        """The first layer of every stage that sees fewer tokens."""
         return tuple(self.start + self.stride * i for i in range(self.prunings))
 
-    def stages(self) -> Sequence[Stage]:
-        """One stage for every pruning, by the attention of the layer before."""
-        reader = LastToken() if self.query == "last" else TextMean()
-        return [
-            Stage(layer, partial(self._select, number), reader)
-            for number, layer in enumerate(self._layers)
-        ]
+    def reader(self) -> Reader:
+        """The attention of the last token, or of all text after the image."""
+        return LastToken() if self.query == "last" else TextMean()
 
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse layers that the decoder lacks, and biases measured under other conditions."""
-        check_stages(self.stages(), bias_of_each(self.reweight, self.prunings), family, model)
+    def remaining(self, visual: int) -> Sequence[int]:
+        """Tokens that are left after every pruning, of an image that came with so many."""
+        return left_after(self.keep, self.prunings, self.ratio, visual)
 
-    def counts(self, visual: int, layers: int) -> list[int]:
-        """Visual tokens of one image that enter every decoder layer."""
-        found = [visual] * layers
-        left = left_after(self.keep, self.prunings, self.ratio, visual)
-        for layer, count in zip(self._layers, left, strict=True):
-            found[layer:] = [count] * (layers - layer)
-        return found
-
-    def _select(self, number: int, view: View) -> Selection:
-        scores, valid = view.attention, view.layout.valid
-        left = view.budget(lambda n: left_after(self.keep, self.prunings, self.ratio, n)[number])
-        counts = torch.tensor(left, device=valid.device)
-        if number < self.prunings - 1:
-            # A method before this one in a chain may have left fewer than are left on the way.
-            counts = torch.minimum(counts, valid.sum(-1))
-        bias = bias_of_each(self.reweight, self.prunings)[number]
-        if bias is not None:
-            scores = view.reweighted(scores, bias)
-        return Selection(top_k(scores, counts, valid))
+    def score(self, stage: int, view: View) -> Tensor:
+        """The attention that every token gets, divided by P if there is one."""
+        return self.debiased(stage, view, view.attention)
 
 
 def left_after(keep: int | float, prunings: int, ratio: float | None, visual: int) -> list[int]:
@@ -153,7 +124,7 @@ def left_after(keep: int | float, prunings: int, ratio: float | None, visual: in
 
 @dataclass(frozen=True)
 class TextMean:
-    """Reads what every visual token gets from the text behind the image: the mean over tokens and
+    """Reads what every visual token gets from the text after the image: the mean over tokens and
     heads."""
 
     measures: ClassVar[str] = "text"

@@ -1,27 +1,122 @@
-"""What methods of several stages inside the decoder share: their layers and their biases."""
+"""Methods of several stages inside the decoder: their layers, their numbers and their biases."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from pore.engine.pruner import Pruner
+from pore.engine.readers import Reader
+from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, ProfileMismatchError
 from pore.families.base import Family
 from pore.identity import at_hand
+from pore.methods._checks import is_whole
+from pore.tensors.selection import top_k
 
 if TYPE_CHECKING:
     from pore.bias.position_bias import PositionBias
-    from pore.engine.stages import Stage
 
 
-def freeze(settings: Any, *names: str) -> None:
-    """Turn lists, as JSON has them, into the tuples that a frozen dataclass should hold."""
-    for name in names:
-        value = getattr(settings, name)
-        if isinstance(value, list):
-            object.__setattr__(settings, name, tuple(value))
+class StagedPruner(Pruner):
+    """A method that drops visual tokens before several layers, by what it reads of attention.
+
+    A subclass is a frozen dataclass whose first field is `keep`; it gives `name`, `reader`,
+    `remaining` and `score`, and either a field `layers` or `first_layers`. Whatever it has to check
+    beyond its layers and its biases, it checks in a `__post_init__` that calls this one's. Where
+    stages are more than a reader and a rule, it changes those that `stages` of this class gives.
+
+    Attributes:
+        layers: The 0-based index of the first layer of every stage.
+        reweight: The position bias P, or one for every stage, or None; for those that take one.
+    """
+
+    layers: tuple[int, ...]
+    reweight: PositionBias | tuple[PositionBias, ...] | None = None
+
+    paper: ClassVar[str] = "unpublished"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type] # its subclasses are dataclasses
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # as JSON has what a frozen dataclass holds as a tuple
+                object.__setattr__(self, field.name, tuple(value))
+        check_layers(self.first_layers())
+        _ = self.biases
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """What of the attention becomes `view.attention` in every stage."""
+
+    @abstractmethod
+    def remaining(self, visual: int) -> Sequence[int]:
+        """Tokens that are left after every stage, of an image that came with so many.
+
+        Raises:
+            BudgetError: The image has fewer than are to be kept.
+        """
+
+    @abstractmethod
+    def score(self, stage: int, view: View) -> Tensor:
+        """(I, t) scores of the visual tokens that are left, the highest being kept.
+
+        Args:
+            stage: Which stage, from 0.
+            view: What there is to see; attention that ranks goes through `debiased`.
+        """
+
+    def first_layers(self) -> tuple[int, ...]:
+        """The first layer of every stage that sees fewer tokens."""
+        return self.layers
+
+    def must_meet(self, stage: int) -> bool:
+        """Whether a stage is to leave its very number; others pass on what comes, if that is less,
+        as it can be after another method of a chain."""
+        return stage == len(self.first_layers()) - 1
+
+    @property
+    def biases(self) -> tuple[PositionBias | None, ...]:
+        """The position bias of every stage.
+
+        Raises:
+            ProfileMismatchError: There are several, but not one for each.
+        """
+        return bias_of_each(self.reweight, len(self.first_layers()))
+
+    def debiased(self, stage: int, view: View, attention: Tensor) -> Tensor:
+        """Attention (I, t) divided by the stage's position bias, if it has one."""
+        bias = self.biases[stage]
+        return attention if bias is None else view.reweighted(attention, bias)
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage before each of the layers, ranked by the attention of the layer before."""
+        layers = enumerate(self.first_layers())
+        return [Stage(layer, partial(self._select, i), self.reader()) for i, layer in layers]
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse layers that the decoder lacks, and biases measured under other conditions."""
+        check_stages(self.stages(), self.biases, family, model)
+
+    def counts(self, visual: int, layers: int) -> list[int]:
+        """Visual tokens of one image that enter every decoder layer."""
+        found = [visual] * layers
+        for layer, count in zip(self.first_layers(), self.remaining(visual), strict=True):
+            found[layer:] = [count] * (layers - layer)
+        return found
+
+    def _select(self, stage: int, view: View) -> Selection:
+        valid = view.layout.valid
+        left = view.budget(lambda visual: self.remaining(visual)[stage])
+        counts = torch.tensor(left, device=valid.device)
+        if not self.must_meet(stage):
+            counts = torch.minimum(counts, valid.sum(-1))
+        return Selection(top_k(self.score(stage, view), counts, valid))
 
 
 def check_layers(layers: tuple[int, ...]) -> None:
@@ -33,7 +128,7 @@ def check_layers(layers: tuple[int, ...]) -> None:
     Raises:
         BudgetError: They are not ascending whole numbers from 1 on, or there is none.
     """
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in layers)
+    whole = all(map(is_whole, layers))
     if not layers or not whole or layers[0] < 1 or list(layers) != sorted(set(layers)):
         raise BudgetError(
             f"layers={layers!r} are no stages; give the first pruned layer of each, whole numbers "

@@ -14,7 +14,7 @@ from pore.engine.pruner import Pruner
 from pore.engine.stages import Limit
 from pore.errors import BudgetError
 from pore.families.base import Family
-from pore.tensors.gathering import working
+from pore.tensors.gathering import widened
 from pore.tensors.merging import bipartite_matching
 from pore.tensors.selection import budget, check_keep
 from pore.tower.stages import Block, TowerSelection, TowerStage, TowerView
@@ -41,7 +41,7 @@ class ToMe(Pruner):
             tuple (r, inflection) for numbers that fall from 2r to 0 (-1), rise (1) or anything
             between, truncated; or a list with one for every block, of which missing ones are 0.
             A block never merges more than half of its patches. Numbers are for all blocks of the
-            tower, also those behind the one that the projector reads, which do not matter.
+            tower, also those after the one that the projector reads, which do not matter.
         proportional: Whether attention counts a patch by its size.
         weighted: Whether the mean does. LightCompress has ToMe for LLaVA with neither.
     """
@@ -114,7 +114,7 @@ class ToMe(Pruner):
             count = min(parse_r(block.layers, self.r)[block.number], patches // 2)
         if count <= 0:
             return block
-        matching = bipartite_matching(working(block.keys).mean(1), count, bool(cls))
+        matching = bipartite_matching(widened(block.keys).mean(1), count, bool(cls))
         weights = block.sizes if self.weighted else torch.ones_like(block.sizes)
         return replace(
             block,
@@ -160,7 +160,7 @@ def even_schedule(patches: int, keep: int, blocks: int) -> tuple[int, ...]:
     """How many patches every block merges so that `keep` are left, as evenly as can be.
 
     A block merges at most half of its patches. Larger numbers come first: 17 in each of 16 blocks
-    and 16 in the 7 behind them leave 192 of 576.
+    and 16 in the 7 after them leave 192 of 576.
 
     Args:
         patches: Patches that enter the first block.

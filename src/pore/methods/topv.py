@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pore.engine.limits import check_layer
-from pore.engine.pruner import Pruner
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import ScoreError
-from pore.families.base import Family
 from pore.layout import Image, Layout
-from pore.tensors.selection import budget, check_keep, top_k
+from pore.methods._checks import check_choice
+from pore.methods.scorer import ScoredPruner
+from pore.tensors.gathering import widened
+from pore.tensors.selection import top_k
 
 Marginals = Literal["norm", "uniform"]
 
 
 @dataclass(frozen=True)
-class TopV(Pruner):
+class TopV(ScoredPruner):
     """Keep the visual tokens that give most to what a layer makes of them (arXiv 2503.18278).
 
     EXPERIMENTAL. There is no code of the authors, and of the paper only its abstract and a figure's
@@ -31,7 +31,7 @@ class TopV(Pruner):
 
     Before layer K a transport plan P is computed between the visual tokens that entered layer
     K - 1, the sources, and the same tokens as that layer gives them, the targets; a source's
-    importance is its row's sum. The paper takes the targets inside layer K - 1, behind its second
+    importance is its row's sum. The paper takes the targets inside layer K - 1, after its second
     norm; here they are what leaves the layer. The cost of a pair is the squared distance of the
     states, 1 - exp(-d² / 2 sigma²) for tokens d patches apart, and the source's distance from the
     centre of the image, each scaled to 0 to 1, times `feature`, `spatial` and `central`.
@@ -60,8 +60,6 @@ class TopV(Pruner):
         recover: Share of the kept tokens that is taken evenly.
     """
 
-    keep: int | float
-    layer: int = 2
     feature: float = 1.0
     spatial: float = 1.0
     central: float = 0.01
@@ -74,9 +72,10 @@ class TopV(Pruner):
     name: ClassVar[str] = "TopV"
     paper: ClassVar[str] = "from the description of arXiv 2503.18278; no code to compare with"
     experimental: ClassVar[bool] = True
+    earliest: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        super().__post_init__()
         for name in ("feature", "spatial", "central"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ScoreError(f"{name} is a weight of at least 0, not {getattr(self, name)!r}.")
@@ -85,25 +84,17 @@ class TopV(Pruner):
                 raise ScoreError(f"{name} must be above 0, not {getattr(self, name)!r}.")
         if type(self.iterations) is not int or self.iterations < 1:
             raise ScoreError(f"iterations={self.iterations!r} must be a whole number from 1 on.")
-        if self.marginals not in get_args(Marginals):
-            raise ScoreError(f"marginals must be 'norm' or 'uniform', not {self.marginals!r}.")
+        check_choice(Marginals, marginals=self.marginals)
         if not 0 <= self.recover <= 1:
             raise ScoreError(f"recover is a share from 0 to 1, not {self.recover!r}.")
 
     def stages(self) -> Sequence[Stage]:
         """One stage before layer K, and one before K - 1 that only notes the states."""
         noting = [Stage(self.layer - 1, _note, prepare=_notes)] if self.layer > 1 else []
-        return [*noting, Stage(self.layer, self._select, prepare=_notes)]
+        return [*noting, *(replace(stage, prepare=_notes) for stage in super().stages())]
 
-    def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse a layer that the decoder lacks."""
-        check_layer(self.layer, family, model)
-
-    def counts(self, visual: int, layers: int) -> list[int]:
-        """Visual tokens of one image that enter every decoder layer."""
-        return [visual] * self.layer + [budget(self.keep, visual)] * (layers - self.layer)
-
-    def _select(self, view: View) -> Selection:
+    def score(self, view: View) -> Tensor:
+        """What every token, as a source, gives to all targets."""
         valid, target = view.layout.valid, view.features
         source = view.memory["states"].to(target.device)
         places, centre = coordinates(view.layout)
@@ -120,19 +111,22 @@ class TopV(Pruner):
             valid,
             self.iterations,
         )
+        return plan.sum(-1)
+
+    def choose(self, view: View, scores: Tensor) -> Selection:
+        """The best, and some of the others at even distances."""
+        valid = view.layout.valid
         counts = torch.tensor(view.budget(self.keep), device=valid.device)
         even = (counts * self.recover).round().long()
-        best = top_k(plan.sum(-1), counts - even, valid)
+        best = top_k(scores, counts - even, valid)
         return Selection(best | evenly(valid & ~best, even))
 
     def _marginal(self, states: Tensor, valid: Tensor) -> Tensor:
-        dtype = torch.promote_types(states.dtype, torch.float32)
+        weight: Tensor = widened(states).norm(dim=-1)
         if self.marginals == "uniform":
-            weight = torch.ones_like(valid, dtype=dtype)
-        else:
-            weight = states.to(dtype).norm(dim=-1)
-            # A state of zeros weighs next to nothing, for nothing has no logarithm.
-            weight = weight.clamp(min=torch.finfo(dtype).tiny ** 0.5)
+            weight = torch.ones_like(weight)
+        # A state of zeros weighs next to nothing, for nothing has no logarithm.
+        weight = weight.clamp(min=torch.finfo(weight.dtype).tiny ** 0.5)
         weight = weight.masked_fill(~valid, 0.0)
         return weight / weight.sum(-1, keepdim=True)
 
@@ -205,8 +199,8 @@ def squared_distance(source: Tensor, target: Tensor) -> Tensor:
     Returns:
         (I, t, t) distances, at least float32.
     """
-    dtype = torch.promote_types(source.dtype, torch.float32)
-    one, other = source.to(dtype), target.to(dtype)
+    one = widened(source)
+    other = target.to(one.dtype)
     squares = one.square().sum(-1)[:, :, None] + other.square().sum(-1)[:, None]
     return (squares - 2 * torch.matmul(one, other.mT)).clamp(min=0)
 
@@ -267,5 +261,5 @@ def evenly(among: Tensor, counts: Tensor) -> Tensor:
     """
     size = among.sum(-1, keepdim=True).clamp(min=1)
     rank, counts = among.cumsum(-1) - 1, counts[:, None]
-    before, behind = rank * counts + size // 2, (rank + 1) * counts + size // 2
-    return among & (behind // size > before // size)
+    before, after = rank * counts + size // 2, (rank + 1) * counts + size // 2
+    return among & (after // size > before // size)

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.engine.pruner import Pruner
 from pore.errors import BudgetError
-from pore.tensors.gathering import compact, gather, working
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.gathering import pack, take, widened
 from pore.tensors.merging import add_group_means, nearest, strided
-from pore.tensors.selection import check_keep, top_k
+from pore.tensors.selection import top_k
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 # The authors' 54 + 10, of which all their budgets are multiples: 108 + 20, 162 + 30, 27 + 5.
@@ -21,7 +21,7 @@ _CONTEXTUAL_SHARE = 10 / 64
 
 
 @dataclass(frozen=True)
-class VisionZip(Pruner):
+class VisionZip(BudgetPruner):
     """Dominant patches and the CLS token stay, the other patches are merged (arXiv 2412.04467).
 
     In the tower layer that the projector reads: the patches with the most CLS attention, summed
@@ -44,7 +44,6 @@ class VisionZip(Pruner):
             authors' code CLS is one more, so that it still keeps CLS and merges some.
     """
 
-    keep: int | float
     contextual: int | None = None
     faithful: bool = False
 
@@ -52,7 +51,7 @@ class VisionZip(Pruner):
     paper: ClassVar[str] = "arXiv 2412.04467"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        super().__post_init__()
         if self.contextual is not None and self.contextual < 0:
             raise BudgetError(f"contextual={self.contextual} is no number of merged tokens.")
         if isinstance(self.keep, int):
@@ -79,7 +78,7 @@ class VisionZip(Pruner):
         if not self.faithful and counts == shown.sum(1).tolist():
             return view.select(shown, counts)
         features, raster = view.features, view.raster
-        metric = view.pooled(working(view.keys[0]).mean(1))
+        metric = view.pooled(widened(view.keys[0]).mean(1))
         merged = self._merged(counts)
         kept = [count - extra for count, extra in zip(counts, merged, strict=True)]
         if view.cls_feature is None:
@@ -119,43 +118,13 @@ def zip_tokens(
         tokens (I, k, C); index (I, k), the token that each stands for, the target of merged ones;
         and valid (I, k), False where a row has fewer.
     """
-    index, valid = compact(dominant, max(kept))
-    tokens = gather(features, index)
+    index, valid = pack(dominant, width=max(kept))
+    tokens = take(features, index)
     if max(merged) > 0:
         marks = strided(others, torch.tensor(merged, device=others.device))
-        targets, real = compact(marks, max(merged))
+        targets, real = pack(marks, width=max(merged))
         group = nearest(metric, targets, real)
         contextual, _ = add_group_means(features, targets, group, others & ~marks)
         tokens = torch.cat([tokens, contextual], 1)
         index, valid = torch.cat([index, targets], 1), torch.cat([valid, real], 1)
     return tokens, index, valid
-
-
-def tile_order(
-    raster: Tensor, contextual: int, tiles: tuple[int, int], grid: tuple[int, int]
-) -> Tensor:
-    """How the authors put the tokens of LLaVA-NeXT's tiles into one sequence.
-
-    The dominant patches of all tiles in the raster order of the whole picture, then the CLS token
-    of every tile, then the contextual tokens tile by tile. The tokens of the whole image at low
-    resolution go before these, in their own order; rows have no end tokens.
-
-    Args:
-        raster: (T, k) the patch that every token of every tile stands for, -1 for CLS; the
-            contextual ones last.
-        contextual: How many of the k are contextual.
-        tiles: (rows, columns) of tiles; T is their product.
-        grid: (height, width) of one tile in patches.
-
-    Returns:
-        (T * k,) the order, as indices into the tokens of one tile after the other.
-    """
-    (rows, columns), (height, width) = tiles, grid
-    count, k = raster.shape
-    tile = torch.arange(count, device=raster.device)[:, None]
-    y, x = tile // columns * height + raster // width, tile % columns * width + raster % width
-    place = y * columns * width + x
-    patches = rows * height * columns * width
-    place = place.masked_fill(raster < 0, patches)  # behind all patches
-    place[:, k - contextual :] = patches + 1
-    return place.flatten().argsort(stable=True)

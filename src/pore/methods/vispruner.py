@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.engine.pruner import Pruner
 from pore.errors import BudgetError
-from pore.tensors.merging import cosine
-from pore.tensors.selection import budget, check_finite, check_keep, even_shares
+from pore.methods._checks import check_share
+from pore.methods.scorer import BudgetPruner
+from pore.tensors.gathering import cosine
+from pore.tensors.selection import budget, by_score, check_finite, even_shares
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 _ROUND = 8
@@ -22,7 +23,7 @@ _ROUND = 8
 
 
 @dataclass(frozen=True)
-class VisPruner(Pruner):
+class VisPruner(BudgetPruner):
     """Keep important patches by CLS attention and diverse ones among the rest (arXiv 2412.01818).
 
     Of T patches to keep, int(T * important_ratio) are those with the largest CLS attention,
@@ -45,7 +46,6 @@ class VisPruner(Pruner):
             reach it. The result differs nowhere else.
     """
 
-    keep: int | float
     important_ratio: float = 0.5
     faithful: bool = False
 
@@ -53,12 +53,8 @@ class VisPruner(Pruner):
     paper: ClassVar[str] = "arXiv 2412.01818"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
-        if not 0.0 <= self.important_ratio <= 1.0:
-            raise BudgetError(
-                f"important_ratio={self.important_ratio!r} is no share of the kept tokens; "
-                "choose 0 to 1."
-            )
+        super().__post_init__()
+        check_share(important_ratio=self.important_ratio)
 
     def stages(self) -> Sequence[TowerStage]:
         """One stage, in the tower."""
@@ -71,9 +67,7 @@ class VisPruner(Pruner):
             shown, counts = view.shown, view.budgets(self.keep)
         attention = view.cls_attention[0].mean(1)
         check_finite(attention, view.features)
-        order = attention.masked_fill(~shown, -torch.inf).argsort(
-            dim=-1, descending=True, stable=True
-        )
+        order = by_score(attention, shown)
         alike: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(zip(shown.sum(1).tolist(), counts, strict=True)):
             alike.setdefault(size, []).append(i)
@@ -136,7 +130,7 @@ def _kept_by_the_authors(count: int, drop: int) -> int:
     """How many of the first half stay when `drop` of `count` candidates are to go.
 
     The authors index with image numbers expanded to the width count // 2 - drop (where -1 leaves it
-    at 1) and the ranks behind `drop`, which broadcast against each other.
+    at 1) and the ranks after `drop`, which broadcast against each other.
     """
     expanded = count // 2 - drop
     ranks = max((count + 1) // 2 - drop, 0)

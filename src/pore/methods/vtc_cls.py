@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pore.engine.pruner import Pruner
 from pore.errors import BudgetError
+from pore.methods._checks import is_whole
 from pore.methods.fastervlm import keep_highest
-from pore.tensors.selection import check_keep
+from pore.methods.scorer import BudgetPruner
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class VTCCLS(Pruner):
+class VTCCLS(BudgetPruner):
     """Keep the patches with the largest CLS attention, summed over layers (arXiv 2412.05819).
 
     The head mean of every layer from `start_layer` up to the one whose output the projector reads
@@ -31,15 +31,14 @@ class VTCCLS(Pruner):
             tower's end, as the authors' slices do: with -3 the last layer but two is the first.
     """
 
-    keep: int | float
     start_layer: int
 
     name: ClassVar[str] = "VTC-CLS"
     paper: ClassVar[str] = "arXiv 2412.05819"
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
-        if isinstance(self.start_layer, bool) or not isinstance(self.start_layer, int):
+        super().__post_init__()
+        if not is_whole(self.start_layer):
             raise BudgetError(f"start_layer={self.start_layer!r} is no index of a tower layer.")
 
     @classmethod

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pore.errors import ScoreError
+from pore.tensors.gathering import widened
 
 Normalize = Literal["prompt", "visual"]
 
@@ -51,7 +52,7 @@ def row_logits(
 
     Args:
         query: (B, H, q, d) queries.
-        key: (B, G, m, d) keys, G dividing H; slots behind the cached ones may be empty.
+        key: (B, G, m, d) keys, G dividing H; slots after the cached ones may be empty.
         rows: (I,) the samples to take, in any order and number; None takes each once.
         index: (I, R) which of the q queries to take of each.
         valid: (B, n) bool, False at padding, n <= m.
@@ -70,13 +71,12 @@ def row_logits(
     n = valid.shape[-1]
     index = index.to(device)
     sample = torch.arange(batch, device=device) if rows is None else rows.to(device)
-    dtype = torch.promote_types(query.dtype, torch.float32)
     count, taken = index.shape
-    picked = query[sample[:, None], :, index].transpose(1, 2).to(dtype)  # (I, H, R, d)
+    picked = widened(query[sample[:, None], :, index].transpose(1, 2))  # (I, H, R, d)
     keys = key[:, :, :n] if rows is None else key[sample, :, :n]
     groups = key.shape[1]
     grouped = picked.reshape(count, groups, heads // groups * taken, width)
-    logits = torch.matmul(grouped, keys.to(dtype).transpose(-1, -2)) * scaling
+    logits = torch.matmul(grouped, keys.to(picked.dtype).transpose(-1, -2)) * scaling
     logits = logits.view(count, heads, taken, n)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
@@ -137,8 +137,7 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | Non
         (I, H, N) weights after a softmax over CLS and patches, at least float32; the CLS token's
         own column is cut off without renormalising.
     """
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    logits = torch.matmul(query[:, :, :1].to(dtype), key.to(dtype).transpose(-1, -2)) * scaling
+    logits = torch.matmul(widened(query[:, :, :1]), widened(key).transpose(-1, -2)) * scaling
     if real is not None:
         logits = logits.masked_fill(~real[:, None, None], -torch.inf)
     return logits.softmax(-1)[:, :, 0, 1:]
@@ -159,15 +158,15 @@ def received_attention(
     Returns:
         (I, H, N) mean over the queries of the weights, at least float32; they sum to one.
     """
-    dtype = torch.promote_types(query.dtype, torch.float32)
     images, _, n, _ = key.shape
     rows = max(_LOGITS // n, 1)
     heads = []
     for q, k in zip(query.unbind(1), key.unbind(1), strict=True):
-        means = torch.zeros(images, n, dtype=dtype, device=key.device)
+        q, k = widened(q), widened(k)
+        means = k.new_zeros(images, n)
         for start in range(0, n, rows):
             part = slice(start, start + rows)
-            logits = torch.matmul(q[:, part].to(dtype), k.to(dtype).mT) * scaling
+            logits = torch.matmul(q[:, part], k.mT) * scaling
             if rows >= n:
                 means = mean_over_queries(logits, real)
             elif real is None:

@@ -1,4 +1,4 @@
-"""Rows and tokens gathered, packed and compared."""
+"""Rows of tensors sorted, packed, taken and compared: what is done in many places, done once."""
 
 from __future__ import annotations
 
@@ -7,84 +7,82 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def cosine(features: Tensor) -> Tensor:
-    """(J, m, m) cosine of all pairs of (J, m, D) features, at least float32."""
-    unit = _unit(features)
-    return torch.matmul(unit, unit.mT)
+def widened(values: Tensor) -> Tensor:
+    """The same values in float32, or in the wider type that they have: half precision is summed
+    and compared in float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _unit(features: Tensor) -> Tensor:
-    return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+def unit(features: Tensor) -> Tensor:
+    """Features (..., D) scaled to length 1, at least float32; one of length 0 stays 0."""
+    return normalize(widened(features), dim=-1)
 
 
-def _packed(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(I, R) the positions marked in every row of (I, L), ascending, and which of them are."""
-    counts = mask.sum(-1, keepdim=True)
-    index = (~mask).long().argsort(dim=-1, stable=True)[:, : int(counts.max())]
-    return index, torch.arange(index.shape[1], device=mask.device) < counts
+@torch.no_grad()
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine similarity between all pairs of tokens of two sets; 0 where a token is all zeros.
+
+    It is what tokens are chosen by, and has no graph.
+
+    Args:
+        one: (I, a, d) tokens.
+        other: (I, b, d) tokens.
+
+    Returns:
+        (I, a, b) similarities, at least float32.
+    """
+    return unit(one) @ unit(other).mT
 
 
-def _take(states: Tensor, index: Tensor) -> Tensor:
-    """(I, k, D) the states (I, t, D) at index (I, k)."""
-    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
-
-
-def working(states: Tensor) -> Tensor:
-    """The same values in float32, or in the wider type that they have."""
-    return states.to(torch.promote_types(states.dtype, torch.float32))
-
-
-def compact(mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The positions marked in every row, side by side.
+def marked_first(mask: Tensor) -> Tensor:
+    """The positions of every row, first those that are marked, then the others, both ascending.
 
     Args:
         mask: (I, n) bool.
-        width: The most that a row marks.
 
     Returns:
-        index (I, width), ascending; and valid (I, width), False where a row marks fewer.
+        (I, n) positions: [1, 3, 0, 2] for [False, True, False, True].
     """
-    index = (~mask).long().argsort(dim=-1, stable=True)[:, :width]
-    return index, mask.gather(1, index)
+    return (~mask).long().argsort(dim=-1, stable=True)
 
 
-def gather(states: Tensor, index: Tensor) -> Tensor:
-    """(I, k, C) the states (I, n, C) at positions (I, k)."""
-    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
-
-
-def pack(kept: Tensor, right: bool) -> tuple[Tensor, Tensor]:
-    """Choose the positions that a shortened batch keeps, filled up to a common length.
+def pack(mask: Tensor, right: bool = True, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """The positions marked in every row, ascending, filled up to a common length.
 
     Args:
-        kept: (B, L) bool, True at the tokens that stay.
-        right: Whether shorter rows are filled on the right, as a batch that is padded there; on the
-            left the last token of every sample stays last.
+        mask: (I, n) bool.
+        right: Whether shorter rows are filled on the right; on the left, the last marked position
+            of every row stays last.
+        width: The length, no less than what the fullest row marks; None takes that, for which it
+            waits for the device.
 
     Returns:
-        index (B, M), the old position of every new one, ascending among the kept; and
-        valid (B, M) bool, False at filling.
+        index (I, width), the positions; and valid (I, width) bool, False at filling.
     """
-    counts = kept.sum(-1)
-    length = int(counts.max())
-    order = (~kept if right else kept).long().argsort(dim=-1, stable=True)
-    index = order[:, :length] if right else order[:, order.shape[1] - length :]
-    slots = torch.arange(length, device=kept.device)
-    valid = slots < counts[:, None] if right else slots >= length - counts[:, None]
-    return index, valid
+    width = int(mask.sum(-1).max()) if width is None else width
+    if right:
+        index = marked_first(mask)[:, :width]
+    else:
+        index = marked_first(~mask)[:, mask.shape[1] - width :]
+    return index, mask.gather(-1, index)
 
 
-def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
+def inverse(order: Tensor) -> Tensor:
+    """The place that every position (..., n) has in an order (..., n) of them: its rank."""
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def take(states: Tensor, index: Tensor, dim: int = 1) -> Tensor:
     """Take positions along one dimension of a tensor whose batch may be broadcast.
 
     Args:
-        states: (..., B or 1, ..., L, ...) with the batch in the dimension before or at the front.
+        states: (..., B or 1, L, ...), such as states (B, L, D) or rotary tables (3, B, L, d).
         index: (B, M) positions, for each sample.
-        dim: Dimension of length L; the batch is dimension 0, or 1 where a leading dimension holds
-            the planes of a multi-dimensional rotary embedding.
+        dim: The dimension of length L; the one before it is the batch.
 
     Returns:
-        The states at the positions, with the batch expanded to B.
+        The states at the positions, with the batch expanded to B: (B, M, D) of (B, L, D).
     """
     index = index.to(states.device)
     dim = dim % states.dim()

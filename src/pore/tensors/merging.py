@@ -10,26 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
-from pore.tensors.gathering import gather, working
-
-
-@torch.no_grad()
-def cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine similarity between all pairs of tokens of two sets; 0 where a token is all zeros.
-
-    It is what tokens are chosen by, and has no graph.
-
-    Args:
-        one: (I, a, d) tokens.
-        other: (I, b, d) tokens.
-
-    Returns:
-        (I, a, b) similarities, at least float32.
-    """
-    return normalize(working(one), dim=-1) @ normalize(working(other), dim=-1).mT
-
+from pore.tensors.gathering import cosine, take, widened
 
 # -- towards targets by similarity (VisionZip) -----------------------------------------------------
 
@@ -61,7 +44,7 @@ def nearest(metric: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     Returns:
         (I, n) which of the c targets.
     """
-    similarity = cosine(metric, gather(metric, targets))
+    similarity = cosine(metric, take(metric, targets))
     return similarity.masked_fill(~valid[:, None], -torch.inf).argmax(-1)
 
 
@@ -81,11 +64,11 @@ def add_group_means(
     Returns:
         merged (I, c, C), and sizes (I, c), how many tokens went to each.
     """
-    wide = working(features)
+    wide = widened(features)
     weights = (one_hot(group, targets.shape[1]) * members[..., None]).to(wide.dtype)
     sizes = weights.sum(1)
     mean = weights.mT @ wide / sizes.clamp(min=1)[..., None]
-    return (gather(wide, targets) + mean).to(features.dtype), sizes.long()
+    return (take(wide, targets) + mean).to(features.dtype), sizes.long()
 
 
 # -- into tokens that stay, from those most like them (PruMerge) -----------------------------------
@@ -119,20 +102,20 @@ def add_neighbours(
     count = kept.shape[1]
     itself = torch.eye(count, count + features.shape[1], dtype=torch.bool, device=features.device)
     closed = ~torch.cat([valid, others], 1)[:, None] | itself
-    chosen = gather(metric, kept)
+    chosen = take(metric, kept)
     similarity = cosine(chosen, torch.cat([chosen, metric], 1)).masked_fill(closed, -torch.inf)
     best = similarity.argsort(dim=-1, descending=True, stable=True)[..., :neighbours]
     taken = torch.zeros_like(closed).scatter_(2, best, True) & ~closed
-    wide = working(features)
+    wide = widened(features)
     weights = torch.cat([weights.gather(1, kept), weights], 1).to(wide.dtype)
-    start = gather(wide, kept)
+    start = take(wide, kept)
     added = (taken * weights[:, None]) @ torch.cat([start, wide], 1)
     return (start + added).to(features.dtype)
 
 
 def weighted_sum(features: Tensor, weights: Tensor, tokens: Tensor) -> Tensor:
     """(I, 1, C) the sum of the `tokens` (I, n) of features (I, n, C) by weights (I, n)."""
-    wide = working(features)
+    wide = widened(features)
     weights = (weights * tokens).to(wide.dtype)
     return (weights[:, None] @ wide).to(features.dtype)
 
@@ -156,14 +139,14 @@ class Matching:
 
     def sums(self, states: Tensor) -> Tensor:
         """(I, m, C) the states (I, n, C) of the tokens left, with those merged into them added."""
-        wide = working(states)
+        wide = widened(states)
         went = one_hot(self.target, self.places.shape[1]).to(wide.dtype)
-        return gather(wide, self.places) + went.mT @ gather(wide, self.source)
+        return take(wide, self.places) + went.mT @ take(wide, self.source)
 
     def means(self, states: Tensor, weights: Tensor) -> Tensor:
         """(I, m, C) means of the states (I, n, C) that come together, by weights (I, n)."""
-        weights = working(weights)[..., None]
-        return (self.sums(working(states) * weights) / self.sums(weights)).to(states.dtype)
+        weights = widened(weights)[..., None]
+        return (self.sums(widened(states) * weights) / self.sums(weights)).to(states.dtype)
 
 
 def bipartite_matching(

@@ -30,30 +30,6 @@ _BAR_TOLERANCE = 0.018
 _BLUR = 4
 
 
-def padding_fraction(sizes: Tensor, grid: tuple[int, int], resolution: int) -> Tensor:
-    """Share of every patch that letterboxing to a square has filled.
-
-    Args:
-        sizes: (I, 2) width and height of the images in pixels, before letterboxing.
-        grid: Rows and columns of patches.
-        resolution: Side of the square that the vision tower sees, in pixels. Patches measure
-            resolution // rows by resolution // columns from the top left corner; what is left
-            over belongs to none.
-
-    Returns:
-        (I, rows · columns) shares from 0 to 1 in raster order, float64, on the CPU.
-
-    Raises:
-        InputError: A size is not positive, or the grid is finer than the pixels.
-    """
-    width, height = _sizes(sizes)
-    side = torch.maximum(width, height)
-    # Operations in the order of the released code, so that shares on the threshold agree.
-    left = (height - width).clamp(min=0) / (2 * side) * resolution
-    top = (width - height).clamp(min=0) / (2 * side) * resolution
-    return _covered(left, top, grid, (resolution, resolution))
-
-
 def letterbox_padding(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     """Share of every patch that is letterbox bar, read from the pixels the vision tower gets.
 
@@ -61,7 +37,8 @@ def letterbox_padding(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     wide strips at opposite edges that are of the mean colour throughout, which is 0 after
     normalisation; an image that is of the mean colour all over has none. Resizing blurs the
     inner edge of a bar, which is read from how alike the lines around it are: on random pictures
-    resized to 336 pixels the shares came out within 0.06 of those of `padding_fraction`.
+    resized to 336 pixels the shares came out within 0.06 of those that
+    the image's size gives.
 
     Args:
         pixels: (I, 3, H, W) normalised pixel values.
@@ -81,36 +58,7 @@ def letterbox_padding(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     top, left = torch.stack([top, left]).cpu().double()  # one synchronisation
     top, left = top * (top >= left), left * (left > top)
     height, width = pixels.shape[2:]
-    return _covered(left, top, grid, (height, width)).to(pixels.device, torch.float32)
-
-
-def unpadded_cells(sizes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The cells of a grid that LLaVA's "unpad" leaves: letterboxing undone on the grid itself.
-
-    Coarser than `padding_fraction`: the image is scaled to the grid and rounded down to whole
-    cells, and as many are cut on either side. Version 2 uses it for its unweighted baseline.
-
-    Args:
-        sizes: (I, 2) width and height of the images in pixels, before letterboxing.
-        grid: Rows and columns.
-
-    Returns:
-        (I, rows · columns) bool in raster order, on the CPU.
-
-    Raises:
-        InputError: A size is not positive.
-    """
-    width, height = _sizes(sizes)
-    rows, columns = grid
-    wide = width / height > columns / rows
-    image_rows = torch.where(wide, (height * (columns / width)).floor(), float(rows))
-    image_columns = torch.where(wide, float(columns), (width * (rows / height)).floor())
-    cut_rows = ((rows - image_rows) / 2).floor()[:, None]
-    cut_columns = ((columns - image_columns) / 2).floor()[:, None]
-    row, column = torch.arange(rows), torch.arange(columns)
-    in_rows = (row >= cut_rows) & (row < rows - cut_rows)
-    in_columns = (column >= cut_columns) & (column < columns - cut_columns)
-    return (in_rows[:, :, None] & in_columns[:, None, :]).flatten(1)
+    return covered(left, top, grid, (height, width)).to(pixels.device, torch.float32)
 
 
 def visible_patches(padding: Tensor, threshold: float = THRESHOLD) -> Tensor:
@@ -153,17 +101,6 @@ def cap(counts: Tensor, padding: Tensor, threshold: float = THRESHOLD) -> Tensor
     return torch.minimum(counts, visible_patches(padding, threshold).sum(dim=-1))
 
 
-def _sizes(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Widths and heights, float64, on the CPU."""
-    if sizes.ndim != 2 or sizes.shape[1] != 2 or not (sizes > 0).all():
-        raise InputError(
-            "Image sizes must be (images, 2) positive widths and heights, not "
-            f"{sizes.tolist() if sizes.numel() <= 8 else tuple(sizes.shape)}."
-        )
-    width, height = sizes.to("cpu", torch.float64).unbind(1)
-    return width, height
-
-
 def _bar(pixels: Tensor) -> Tensor:
     """Height of the equal bars at top and bottom, in pixels and parts of them.
 
@@ -178,7 +115,7 @@ def _bar(pixels: Tensor) -> Tensor:
     ends = []
     for rows, lines in ((pixels, plain), (pixels.flip(2), plain.flip(1))):
         bar = lines.int().cumprod(dim=1).sum(dim=1)
-        # Resizing smears the edge over the next lines. Their likeness to the first line behind
+        # Resizing smears the edge over the next lines. Their likeness to the first line after
         # them says how much of each is image, for the weights of a resizing filter sum to 1.
         place = (bar[:, None] + torch.arange(_BLUR + 1, device=bar.device)).clamp(max=height - 1)
         line = (
@@ -194,7 +131,7 @@ def _bar(pixels: Tensor) -> Tensor:
     return torch.minimum(*ends)
 
 
-def _covered(left: Tensor, top: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def covered(left: Tensor, top: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Share of every patch outside the image, which lies between equal bars.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pore.errors import BudgetError, ScoreError
+from pore.tensors.gathering import inverse, marked_first
 
 _NOT_FINITE = (
     "{} hold NaN or infinity, so no tokens can be chosen; look for overflow in the model (fp16 "
@@ -174,13 +175,22 @@ def top_k(scores: Tensor, counts: Sequence[int] | Tensor, valid: Tensor | None =
     if valid is None:
         valid = torch.ones_like(scores, dtype=torch.bool)
     check_scores(scores, counts, valid)
+    return inverse(by_score(scores, valid)) < counts[:, None]
+
+
+def by_score(scores: Tensor, valid: Tensor) -> Tensor:
+    """The entries of every row by falling score; of equal scores the earlier comes first.
+
+    Args:
+        scores: (I, n) scores of any real type.
+        valid: (I, n) bool, False at entries that come last, whatever their score.
+
+    Returns:
+        (I, n) positions.
+    """
     # Stable sorts keep the order of equal entries; whole numbers have no -inf for what is ignored.
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    order = order.gather(-1, (~valid.gather(-1, order)).long().argsort(dim=-1, stable=True))
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
-    )
-    return rank < counts[:, None]
+    return order.gather(-1, marked_first(valid.gather(-1, order)))
 
 
 def indices(mask: Tensor) -> list[list[int]]:

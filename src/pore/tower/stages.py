@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pore.layout import Tiling
+from pore.tensors.gathering import pack, take
 from pore.tensors.selection import budget, even_shares
 
 
@@ -136,12 +137,11 @@ class TowerView:
             # A copy may be laid out otherwise in memory, and sums over it then round otherwise.
             return TowerSelection(self.features, self.raster, None, structure)
         widest = max(counts)
-        order = (~mask).long().argsort(dim=1, stable=True)[:, :widest]
-        features = self.features.gather(1, order[..., None].expand(-1, -1, self.features.shape[-1]))
-        raster, valid = self.raster.gather(1, order), None
-        if min(counts) < widest:
-            valid = mask.gather(1, order)
-        return TowerSelection(features, raster, valid, structure)
+        order, valid = pack(mask, width=widest)
+        filled = valid if min(counts) < widest else None
+        return TowerSelection(
+            take(self.features, order), self.raster.gather(1, order), filled, structure
+        )
 
 
 @dataclass(frozen=True)
