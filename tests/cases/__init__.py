@@ -4,17 +4,20 @@ A file a family, of the same name as its adapter's in `src/pore/families/`. Ever
 in it that has a name of its own is a case: nothing is listed.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 from cases.base import Case
 
+_MODULES = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+
 
 def _found() -> list[Case]:
-    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     return [
         kind()
-        for module in modules
+        for module in _MODULES
         for kind in vars(module).values()
         if isinstance(kind, type)
         and issubclass(kind, Case)
@@ -26,3 +29,8 @@ def _found() -> list[Case]:
 _EVERY = _found()
 CASES = [case for case in _EVERY if not case.cousin]
 COUSINS = [case for case in _EVERY if case.cousin]
+
+PUBLISHED: dict[str, Callable[[], Any]] = {}
+"""Configs of the size of real models, by name; see `cases.base.of`."""
+for _module in _MODULES:
+    PUBLISHED.update(getattr(_module, "PUBLISHED", {}))

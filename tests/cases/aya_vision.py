@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cases.base import LAYERS, TOWER, Case, noise, since, text_config
+from cases.base import LAYERS, TOWER, Case, noise, of, since, text_config
 from helpers.models import IMAGE
 
 
@@ -57,3 +57,9 @@ class Cohere2Vision(AyaVision):
     def image_ids(self, image: int) -> list[int]:
         tiles = [*[IMAGE] * 16, 103] * (1 if image % 2 else 3)
         return [101, *tiles, 102]
+
+
+PUBLISHED = {
+    "Aya Vision": of("AyaVisionConfig"),
+    "Command A Vision": of("Cohere2VisionConfig"),
+}

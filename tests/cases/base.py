@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -186,3 +186,12 @@ class Case(ABC):
     def video_placeholder(self) -> int:
         """The token id of visual content of videos."""
         return int(self.model().config.video_token_id)
+
+
+def of(name: str, **more: Any) -> Callable[[], Any]:
+    """Makes a config, by the name of its class.
+
+    A file of cases has a table `PUBLISHED` of those that real models have, by name: as large as
+    their classes make them, or as a published checkpoint where that says more.
+    """
+    return lambda: getattr(transformers, name)(**more)

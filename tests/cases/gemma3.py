@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cases.base import LAYERS, TOWER, Case, noise, since, text_config
+from cases.base import LAYERS, TOWER, Case, noise, of, since, text_config
 
 
 class Gemma3(Case):
@@ -47,3 +47,8 @@ class Gemma3(Case):
 
     def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         return {"token_type_ids": (ids == 100).int()}
+
+
+PUBLISHED = {
+    "Gemma 3": of("Gemma3Config"),
+}

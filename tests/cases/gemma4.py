@@ -174,3 +174,33 @@ class Gemma4Unified(Gemma4):
         model = kind._from_config(config, dtype=torch.float64)
         nn.init.normal_(model.model.embed_vision.pos_embedding, std=0.3)
         return model
+
+
+def _small() -> Any:
+    decoder = transformers.Gemma4TextConfig(num_kv_shared_layers=10, use_double_wide_mlp=True)
+    vision = transformers.Gemma4VisionConfig()
+    return transformers.Gemma4Config(text_config=decoder, vision_config=vision)
+
+
+def _with_experts() -> Any:
+    decoder = transformers.Gemma4TextConfig(
+        use_bidirectional_attention="vision",
+        attention_k_eq_v=True,
+        num_global_key_value_heads=2,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=True,
+        num_experts=128,
+        top_k_experts=8,
+        moe_intermediate_size=704,
+    )
+    vision = transformers.Gemma4VisionConfig()
+    return transformers.Gemma4Config(text_config=decoder, vision_config=vision)
+
+
+PUBLISHED = {
+    "Gemma 4": _small,
+    "Gemma 4 with experts": _with_experts,
+    "Gemma 4 Unified": lambda: transformers.Gemma4UnifiedConfig(
+        vision_config=transformers.Gemma4UnifiedVisionConfig()
+    ),
+}

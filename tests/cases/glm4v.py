@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cases.base import since
+from cases.base import of, since
 from cases.qwen_vl import Qwen3VL
 
 
@@ -72,3 +72,11 @@ class GlmOcr(Glm4V):
     cousin = True
     config, kind = "GlmOcrConfig", "GlmOcrForConditionalGeneration"
     text = "GlmOcrTextConfig"
+
+
+PUBLISHED = {
+    "GLM-4V": of("Glm4vConfig"),
+    "GLM-4.5V": of("Glm4vMoeConfig"),
+    "GLM-4.6V": of("Glm46VConfig"),
+    "GLM-OCR": of("GlmOcrConfig"),
+}

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cases.base import TOWER, Case, noise, text_config
+from cases.base import TOWER, Case, noise, of, text_config
 from helpers.models import IMAGE, in_float64
 
 
@@ -54,3 +54,10 @@ class Idefics3(SmolVLM):
     name = "Idefics3"
     cousin = True
     config, kind = "Idefics3Config", "Idefics3ForConditionalGeneration"
+
+
+PUBLISHED = {
+    "SmolVLM": of("SmolVLMConfig"),
+    "SmolVLM with a wide shuffle": of("SmolVLMConfig", scale_factor=4),
+    "Idefics3": of("Idefics3Config"),
+}

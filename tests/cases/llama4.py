@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cases.base import Case, noise, since, text_config
+from cases.base import Case, noise, of, since, text_config
 
 
 def _lend_llama4_what_it_lacks() -> None:
@@ -72,3 +72,8 @@ class Llama4(Case):
     def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
         tiles = [noise(10 * i + k, 3, 32, 32) for i in images for k in range(1 if i % 2 else 3)]
         return {"pixel_values": torch.stack(tiles)}
+
+
+PUBLISHED = {
+    "Llama 4": of("Llama4Config"),
+}

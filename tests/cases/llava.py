@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cases.base import LAYERS, Case, noise
+from cases.base import LAYERS, Case, noise, of
 from helpers.models import IMAGE, SIDE, N, tiny_llava, tiny_siglip_llava
 
 
@@ -32,3 +32,9 @@ class LlavaSiglip(Llava):
 
     def build(self) -> Any:
         return tiny_siglip_llava(layers=LAYERS)
+
+
+PUBLISHED = {
+    "LLaVA-1.5": of("LlavaConfig"),
+    "LLaVA-1.5 of several tower layers": of("LlavaConfig", vision_feature_layer=[-2, -5, -8, 7]),
+}

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cases.base import Case, noise, text_config
+from cases.base import Case, noise, of, text_config
 from helpers.models import IMAGE, in_float64
 
 
@@ -86,3 +86,13 @@ class LlavaNextVideo(LlavaOnevision):
 
     def video_content(self, video: int) -> list[bool]:
         return [True] * 8
+
+
+PUBLISHED = {
+    "LLaVA-NeXT": of("LlavaNextConfig"),
+    "LLaVA-NeXT with Mistral": lambda: transformers.LlavaNextConfig(
+        text_config=transformers.MistralConfig(sliding_window=4096)
+    ),
+    "LLaVA-OneVision": of("LlavaOnevisionConfig"),
+    "LLaVA-NeXT-Video": of("LlavaNextVideoConfig"),
+}

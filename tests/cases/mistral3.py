@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cases.base import TOWER, Case, noise, text_config
+from cases.base import TOWER, Case, noise, of, text_config
 
 
 class Mistral3(Case):
@@ -131,3 +131,17 @@ class LightOnOcr(Mistral3):
     def image_ids(self, image: int) -> list[int]:
         height, width = self.grids[image % 2]
         return [100] * (height * width)
+
+
+PUBLISHED = {
+    "Mistral 3": of("Mistral3Config"),
+    "Ministral 3": lambda: transformers.Mistral3Config(text_config=transformers.Ministral3Config()),
+    "Mistral 4": lambda: transformers.Mistral3Config(text_config=transformers.Mistral4Config()),
+    "Pixtral": lambda: transformers.LlavaConfig(
+        text_config=transformers.MistralConfig(sliding_window=None),
+        vision_config=transformers.PixtralVisionConfig(),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    ),
+    "LightOnOCR": of("LightOnOcrConfig"),
+}

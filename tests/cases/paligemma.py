@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cases.base import TOWER, Case, noise, text_config
+from cases.base import TOWER, Case, noise, of, text_config
 
 
 class PaliGemma(Case):
@@ -60,3 +60,9 @@ class PaliGemma2(PaliGemma):
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 30.0,
     }
+
+
+PUBLISHED = {
+    "PaliGemma": of("PaliGemmaConfig"),
+    "PaliGemma 2": lambda: transformers.PaliGemmaConfig(text_config=transformers.Gemma2Config()),
+}

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cases.base import LAYERS, Case, noise, since, text_config
+from cases.base import LAYERS, Case, noise, of, since, text_config
 
 EXPERTS: dict[str, Any] = {
     "num_experts": 4,
@@ -165,3 +165,17 @@ class Qwen35MoE(Qwen35):
     config, kind = "Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration"
     text = "Qwen3_5MoeTextConfig"
     sizes = Qwen35.sizes | EXPERTS | {"shared_expert_intermediate_size": 16}
+
+
+MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+
+
+PUBLISHED = {
+    "Qwen2-VL": of("Qwen2VLConfig"),
+    "Qwen2.5-VL": of("Qwen2_5_VLConfig"),
+    "Qwen2.5-VL with sections": of("Qwen2_5_VLConfig", text_config={"rope_parameters": MROPE}),
+    "Qwen3-VL": of("Qwen3VLConfig"),
+    "Qwen3-VL-MoE": of("Qwen3VLMoeConfig"),
+    "Qwen3.5": of("Qwen3_5Config"),
+    "Qwen3.5-MoE": of("Qwen3_5MoeConfig"),
+}

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cases.base import TOWER, Case, noise, text_config
+from cases.base import TOWER, Case, noise, of, text_config
 from helpers.models import IMAGE, in_float64
 
 
@@ -44,3 +44,8 @@ class VideoLlava(Case):
 
     def encode_videos(self, videos: Sequence[int]) -> dict[str, Tensor]:
         return {"pixel_values_videos": torch.stack([noise(50 + i, 2, 3, 32, 32) for i in videos])}
+
+
+PUBLISHED = {
+    "Video-LLaVA": of("VideoLlavaConfig"),
+}

@@ -15,10 +15,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typer.testing import CliRunner
 
 import pore
-from cases import CASES, COUSINS
+from cases import CASES, COUSINS, PUBLISHED
 from cases.base import Case
 from helpers.engine import _flash, fingerprint
-from helpers.full_configs import FULL, stand_in
+from helpers.full_configs import stand_in
 from helpers.models import tiny_llava
 from helpers.patches import patched, without_masks
 from helpers.unknown import my_vlm
@@ -60,16 +60,16 @@ OFTEN = (
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in FULL],
+    [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in PUBLISHED],
 )
 def test_all_holds_in_every_family(name: str) -> None:
     if name == "Llama 4":
         case(name).model()  # whatever it needs to run unpruned
-    found = pore.check(stand_in(FULL[name]()))
+    found = pore.check(stand_in(PUBLISHED[name]()))
     assert found.passed, str(found)
     assert found.parameters < 1_000_000
     told = {row.name.split(":")[0] for row in found.rows}
-    family = twin_of(FULL[name]())[1]
+    family = twin_of(PUBLISHED[name]())[1]
     towers = family.tower_refusal is None and "several" not in name
     assert {"FastV (decoder)", "DivPrune (embeddings)"} <= told
     assert ("FasterVLM (tower)" in told) == towers
@@ -95,7 +95,7 @@ MODELS = ("LLaVA-1.5", "Qwen2.5-VL", "Gemma 3", "Qwen3-VL-MoE")
     ],
 )
 def test_the_type_of_the_model_is_checked_too(name: str, dtype: str) -> None:
-    found = pore.check(stand_in(FULL[name](), getattr(torch, dtype)))
+    found = pore.check(stand_in(PUBLISHED[name](), getattr(torch, dtype)))
     assert found.passed, str(found)
     assert {row.dtype for row in found.rows} == {"float64", dtype}
 
@@ -114,7 +114,7 @@ def test_flash_attention_s_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_test", _flash)
     masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
     monkeypatch.setitem(masks, "flash_test", flash_attention_mask)
-    model = stand_in(FULL["LLaVA-1.5"]())
+    model = stand_in(PUBLISHED["LLaVA-1.5"]())
     model.config.text_config._attn_implementation_internal = "flash_test"
     subject = checking.Subject(model, family_of(model), None)
     with torch.no_grad():
@@ -295,7 +295,7 @@ def test_the_command_checks_the_embedded_model() -> None:
 
 
 def test_the_command_needs_nothing_but_a_config(tmp_path: Path) -> None:
-    FULL["Qwen2.5-VL"]().save_pretrained(tmp_path)
+    PUBLISHED["Qwen2.5-VL"]().save_pretrained(tmp_path)
     found = call(str(tmp_path), "--json", "--attn", "eager", "--dtype", "bfloat16")
     assert found.exit_code == 0, found.output
     told = json.loads(found.stdout)

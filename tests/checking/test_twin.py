@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.full_configs import FULL, stand_in
+from cases import PUBLISHED
+from helpers.full_configs import stand_in
 from pore.checking.shrinking import VOCABULARY
 from pore.checking.twin import twin_of
 
-each_config = pytest.mark.parametrize("name", FULL)
+each_config = pytest.mark.parametrize("name", PUBLISHED)
 
 
 def kinds(config: Any) -> set[str]:
@@ -20,7 +21,7 @@ def kinds(config: Any) -> set[str]:
 
 @each_config
 def test_a_twin_is_tiny_and_has_what_makes_the_family(name: str) -> None:
-    full = FULL[name]()
+    full = PUBLISHED[name]()
     before = full.to_json_string()
     tiny, family = twin_of(full)
     assert full.to_json_string() == before
@@ -54,7 +55,7 @@ def test_a_twin_is_tiny_and_has_what_makes_the_family(name: str) -> None:
 
 @each_config
 def test_special_tokens_fit_the_vocabulary_and_stay_apart(name: str) -> None:
-    full = FULL[name]()
+    full = PUBLISHED[name]()
     tiny, _ = twin_of(full)
     was, now = ids_of(full.to_dict()), ids_of(tiny.to_dict())
     assert now.keys() == was.keys()
@@ -75,13 +76,13 @@ def ids_of(config: dict[str, Any], at: str = "") -> dict[str, int]:
 
 @each_config
 def test_a_twin_of_a_twin_is_the_same(name: str) -> None:
-    tiny, _ = twin_of(FULL[name]())
+    tiny, _ = twin_of(PUBLISHED[name]())
     assert twin_of(tiny)[0].to_dict() == tiny.to_dict()
 
 
 def test_a_twin_leaves_chance_alone() -> None:
     state = torch.get_rng_state()
-    made = [stand_in(FULL["LLaVA-1.5"]()) for _ in range(2)]
+    made = [stand_in(PUBLISHED["LLaVA-1.5"]()) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), state)
     pairs = zip(made[0].parameters(), made[1].parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)

@@ -1,4 +1,4 @@
-"""PaliGemma beyond what every family is asked: capped logits, rows that see tokens after them, positions."""
+"""PaliGemma beyond what every family is asked: capped logits, later tokens seen, positions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _flash(
 @pytest.mark.parametrize("layer", [1, 2])
 @pytest.mark.parametrize("case", [FIRST, SECOND], ids=lambda case: case.name)
 def test_attention_is_that_of_eager(case: Case, layer: int, side: str, ahead: bool) -> None:
-    """Every row of it: capped, scaled by the model's own factor, of tokens that see those after them."""
+    """Every row of it: capped, scaled by the model's own factor, of tokens that see later ones."""
     case = under(case, "eager")
     decoder = case.model().model.language_model
     if case.name == "PaliGemma 2":

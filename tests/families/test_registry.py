@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pore
-from cases import CASES, COUSINS
-from pore.families.registry import families, family_of
+from cases import CASES, COUSINS, PUBLISHED
+from pore.families.registry import families, family_of, family_of_config
 
 SOURCE = Path(pore.__file__).parent / "families"
 
@@ -36,3 +36,8 @@ def test_every_family_has_a_case_in_a_file_of_its_name() -> None:
             if type(family_of(case.model())) is kind
         }
         assert files == {kind.__module__.split(".")[-1]}, kind.__name__
+
+
+def test_every_family_has_a_config_of_real_size() -> None:
+    """On which `pore check` is tried."""
+    assert {type(family_of_config(make(), name)) for name, make in PUBLISHED.items()} == own()
