@@ -26,9 +26,7 @@ from pore._compat.modules import unwrapped
 from pore._compat.weights import adapter_states, commit, loaded_weights, plain_parts, version_of
 from pore._files import open_regular
 from pore._images import open_image
-
-EMBEDDED = Path(__file__).parent / "embedded" / "checkpoint"
-"""The checkpoint that comes with pore, whose name is "embedded" wherever it lies."""
+from pore.embedded import EMBEDDED, embedded_model
 
 # The folder of a model in the cache of the hub.
 _CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
@@ -167,7 +165,7 @@ def names_of(model: nn.Module) -> dict[str, str | None]:
     name, revision = getattr(config, "name_or_path", "") or None, commit(config)
     if name is not None and Path(name).is_dir():
         path = Path(name).resolve()
-        name = "embedded" if path == EMBEDDED.resolve() else path.name
+        name = EMBEDDED if path == Path(embedded_model()).resolve() else path.name
         cached = _CACHED.search(path.as_posix())
         if cached:
             owner, repository, snapshot = cached.groups()

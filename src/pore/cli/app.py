@@ -854,7 +854,7 @@ def models(
         pore models --json
     """
     from pore.cost.named import SHAPES
-    from pore.data.loading import EMBEDDED
+    from pore.embedded import EMBEDDED
     from pore.methods.registry import methods as registered
     from pore.methods.support import support
 

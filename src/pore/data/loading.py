@@ -8,13 +8,9 @@ from typing import Any
 import torch
 
 from pore._compat.weights import note_commit
-from pore.embedded import embedded_model
+from pore.embedded import EMBEDDED, embedded_model
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.registry import families
-
-EMBEDDED = "embedded"
-"""The name of the model that ships with the package."""
-
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 """Names of number formats; "auto" is that of the checkpoint, float32 on a CPU."""

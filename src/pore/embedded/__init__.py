@@ -6,9 +6,12 @@ processor, tokenizer and chat template. See ``docs/embedded-model.md``.
 
 from __future__ import annotations
 
-from pore.identity import EMBEDDED
+from pathlib import Path
 
-__all__ = ["TAUGHT_LAYER", "embedded_model"]
+__all__ = ["EMBEDDED", "TAUGHT_LAYER", "embedded_model"]
+
+EMBEDDED = "embedded"
+"""What the model is called, in place of a hub id or folder."""
 
 TAUGHT_LAYER = 4
 """The decoder layer whose attention was supervised in training, as no real model's is. Methods that
@@ -23,4 +26,4 @@ def embedded_model() -> str:
         >>> model = LlavaForConditionalGeneration.from_pretrained(embedded_model())
         >>> processor = AutoProcessor.from_pretrained(embedded_model())
     """
-    return str(EMBEDDED)
+    return str(Path(__file__).parent / "checkpoint")

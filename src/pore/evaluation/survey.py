@@ -21,8 +21,8 @@ from pore.bias.stages import save_biases
 from pore.calibration.calibrating import attention_stages, calibrate
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
-from pore.data.loading import EMBEDDED
 from pore.data.samples import Sample
+from pore.embedded import EMBEDDED
 from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
 from pore.errors import PoreError, ProfileError, StaleCheckpointError
