@@ -178,7 +178,8 @@ class Subject:
     def dropped(self, samples: Sequence[SampleReport]) -> Tensor:
         """(B, L) bool, True at the tokens that a report says were dropped."""
         found = torch.zeros_like(self.all["input_ids"], dtype=torch.bool)
-        for image in self.family.images(self.model, self.all):
+        named = self.family.inputs(self.model, (), self.all)
+        for image in self.family.images(self.model, named):
             kept = set(samples[image.row].images[image.index].kept)
             gone = [column for i, column in enumerate(image.columns) if i not in kept]
             found[image.row, gone] = True
