@@ -18,9 +18,8 @@ from helpers.models import N, tiny_llava
 from helpers.whose import Call, ways
 from pore.calibration.calibrating import calibrate
 from pore.calibration.host import HostCalibration
-from pore.calibration.sums import Calibration
+from pore.calibration.sums import Batch, Calibration
 from pore.data.samples import Sample
-from pore.layout import Image, Layout
 
 
 class TestSums:
@@ -38,10 +37,6 @@ class TestSums:
         st.randoms(use_true_random=False),
     )
     def test_batches_order_and_shards(self, rows: list[list[float]], random: Any) -> None:
-        layout = Layout.of(
-            [Image(0, 0, tuple(range(N)), (4, 4))], torch.ones(1, N + 1, dtype=torch.bool)
-        )
-
         def through(order: list[int]) -> Calibration:
             state = self.empty
             while order:
@@ -49,8 +44,8 @@ class TestSums:
                 part, order = order[:size], order[size:]
                 samples = [Sample(str(i), None, "w6") for i in part]
                 marks = b"".join(i.to_bytes(12, "big") for i in part)
-                measured = [(layout, np.array([rows[i] for i in part]))]
-                state = state._including(samples, marks, measured, [])
+                read = [((4, 4), np.array([rows[i] for i in part]))]
+                state = state.including(Batch(samples, marks, read, []))
             return state
 
         numbers = list(range(len(rows)))

@@ -198,7 +198,7 @@ class TestMerge:
     ) -> None:
         one = by_layer(call, call.samples[:3])
         named = [replace(call.samples[2], id="other name"), call.samples[3]]
-        with caplog.at_level(logging.WARNING, "pore.calibration.sums"):
+        with caplog.at_level(logging.WARNING, "pore.calibration"):
             assert one.merge(by_layer(call, named)).count == 5
         assert "shares 1 samples by picture and question" in caplog.text
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,12 +15,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
+from torch import nn
 from transformers import (
     CLIPImageProcessor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
 from helpers.models import IMAGE, SIDE, tiny_llava
@@ -163,3 +166,59 @@ HOSTS = [
 def broken_after(samples: list[Sample], n: int, error: BaseException) -> Iterator[Sample]:
     yield from samples[:n]
     raise error
+
+
+def same(one: Calibration, other: Calibration) -> bool:
+    """Whether two calibrations agree, but for the last bits that a batch's make-up decides."""
+    return (
+        (one.count, one.seen, one.bad, one.passes)
+        == (other.count, other.seen, other.bad, other.passes)
+        and torch.allclose(one.mean, other.mean, rtol=1e-10, atol=0)
+        and torch.allclose(one.std, other.std, rtol=1e-8, atol=0)
+    )
+
+
+def eager_in_float64(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any
+) -> Any:
+    """Eager attention whose softmax stays in float64; transformers' own goes through float32."""
+    groups = module.num_key_value_groups
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    logits = query @ key.transpose(2, 3) * kwargs["scaling"]
+    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def tiny_eager() -> LlavaForConditionalGeneration:
+    """With eager attention in the decoder; the tower keeps SDPA, which is in float64."""
+    model = tiny_llava(layers=LAYERS, attention="eager")
+    model.model.vision_tower.set_attn_implementation("sdpa")
+    return model
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    return {
+        name: (
+            m.training,
+            sorted(vars(m)),
+            id(getattr(m, "config", None)),
+            len(m._forward_hooks) + len(m._forward_pre_hooks),
+        )
+        for name, m in model.named_modules()
+    } | {"registry": sorted(ALL_ATTENTION_FUNCTIONS._global_mapping)}
+
+
+def spoil(samples: list[Sample], tmp_path: Path) -> list[Sample]:
+    """Three bad samples among the good, one of them found only by the processor."""
+    truncated = tmp_path / "truncated.png"
+    samples[0].load_image().save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:600])
+    found = list(samples)
+    found[1] = replace(samples[1], image=tmp_path / "missing.png")
+    found[2] = replace(samples[2], image=truncated)
+    found[6] = replace(samples[6], question="what <image> is")
+    return found
+
+
+HOST = pore.FastV(keep=1, layer=K)

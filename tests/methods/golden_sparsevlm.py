@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pore
 from helpers.golden_models import Worst, check_positions, layer_inputs, llava_around, marked_inputs
-from pore.bias.curves import rope_prior
+from pore.bias.rope import rope_prior
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, View
 from pore.layout import Image, Layout

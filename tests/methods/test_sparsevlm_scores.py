@@ -17,7 +17,7 @@ from helpers.sparsevlm import (
     raters,
     stages_of,
 )
-from pore.bias.curves import ROPE_FLOOR, rope_prior
+from pore.bias.rope import ROPE_FLOOR, rope_prior
 from pore.errors import BudgetError, ProfileMismatchError
 from pore.methods._sparsevlm import (
     Rated,

@@ -188,7 +188,7 @@ class TestOld:
     def test_calibrations_load_with_a_note(
         self, name: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
-        with caplog.at_level(logging.WARNING, "pore.calibration.sums"):
+        with caplog.at_level(logging.WARNING, "pore.calibration"):
             found = HostCalibration.load(OLD / f"{name}.json")
         assert "does not say which weights and pictures it is of" in caplog.text
         assert (found.count, found.stages[0].samples) == (13, None)
@@ -202,7 +202,7 @@ class TestOld:
         file = tmp_path / "checkpoint.json"
         file.write_bytes((OLD / "checkpoint.json").read_bytes())
         model, processor, samples = tiny_llava(layers=LAYERS), make_processor(), make_samples(13)
-        with caplog.at_level(logging.WARNING, "pore.calibration.sums"):
+        with caplog.at_level(logging.WARNING, "pore.calibration"):
             found = run(model, processor, samples, checkpoint=file)
         assert "cannot be checked" in caplog.text
         assert (found.seen, found.count) == (13, 13)
@@ -217,7 +217,7 @@ class TestOld:
         old = Calibration.load(OLD / "calibration.json")
         new = run(model, processor, others)
         caplog.clear()
-        with caplog.at_level(logging.WARNING, "pore.calibration.sums"):
+        with caplog.at_level(logging.WARNING, "pore.calibration"):
             merged = old.merge(new)
         assert "unknown weights or samples" in caplog.text
         assert merged == new.merge(old)

@@ -31,7 +31,8 @@ from pore.bias.position_bias import PositionBias
 from pore.bias.provenance import Provenance
 from pore.bias.stages import load_biases, save_biases
 from pore.calibration.host import HostCalibration
-from pore.calibration.sums import Calibration, _digest, _marks, _tokens
+from pore.calibration.seen import digest, marks_of, tokens_of
+from pore.calibration.sums import Calibration
 from pore.cost.flops import Flops
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
@@ -158,11 +159,11 @@ def test_what_is_fitted_to_them() -> None:
 
 def test_which_samples_they_are_of() -> None:
     """Digests of samples are as they were: a checkpoint goes on, and nothing counts twice."""
-    tokens, samples = _tokens(make_processor()), make_samples(13)
+    tokens, samples = tokens_of(make_processor()), make_samples(13)
     for name, settings in (("calibration", ""), ("guide-calibration", "answers of 2")):
         found = Calibration.load(OLD / f"{name}.json")
-        assert found.passes == (_digest(settings, samples),)
-        assert found.samples == _marks(tokens, samples)
+        assert found.passes == (digest(settings, samples),)
+        assert found.samples == marks_of(tokens, samples)
     with pytest.raises(pore.PoreError, match="the same samples"):
         Calibration.load(OLD / "calibration.json").merge(Calibration.load(OLD / "merged.json"))
 

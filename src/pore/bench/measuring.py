@@ -210,8 +210,7 @@ def measure_calibration(
         ModelStateError: The model is pruned.
         UnsupportedModelError: The sizes of the model are not known.
     """
-    from pore.calibration.calibrating import attention_rows
-    from pore.methods.fastv import FastV
+    from pore.calibration.reading import attention_rows, layer_stage
 
     shape = shape_of(model.config)
     workload = Workload(
@@ -231,7 +230,7 @@ def measure_calibration(
             config.num_hidden_layers = count
 
     works: tuple[Callable[[], object], ...] = (
-        partial(attention_rows, model, runner.inputs, FastV(keep=1.0, layer=layer)),
+        partial(attention_rows, model, runner.inputs, [layer_stage(layer)]),
         bare,
     )
     took: tuple[list[float], ...] = ([], [])

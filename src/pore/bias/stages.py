@@ -1,4 +1,4 @@
-"""The position biases of a method with several stages, in one folder."""
+"""The position biases of a method with several stages, in one file."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pore._files import write_atomic
-from pore._saved.seals import content, seal, sealed_text
-from pore.bias.position_bias import (
-    _HOST_SCHEMA,
-    _MAX_STAGES,
-    _VERSION,
-    FILENAME,
-    PositionBias,
-    _check_sum,
-    _decode,
-    _document,
-    _find,
-    _read,
-)
+from pore._files import read_regular, shown, write_atomic
+from pore._saved.forms import Form
+from pore._saved.hub import fetched
+from pore._saved.parsing import parse_json
+from pore._saved.seals import sealed_text
+from pore._saved.stages import STAGES, document_of, stages_of
+from pore.bias.position_bias import FILENAME, SEVERAL, PositionBias
 from pore.errors import ProfileError
+
+_FORM = Form(schema=SEVERAL, what="position bias", error=ProfileError, entries=STAGES)
 
 
 def save_biases(path: str | os.PathLike[str], biases: Sequence[PositionBias]) -> Path:
@@ -37,13 +32,7 @@ def save_biases(path: str | os.PathLike[str], biases: Sequence[PositionBias]) ->
         ProfileError: There is none.
         OSError: It cannot be written.
     """
-    if not 1 <= len(biases) <= _MAX_STAGES:
-        raise ProfileError(f"A host has 1 to {_MAX_STAGES} stages, not {len(biases)}.")
-    if len(biases) == 1:
-        return biases[0].save(path)
-    stages = [seal(bias._document()) for bias in biases]
-    document = {"schema": _HOST_SCHEMA, "version": _VERSION, "stages": stages}
-    return write_atomic(path, sealed_text(document))
+    return write_atomic(path, sealed_text(document_of(_FORM, biases)))
 
 
 def load_biases(
@@ -67,23 +56,6 @@ def load_biases(
     Raises:
         ProfileError: It cannot be found or read.
     """
-
-    def decode(text: bytes) -> tuple[PositionBias, ...]:
-        document = _document(text)
-        if not isinstance(document, dict) or document.get("schema") != _HOST_SCHEMA:
-            return (_decode(document),)
-        stages = document.get("stages")
-        if (
-            content(document).keys() != {"schema", "version", "stages"}
-            or document["version"] != _VERSION
-            or not isinstance(stages, list)
-            or not 1 <= len(stages) <= _MAX_STAGES
-        ):
-            raise ProfileError(
-                f"not the biases of a host of version {_VERSION}. Update pore, or calibrate again."
-            )
-        biases = tuple(map(_decode, stages))
-        _check_sum(document)
-        return biases
-
-    return _read(_find(repo_id_or_path, filename, revision, token), decode)
+    path = fetched(_FORM, repo_id_or_path, filename, revision=revision, token=token)
+    with _FORM.naming(shown(path)):
+        return stages_of(_FORM, parse_json(read_regular(path, _FORM.most)), PositionBias)

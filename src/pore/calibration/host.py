@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-from pore._files import write_atomic
-from pore._saved.seals import check, seal, sealed_text
-from pore.bias.position_bias import Kind, PositionBias
-from pore.calibration.sums import (
-    _HOST_SCHEMA,
-    _SCHEMA,
-    _VERSION,
-    BadSample,
-    Calibration,
-    _check_fields,
-    _decode,
-    _load,
-)
+from pore._saved.forms import Form
+from pore._saved.saved import Saved
+from pore._saved.stages import STAGES, document_of, stages_of
+from pore.bias.curve import Kind
+from pore.bias.position_bias import PositionBias
+from pore.calibration.sums import SEVERAL, BadSample, Batch, Calibration
 from pore.errors import CalibrationError, ProfileError, ScoreError
-from pore.layout import Layout
-from pore.methods.guides import Guide
-
-if TYPE_CHECKING:
-    from pore.data.samples import Sample
-
-
-_MAX_STAGES = 1 << 10
 
 
 @dataclass(frozen=True)
-class HostCalibration:
+class HostCalibration(Saved):
     """The calibrations of all stages of a host method that read attention, from one pass.
 
     Attributes:
@@ -43,6 +24,10 @@ class HostCalibration:
     """
 
     stages: tuple[Calibration, ...]
+
+    _form: ClassVar[Form] = Form(
+        schema=SEVERAL, what="calibration", error=CalibrationError, entries=STAGES, most=256 << 20
+    )
 
     @property
     def seen(self) -> int:
@@ -102,23 +87,18 @@ class HostCalibration:
         pairs = zip(self.stages, other.stages, strict=True)
         return HostCalibration(tuple(one.merge(another) for one, another in pairs))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the calibration to a JSON file, whole or not at all.
+    def document(self) -> dict[str, Any]:
+        """What a file holds; with one stage, that of a `Calibration`."""
+        return document_of(self._form, self.stages)
 
-        Args:
-            path: The file; missing folders are made. With one stage it is a `Calibration` file.
-
-        Returns:
-            The path written.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        if len(self.stages) == 1:
-            return self.stages[0].save(path)
-        stages = [seal(stage._document()) for stage in self.stages]
-        document = {"schema": _HOST_SCHEMA, "version": _VERSION, "stages": stages}
-        return write_atomic(path, sealed_text(document))
+    @classmethod
+    def of_document(cls, document: Any) -> HostCalibration:
+        """The calibrations that a JSON document of any origin holds, or ValueError."""
+        found = stages_of(cls._form, document, Calibration)
+        passes = {(s.passes, s.seen, s.count, s.bad, s.grid, len(s), s.samples) for s in found}
+        if len(passes) != 1:
+            raise ValueError("its stages have not seen the same samples.")
+        return cls(found)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HostCalibration:
@@ -134,43 +114,28 @@ class HostCalibration:
             CalibrationError: There is no such file, or it is damaged, too large, of another
                 version or something else altogether.
         """
-        return _load(path, _decode_host)
+        found = super().load(path)
+        found.stages[0].warn_where_unknown(path)
+        return found
 
-    def _including(
-        self,
-        samples: Sequence[Sample],
-        marks: bytes,
-        measured: Sequence[tuple[Layout | Guide, np.ndarray]],
-        bad: Sequence[BadSample],
-    ) -> HostCalibration:
-        """With one more batch of samples, of which `marks` tell, some measured and some bad."""
+    def differences(self, other: HostCalibration) -> list[str]:
+        """What differs in the conditions of this and another, in words, each once."""
+        found = []
+        if len(self.stages) != len(other.stages):
+            found = [f"there are {len(self.stages)} stages here and {len(other.stages)} there"]
+        for one, another in zip(self.stages, other.stages, strict=False):
+            found += one.differences(another)
+        return list(dict.fromkeys(found))
+
+    def including(self, batch: Batch) -> HostCalibration:
+        """With one more batch of samples, of which every stage has read something of its own.
+
+        Args:
+            batch: Its attention is (S, n, N), of S stages.
+        """
         return HostCalibration(
             tuple(
-                stage._including(
-                    samples, marks, [(layout, rows[i]) for layout, rows in measured], bad
-                )
+                stage.including(batch._replace(read=[(grid, rows[i]) for grid, rows in batch.read]))
                 for i, stage in enumerate(self.stages)
             )
         )
-
-
-_HOST_FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "schema": str,
-    "version": int,
-    "stages": list,
-}
-
-
-def _decode_host(document: Any) -> HostCalibration:
-    """The calibration of a host from JSON of any origin, or ValueError."""
-    if isinstance(document, dict) and document.get("schema") == _SCHEMA:
-        return HostCalibration((_decode(document),))
-    found = _check_fields(document, _HOST_SCHEMA, _HOST_FIELDS)
-    if not 1 <= len(found["stages"]) <= _MAX_STAGES:
-        raise ValueError(f"there must be 1 to {_MAX_STAGES} stages.")
-    stages = tuple(map(_decode, found["stages"]))
-    passes = {(s.passes, s.seen, s.count, s.bad, s.grid, len(s), s.samples) for s in stages}
-    if len(passes) != 1:
-        raise ValueError("its stages have not seen the same samples.")
-    check(document)
-    return HostCalibration(stages)

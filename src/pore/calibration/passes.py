@@ -22,45 +22,36 @@ in bfloat16, and an exponential P by up to 1e-7 and 2e-3. With `batch_size=1` no
 from __future__ import annotations
 
 import datetime
+import logging
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pore._compat.weights import execution_device
 from pore.bias.provenance import Provenance
+from pore.calibration.bar import bar_of
+from pore.calibration.checkpoint import Checkpoint
 from pore.calibration.host import HostCalibration
-from pore.calibration.sums import (
-    _LARGEST,
-    BadSample,
-    Calibration,
-    _differences,
-    _digest,
-    _log,
-    _marks,
-    _reasons,
-    _split,
-    _tokens,
-)
-from pore.data.prompts import build_inputs, processor_settings, prompt_template
-from pore.errors import CalibrationError, InputError, ScoreError, StaleCheckpointError
+from pore.calibration.measuring import NOT_FINITE, Subject, measure
+from pore.calibration.reading import Reader
+from pore.calibration.seen import marks_of, tokens_of
+from pore.calibration.sums import Batch, Calibration, reasons
+from pore.data.prompts import processor_settings, prompt_template
+from pore.errors import CalibrationError, ScoreError
 from pore.identity import forget, identity
-from pore.layout import Layout
-from pore.methods.guides import Guide
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from pore.data.samples import Sample
+
+_log = logging.getLogger("pore.calibration")
 
 
 _EARLY = 50
@@ -69,229 +60,148 @@ _EARLY = 50
 _MOSTLY_BAD = 0.5
 
 
-class _Reader(NamedTuple):
-    """What reads the curves of a batch.
+class Options(TypedDict, total=False):
+    """How to go through the samples, as keywords; see `Pass`."""
+
+    batch_size: int
+    checkpoint: str | os.PathLike[str] | None
+    every: int
+    max_bad: float
+    progress: bool
+    limit: int | None
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How to go through the samples.
 
     Attributes:
-        host: Name of the method that they are for.
-        where: Whose attention that is, in words.
-        read: Gives the images and, for every stage, (I, t) numbers.
+        batch_size: Samples in one forward.
+        checkpoint: JSON file of the state, read if it is there.
+        every: Samples between two checkpoints, rounded up to whole batches.
+        max_bad: The share of bad samples up to which they are skipped.
+        progress: Whether to show progress where stderr is a terminal.
+        limit: At most so many samples, from the first.
+        source: The data set, for the provenance.
+
+    Raises:
+        CalibrationError: One is out of range.
     """
 
-    host: str
-    where: str
-    read: Callable[..., tuple[Layout | Guide, tuple[Tensor, ...]]]
+    batch_size: int = 8
+    checkpoint: str | os.PathLike[str] | None = None
+    every: int = 100
+    max_bad: float = 0.01
+    progress: bool = True
+    limit: int | None = None
+    source: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "every", "limit"):
+            value = getattr(self, name)
+            if value is None and name == "limit":
+                continue
+            if type(value) is not int or value < 1:
+                raise CalibrationError(
+                    f"{name} must be a whole number of at least 1, not {value!r}."
+                )
+        if not 0 <= self.max_bad <= 1:
+            raise CalibrationError(f"max_bad is a share from 0 to 1, not {self.max_bad!r}.")
 
-def _through(
-    model: nn.Module,
-    processor: Any,
-    samples: Iterable[Sample],
-    *,
-    reader: _Reader,
-    stages: Sequence[Mapping[str, Any]],
-    batch_size: int,
-    checkpoint: str | os.PathLike[str] | None,
-    every: int,
-    max_bad: float,
-    progress: bool,
-    limit: int | None,
-    source: str | None,
-    settings: str = "",
-) -> HostCalibration:
-    """One pass over the samples; `stages` says in provenance what is read, `settings` how."""
-    _check_arguments(batch_size, every, max_bad, limit)
-    dtype: torch.dtype = model.dtype  # type: ignore[assignment]
-    forget(model)  # a pass over the data is worth a pass over the weights
-    origin = Provenance(
-        **identity(model),
-        host=reader.host,
-        processor=processor_settings(processor),
-        template=prompt_template(processor),
-        date=datetime.date.today().isoformat(),
-        source=source,
-    )
-    state = start = HostCalibration(
-        tuple(
-            Calibration(
-                provenance=replace(origin, **stage),
-                dtype=str(dtype).removeprefix("torch."),
-                passes=(settings,),
-                samples=b"",
-            )
-            for stage in stages
-        )
-    )
-    known = [n for n in (operator.length_hint(samples, -1), limit) if n is not None and n >= 0]
-    total = min(known, default=None)
-    stream = islice(samples, limit)
-    marks = partial(_marks, _tokens(processor))
-    if checkpoint is not None and Path(checkpoint).exists():
-        state = _resume(checkpoint, start, stream, marks)
-    saved = state.seen
-    device = _device(model)
+    def through(
+        self, model: nn.Module, processor: Any, samples: Iterable[Sample], reader: Reader
+    ) -> HostCalibration:
+        """Go through the samples, from where the checkpoint stands.
 
-    def keep() -> None:
-        nonlocal saved
-        if checkpoint is not None and state.seen > saved:
-            state.save(checkpoint)
-            saved = state.seen
+        Args:
+            model: The model, not pruned.
+            processor: Its processor.
+            samples: The samples.
+            reader: What reads the model.
 
-    try:
-        with _evaluation(model), _bar(progress, total, state) as bar:
-            while batch := list(islice(stream, batch_size)):
-                measured, bad = _measure(model, processor, batch, reader, device, dtype)
-                if not (measured or state.count) and any(b.reason == _NOT_FINITE for b in bad):
-                    raise ScoreError(
-                        f"Attention of {reader.where} is NaN or infinite from the start; look for "
-                        "overflow (fp16 where the model needs bf16?), damaged weights or bad "
-                        "inputs."
-                    )
-                for one in bad:
-                    _log.warning("Skipped the sample %s: %s", one.id, one.reason)
-                state = state._including(batch, marks(batch), measured, bad)
-                _check_bad(state, max_bad, total)
-                bar.update(bar.task_ids[0], completed=state.seen, bad=len(state.bad))
-                if state.seen - saved >= every:
-                    keep()
-    except KeyboardInterrupt:
-        keep()
-        where = (
-            "nothing was kept; give a checkpoint to be able to go on"
-            if checkpoint is None
-            else f"their sums are in {os.fspath(checkpoint)}: make the same call again to go on"
-        )
-        message = f"Calibration was interrupted after {state.seen} samples; {where}."
-        raise KeyboardInterrupt(message) from None
-    except BaseException:
-        keep()
-        raise
-    keep()
-    if state.seen == 0:
-        raise CalibrationError("There is no sample to calibrate on.")
-    state.stages[0]._counted()
-    _check_bad(state, max_bad, state.seen)
-    return state
+        Returns:
+            The sums over all good images.
 
-
-_NOT_FINITE = "its attention is NaN or infinite"
-
-
-def _measure(
-    model: nn.Module,
-    processor: Any,
-    samples: Sequence[Sample],
-    reader: _Reader,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[list[tuple[Layout | Guide, np.ndarray]], list[BadSample]]:
-    """Attention (S, I, t) of the good samples by batch, and the bad ones, which spoil no other."""
-    good, bad = [], []
-    for sample in samples:
+        Raises:
+            CalibrationError: The checkpoint is not of this call, or too many samples are bad.
+            ScoreError: What is read is not finite from the start.
+        """
+        dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+        start = self._start(model, processor, reader, dtype)
+        known = [n for n in (operator.length_hint(samples, -1), self.limit) if n is not None]
+        total = min((n for n in known if n >= 0), default=None)
+        stream = islice(samples, self.limit)
+        marks = partial(marks_of, tokens_of(processor))
+        checkpoint = Checkpoint(self.checkpoint, self.every)
+        state = checkpoint.resume(start, stream, marks)
+        subject = Subject(model, processor, reader, _device(model), dtype)
         try:
-            good.append(replace(sample, image=sample.load_image()))
-        except InputError as error:
-            bad.append(BadSample(sample.id, str(error)))
-    if not good:
-        return [], bad
-    try:
-        inputs = build_inputs(processor, good, device, dtype)
-        layout, attention = reader.read(model, inputs)
-    except InputError as error:
-        if len(good) == 1:
-            return [], [*bad, BadSample(good[0].id, str(error))]
-        measured = []
-        for sample in good:
-            one, refused = _measure(model, processor, [sample], reader, device, dtype)
-            measured += one
-            bad += refused
-        return measured, bad
-    if not bool(layout.valid.all()):
-        raise CalibrationError(
-            f"The images of {', '.join(sample.id for sample in good)} have different numbers of "
-            "visual tokens. A position bias is of one grid: calibrate with images of one size."
+            with _evaluation(model), bar_of(self.progress, total, state.seen) as bar:
+                while batch := list(islice(stream, self.batch_size)):
+                    read, bad = measure(subject, batch)
+                    if not (read or state.count) and any(b.reason == NOT_FINITE for b in bad):
+                        raise ScoreError(
+                            f"Attention of {reader.where} is NaN or infinite from the start; look "
+                            "for overflow (fp16 where the model needs bf16?), damaged weights or "
+                            "bad inputs."
+                        )
+                    for one in bad:
+                        _log.warning("Skipped the sample %s: %s", one.id, one.reason)
+                    state = state.including(Batch(batch, marks(batch), read, bad))
+                    self._check_bad(state, total)
+                    bar.update(bar.task_ids[0], completed=state.seen, bad=len(state.bad))
+                    checkpoint.keep(state, at_once=False)
+        except KeyboardInterrupt:
+            checkpoint.keep(state)
+            message = f"Calibration was interrupted after {state.seen} samples; "
+            raise KeyboardInterrupt(f"{message}{checkpoint.how_to_go_on}.") from None
+        except BaseException:
+            checkpoint.keep(state)
+            raise
+        checkpoint.keep(state)
+        if state.seen == 0:
+            raise CalibrationError("There is no sample to calibrate on.")
+        state.stages[0].images_measured()
+        self._check_bad(state, state.seen)
+        return state
+
+    def _start(
+        self, model: nn.Module, processor: Any, reader: Reader, dtype: torch.dtype
+    ) -> HostCalibration:
+        """The state before the first sample."""
+        forget(model)  # a pass over the data is worth a pass over the weights
+        origin = Provenance(
+            **identity(model),
+            host=reader.host,
+            processor=processor_settings(processor),
+            template=prompt_template(processor),
+            date=datetime.date.today().isoformat(),
+            source=self.source,
         )
-    if any(curve.shape != layout.valid.shape for curve in attention):
-        raise CalibrationError(
-            f"The stages of {reader.host} read {[tuple(curve.shape) for curve in attention]} of "
-            f"visual tokens of shape {tuple(layout.valid.shape)}; the reader, or the stage's "
-            "curve, must give one number for every token."
-        )
-    rows = np.stack([curve.to("cpu", torch.float64).numpy() for curve in attention])
-    finite = np.isfinite(rows).all(axis=(0, 2))
-    if (rows[:, finite] < 0).any() or (rows[:, finite] > _LARGEST).any():
-        raise CalibrationError(
-            f"What {reader.host} reads is no attention: it runs from {rows[:, finite].min():g} to "
-            f"{rows[:, finite].max():g}, where 0 to 2^30 can be."
-        )
-    spoiled = {image.row for image, fine in zip(layout.images, finite, strict=True) if not fine}
-    bad += [BadSample(good[row].id, _NOT_FINITE) for row in sorted(spoiled)]
-    keep = [image.row not in spoiled for image in layout.images]
-    return ([(layout, rows[:, keep])] if any(keep) else []), bad
-
-
-def _check_arguments(batch_size: int, every: int, max_bad: float, limit: int | None) -> None:
-    for name, value in (("batch_size", batch_size), ("every", every), ("limit", limit)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise CalibrationError(f"{name} must be a whole number of at least 1, not {value!r}.")
-    if not 0 <= max_bad <= 1:
-        raise CalibrationError(f"max_bad is a share from 0 to 1, not {max_bad!r}.")
-
-
-def _check_bad(state: HostCalibration, max_bad: float, total: int | None) -> None:
-    """Fail when too many samples are bad, or will be whatever follows."""
-    bad = len(state.bad)
-    hopeless = total is not None and bad > max_bad * total
-    mostly = state.seen >= _EARLY and bad > max(max_bad, _MOSTLY_BAD) * state.seen
-    if hopeless or mostly:
-        raise CalibrationError(
-            f"{bad} of {state.seen} samples are bad, more than the share max_bad={max_bad:g} "
-            "allows; mend the data, or raise max_bad." + _reasons(state.bad, "They are")
+        return HostCalibration(
+            tuple(
+                Calibration(
+                    provenance=replace(origin, **stage),
+                    dtype=str(dtype).removeprefix("torch."),
+                    passes=(reader.settings,),
+                    samples=b"",
+                )
+                for stage in reader.stages
+            )
         )
 
-
-def _resume(
-    checkpoint: str | os.PathLike[str],
-    start: HostCalibration,
-    stream: Iterator[Sample],
-    marks: Callable[[Sequence[Sample]], bytes],
-) -> HostCalibration:
-    """The state in a checkpoint, if it is of this call; `stream` then stands at what is left."""
-    name = os.fspath(checkpoint)
-    away = f"Give another checkpoint, or delete {name} to begin anew."
-    try:
-        state = HostCalibration.load(checkpoint)
-    except CalibrationError as error:
-        raise CalibrationError(f"{error} {away}") from error
-    differences = []
-    if len(start.stages) != len(state.stages):
-        differences = [f"there are {len(start.stages)} stages here and {len(state.stages)} there"]
-    for one, other in zip(start.stages, state.stages, strict=False):
-        differences += [each for each in _differences(one, other) if each not in differences]
-    if differences:
-        raise StaleCheckpointError(
-            f"The checkpoint {name} was made under other conditions than this call has: "
-            + "; ".join(differences)
-            + f". {away}"
-        )
-    done = list(islice(stream, state.seen))
-    first = state.stages[0]
-    if first.passes != (_digest(start.stages[0].passes[0], done),):
-        raise StaleCheckpointError(
-            f"The checkpoint {name} has gone through {state.seen} samples that are not the first "
-            "ones of this call (fewer, others, in another order, or with answers of another "
-            f"length). {away}"
-        )
-    if first.samples is not None and (here := marks(done)) != first.samples:
-        pairs = zip(done, _split(here), _split(first.samples), strict=True)
-        ids = [sample.id for sample, mark, before in pairs if mark != before]
-        raise StaleCheckpointError(
-            f"The checkpoint {name} has gone through samples of the same ids and questions, but "
-            f"{len(ids)} of them have another picture now, or other tokens: {', '.join(ids[:3])}"
-            f"{', ...' if len(ids) > 3 else ''}. {away}"
-        )
-    _log.info("Going on after %d samples, from %s", state.seen, name)
-    return state
+    def _check_bad(self, state: HostCalibration, total: int | None) -> None:
+        """Fail when too many samples are bad, or will be whatever follows."""
+        bad = len(state.bad)
+        hopeless = total is not None and bad > self.max_bad * total
+        mostly = state.seen >= _EARLY and bad > max(self.max_bad, _MOSTLY_BAD) * state.seen
+        if hopeless or mostly:
+            raise CalibrationError(
+                f"{bad} of {state.seen} samples are bad, more than the share "
+                f"max_bad={self.max_bad:g} allows; mend the data, or raise max_bad."
+                + reasons(state.bad, "They are")
+            )
 
 
 @contextmanager
@@ -313,37 +223,3 @@ def _device(model: nn.Module) -> torch.device:
     if device.type == "meta":  # offloaded by accelerate, which knows where it will compute
         device = execution_device(embeddings)
     return device
-
-
-def _bar(progress: bool, total: int | None, state: HostCalibration) -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    from pore._text import Screen
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} samples/s")
-
-    console = Screen(stderr=True)
-    bar = Progress(
-        TextColumn("Calibrating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[bad]} bad", markup=False),
-        console=console,
-        disable=not (progress and console.is_terminal),
-    )
-    bar.add_task("", total=total, completed=state.seen, bad=len(state.bad))
-    return bar

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from pore.bias.position_bias import Kind, PositionBias
+    from pore.bias.curve import Kind
+    from pore.bias.position_bias import PositionBias
     from pore.calibration.host import HostCalibration
     from pore.data.samples import Sample
     from pore.engine.pruner import Pruner
@@ -1108,7 +1109,7 @@ def _budgets(
 
 def _form(text: str) -> Kind:
     """A form of P that can be fitted, seen before anything is measured."""
-    from pore.bias.position_bias import Kind
+    from pore.bias.curve import Kind
 
     forms = [form for form in get_args(Kind) if form != "rope"]
     if text not in forms:

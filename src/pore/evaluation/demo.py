@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from pore import plotting
-from pore.bias.position_bias import Kind, PositionBias
+from pore.bias.curve import Kind
+from pore.bias.position_bias import PositionBias
 from pore.calibration.calibrating import calibrate
 from pore.calibration.sums import Calibration
 from pore.data.samples import Sample

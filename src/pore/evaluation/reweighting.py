@@ -10,7 +10,7 @@ from typing import Any
 from pore.bias.position_bias import PositionBias
 from pore.bias.profiles import available, published
 from pore.bias.stages import load_biases
-from pore.calibration.calibrating import attention_stages
+from pore.calibration.reading import attention_stages
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 from pore import plotting
 from pore._files import write_atomic
 from pore._saved.seals import sealed_list, sealed_text
-from pore.bias.position_bias import Kind, PositionBias
+from pore.bias.curve import Kind
+from pore.bias.position_bias import PositionBias
 from pore.bias.stages import save_biases
-from pore.calibration.calibrating import attention_stages, calibrate
+from pore.calibration.calibrating import calibrate
 from pore.calibration.host import HostCalibration
+from pore.calibration.reading import attention_stages
 from pore.calibration.sums import Calibration
 from pore.data.samples import Sample
 from pore.embedded import EMBEDDED

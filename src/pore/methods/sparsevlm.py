@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pore.bias.curves import ROPE_FLOOR
+from pore.bias.rope import ROPE_FLOOR
 from pore.engine.stages import Index, Limit, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
 from pore.families.base import Family

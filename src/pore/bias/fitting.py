@@ -1,19 +1,20 @@
-"""Curves of the position bias fitted to a mean attention: plain numpy in, plain numpy out.
+"""Curves fitted to a mean attention.
 
-All take the attention scaled to mean 1, of shape (n,), and return the curve of shape (n,) with
-its parameters, amplitudes in that scale and rates per token.
+The forms (`_exponential` and those after it) take the attention scaled to mean 1, of shape (n,).
+They return the curve, of shape (n,), and its parameters: amplitudes in that scale, rates per token.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NoReturn, cast
+from typing import NamedTuple, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pore._saved.forms import brief
 from pore.errors import ProfileError, ScoreError
 
 Floats = npt.NDArray[np.float64]
@@ -22,7 +23,72 @@ Floats = npt.NDArray[np.float64]
 _MAX_LOG_GROWTH = math.log(1e6)
 
 
-def mean_attention(mean_attention: Tensor | npt.ArrayLike) -> Floats:
+class Fit(NamedTuple):
+    """A curve fitted to a mean attention.
+
+    Attributes:
+        curve: (n,) the curve, positive, for an attention of mean 1.
+        parameters: What it is made from, in units of the attention.
+        r2: Share of the attention's variance that it explains.
+        residuals: (n,) the attention minus the curve, in units of the attention.
+    """
+
+    curve: Floats
+    parameters: dict[str, float]
+    r2: float
+    residuals: Floats
+
+
+def fit(mean_attention: Tensor | npt.ArrayLike, kind: str) -> Fit:
+    """The curve of some form that is nearest to a mean attention, by least squares.
+
+    Args:
+        mean_attention: As in `PositionBias.fit`.
+        kind: Likewise.
+
+    Returns:
+        The fit.
+
+    Raises:
+        ScoreError: The attention is no vector of enough finite, non-negative numbers that are not
+            all zero.
+        ProfileError: No such kind, or the curve that fits best is not a positive, finite one.
+    """
+    if kind not in _FORMS:
+        raise ProfileError(
+            f"Cannot fit a position bias of kind {brief(kind)}; choose exponential, "
+            "exponential+offset, spline or empirical."
+        )
+    least, form = _FORMS[kind]
+    observed = _observed(mean_attention)
+    if len(observed) < least:
+        raise ScoreError(
+            f"A {kind} bias needs at least {least} positions to be fitted, not {len(observed)}; "
+            'kind="empirical" takes any number.'
+        )
+    scale = float(observed.mean())
+    scaled = observed / scale
+    curve, parameters = form(scaled)
+    for name in parameters.keys() & {"amplitude", "offset"}:
+        parameters[name] *= scale
+    if not curve.min() > 0:
+        raise ProfileError(
+            f"The {kind} fit is not positive everywhere (its least value is "
+            f"{curve.min() * scale:g}), so attention cannot be divided by it. "
+            + (
+                "Average over more samples, or fit another kind."
+                if kind == "empirical"
+                else 'Fit kind="exponential", which is positive by form.'
+            )
+        )
+    residuals = scaled - curve
+    spread = float(((scaled - scaled.mean()) ** 2).sum())
+    flat = spread <= len(scaled) * 1e-24
+    r2 = 1.0 if flat else 1.0 - float((residuals**2).sum()) / spread
+    return Fit(curve, parameters, r2, residuals * scale)
+
+
+def _observed(mean_attention: Tensor | npt.ArrayLike) -> Floats:
     """The mean attention as a vector, or ScoreError."""
     if isinstance(mean_attention, Tensor):
         mean_attention = mean_attention.detach().to("cpu", torch.float64).numpy()
@@ -50,16 +116,7 @@ def mean_attention(mean_attention: Tensor | npt.ArrayLike) -> Floats:
     return observed
 
 
-def need_points(observed: Floats, least: int, kind: str) -> None:
-    """Raise ScoreError for fewer points than a curve of this kind can be fitted to."""
-    if len(observed) < least:
-        raise ScoreError(
-            f"A {kind} bias needs at least {least} positions to be fitted, not {len(observed)}; "
-            'kind="empirical" takes any number.'
-        )
-
-
-def exponential(y: Floats) -> tuple[Floats, dict[str, float]]:
+def _exponential(y: Floats) -> tuple[Floats, dict[str, float]]:
     """Least squares of a·exp(β·t), t from 0 to 1."""
     from scipy.optimize import least_squares
 
@@ -84,7 +141,7 @@ def exponential(y: Floats) -> tuple[Floats, dict[str, float]]:
     return curve, {"amplitude": float(a), "rate": float(beta) / (len(y) - 1)}
 
 
-def exponential_offset(y: Floats) -> tuple[Floats, dict[str, float]]:
+def _exponential_offset(y: Floats) -> tuple[Floats, dict[str, float]]:
     """Least squares of a·exp(β·t) + c, t from 0 to 1, positive at both ends and so everywhere.
 
     Parametrised by its ends and its curvature β, in which it is well conditioned down to a
@@ -135,7 +192,7 @@ def _refuse_growth(kind: str) -> NoReturn:
     )
 
 
-def spline(y: Floats) -> tuple[Floats, dict[str, float]]:
+def _spline(y: Floats) -> tuple[Floats, dict[str, float]]:
     """Least-squares cubic spline of evenly spaced knots, their number chosen by the BIC."""
     from scipy.interpolate import make_lsq_spline
 
@@ -155,35 +212,14 @@ def spline(y: Floats) -> tuple[Floats, dict[str, float]]:
     return curve, {"knots": float(interior)}
 
 
-ROPE_FLOOR = 0.1
+def _itself(y: Floats) -> tuple[Floats, dict[str, float]]:
+    return y, {}
 
 
-"""The least share of its value at distance 0 that the RoPE prior may fall to; see `rope`."""
-
-
-def rope_prior(distance: Tensor, *, head_dim: int, theta: float = 1e4) -> Tensor:
-    """The scaled dot product of all-ones query and key after RoPE, as SparseVLM+ divides by.
-
-    W(Δ) = 2 / √d · Σ_f cos(Δ · theta^(−2f/d)), f from 0 to d/2 − 1 (arXiv 2410.04417, code
-    version 2.0). √d at Δ = 0; it oscillates and can be zero or negative.
-
-    Args:
-        distance: Δ, in positions, of any shape.
-        head_dim: d, the size of a rotated head.
-        theta: Base of the rotary embedding.
-
-    Returns:
-        W, of the shape of `distance`, float64.
-
-    Raises:
-        ProfileError: `head_dim` is not even and positive, or `theta` not above 0.
-    """
-    if head_dim < 2 or head_dim % 2:
-        raise ProfileError(f"RoPE needs an even head size, not {head_dim}.")
-    if not (math.isfinite(theta) and theta > 0):
-        raise ProfileError(f"RoPE needs a positive base theta, not {theta}.")
-    distance = distance.to(torch.float64)
-    half = torch.arange(head_dim // 2, dtype=torch.float64, device=distance.device)
-    frequencies = theta ** (-2 * half / head_dim)
-    angles = distance.unsqueeze(-1) * frequencies
-    return angles.cos().sum(-1) * (2 / math.sqrt(head_dim))
+# By kind, the fewest positions that it can be fitted to, and its form.
+_FORMS = {
+    "exponential": (3, _exponential),
+    "exponential+offset": (4, _exponential_offset),
+    "spline": (5, _spline),
+    "empirical": (1, _itself),
+}

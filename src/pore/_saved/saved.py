@@ -1,0 +1,82 @@
+"""A class whose values are kept in JSON files of their own."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pore._files import read_regular, shown, write_atomic
+from pore._saved.forms import Form
+from pore._saved.parsing import parse_json
+from pore._saved.seals import sealed_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Saved:
+    """What can be saved and loaded: says its `_form`, its document, and how it is made of one."""
+
+    _form: ClassVar[Form]
+
+    @abstractmethod
+    def document(self) -> dict[str, Any]:
+        """What a file holds, but for the checksum."""
+
+    @classmethod
+    @abstractmethod
+    def of_document(cls, document: Any) -> Self:
+        """The value that a JSON document of any origin holds, or ValueError."""
+
+    def to_json(self) -> str:
+        """All of it as JSON text, with schema, version and a checksum."""
+        return sealed_text(self.document())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: The JSON text, or its bytes in UTF-8; trusted in nothing.
+
+        Returns:
+            What it holds.
+
+        Raises:
+            PoreError: It holds nothing that this version can read.
+        """
+        with cls._form.naming("This text"):
+            return cls.of_document(parse_json(text))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to a JSON file, whole or not at all.
+
+        Args:
+            path: The file; missing folders are made.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        return write_atomic(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that `save` wrote; trusted in nothing.
+
+        Args:
+            path: The file.
+
+        Returns:
+            What it holds.
+
+        Raises:
+            PoreError: There is no such file, or it is damaged, too large, of another version or
+                something else altogether.
+        """
+        with cls._form.naming(shown(path)):
+            return cls.of_document(parse_json(read_regular(path, cls._form.most)))

@@ -1,0 +1,60 @@
+"""One document of several, one for each stage of a method; of a single one, that one itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pore._saved.forms import Form
+from pore._saved.saved import Saved
+from pore._saved.seals import seal
+
+STAGES = {"stages": list}
+
+
+"""The entries of a document of several."""
+
+
+_MOST = 1 << 10
+
+
+_One = TypeVar("_One", bound=Saved)
+
+
+def document_of(form: Form, stages: Sequence[Saved]) -> dict[str, Any]:
+    """The document of all stages, or of the only one.
+
+    Args:
+        form: Of several.
+        stages: What each has.
+
+    Raises:
+        PoreError: There is none, or more than can be read again.
+    """
+    if not 1 <= len(stages) <= _MOST:
+        raise form.error(f"A host has 1 to {_MOST} stages, not {len(stages)}.")
+    if len(stages) == 1:
+        return stages[0].document()
+    return form.document({"stages": [seal(stage.document()) for stage in stages]})
+
+
+def stages_of(form: Form, document: Any, kind: type[_One]) -> tuple[_One, ...]:
+    """What a document of several holds, or one of a single stage.
+
+    Args:
+        form: Of several.
+        document: JSON of any origin.
+        kind: What every stage has.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if not isinstance(document, dict) or document.get("schema") != form.schema:
+        return (kind.of_document(document),)
+
+    def made_of(entries: dict[str, Any]) -> tuple[_One, ...]:
+        if not 1 <= len(entries["stages"]) <= _MOST:
+            raise ValueError(f"there must be 1 to {_MOST} stages.")
+        return tuple(map(kind.of_document, entries["stages"]))
+
+    return form.read(document, made_of)

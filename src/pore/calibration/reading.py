@@ -1,0 +1,189 @@
+"""What is read of a model: the attention that the stages of a method divide by P, or a guide's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from pore.engine.pruner import Pruner
+from pore.engine.readers import LastToken
+from pore.engine.stages import Stage
+from pore.engine.watching import keep_all, read_stages
+from pore.errors import CalibrationError, InputError
+from pore.families.registry import family_of
+from pore.layout import Image, Layout
+from pore.methods.guides import GUIDE, GUIDED
+from pore.methods.guiding import guide
+from pore.tensors.attention import Normalize
+
+RANKS_BY_A_LAYER = "FastV"
+
+
+"""The method that ranks by the attention of a single layer, as files of such a layer name it."""
+
+
+class Reading(NamedTuple):
+    """What was read of a batch.
+
+    Attributes:
+        images: Its I images.
+        valid: (I, t) bool, False where a smaller image is filled up.
+        curves: For every stage, (I, t) numbers.
+    """
+
+    images: Sequence[Image]
+    valid: Tensor
+    curves: Sequence[Tensor]
+
+
+class Reader(NamedTuple):
+    """What reads the curves of a batch, all stages at once.
+
+    Attributes:
+        host: Name of the method that they are for.
+        where: Whose attention that is, in words.
+        stages: For every stage, what a provenance says of it.
+        settings: What else it depends on, in words.
+        read: Gives what is read of a model and its inputs.
+    """
+
+    host: str
+    where: str
+    stages: Sequence[Mapping[str, Any]]
+    settings: str
+    read: Callable[[nn.Module, Mapping[str, Any]], Reading]
+
+
+def stages_reader(host: str, stages: Sequence[Stage]) -> Reader:
+    """What reads what some stages divide by P.
+
+    Args:
+        host: Name of their method.
+        stages: The stages, each with a reader that says what it `measures`.
+    """
+    layers = [cast(int, stage.reads_layer) for stage in stages]
+    return Reader(
+        host,
+        f"decoder layer {' or '.join(map(str, layers))}",
+        [
+            {"layer": layer + 1, "normalize": measured_by(stage)}
+            for layer, stage in zip(layers, stages, strict=True)
+        ],
+        "",
+        partial(_read_stages, name=host, stages=stages),
+    )
+
+
+def guide_reader(max_new_tokens: int) -> Reader:
+    """What reads the importance that a guide gives to visual tokens.
+
+    Args:
+        max_new_tokens: Longest answer of the model that guides.
+    """
+
+    def read(model: nn.Module, inputs: Mapping[str, Any]) -> Reading:
+        _check_images(model, inputs)
+        made = guide(model, inputs, max_new_tokens=max_new_tokens)
+        return Reading(made.images, made.valid, [made.importance])
+
+    whose, settings = "the model that guides", f"answers of {max_new_tokens}"
+    return Reader(GUIDED, whose, [{"normalize": GUIDE}], settings, read)
+
+
+def layer_stage(layer: int, normalize: Normalize = "prompt") -> Stage:
+    """A stage that reads the attention of the last text token at layer - 1."""
+    return Stage(layer, keep_all, LastToken(normalize))
+
+
+def measured_by(stage: Stage) -> str | None:
+    """The word for what a stage's reader measures, where a position bias divides it."""
+    return getattr(stage.attention, "measures", None)
+
+
+def without_bias(host: Pruner) -> Pruner:
+    """The host without a bias of its own, which would be divided out of what is read.
+
+    Args:
+        host: A method.
+
+    Raises:
+        InputError: It does not rank by attention.
+    """
+    if not host.reweightable:
+        known = ", ".join(name for name, kind in Pruner.registry.items() if kind.reweightable)
+        raise InputError(
+            f"{host.name} does not rank by text-visual attention, so it has no position bias to "
+            f"measure; calibrate for one of {known}."
+        )
+    return replace(host, reweight=None)  # type: ignore[type-var]
+
+
+def attention_stages(host: Pruner) -> list[Stage]:
+    """The stages of a host whose reading a position bias divides.
+
+    Args:
+        host: A method.
+
+    Returns:
+        The stages, in their order.
+
+    Raises:
+        CalibrationError: There is none.
+    """
+    stages = [s for s in host.stages() if isinstance(s, Stage) and measured_by(s) is not None]
+    if not stages:
+        raise CalibrationError(
+            f"With these settings {host.name} reads no attention of the model that it prunes, so "
+            "there is nothing to measure here. For SGL, calibrate the model that guides with "
+            "pore.calibrate_guide; for others, fit P to the mean of what they rank by, with "
+            "PositionBias.fit."
+        )
+    return stages
+
+
+@torch.inference_mode()
+def attention_rows(
+    model: nn.Module, inputs: Mapping[str, Any], stages: Sequence[Stage], name: str = ""
+) -> tuple[Layout, tuple[Tensor, ...]]:
+    """What stages read of a batch, unpruned, computing nothing that comes after.
+
+    Args:
+        model: A supported model that is not pruned; it is left as it was.
+        inputs: What the processor makes, on the model's device, every prompt with an image.
+        stages: Stages that read attention.
+        name: Their method, for messages.
+
+    Returns:
+        The layout of the batch's I images, and for every stage their attention, (I, t), at least
+        float32; of no meaning where the layout is not `valid`.
+
+    Raises:
+        InputError: A prompt has no image, or ends with one.
+    """
+    _check_images(model, inputs)
+    layout, found = read_stages(model, inputs, name, stages)
+    curves = (
+        read if stage.curve is None else stage.curve(read)
+        for stage, read in zip(stages, found, strict=True)
+    )
+    return layout, tuple(curves)
+
+
+def _read_stages(
+    model: nn.Module, inputs: Mapping[str, Any], name: str, stages: Sequence[Stage]
+) -> Reading:
+    layout, curves = attention_rows(model, inputs, stages, name)
+    return Reading(layout.images, layout.valid, curves)
+
+
+def _check_images(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Refuse a prompt without an image."""
+    images = family_of(model).images(model, inputs)
+    without = set(range(len(inputs["input_ids"]))) - {image.row for image in images}
+    if without:
+        raise InputError(f"The prompt of sample {min(without)} has no image to look at.")
