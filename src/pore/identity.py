@@ -1,9 +1,9 @@
-"""What models and pictures are, told by their content: names can be those of others too.
+"""What a model or a picture is: told by its content, since another one can have the same name.
 
-A model is its weights and its config. The fingerprint of weights is of every byte: one changed
-weight is noticed for certain, wherever it lies, and any other change but for a chance of about
-2⁻⁶⁴. It is the same on every device, and for weights that accelerate has offloaded. How attention
-is computed, and what only shapes the output, is no part of either.
+A model is its weights and its config. The fingerprint of weights depends on every byte of them: if
+one weight changes, it always changes, and if more do, all but certainly (it stays the same with a
+chance of about 2⁻⁶⁴). It is the same on every device, and for weights that accelerate has
+offloaded. How attention is computed, and what only shapes the output, is no part of either.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ _CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
 _BLOCK = 1 << 15
 
 
-"""Words of 8 bytes that are reduced to one."""
+"""How many words of 8 bytes are summed up in one."""
 
 
-# Blocks at a time: what a CPU's cache holds, and what keeps a GPU busy.
+# Blocks at a time: as many as a CPU's cache holds, and enough to keep a GPU busy.
 _AT_A_TIME = {"cpu": 4, "cuda": 512}
 
 
-# Odd numbers whose bits look random, as int64: products with them lose nothing and spread bits.
+# Odd numbers whose bits look random, as int64: a product with one can be undone, so that two words
+# never give the same, and spreads every bit over the whole.
 _KEY, _FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x7F51AFD7ED558CCD, 0x44CEB9FE1A85EC53
 
 
-# Of a config, what does not change what the model computes of its inputs, or is told by weights
-# (the number format, quantisation) or by the generation config (the tokens that end an answer).
-_NO_MATTER = frozenset(
+# Settings that do not change what the model computes of its inputs, or that show elsewhere: in the
+# weights (the number format, quantisation) or in the generation config (what ends an answer).
+_IRRELEVANT = frozenset(
     (
         "architectures",
         "auto_map",
@@ -72,7 +73,13 @@ _NO_MATTER = frozenset(
 
 
 class _Mark(NamedTuple):
-    """By what a tensor is known to be as it was: the object, PyTorch's count of changes, where."""
+    """What is the same as long as a tensor has not changed.
+
+    Attributes:
+        tensor: The tensor object.
+        version: How often it was changed, as PyTorch counts.
+        address: Where its data lies.
+    """
 
     tensor: weakref.ref[Tensor]
     version: int
@@ -90,8 +97,8 @@ def weights_of(model: nn.Module) -> str | None:
     Of all parameters and saved buffers: names, number formats, shapes and bytes; of adapters also
     which are active. So weights converted to another format have another fingerprint.
 
-    It is kept for a model until PyTorch counts a change of a weight. A change through `.data` is
-    not counted; `forget` lets such a model be read again. Offloaded weights are read once.
+    A model's weights are read once, and again when PyTorch has counted a change of one. It counts
+    none that is made through `.data`, nor of offloaded weights: `forget` such a model.
 
     Args:
         model: A model of transformers, which may be wrapped by torch.compile or peft.
@@ -101,20 +108,20 @@ def weights_of(model: nn.Module) -> str | None:
     """
     model = unwrapped(model)
     marks = _marks(model)
-    before, found = _known.get(model, (None, None))
+    before, fingerprint = _known.get(model, (None, None))
     if marks is None or before is None or not _unchanged(before, marks):
-        found = _read(model)
+        fingerprint = _read(model)
         if marks is not None:
-            _known[model] = marks, found
+            _known[model] = marks, fingerprint
     adapters = adapter_states(model)
-    if found is None or not adapters:
-        return found
-    formats, _, digest = found.partition(":")
+    if fingerprint is None or not adapters:
+        return fingerprint
+    formats, _, digest = fingerprint.partition(":")
     return f"{formats}:{_digest(digest, adapters)}"
 
 
 def forget(model: nn.Module) -> None:
-    """Read the weights of a model again when next asked for, however they may have changed.
+    """Let the weights of a model be read again when its fingerprint is next asked for.
 
     Args:
         model: The model.
@@ -202,7 +209,8 @@ def picture_of(image: Any) -> str:
         image: As in `Sample.image`.
 
     Returns:
-        A digest; of what cannot be read, a word for it, so that it is another one once it can.
+        A digest; a word ("none", "unreadable") where there is no picture to read, so that a picture
+        that was mended is another one.
     """
     if image is None:
         return "none"
@@ -219,19 +227,19 @@ def picture_of(image: Any) -> str:
 
 
 def _file(path: Path) -> str:
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     try:
         with open_regular(path) as file:
             while part := file.read(1 << 20):
-                found.update(part)
+                digest.update(part)
     except OSError:
         return "unreadable"
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
-        if name in _NO_MATTER or name.startswith("_"):
+        if name in _IRRELEVANT or name.startswith("_"):
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
@@ -240,7 +248,7 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def _marks(model: nn.Module) -> list[_Mark] | None:
-    """Marks of all that can change; None where PyTorch does not count changes."""
+    """The marks of all weights; None where PyTorch does not count the changes of one."""
     marks = []
     for tensors in (model.parameters(), model.buffers()):
         for part in (part for tensor in tensors for part in plain_parts(tensor)):
@@ -259,9 +267,10 @@ def _unchanged(before: list[_Mark], marks: list[_Mark]) -> bool:
 
 
 def _read(model: nn.Module) -> str | None:
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     formats: set[str] = set()
-    # Tied weights have several names; offloaded ones come and go, one in the place of another.
+    # Tied weights have several names, and are read once. Offloaded ones come and go, so that the id
+    # of one that is gone may be another's by now.
     seen: dict[int, tuple[weakref.ref[Tensor], bytes]] = {}
     for name, tensor in loaded_weights(model):
         parts = plain_parts(tensor)
@@ -273,15 +282,15 @@ def _read(model: nn.Module) -> str | None:
         kinds = [str(part.dtype).removeprefix("torch.") for part in parts]
         formats.update(kinds)
         head = json.dumps([name, kinds, [list(part.shape) for part in parts]])
-        found.update(head.encode() + b"\0" + known[1])
-    return f"{'+'.join(sorted(formats))}:{found.hexdigest()}"
+        digest.update(head.encode() + b"\0" + known[1])
+    return f"{'+'.join(sorted(formats))}:{digest.hexdigest()}"
 
 
 @torch.no_grad()
 def _content(tensor: Tensor) -> bytes:
     """A few bytes for a tensor's bytes, whatever its device and strides."""
     data = tensor.detach()
-    if data.device.type not in _AT_A_TIME:  # whose integers of 64 bits are not to be relied on
+    if data.device.type not in _AT_A_TIME:  # other devices may lack integers of 64 bits
         data = data.cpu()
     data = data.contiguous().reshape(-1).view(torch.uint8)
     whole = len(data) // 8 * 8
@@ -300,7 +309,7 @@ def _content(tensor: Tensor) -> bytes:
 
 
 def _mixed(words: Tensor, keys: Tensor) -> Tensor:
-    """The sum of words, each mixed with its place by steps that lose nothing; modulo 2⁶⁴."""
+    """The sum, modulo 2⁶⁴, of words mixed with their places, by steps that can be undone."""
     mixed = words + keys
     mixed *= _FIRST
     mixed ^= (mixed >> 32) & 0xFFFFFFFF
