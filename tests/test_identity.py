@@ -293,6 +293,7 @@ class TestNames:
         model.config.name_or_path = str(folder)
         assert names_of(model) == {"model": "me/tiny", "revision": "abc123"}
 
+    @pytest.mark.slow  # imports all anew, in another process
     def test_the_revision_that_was_loaded(self, tmp_path: Path) -> None:
         """By branch, tag or commit: from a cache of the hub, as it is without a network."""
         repository, commits = tmp_path / "hub" / "models--me--tiny", ("1" * 40, "2" * 40)

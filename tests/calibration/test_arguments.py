@@ -10,12 +10,7 @@ import pore
 from helpers.calibrations import LAYERS, make_processor, run
 from helpers.models import tiny_llava
 from pore.data.samples import Sample
-from pore.errors import (
-    BudgetError,
-    InputError,
-    ModelStateError,
-    UnsupportedModelError,
-)
+from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedModelError
 
 
 @pytest.mark.parametrize("layer", [0, LAYERS, -1, True, 1.5])

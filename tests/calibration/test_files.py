@@ -14,9 +14,7 @@ from helpers.calibrations import run, spoil
 from helpers.models import N
 from pore.calibration.sums import Calibration
 from pore.data.samples import Sample
-from pore.errors import (
-    CalibrationError,
-)
+from pore.errors import CalibrationError
 
 
 def test_save_and_load(model: Any, processor: Any, samples: list[Sample], tmp_path: Path) -> None:

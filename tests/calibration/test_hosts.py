@@ -26,18 +26,14 @@ from helpers.calibrations import (
     tiny_eager,
 )
 from helpers.models import IMAGE, tiny_llava
+from pore._saved import stages
 from pore.bias.position_bias import PositionBias
 from pore.calibration.calibrating import calibrate
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
-from pore.errors import (
-    BudgetError,
-    CalibrationError,
-    InputError,
-    ScoreError,
-)
+from pore.errors import BudgetError, CalibrationError, InputError, ScoreError
 from pore.evaluation.reweighting import reweighted
 from pore.families.registry import shape_of
 
@@ -217,15 +213,16 @@ def test_what_is_no_host_is_refused(model: Any, processor: Any, samples: list[Sa
     [
         lambda d: d.update(stages=[]),
         lambda d: d.update(stages=[1]),
-        lambda d: d.update(stages=d["stages"] * 1000),
+        lambda d: d.update(stages=d["stages"] * 2),
         lambda d: d.update(version=2),
         lambda d: d.update(more=1),
         lambda d: d["stages"][0].update(seen=9),
     ],
 )
 def test_damaged_host_files_are_refused(
-    model: Any, processor: Any, samples: list[Sample], tmp_path: Path, damage: Any
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path, damage: Any, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(stages, "_MOST", 3)
     found = calibrate(model, processor, samples[:2], host=Stepwise())
     file = found.save(tmp_path / "c.json")
     assert HostCalibration.load(file) == found

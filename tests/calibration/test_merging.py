@@ -16,12 +16,11 @@ from helpers.models import SIDE, N
 from pore.calibration import exact
 from pore.data.prompts import build_inputs, processor_settings
 from pore.data.samples import Sample
-from pore.errors import (
-    CalibrationError,
-)
+from pore.errors import CalibrationError
 
 
 def test_merged_shards_equal_the_whole(model: Any, processor: Any, samples: list[Sample]) -> None:
+    samples = samples[:7]
     whole = run(model, processor, samples, batch_size=1)
     parts = [
         run(model, processor, samples[i::3], batch_size=1, source=f"shard {i}") for i in range(3)
@@ -33,7 +32,7 @@ def test_merged_shards_equal_the_whole(model: Any, processor: Any, samples: list
     assert (merged.sums, merged.squares) == (whole.sums, whole.squares)
     assert torch.equal(merged.mean, whole.mean)
     assert torch.equal(merged.fit().values, whole.fit().values)
-    assert merged.count == 13
+    assert merged.count == 7
     assert merged.provenance.source == "shard 0; shard 1; shard 2"
 
 

@@ -24,9 +24,7 @@ from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from pore.calibration.reading import attention_rows, layer_stage
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
-from pore.errors import (
-    InputError,
-)
+from pore.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,7 @@ from helpers.calibrations import run, spoil
 from pore.calibration import measuring
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
-from pore.errors import (
-    CalibrationError,
-    ScoreError,
-)
+from pore.errors import CalibrationError, ScoreError
 
 
 def test_bad_samples_are_skipped_and_counted(

@@ -27,7 +27,7 @@ class TestSums:
 
     empty = Calibration(pore.bias.Provenance(), "float32", ("",), samples=b"")
 
-    @settings(max_examples=60)
+    @settings(max_examples=25)
     @given(
         st.lists(
             st.lists(st.floats(0, 2**30) | st.floats(0, 1), min_size=N, max_size=N),

@@ -20,7 +20,7 @@ import pore
 from helpers.calibrations import HOSTS, LAYERS, K, broken_after, make_processor
 from helpers.models import N, tiny_llava
 from helpers.survey import ABOUT, SETTINGS
-from helpers.whose import Call, by_guide, by_layer, ways
+from helpers.whose import Call, by_guide, by_host, by_layer, ways
 from pore.calibration.calibrating import calibrate
 from pore.data.loading import load_model
 from pore.data.samples import Sample
@@ -105,9 +105,12 @@ CHANGES: list[tuple[Callable[[Call], None], str]] = [
 ]
 
 
-changes = pytest.mark.parametrize(
-    ("change", "words"), CHANGES, ids=[change.__name__ for change, _ in CHANGES]
-)
+SOON = (one_weight, pictures_in_place, the_template)
+"""A change of a model, of samples and of a processor: the others go the same ways, and are slow."""
+
+
+def case(*given: Any, soon: bool) -> Any:
+    return pytest.param(*given, marks=() if soon else pytest.mark.slow)
 
 
 def as_images(call: Call) -> None:
@@ -116,8 +119,14 @@ def as_images(call: Call) -> None:
 
 
 class TestResume:
-    @ways
-    @changes
+    @pytest.mark.parametrize(
+        ("way", "change", "words"),
+        [
+            case(way, change, words, soon=way is by_layer or change in SOON)
+            for way in (by_layer, by_host, by_guide)
+            for change, words in CHANGES
+        ],
+    )
     def test_what_changed_is_refused(
         self, call: Call, way: Any, change: Any, words: str, tmp_path: Path
     ) -> None:
@@ -158,8 +167,14 @@ class TestResume:
 
 
 class TestMerge:
-    @ways
-    @pytest.mark.parametrize("change", [another_model, one_weight, one_weight_unseen, the_config])
+    @pytest.mark.parametrize(
+        ("way", "change"),
+        [
+            case(way, change, soon=way is by_layer or change in SOON)
+            for way in (by_layer, by_host, by_guide)
+            for change in (another_model, one_weight, one_weight_unseen, the_config)
+        ],
+    )
     def test_another_model_is_refused(self, call: Call, way: Any, change: Any) -> None:
         one = way(call, call.samples[:4])
         change(call)
@@ -206,8 +221,14 @@ class TestMerge:
 class TestProfile:
     """P is refused for another model of the same name, and says how to use it all the same."""
 
-    @pytest.mark.parametrize("name", HOSTS)
-    @pytest.mark.parametrize("change", [another_model, one_weight, the_config])
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            case(name, change, soon=name == "FastV" or change in SOON)
+            for name in HOSTS
+            for change in (another_model, one_weight, the_config)
+        ],
+    )
     def test_every_host(self, call: Call, name: str, change: Any) -> None:
         host = pore.methods()[name].usual(4, shape_of(call.model.config))
         assert host is not None
@@ -306,8 +327,10 @@ class TestSurvey:
 
     @pytest.mark.parametrize(
         "change",
-        [*(change for change, _ in CHANGES), the_way_it_generates],
-        ids=lambda c: c.__name__,
+        [
+            *(case(change, soon=change in SOON) for change, _ in CHANGES),
+            the_way_it_generates,
+        ],
     )
     def test_all_is_asked_anew(
         self, call: Call, change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -107,8 +107,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
 KINDS = ["profile", "profiles", "calibration", "calibrations", "results", "answers", "timing"]
 
 
+@pytest.mark.parametrize("count", [250, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_flipped_bit_is_refused_or_harmless(kind: str, saved: dict[str, Saved]) -> None:
+def test_every_flipped_bit_is_refused_or_harmless(
+    kind: str, count: int, saved: dict[str, Saved]
+) -> None:
     path, load = saved[kind]
     whole = path.read_bytes()
     content = load(path)
@@ -116,7 +119,7 @@ def test_every_flipped_bit_is_refused_or_harmless(kind: str, saved: dict[str, Sa
     bits = range(8 * len(whole))
     refused = 0
     try:
-        for bit in np.random.default_rng(0).choice(bits, min(2000, len(bits)), replace=False):
+        for bit in np.random.default_rng(0).choice(bits, min(count, len(bits)), replace=False):
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
@@ -131,7 +134,7 @@ def test_every_flipped_bit_is_refused_or_harmless(kind: str, saved: dict[str, Sa
     finally:
         path.write_bytes(whole)
     # What is harmless lies in the name of the checksum, or beyond a number's precision.
-    assert refused > 0.9 * min(2000, len(bits))
+    assert refused > 0.9 * min(count, len(bits))
     assert load(path) == content
 
 
@@ -193,7 +196,9 @@ class TestOld:
         assert "does not say which weights and pictures it is of" in caplog.text
         assert (found.count, found.stages[0].samples) == (13, None)
         old = load_biases(OLD / f"{name.replace('calibration', 'profile')}.json")
-        assert found.fit(old[0].kind) == old
+        for bias, was in zip(found.fit(old[0].kind), old, strict=True):  # fitted on another machine
+            assert bias.values.tolist() == pytest.approx(was.values.tolist(), rel=1e-6)
+            assert bias.provenance == was.provenance
         assert HostCalibration.load(found.save(tmp_path / "again.json")) == found
 
     def test_a_checkpoint_is_gone_on_with(
