@@ -7,9 +7,9 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pore._files import read_regular, shown, write_atomic
+from pore._files import shown, write_atomic
 from pore._saved.forms import Form
-from pore._saved.parsing import parse_json
+from pore._saved.parsing import parse_json, read_json
 from pore._saved.seals import sealed_text
 
 if TYPE_CHECKING:
@@ -79,4 +79,4 @@ class Saved:
                 something else altogether.
         """
         with cls._form.naming(shown(path)):
-            return cls.of_document(parse_json(read_regular(path, cls._form.most)))
+            return cls.of_document(read_json(path, cls._form.most))

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pore._files import read_regular, shown, write_atomic
+from pore._files import shown, write_atomic
 from pore._saved.forms import Form
 from pore._saved.hub import fetched
-from pore._saved.parsing import parse_json
+from pore._saved.parsing import read_json
 from pore._saved.seals import sealed_text
 from pore._saved.stages import STAGES, document_of, stages_of
 from pore.bias.position_bias import FILENAME, SEVERAL, PositionBias
@@ -58,4 +58,4 @@ def load_biases(
     """
     path = fetched(_FORM, repo_id_or_path, filename, revision=revision, token=token)
     with _FORM.naming(shown(path)):
-        return stages_of(_FORM, parse_json(read_regular(path, _FORM.most)), PositionBias)
+        return stages_of(_FORM, read_json(path, _FORM.most), PositionBias)
