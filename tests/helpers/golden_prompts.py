@@ -78,7 +78,7 @@ def model_around(
 
     Args:
         vision: The tower.
-        words: (V, D) the embeddings; the placeholder is a word behind them.
+        words: (V, D) the embeddings; the placeholder is a word after them.
         grid: (rows, columns) of tiles that every image is cut into.
         vision_feature_layer: Which hidden states of the tower the projector reads.
     """

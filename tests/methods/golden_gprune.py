@@ -63,8 +63,8 @@ def check(file: Any) -> float:
     kept = _check_scores(file, features[:base], grid, worst)
     image = _with_newlines(kept, base, rows, cols)
     assert image == tensors["image_keep_indices"].tolist()
-    system, behind = params["system_prompt_length"], params["text_after"]
-    ends = range(system + len(features), system + len(features) + behind)
+    system, after = params["system_prompt_length"], params["text_after"]
+    ends = range(system + len(features), system + len(features) + after)
     assert [*range(system), *(system + i for i in image), *ends] == tensors["keep_indices"].tolist()
     return worst.value
 

@@ -24,6 +24,6 @@ def check(file: Any) -> float:
         assert tensors.keys() - weights.keys() == _END_TO_END
         return check_end_to_end(file, pruner, weights)
     assert tensors.keys() == _SELECTION, tensors.keys() ^ _SELECTION
-    # Layers of the file: all of the tower. The last is behind the one that the projector reads.
+    # Layers of the file: all of the tower. The last is after the one that the projector reads.
     attention = tensors["cls_attention_heads"][start:-1, None]
     return check_selection(pruner, tensors, attention)

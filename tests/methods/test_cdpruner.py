@@ -235,7 +235,7 @@ class TestClipRelevance:
         )
         assert one != other
 
-    def test_behind_a_method_in_the_tower(self) -> None:
+    def test_after_a_method_in_the_tower(self) -> None:
         relevance = pore.ClipRelevance(self.clip, Words(), self.questions)
         chain = pore.Chain(pore.FasterVLM(keep=9), pore.CDPruner(keep=4, relevance=relevance))
         with torch.no_grad(), chain(self.model) as run:

@@ -34,7 +34,7 @@ def view(
 
 @st.composite
 def views(draw: st.DrawFn) -> View:
-    """Up to three prompts of one or two images each, of 1 to 20 tokens, and text behind them."""
+    """Up to three prompts of one or two images each, of 1 to 20 tokens, and text after them."""
     images, lengths = [], []
     for row in range(draw(st.integers(1, 3))):
         column = draw(st.integers(0, 3))
@@ -246,7 +246,7 @@ class TestOnAModel:
                     model(input_ids=torch.tensor([ids]), pixel_values=pixels)
                 assert run.report.samples[0].images == kept[0][row]
 
-    def test_one_text_token_behind_the_image_is_enough(self) -> None:
+    def test_one_text_token_after_the_image_is_enough(self) -> None:
         model = tiny_llava()
         with torch.no_grad(), pore.DART(7)(model) as run:
             model(**batch([[5, *[IMAGE] * N, 6]]))

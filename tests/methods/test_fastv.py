@@ -23,13 +23,13 @@ def model() -> Any:
 @pytest.mark.parametrize("keep", [1, 5, N - 1, N])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_window_lies_one_token_too_far(model: Any, keep: int, side: str) -> None:
-    """The first patch stays, and the token behind the image competes with the others."""
+    """The first patch stays, and the token after the image competes with the others."""
     prompts = [prompt(3, 1, 5, seed) for seed in range(4)] + [prompt(7, 1, 2, 9)]
     inputs = batch(prompts, side)
     tokens = inputs["attention_mask"].bool()
     eager = tiny_llava(attention="eager")
     dropped = torch.zeros_like(tokens)
-    behind = 0
+    after = 0
     with torch.no_grad(), pore.FastV(keep=keep, faithful=True)(model) as run:
         short = model(**inputs).logits
     for row, ids in enumerate(prompts):
@@ -47,8 +47,8 @@ def test_the_window_lies_one_token_too_far(model: Any, keep: int, side: str) -> 
         kept = tuple(i for i in range(N) if i == 0 or i - 1 not in gone)
         assert run.report.samples[row].images[0].kept == kept
         assert run.report.samples[row].tokens[-1] == len(ids) - N + keep
-        behind += N - 1 in gone
-    assert behind > 0 or keep > 5  # the token behind the image was dropped somewhere
+        after += N - 1 in gone
+    assert after > 0 or keep > 5  # the token after the image was dropped somewhere
     with torch.no_grad(), masked_from(model.model.language_model.layers, [(2, dropped)], tokens):
         dense = model(**inputs, use_cache=False).logits
     for row, stays in enumerate(tokens & ~dropped):

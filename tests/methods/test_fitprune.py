@@ -1,4 +1,4 @@
-"""FitPrune: what it deletes behind every layer, and how a scheme is fitted."""
+"""FitPrune: what it deletes after every layer, and how a scheme is fitted."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ class TestReading:
             maps = eager(**inputs, output_attentions=True).attentions[1][0].amax(0)
             read = readings(model, inputs)[1]
         first, between, second = slice(3, 3 + N), [3 + N, 4 + N], slice(5 + N, 5 + 2 * N)
-        behind = [5 + 2 * N + i for i in range(5)]
+        after = [5 + 2 * N + i for i in range(5)]
         torch.testing.assert_close(
-            read[0, 1], maps[between + behind][:, first].mean(0), rtol=2e-5, atol=1e-9
+            read[0, 1], maps[between + after][:, first].mean(0), rtol=2e-5, atol=1e-9
         )
-        torch.testing.assert_close(read[1, 1], maps[behind, second].mean(0), rtol=2e-5, atol=1e-9)
+        torch.testing.assert_close(read[1, 1], maps[after, second].mean(0), rtol=2e-5, atol=1e-9)
 
 
 def readings(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -334,7 +334,7 @@ def test_a_budget_larger_than_the_image_names_it(model: Any) -> None:
 
 
 @pytest.mark.parametrize("before", [pore.FasterVLM(9), pore.FastV(9, layer=1)], ids=repr)
-def test_behind_a_method_that_left_fewer(before: Pruner) -> None:
+def test_after_a_method_that_left_fewer(before: Pruner) -> None:
     """Nothing is deleted until the scheme comes to what is left; the budget is the last one's."""
     model, scheme = tiny_llava(layers=LAYERS), (0, 0, 4, 1, 3)
     with torch.no_grad(), pore.Chain(before, pore.FitPrune(6, scheme))(model) as run:

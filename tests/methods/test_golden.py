@@ -54,7 +54,7 @@ def test_equals_the_authors_code(
     method = path.parent.name
     checker = importlib.import_module(f"methods.golden_{method}")
     difference = checker.check(GoldenFile(path))
-    record_property("golden", (method, difference))  # for the table behind the run
+    record_property("golden", (method, difference))  # for the table after the run
 
 
 def test_there_are_golden_files() -> None:

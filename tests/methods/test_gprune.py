@@ -137,8 +137,8 @@ def test_positions_stay_and_several_images_are_apart() -> None:
     expected = sorted([*text, *(3 + i for i in first), *(21 + i for i in second)])
     assert positions[0][0].tolist() == expected
     assert [len(image.kept) for s in run.report for image in s.images] == [3, 3, 3]
-    behind = pore.Chain(pore.DivPrune(keep=4), pore.GPrune(keep=5))
-    with torch.no_grad(), behind(model), pytest.raises(BudgetError, match="only 4 remain"):
+    after = pore.Chain(pore.DivPrune(keep=4), pore.GPrune(keep=5))
+    with torch.no_grad(), after(model), pytest.raises(BudgetError, match="only 4 remain"):
         model(**inputs)
 
 

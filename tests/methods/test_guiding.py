@@ -54,7 +54,7 @@ class TestGuide:
             torch.testing.assert_close(part.confidence, one.confidence)
 
     def test_answers_that_end_early(self, small: Any, guide: pore.Guide) -> None:
-        """What is generated behind the end of a shorter answer counts for nothing."""
+        """What is generated after the end of a shorter answer counts for nothing."""
         model, inputs = with_attention(small, "sdpa"), batch(PROMPTS)
         end = int(guide.sequences[0, 1])
         assert end not in guide.sequences[2]

@@ -254,7 +254,7 @@ class TestEngine:
             with pruner(keep=keep)(model):
                 assert torch.equal(model(**inputs).logits, dense)
 
-    def test_behind_a_method_of_the_tower(self, model: Any) -> None:
+    def test_after_a_method_of_the_tower(self, model: Any) -> None:
         """Stages on the way do not ask for more than the first method left."""
         chain = pore.Chain(pore.FasterVLM(keep=6), pruner(keep=2))
         with chain(model) as run:

@@ -90,7 +90,7 @@ class TestPruning:
         reports.append(run.report.samples[0].images)
         assert reports[0] == reports[1]
 
-    def test_behind_another_method(self, large: Any, guide: pore.Guide) -> None:
+    def test_after_another_method(self, large: Any, guide: pore.Guide) -> None:
         """Importance is read at the patches that are left."""
         chain = pore.Chain(pore.FasterVLM(8), pore.SGL(3, layer=2, guide=guide))
         with torch.no_grad(), chain(large) as run:

@@ -42,7 +42,7 @@ def model() -> Any:
 
 class TestBudgets:
     def test_authors_numbers(self) -> None:
-        """Tokens behind the stages, and what enters the layers on average."""
+        """Tokens after the stages, and what enters the layers on average."""
         for version, rows in {
             1: {192: 206.5, 128: 145.4, 96: 114.1, 64: 82.3},
             2: {192: 206.8, 128: 144.1, 96: 113.9, 64: 81.8},
@@ -50,8 +50,8 @@ class TestBudgets:
             for tokens, average in rows.items():
                 counts = KINDS[version].published(tokens).counts(576, 32)
                 assert sum(counts) / 32 == pytest.approx(average, abs=0.06)
-        behind = [(309, 204, 113), (312, 117, 39), (249, 55, 27), (82, 32, 18)]
-        for tokens, expected in zip((192, 128, 96, 64), behind, strict=True):
+        after = [(309, 204, 113), (312, 117, 39), (249, 55, 27), (82, 32, 18)]
+        for tokens, expected in zip((192, 128, 96, 64), after, strict=True):
             counts = pore.SparseVLM.published(tokens).counts(576, 32)
             assert tuple(counts[layer] for layer in (3, 7, 16)) == expected
             assert counts[2] == 576
@@ -276,7 +276,7 @@ class TestEngine:
         with pytest.raises(BudgetError, match=f"{words} is to keep 300"), table(model):
             model(**batch([prompt(3, 1, 5)]))
 
-    def test_behind_the_last_layer_and_beyond(self, model: Any) -> None:
+    def test_after_the_last_layer_and_beyond(self, model: Any) -> None:
         """The output of a layer is pruned, the last one's too."""
         with torch.no_grad(), pruner(layers=(2, 6))(model) as run:
             out = model(**batch([prompt(3, 1, 5)]))

@@ -103,8 +103,8 @@ class TestClusters:
         kept, merged = [s[0] for s in shares], [s[1] for s in shares]
         keep = top_k(scores, kept, valid)
         raster = torch.arange(widest).expand(len(sizes), -1)
-        for behind in (True, False):
-            together = recycle(x, raster, scores, keep, valid, merged, behind)
+        for after in (True, False):
+            together = recycle(x, raster, scores, keep, valid, merged, after)
             assert lengths(together.keep) == [sum(share) for share in shares]
             for i, size in enumerate(sizes):
                 if not merged[i]:
@@ -113,12 +113,12 @@ class TestClusters:
                     continue
                 one = slice(i, i + 1), slice(0, size)
                 alone = recycle(
-                    x[one], raster[one], scores[one], keep[one], valid[one], [merged[i]], behind
+                    x[one], raster[one], scores[one], keep[one], valid[one], [merged[i]], after
                 )
                 assert torch.equal(together.keep[one], alone.keep)
                 got, expected = together.features[i][together.keep[i]], alone.features[alone.keep]
                 torch.testing.assert_close(got, expected)
-                if behind:
+                if after:
                     assert torch.equal(got[: kept[i]], x[i][keep[i]])
                     rasters = together.raster[i][together.keep[i]].tolist()
                     assert rasters == [*raster[i][keep[i]].tolist(), *[-1] * merged[i]]

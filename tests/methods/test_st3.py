@@ -109,7 +109,7 @@ def test_every_pruning_has_its_own_bias() -> None:
         replace(pruner, reweight=(flat,))
 
 
-def test_behind_a_method_that_left_fewer() -> None:
+def test_after_a_method_that_left_fewer() -> None:
     model = tiny_llava()
     chain = pore.Chain(pore.FasterVLM(6), pore.ST3Style(4, start=1, stride=2, prunings=2))
     with torch.no_grad(), chain(model) as run:

@@ -27,9 +27,9 @@ def view(sizes: list[tuple[int, int]], seed: int = 0, scale: float = 1.0) -> Vie
     tokens = torch.arange(length) < torch.tensor([h * w + 2 for h, w in sizes])[:, None]
     layout = Layout.of(images, tokens)
     shape = (2, len(sizes), length, 5)
-    before, behind = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+    before, after = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
     states = {"states": layout.gather(before)}
-    return View(layout, behind, None, None, generator, norm=lambda x: x, memory=states)
+    return View(layout, after, None, None, generator, norm=lambda x: x, memory=states)
 
 
 sizes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3)
@@ -236,7 +236,7 @@ def test_sources_are_the_states_that_enter_the_layer_before() -> None:
             assert run.report.samples[0].tokens == (24,) * layer + (13,) * (5 - layer)
 
 
-def test_behind_another_method() -> None:
+def test_after_another_method() -> None:
     """The noted states are of the tokens that are left, and places those that they had."""
     model = tiny_llava()
     for before in (pore.FasterVLM(9), pore.FastV(9, layer=1)):

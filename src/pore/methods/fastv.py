@@ -67,7 +67,7 @@ class FastV(ScoredPruner):
         return [replace(stage, padding=padding) for stage in super().stages()]
 
     def score(self, view: View) -> Tensor:
-        """A."""
+        """A, the attention of the last text token."""
         attention: Tensor = view.attention
         return attention
 

@@ -82,7 +82,7 @@ class PyramidDrop(StagedPruner):
         return isinstance(self.keep, tuple) or super().must_meet(stage)
 
     def score(self, stage: int, view: View) -> Tensor:
-        """A, or A / P."""
+        """The attention A of the last text token, divided by P if there is one."""
         attention: Tensor = view.attention
         bias = self.biases[stage]
         return attention if bias is None else view.reweighted(attention, bias, self.index)
