@@ -8,7 +8,7 @@ with pore.FastV(keep=128, layer=2, reweight=bias)(model) as run:
 print(run.report)
 """
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 from pore.bias import profiles as profiles
 from pore.bias.position_bias import PositionBias as PositionBias
@@ -42,7 +42,7 @@ __version__ = "0.1.0"
 
 # Methods are found by looking into their folder. Type checkers and editors cannot look, so for them
 # alone the classes are listed, each with its own settings; a test holds the list complete.
-if _TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from pore.methods.cdpruner import CDPruner as CDPruner
     from pore.methods.dart import DART as DART
     from pore.methods.divprune import DivPrune as DivPrune

@@ -50,7 +50,7 @@ def test_type_checkers_are_told_of_every_method() -> None:
     (told,) = (
         node.body
         for node in ast.parse(inspect.getsource(pore)).body
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "_TYPE_CHECKING"
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "_typing.TYPE_CHECKING"
     )
     lines = sorted(
         f"from {kind.__module__} import {name} as {name}" for name, kind in built_in().items()
