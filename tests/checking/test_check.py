@@ -319,7 +319,10 @@ def test_the_command_exits_with_1_where_something_fails() -> None:
         (("nowhere/at-all",), "huggingface.co"),
     ],
 )
-def test_errors_of_the_command(arguments: tuple[str, ...], message: str) -> None:
+def test_errors_of_the_command(
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it need not be asked
     found = call(*arguments)
     assert found.exit_code == 1
     assert message in " ".join(found.output.split())
