@@ -67,8 +67,10 @@ def test_mypy_knows_the_settings_of_a_method(tmp_path: Path) -> None:
         "import pore\nreveal_type(pore.FastV)\npore.FastV(keep=3, layr=2)\npore.FastW(keep=3)\n"
     )
     source = Path(inspect.getfile(pore)).parents[1]
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent"]
+    command += ["--cache-dir", str(tmp_path / "cache")]
     found = subprocess.run(
-        [sys.executable, "-m", "mypy", "--follow-imports=silent", str(file)],
+        [*command, str(file)],
         capture_output=True,
         text=True,
         cwd=source,

@@ -28,6 +28,7 @@ from helpers.methods import EVERY, KEEP, LAYERS, usual
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Stage, View
+from pore.methods import guiding
 from pore.tensors.attention import cls_attention, received_attention
 from pore.tower.stages import Block, TowerStage, TowerView
 
@@ -337,15 +338,13 @@ def test_a_guide_reads_in_float32() -> None:
     model, seen = llava("bf16 autocast"), Products()
     inputs = batch([prompt(3, 1, 5)], dtype=torch.float32)
     with surrounded("bf16 autocast"), pytest.MonkeyPatch.context() as patch:
-        import pore.guiding
-
-        original = pore.guiding.row_logits
+        original = guiding.row_logits
 
         def watched(*args: Any, **kwargs: Any) -> Tensor:
             with seen:
                 return original(*args, **kwargs)
 
-        patch.setattr(pore.guiding, "row_logits", watched)
+        patch.setattr(guiding, "row_logits", watched)
         guide = pore.guide(model, inputs, max_new_tokens=2)
     assert seen.types == {torch.float32}
     assert guide.importance.dtype == torch.float32
