@@ -209,7 +209,17 @@ class TestReweighting:
             large(**batch(PROMPTS))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def in_turn(place: int) -> Any:
+    """All families, of which every third runs at every change."""
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=case.name, marks=() if i % 3 == place else pytest.mark.slow)
+            for i, case in enumerate(CASES)
+        ],
+    )
+
+
 class TestFamilies:
     """One model of every family guides itself."""
 
@@ -230,6 +240,7 @@ class TestFamilies:
             dropped[image.row, gone] = True
         return dropped
 
+    @in_turn(0)
     def test_prunes(self, case: Case, monkeypatch: Any) -> None:
         inputs, model = case.inputs(self.prompts), case.model()
         guide = self.guided(case, self.prompts, monkeypatch)
@@ -246,6 +257,7 @@ class TestFamilies:
                     got[-int(stay.sum()) :], full[stay], rtol=case.close, atol=case.close
                 )
 
+    @in_turn(1)
     def test_a_batch_is_its_samples(self, case: Case, monkeypatch: Any) -> None:
         guide = self.guided(case, self.prompts, monkeypatch)
         scores = pore.consistency(case.model(), case.inputs(self.prompts), guide, keep=4)
@@ -257,6 +269,7 @@ class TestFamilies:
             alone_score = pore.consistency(case.model(), case.inputs([tokens]), one, keep=4)
             torch.testing.assert_close(scores[row], alone_score[0], rtol=1e-3, atol=0.0)
 
+    @in_turn(2)
     def test_consistency(self, case: Case, monkeypatch: Any) -> None:
         inputs, model = case.inputs(self.prompts), case.model()
         guide = self.guided(case, self.prompts, monkeypatch)
