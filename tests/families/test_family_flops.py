@@ -190,6 +190,8 @@ def test_one_number_of_tokens_or_the_reason_why_not(case: Case) -> None:
         assert shape.image_tokens == len([x for x in case.content(0) if x])
 
 
+OFTEN_MEASURED = ("LLaVA-1.5", "Gemma 3")
+"""With what is attainable, and without."""
 FIXED = [
     case
     for case in EVERY
@@ -197,7 +199,15 @@ FIXED = [
 ]
 
 
-@pytest.mark.parametrize("case", FIXED, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case, id=case.name, marks=() if case.name in OFTEN_MEASURED else pytest.mark.slow
+        )
+        for case in FIXED
+    ],
+)
 def test_speed_and_budgets_of_images_of_one_size(case: Case) -> None:
     model = case.model()
     pruner = pore.schedule("FastV", model, 8)

@@ -29,14 +29,15 @@ from pore.tensors.selection import budget
 from processors import KINDS
 from processors.base import Kind, features, parts
 
-FAST = ("portrait", "tiny", "one pixel high")
+FAST = "portrait"
+EXTREME = {"LLaVA with SigLIP": "one pixel high", "LLaVA-NeXT": "tiny", "Qwen2-VL": "tiny"}
+"""Pictures of another kind, of some families: the others are slow."""
 MARKS = ((0.42, 0.55, 0.5, 0.63), (0.88, 0.04, 0.96, 0.12))
 """(left, top, right, bottom) as shares of the picture."""
 
 
 def slow(kind: Kind, name: str) -> bool:
-    # CLIP's processor makes 250 × 1 pixels 84,000 × 336 before it crops them.
-    return name not in FAST or (kind.name, name) == ("LLaVA-1.5", "one pixel high")
+    return name not in (FAST, EXTREME.get(kind.name))
 
 
 CASES = [
@@ -150,7 +151,7 @@ def test_pictures_of_a_batch_are_told_apart(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("name", ["tiny", "one pixel wide"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("one pixel wide", marks=pytest.mark.slow)])
 def test_what_a_processor_makes_is_pruned(kind: Kind, name: str) -> None:
     """Half of every image is dropped before the second layer, whatever its shape."""
     _, model = made(kind)
