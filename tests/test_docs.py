@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 from urllib.parse import unquote
@@ -14,9 +15,13 @@ import pytest
 import torch
 
 import pore
+from cases import PUBLISHED
 from cases.base import text_config
 from helpers.models import N, batch, prompt, tiny_llava
 from helpers.unknown import my_vlm
+from pore.cost.decoders import DecoderShape
+from pore.cost.shapes import ModelShape
+from pore.cost.towers import tower_of
 from pore.families.registry import family_of, shape_of
 from pore.methods.registry import methods
 
@@ -54,6 +59,18 @@ def test_adding_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
     images = run.report.samples[0].images
     assert [(image.grid, len(image.kept)) for image in images] == [((16, 16), 64)] * 2
+
+
+def test_the_shape_of_a_family() -> None:
+    """The example says what PaliGemma's own adapter does."""
+    page = (DOCS / "adding-a-family.md").read_text()
+    found = re.search(r"```python\n(    def shape.*?)```", page, re.DOTALL)
+    assert found
+    names: dict[str, Any] = {"tower_of": tower_of, "ModelShape": ModelShape}
+    exec(dedent(found[1]), names)
+    config = PUBLISHED["PaliGemma"]()
+    decoder = DecoderShape.from_config(config.text_config)
+    assert names["shape"](None, config, decoder) == shape_of(config)
 
 
 def test_trained_methods(monkeypatch: pytest.MonkeyPatch) -> None:

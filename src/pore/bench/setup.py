@@ -37,7 +37,7 @@ def build(
     parameters take seconds. Its answers mean nothing.
 
     Args:
-        shape: A name for `pore.shapes.llava_config`, such as "llava-1.5-7b" or "llava-1024x12".
+        shape: A name for `pore.cost.named.llava_config`, such as "llava-1.5-7b" or "llava-1024x12".
         device: Where to build it.
         dtype: Of the weights.
         attention: "sdpa", "eager", "flash_attention_2" or another that transformers knows.
