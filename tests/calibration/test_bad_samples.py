@@ -24,11 +24,13 @@ from pore.data.samples import Sample
 from pore.data.sources import load_samples
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
-from pore.evaluation import demo, page, survey
+from pore.evaluation import demo, survey
 from pore.evaluation.batches import Batches, Skipped
+from pore.evaluation.findings import facts, skips
 from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome, common, compare
-from pore.evaluation.records import read_records, skips
+from pore.evaluation.records import read_records
+from pore.evaluation.results import About, DemoSettings, SurveyResult, SurveySettings
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import evaluate, time_prefill
 
@@ -330,7 +332,7 @@ def test_generate_says_what_is_wrong(checkpoint: Path, data: Path) -> None:
     assert "cannot be read" in text
 
 
-ABOUT = page.About("m", "pore", "cal", "test", {})
+ABOUT = About("m", "pore", "cal", "test", {})
 LINE = "1 of 9 samples are bad and left out of everything: test-0 (The image"
 
 
@@ -346,13 +348,13 @@ def test_demo_skips_it_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
         calibration=broken(list(load_samples("embedded:calibration", limit=6)), 3),
         test=broken(list(load_samples("embedded:test", limit=9)), 0),
         out=tmp_path,
-        settings=demo.Settings(keeps=(0.25,), batch_size=4, max_bad=0.2),
+        settings=DemoSettings(keeps=(0.25,), batch_size=4, max_bad=0.2),
         about=ABOUT,
     )
     assert [record["n"] for record in result.records] == [8] * 6
     assert result.calibration.count == 5
     assert LINE in result.report.read_text()
-    assert LINE in " ".join(page.facts(result))
+    assert LINE in " ".join(facts(result))
     assert all(len(d.first.answers) == 8 for d in result.differences)
     asked = [sample.kind for sample in load_samples("embedded:test", limit=9)][1:]
     assert len([e for e in result.examples if "of kind" in e.title]) == len(set(asked))
@@ -366,14 +368,14 @@ def test_survey_skips_it_and_goes_on(
     model, processor = load_model(str(checkpoint))
     samples = list(load_samples("embedded:test", limit=9))
 
-    def go(max_bad: float = 0.2, place: int = 0) -> survey.Result:
+    def go(max_bad: float = 0.2, place: int = 0) -> SurveyResult:
         return survey.run(
             model,
             processor,
             calibration=broken(list(load_samples("embedded:calibration", limit=6)), 3),
             test=broken(samples, place),
             out=tmp_path,
-            settings=survey.Settings(
+            settings=SurveySettings(
                 keeps=(4,), batch_size=4, max_new_tokens=2, timing=False, max_bad=max_bad
             ),
             about=ABOUT,

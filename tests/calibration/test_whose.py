@@ -28,6 +28,7 @@ from pore.engine.pruner import Pruner
 from pore.errors import CalibrationError, ProfileMismatchError, StaleCheckpointError
 from pore.evaluation import survey
 from pore.evaluation.records import read_records
+from pore.evaluation.results import SurveyResult
 from pore.evaluation.reweighting import reweighted
 from pore.families.registry import shape_of
 
@@ -314,7 +315,7 @@ class TestSurvey:
     @staticmethod
     def run(
         call: Call, out: Path, test: list[Sample] | None = None, timing: bool = False
-    ) -> survey.Result:
+    ) -> SurveyResult:
         return survey.run(
             call.model,
             call.processor,
@@ -375,11 +376,11 @@ class TestSurvey:
     ) -> None:
         timed: list[int] = []
 
-        def measured(_: Any, __: Any, pruners: Any, **___: Any) -> list[float]:
+        def measured(_: Any, __: Any, ___: Any, pruners: Any, ____: Any) -> list[float]:
             timed.append(len(pruners))
             return [float(len(timed))] * len(pruners)
 
-        monkeypatch.setattr(survey, "time_prefill", measured)
+        monkeypatch.setattr(survey, "time_some", measured)
         for count in (1, 1):
             self.run(call, tmp_path / "out", timing=True)
             assert len(timed) == count

@@ -132,10 +132,10 @@ def test_demo(model: Path, samples: Path, home: Path) -> None:
     out = home / "demo"
     found = run(
         *("demo", "-m", model, "--calibration", samples, "--test", samples, "-o", out),
-        *("--keep", "25%", "--questions", 8),
+        *("--keep", "25%", "--questions", 4),
     )
     assert f"Wrote {visible(str(out / 'report.html'))}" in found.stdout
-    assert len(list((out / "examples").iterdir())) == 8  # a kind each
+    assert len(list((out / "examples").iterdir())) == 4  # a kind each
 
 
 def test_calibrate_and_bench(model: Path, samples: Path, home: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_table_that_fails_leaves_the_results(
     def fails(*_: Any, **__: Any) -> None:
         raise InputError("no table of this")
 
-    monkeypatch.setattr("pore.evaluation.records.table", fails)
+    monkeypatch.setattr("pore.evaluation.tables.table", fails)
     run(
         *("evaluate", "-m", model, "-s", samples, "-o", tmp_path, "--keep", 4, "--no-timing"),
         *("--max-new-tokens", 1, "--limit", 1),

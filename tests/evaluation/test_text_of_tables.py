@@ -21,10 +21,13 @@ import pore
 from helpers.nasty import ANY, NASTY, obeyed
 from pore._text import visible
 from pore.bench.results import Spread
-from pore.bench.results import table as speed_table
+from pore.bench.table import table as speed_table
 from pore.evaluation import page
+from pore.evaluation.findings import findings
 from pore.evaluation.outcome import Answer, Outcome, compare
-from pore.evaluation.records import FIELDS, table, to_csv
+from pore.evaluation.records import FIELDS, to_csv
+from pore.evaluation.results import About
+from pore.evaluation.tables import table
 
 GRID = (4, 6)
 MEAN = 1e-3 * np.exp(0.05 * np.arange(24))
@@ -72,7 +75,7 @@ def test_intervals_are_printed_whole(right: int, shown: str, tmp_path: Path) -> 
     content = str(page._table(records))
     assert shown in re.sub("<[^>]*>", "", content)
     survey = SimpleNamespace(records=[records[0], records[0]], taught=None, differences=[])
-    assert shown in page.findings(survey)[-1]  # type: ignore[arg-type]
+    assert shown in findings(survey)[-1]  # type: ignore[arg-type]
     row = dict(zip(*csv.reader(io.StringIO(to_csv(records))), strict=True))
     assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}]" in shown
 
@@ -147,8 +150,8 @@ def report(text: str, folder: Path) -> str:
         bias=bias,
         rope=SimpleNamespace(parameters={"text_tokens": 3}),
     )
-    about = page.About(text, text, text, text, {text: text}, text)
-    return page.write(found, about, folder).read_text(encoding="utf-8")
+    about = About(text, text, text, text, {text: text}, text)
+    return page.write_demo(found, about, folder).read_text(encoding="utf-8")
 
 
 def survey(text: str, folder: Path) -> str:
@@ -169,7 +172,7 @@ def survey(text: str, folder: Path) -> str:
         reasons=[text],
         taught=1,
     )
-    about = page.About(text, text, text, text, {text: text})
+    about = About(text, text, text, text, {text: text})
     return page.write_survey(found, about, folder).read_text(encoding="utf-8")
 
 

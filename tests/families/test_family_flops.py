@@ -23,7 +23,8 @@ from pore.cost.flops import model_flops
 from pore.engine.report import TowerWork
 from pore.errors import UnsupportedModelError
 from pore.evaluation.guided import Guiding
-from pore.evaluation.survey import Settings, lineup
+from pore.evaluation.results import SurveySettings
+from pore.evaluation.survey import lineup
 from pore.families.registry import family_of, shape_of
 from pore.methods.support import support
 
@@ -227,7 +228,7 @@ def test_a_survey_plans_what_a_family_takes() -> None:
     case = next(case for case in FIXED if case.name == "Gemma 3")
     model = case.model()
     planned, left_out = lineup(
-        model, Settings(keeps=(8,)), Guiding(model, None, max_new_tokens=4, itself=True)
+        model, SurveySettings(keeps=(8,)), Guiding(model, None, max_new_tokens=4, itself=True)
     )
     names = {name for name, limits in limits_of(model).items() if not limits}
     assert {pruner.name for _, pruner in planned} - {"SGL"} <= names
@@ -237,7 +238,9 @@ def test_a_survey_plans_what_a_family_takes() -> None:
 def test_a_survey_of_images_of_any_size_says_why_not() -> None:
     model = Qwen25VL().model()
     with pytest.raises(UnsupportedModelError, match="as many tokens as their size asks for"):
-        lineup(model, Settings(keeps=(8,)), Guiding(model, None, max_new_tokens=4, itself=True))
+        lineup(
+            model, SurveySettings(keeps=(8,)), Guiding(model, None, max_new_tokens=4, itself=True)
+        )
 
 
 def limits_of(model: Any) -> Any:

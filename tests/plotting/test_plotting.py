@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from pore import plotting
 from pore.bias.position_bias import PositionBias
 from pore.errors import InputError, PoreError
-from pore.plotting import accuracy
+from pore.plotting.places import _labels
 
 GRID = (4, 6)
 N = 24
@@ -131,7 +131,7 @@ def test_many_methods_get_a_panel_for_each_place() -> None:
 
 def test_labels_do_not_overlap() -> None:
     axis = Figure().subplots()
-    accuracy._labels(axis, [(5.0 + i / 10, 1.0, f"m{i}", "#000000") for i in range(8)], 2.0, 1.0)
+    _labels(axis, [(5.0 + i / 10, 1.0, f"m{i}", "#000000") for i in range(8)], 2.0, 1.0)
     heights = [text.xy[1] for text in axis.texts]
     assert min(np.diff(heights)) > 0.95
     assert np.mean(heights) == pytest.approx(5.35)
@@ -181,8 +181,8 @@ def test_kept_tokens_are_left_and_dropped_ones_fade() -> None:
     np.testing.assert_array_equal(averaged[0, 0], pixels[:16, :16].mean((0, 1)).astype(np.uint8))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["image", "a  ✓", "b  ✗", "c"]
-    notes = [axis.get_xlabel() for axis in figure.axes]
-    assert notes == ["", "2 of 24 tokens", "averaged to 2×3", "0 of 24 tokens"]
+    below = [axis.get_xlabel() for axis in figure.axes]
+    assert below == ["", "2 of 24 tokens", "averaged to 2×3", "0 of 24 tokens"]
 
 
 @pytest.mark.parametrize("index", [-1, 24])

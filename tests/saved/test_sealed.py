@@ -23,9 +23,9 @@ from pore.calibration.calibrating import calibrate
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
 from pore.errors import PoreError
-from pore.evaluation import survey
 from pore.evaluation.records import read_records, write_records
 from pore.evaluation.running import evaluate
+from pore.evaluation.store import Store, read_kept
 
 OLD = Path(__file__).parents[1] / "saved_by_0_1"
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -88,7 +88,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     several = calibrate(model, processor, samples, host=pore.PyramidDrop(4, (1, 2)), batch_size=4)
     outcomes = [evaluate(model, processor, samples, p) for p in (None, pore.FastV(4))]
     write_records(folder, [outcome.record() for outcome in outcomes])
-    store = survey._Store(folder / "answers", {"pore": "1"})
+    store = Store(folder / "answers", {"pore": "1"})
     store.save(None, outcomes[0].answers)
     (answers,) = (folder / "answers").iterdir()
     timing = folder / "timing.json"
@@ -100,7 +100,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
         "calibrations": Saved(several.save(folder / "host.json"), HostCalibration.load),
         "results": Saved(folder / "results.json", read_records),
         "answers": Saved(answers, lambda path: store.load(None, samples)),
-        "timing": Saved(timing, lambda path: survey._json(path).get("prefill_ms")),
+        "timing": Saved(timing, lambda path: read_kept(path).get("prefill_ms")),
     }
 
 

@@ -25,8 +25,8 @@ from pore.bench.results import (
     SpeedResult,
     Spread,
     Timing,
-    Workload,
 )
+from pore.bench.workload import Workload
 from pore.bias.position_bias import PositionBias
 from pore.bias.provenance import Provenance
 from pore.bias.stages import load_biases, save_biases
@@ -40,7 +40,7 @@ from pore.engine.pruner import Pruner
 from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome, compare
 from pore.evaluation.records import read_records, write_differences, write_records
-from pore.evaluation.store import _Store
+from pore.evaluation.store import Store
 
 OLD = Path(__file__).parents[1] / "saved_by_0_1b"
 PROFILES = sorted((OLD / "profiles").glob("*.json"))
@@ -227,8 +227,8 @@ def outcomes() -> list[Outcome]:
     return found
 
 
-def store_of(folder: Path, setting: dict[str, Any]) -> _Store:
-    return _Store(folder, {name: value for name, value in setting.items() if name != "method"})
+def store_of(folder: Path, setting: dict[str, Any]) -> Store:
+    return Store(folder, {name: value for name, value in setting.items() if name != "method"})
 
 
 def samples_of(path: Path) -> list[Sample]:

@@ -13,86 +13,65 @@ head give the first token; the others are decoded one by one, greedily, over the
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pore._compat.attention import attention_name
-from pore.bench.results import (
-    UNPRUNED,
-    CalibrationResult,
-    Progress,
-    SettingResult,
-    SpeedResult,
-    Spread,
-    Workload,
-)
-from pore.bench.runs import (
-    _LLAMA_LIKE,
-    Attainable,
-    _Clock,
-    _cuts,
-    _interleaved,
-    _no_gc,
-    _roofline,
-    _Runner,
-    _timing,
-    device_rates,
-)
-from pore.bench.setup import _now, build, hardware, versions
+from pore.bench.attainable import LLAMA_LIKE, Attainable, cuts_of
+from pore.bench.rates import device_rates, roofline
+from pore.bench.results import CalibrationResult, SettingResult, SpeedResult
+from pore.bench.runs import Progress, Runner, in_turn, interleaved, timing
+from pore.bench.setup import build, hardware, now, versions
+from pore.bench.workload import Asked, AskedWithAnswer, Workload, check_number
+from pore.calibration.reading import attention_rows, layer_stage
 from pore.cost.flops import model_flops
+from pore.cost.named import model_shape
 from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.families.registry import shape_of
 from pore.identity import names_of
+from pore.plotting.labels import UNPRUNED
 
-# -- what is asked for ------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def measure(
     model: nn.Module | str,
     pruners: Mapping[str, Pruner] | Sequence[Pruner],
     *,
-    batch_size: int = 1,
-    text_before: int = 35,
-    text_after: int = 20,
-    new_tokens: int = 16,
-    repeats: int = 10,
-    warmup: int = 2,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     attention: str | None = None,
-    seed: int = 0,
     attainable: bool = True,
     command: str | None = None,
     progress: Progress | None = None,
+    **workload: Unpack[AskedWithAnswer],
 ) -> SpeedResult:
     """Time a model unpruned and under pruners, in interleaved runs on random prompts of one image.
+
+        measure("llava-1024x12", [pore.FastV(keep=128)], batch_size=8, new_tokens=1)
 
     Args:
         model: A model, or the name of a shape to build with random weights.
         pruners: What to compare, by name, or in a sequence to be named after their settings.
-        batch_size: Prompts that run together.
-        text_before: Text tokens before the image.
-        text_after: Text tokens behind it, at least 1.
-        new_tokens: Tokens to generate for each prompt, the first included.
-        repeats: Timed runs of every setting.
-        warmup: Runs of every setting before, thrown away.
         device: Where to build a shape (default: CUDA if there, else the CPU).
         dtype: Of the weights of a shape (default: bfloat16 on CUDA, else float32).
         attention: Attention implementation of a shape (default: "sdpa").
-        seed: Seed of prompts and of random weights.
         attainable: Whether to time also the same lengths without pruning code, where the decoder is
             LLaMA-like.
         command: What the user typed, to be written into the result.
         progress: Called before every run with runs done, runs in all, and the setting's name.
+        **workload: Fields of `Workload` but `visual`, by name: batch_size (1), text_before (35),
+            text_after (20), new_tokens (16, at least 1), repeats (10), warmup (2) and seed (0),
+            which is also that of random weights.
 
     Returns:
         All measurements.
@@ -104,39 +83,15 @@ def measure(
         UnsupportedModelError: The sizes of the model are not known, or the shape is none.
         PoreError: A pruner does not fit the model.
     """
-    least = {
-        "batch_size": (batch_size, 1),
-        "text_before": (text_before, 0),
-        "text_after": (text_after, 1),
-        "new_tokens": (new_tokens, 1),
-        "repeats": (repeats, 1),
-        "warmup": (warmup, 0),
-    }
-    for name, (value, bound) in least.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-            raise InputError(f"{name} must be a whole number of at least {bound}, is {value!r}")
     named = _named(pruners)
-    if isinstance(model, str):
-        model = build(
-            model,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
-            attention=attention or "sdpa",
-            seed=seed,
-        )
-    elif device is not None or dtype is not None or attention is not None:
-        raise InputError(
-            "device, dtype and attention are for shapes; a loaded model has its own. Load it with "
-            "those you want to measure."
-        )
-    shape = shape_of(model.config)
-    workload = Workload(
-        batch_size, text_before, shape.image_tokens, text_after, new_tokens, repeats, warmup, seed
-    )
-    runner = _Runner(model, workload)
+    shape = model_shape(model) if isinstance(model, str) else shape_of(model.config)
+    work = Workload(visual=shape.image_tokens, **workload)
+    check_number("new_tokens", work.new_tokens, 1)
+    model = _loaded(model, device, dtype, attention, work.seed)
+    runner = Runner(model, work)
     decoder: Any = runner.family.decoder(model)
-    attainable = attainable and decoder.config.model_type in _LLAMA_LIKE
-    tokens = {UNPRUNED: (workload.prompt,) * shape.decoder.layers}
+    attainable = attainable and decoder.config.model_type in LLAMA_LIKE
+    tokens = {UNPRUNED: (work.prompt,) * shape.decoder.layers}
     costs = {UNPRUNED: model_flops(shape, tokens[UNPRUNED])}
     contexts: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
     contexts[UNPRUNED] = contextlib.nullcontext
@@ -144,80 +99,59 @@ def measure(
         tokens[name], costs[name] = runner.cost(pruner)
         contexts[name] = partial(pruner, model)
         if attainable:
-            cuts = _cuts(tokens[name], workload.prompt, runner.device)
-            contexts[_attainable(name)] = partial(Attainable, decoder, cuts)
-    samples = _interleaved(runner, contexts, progress)
+            where = cuts_of(tokens[name], work.prompt, runner.device)
+            contexts[_attainable(name)] = partial(Attainable, decoder, where)
+    runs = interleaved(runner, contexts, progress)
     rates = device_rates(runner.device, runner.dtype)
-
     settings = []
     for name, counts in tokens.items():
-        timing = _timing(samples[name])
-        chosen = named.get(name)
-        flops = costs[name]
-        ideal = samples.get(_attainable(name))
+        took, ideal = timing(runs[name]), runs.get(_attainable(name))
         settings.append(
             SettingResult(
                 name=name,
-                settings=_settings(chosen) if chosen else {},
+                settings=_settings(named[name]) if name in named else {},
                 tokens=counts,
-                flops=flops,
-                timing=timing,
-                attainable=_timing(ideal) if ideal else None,
-                roofline=_roofline(runner, rates, flops, timing),
+                flops=costs[name],
+                timing=took,
+                attainable=timing(ideal) if ideal else None,
+                roofline=roofline(runner, rates, costs[name], took),
             )
         )
     return SpeedResult(
         model=_model(model, shape, runner),
-        workload=workload,
+        workload=work,
         hardware=hardware(runner.device),
         versions=versions(),
         rates=rates,
         settings=tuple(settings),
         command=command,
-        date=_now(),
+        date=now(),
     )
 
 
 def measure_calibration(
-    model: nn.Module,
-    layer: int = 2,
-    *,
-    batch_size: int = 1,
-    text_before: int = 35,
-    text_after: int = 20,
-    repeats: int = 10,
-    warmup: int = 2,
-    seed: int = 0,
+    model: nn.Module, layer: int = 2, **workload: Unpack[Asked]
 ) -> CalibrationResult:
     """Time the forward that calibration makes of a batch, and a bare one of tower and K layers.
 
     Args:
         model: A model, as loaded or from `build`.
         layer: K, the 0-based index of the first layer to be pruned.
-        batch_size: Prompts in one forward.
-        text_before: Text tokens before the image.
-        text_after: Text tokens behind it, at least 1.
-        repeats: Timed runs of each, interleaved.
-        warmup: Runs of each before, thrown away.
-        seed: Seed of the prompts.
+        **workload: As in `measure`, but for `new_tokens`: nothing is generated.
 
     Returns:
         The measurements.
 
     Raises:
         BudgetError: The decoder has no such layer to prune.
-        InputError: The model lies on several devices.
+        InputError: A number is out of range, or the model lies on several devices.
         ModelStateError: The model is pruned.
         UnsupportedModelError: The sizes of the model are not known.
     """
-    from pore.calibration.reading import attention_rows, layer_stage
-
     shape = shape_of(model.config)
-    workload = Workload(
-        batch_size, text_before, shape.image_tokens, text_after, 0, repeats, warmup, seed
-    )
-    runner = _Runner(model, workload)
-    family, clock = runner.family, _Clock(runner.device)
+    work = Workload(visual=shape.image_tokens, new_tokens=0, **workload)
+    runner = Runner(model, work)
+    family = runner.family
     check_layer(layer, family, model)
     decoder: Any = family.decoder(model)
 
@@ -229,31 +163,42 @@ def measure_calibration(
         finally:
             config.num_hidden_layers = count
 
-    works: tuple[Callable[[], object], ...] = (
-        partial(attention_rows, model, runner.inputs, [layer_stage(layer)]),
-        bare,
-    )
-    took: tuple[list[float], ...] = ([], [])
-    with torch.inference_mode():
-        for number in range(warmup + repeats):
-            gc.collect()
-            for times, work in zip(took, works, strict=True):
-                with _no_gc():
-                    start = clock.now()
-                    work()
-                    end = clock.now()
-                if number >= warmup:
-                    times.append(end - start)
+    calibration = partial(attention_rows, model, runner.inputs, [layer_stage(layer)])
+    took = in_turn((calibration, bare), runner)
     return CalibrationResult(
         model=_model(model, shape, runner),
-        workload=workload,
+        workload=work,
         hardware=hardware(runner.device),
         versions=versions(),
         layer=layer,
-        calibration=Spread(tuple(took[0])),
-        attainable=Spread(tuple(took[1])),
-        date=_now(),
+        calibration=took[0],
+        attainable=took[1],
+        date=now(),
     )
+
+
+def _loaded(
+    model: nn.Module | str,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    attention: str | None,
+    seed: int,
+) -> nn.Module:
+    """The model, built if it is the name of a shape."""
+    if isinstance(model, str):
+        return build(
+            model,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
+            attention=attention or "sdpa",
+            seed=seed,
+        )
+    if device is not None or dtype is not None or attention is not None:
+        raise InputError(
+            "device, dtype and attention are for shapes; a loaded model has its own. Load it with "
+            "those you want to measure."
+        )
+    return model
 
 
 def _attainable(name: str) -> str:
@@ -295,7 +240,7 @@ def _label(pruner: Pruner) -> str:
     return f"{pruner.name}({', '.join(parts)})"
 
 
-def _model(model: nn.Module, shape: ModelShape, runner: _Runner) -> dict[str, Any]:
+def _model(model: nn.Module, shape: ModelShape, runner: Runner) -> dict[str, Any]:
     decoder: Any = runner.family.decoder(model)
     weights = list(model.parameters())
     return {

@@ -1,28 +1,19 @@
-"""What a benchmark measured, and the table of it."""
+"""What a benchmark measured."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pore._files import write_atomic
 from pore._saved.seals import seal
+from pore.bench.workload import Workload
 from pore.cost.flops import Flops
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
-Progress = Callable[[int, int, str], None]
-
-
-UNPRUNED = "unpruned"
 
 
 @dataclass(frozen=True)
@@ -175,36 +166,6 @@ class SettingResult:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What every run does.
-
-    Attributes:
-        batch_size: Prompts that run together.
-        text_before: Text tokens before the image.
-        visual: Visual tokens.
-        text_after: Text tokens behind it.
-        new_tokens: Tokens generated for each prompt, the first included.
-        repeats: Timed runs of every setting.
-        warmup: Runs of every setting before, thrown away.
-        seed: Seed of token ids and pixels.
-    """
-
-    batch_size: int
-    text_before: int
-    visual: int
-    text_after: int
-    new_tokens: int
-    repeats: int
-    warmup: int
-    seed: int
-
-    @property
-    def prompt(self) -> int:
-        """Tokens of one prompt."""
-        return self.text_before + self.visual + self.text_after
-
-
-@dataclass(frozen=True)
 class SpeedResult:
     """A comparison: settings of one model, on one machine, of one workload.
 
@@ -330,72 +291,3 @@ class CalibrationResult:
             The path written.
         """
         return write_atomic(path, json.dumps(seal(self.to_dict()), indent=2) + "\n")
-
-
-# -- showing ----------------------------------------------------------------------------------
-
-
-def table(result: SpeedResult) -> Table:
-    """A result as a table for the terminal.
-
-    Args:
-        result: What `measure` returned.
-
-    Returns:
-        One row for each setting; times are medians with quartiles.
-    """
-    from rich.table import Table
-
-    from pore._text import cell
-
-    model, work = result.model, result.workload
-    title = (
-        f"{model['name']}, {model['dtype']}, {model['attention']}, batch {work.batch_size}, "
-        f"{work.text_before} + {work.visual} + {work.text_after} tokens, "
-        f"{result.hardware.get('gpu', result.hardware['cpu'])}"
-    )
-    caption = f"medians (and quartiles) in ms, of {work.repeats} interleaved runs"
-    shown = Table(title=cell(title), caption=caption)
-    shown.add_column("setting", overflow="fold")
-    shown.add_column("tokens", justify="right", no_wrap=True)
-    for header in (
-        "TFLOPs",
-        "prefill",
-        "speed-up",
-        "x attainable",
-        "first token",
-        "decode, a token",
-        "cache, MiB",
-        "peak, MiB",
-    ):
-        shown.add_column(header, justify="right")
-    unpruned = result.settings[0].timing
-    for setting in result.settings:
-        timing, ideal = setting.timing, setting.attainable
-        peak = timing.peak_memory
-        shown.add_row(
-            cell(setting.name),
-            _steps(setting.tokens),
-            f"{setting.flops.total / 1e12:.3g}",
-            _cell(timing.prefill),
-            _cell(unpruned.prefill.over(timing.prefill), 2),
-            "-" if ideal is None else _cell(timing.prefill.over(ideal.prefill), 3),
-            _cell(timing.ttft),
-            "-" if timing.decode is None else _cell(timing.decode),
-            f"{timing.cache / 2**20:,.1f}",
-            "-" if peak is None else f"{peak / 2**20:,.0f}",
-        )
-    return shown
-
-
-def _cell(spread: Spread, digits: int = 1) -> str:
-    return f"{spread.median:.{digits}f}\n({spread.q1:.{digits}f}-{spread.q3:.{digits}f})"
-
-
-def _steps(tokens: Sequence[int]) -> str:
-    """Tokens by layer, a line for each number: `611`, `163 from 2`."""
-    parts = [str(tokens[0])]
-    for layer in range(1, len(tokens)):
-        if tokens[layer] != tokens[layer - 1]:
-            parts.append(f"{tokens[layer]} from {layer}")
-    return "\n".join(parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import inspect
 import os
 import platform
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pore._compat.making import random_model
-from pore.bench.results import Workload
+from pore.bench.workload import Workload
 from pore.cost.named import llava_config
 from pore.errors import InputError
 from pore.families.registry import family_of
@@ -75,7 +74,7 @@ def build(
     return result
 
 
-def _inputs(
+def random_inputs(
     model: nn.Module, workload: Workload, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Random prompts of one length: text, one image, text."""
@@ -97,12 +96,9 @@ def _inputs(
     # The mask is made for all tokens to come, and each step takes its beginning.
     mask = torch.ones(rows, workload.prompt + workload.new_tokens, dtype=torch.long)
     family = family_of(model)
-    named = inspect.signature(family.base(model).forward).parameters
-    # Video-LLaVA calls them so in older versions of transformers.
-    images = "pixel_values_images" if "pixel_values_images" in named else "pixel_values"
     made = {
         "input_ids": ids.to(device),
-        images: pixels.to(device, dtype),
+        family.pixels_name(model): pixels.to(device, dtype),
         "attention_mask": mask.to(device),
     }
     types = family.token_types
@@ -114,7 +110,8 @@ def _inputs(
 # -- where it was measured --------------------------------------------------------------------
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -156,10 +153,10 @@ def _cpu() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that took part, those not installed left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in ("pore-vlm", "torch", "transformers", "flash-attn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
     if torch.version.cuda is not None:
-        found["cuda"] = torch.version.cuda
-    return found
+        installed["cuda"] = torch.version.cuda
+    return installed

@@ -30,6 +30,7 @@ class Pruner(ABC):
         draws: Whether it chooses by chance.
         reads_positions: Whether its scores change with the numbers that positions have, so that
             left padding, if it is counted, changes them.
+        guided: Whether it ranks by what another model saw; `usual` then takes that one's `guide`.
         registry: Every method by name.
     """
 
@@ -39,6 +40,7 @@ class Pruner(ABC):
     experimental: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     reads_positions: ClassVar[bool] = False
+    guided: ClassVar[bool] = False
     registry: ClassVar[dict[str, type[Pruner]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -38,7 +38,7 @@ class Skipped(NamedTuple):
 
 
 def listed(skipped: Sequence[Skipped]) -> str:
-    """Some of the samples that could not be asked, as a sentence after another."""
+    """What follows a message, such as " Skipped: a: no answer"; nothing where none was skipped."""
     if not skipped:
         return ""
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
@@ -48,8 +48,8 @@ def listed(skipped: Sequence[Skipped]) -> str:
 class Batches:
     """Model inputs of samples in batches, made once and used by one method after the other.
 
-    Where transformers takes image features for pixels (`mm_encoder_outputs`), the vision tower too
-    runs once per image; the decoder gets the very features that it would have computed.
+    Where the model takes image features in place of pixels (`mm_encoder_outputs`), the vision tower
+    too runs once per image, and the decoder gets the very features that it would have computed.
 
     Args:
         model: The model that the inputs are for.
@@ -96,7 +96,7 @@ class Batches:
         self.skipped: dict[int, Skipped] = {}
         for number, sample in enumerate(self.samples):
             if sample.answer is None:
-                self._note(number, f"Sample {sample.id!r} has no answer to compare with.")
+                self._leave_out(number, f"Sample {sample.id!r} has no answer to compare with.")
         self._check()
 
     def __len__(self) -> int:
@@ -131,7 +131,7 @@ class Batches:
             self.model, self.processor, [self.samples[number] for number in numbers]
         )
         for place, reason in bad.items():
-            self._note(numbers[place], reason)
+            self._leave_out(numbers[place], reason)
         self._check()
         return self._hold(self._inputs, i, made)
 
@@ -178,12 +178,12 @@ class Batches:
         Raises:
             InputError: More samples are bad than are put up with.
         """
-        self._note(number, reason)
+        self._leave_out(number, reason)
         for where in (self._inputs, self._encoded):
             self._drop(where, number // self.batch_size)
         self._check()
 
-    def _note(self, number: int, reason: str) -> None:
+    def _leave_out(self, number: int, reason: str) -> None:
         name = self.samples[number].id
         self.skipped[number] = Skipped(number, name, reason)
         _log.warning("Skipped the sample %s: %s", name, reason)
@@ -275,7 +275,7 @@ def conditions(model: Any, processor: Any) -> dict[str, Any]:
     """
     template = prompt_template(processor)
     generation = model.generation_config.to_dict()
-    found = {
+    conditions = {
         **identity(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "generation": {k: v for k, v in generation.items() if k != "transformers_version"},
@@ -283,4 +283,4 @@ def conditions(model: Any, processor: Any) -> dict[str, Any]:
         "template": template,
         "tokens": processor.tokenizer(template)["input_ids"],
     }
-    return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(conditions, default=str))  # type: ignore[no-any-return]

@@ -6,8 +6,9 @@ the layer, the budgets and the form of P are given beforehand, and what comes ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,25 @@ import numpy as np
 from PIL import Image
 
 from pore import plotting
-from pore.bias.curve import Kind
 from pore.bias.position_bias import PositionBias
 from pore.calibration.calibrating import calibrate
 from pore.calibration.sums import Calibration
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
-from pore.evaluation import page
 from pore.evaluation.batches import Batches
 from pore.evaluation.outcome import Answer, Difference, Outcome, common, compare
+from pore.evaluation.page import write_demo
 from pore.evaluation.records import write_differences, write_records
+from pore.evaluation.results import About, DemoResult, DemoSettings, Example
 from pore.evaluation.reweighting import rope_bias
-from pore.evaluation.running import Told, Work, cost, evaluate, time_prefill
+from pore.evaluation.running import evaluate, time_some, timed_samples
+from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import family_of
 from pore.methods.downsample import Downsample, coarse_grid, fair_cells
 from pore.methods.fastv import FastV
 from pore.methods.random import Random
 from pore.plotting.labels import budget_label
-
-_TIMED_BATCH = 8
-
-
-_TIMED_ROUNDS = 5
-
 
 _ROPE_SAMPLES = 64
 
@@ -46,70 +42,8 @@ _ROPE_SAMPLES = 64
 _LONGEST_ANSWER = 8
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the demo is to do.
-
-    Attributes:
-        layer: K, the first pruned layer.
-        keeps: The budgets, as `keep` of a method.
-        kind: Form of P.
-        batch_size: Questions of a batch.
-        seed: Seed of Random and of the bootstrap.
-        example_keep: The budget that examples are drawn at; one of `keeps`.
-        max_bad: Share of bad samples to put up with, as in `calibrate` and `Batches`.
-    """
-
-    layer: int = 2
-    keeps: tuple[int | float, ...] = (0.5, 0.25, 0.222, 0.1)
-    kind: Kind = "exponential"
-    batch_size: int = 32
-    seed: int = 0
-    example_keep: int | float = 0.25
-    max_bad: float = 0.01
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question with what methods kept of its image.
-
-    Attributes:
-        title: Why it is shown.
-        path: The picture.
-    """
-
-    title: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the demo found.
-
-    Attributes:
-        settings: What it was asked to do.
-        calibration: Ā and how it came about.
-        bias: P.
-        rope: The data-free prior.
-        outcomes: The unpruned model first, then by budget.
-        differences: Every other method against FastV, budget by budget.
-        examples: Pictures of what is kept.
-        report: The report.
-    """
-
-    settings: Settings
-    calibration: Calibration
-    bias: PositionBias
-    rope: PositionBias
-    outcomes: tuple[Outcome, ...]
-    differences: tuple[Difference, ...]
-    examples: tuple[Example, ...]
-    report: Path
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """The records of `results.json`."""
-        return [outcome.record() for outcome in self.outcomes]
+# Costs of one sample beside the unpruned model's 1, for the progress bar only.
+_CALIBRATION_COST, _TIMED_COST = 0.4, 0.8
 
 
 def run(
@@ -119,10 +53,10 @@ def run(
     calibration: Sequence[Sample],
     test: Sequence[Sample],
     out: Path,
-    settings: Settings,
-    about: page.About,
+    settings: DemoSettings,
+    about: About,
     progress: Told | None = None,
-) -> Result:
+) -> DemoResult:
     """Calibrate, fit, prune and ask, and write everything into a folder.
 
     Files are written whole or not at all, each as soon as its content is there.
@@ -138,7 +72,7 @@ def run(
         progress: Told what is being done.
 
     Returns:
-        What was found.
+        What it found.
 
     Raises:
         PoreError: The model, samples or settings do not fit.
@@ -149,56 +83,23 @@ def run(
         raise InputError("The demo needs a model whose images all have one grid.")
     visual, layers = grid[0] * grid[1], len(family_of(model).layers(model))
     even = PositionBias.exponential(0.0, visual)
-    planned = [pruner for _, pruner in lineup(settings, even, even, grid)]
-    work = Work(_all_work(planned, len(calibration), len(test), visual, layers), progress)
+    each = partial(cost, visual=visual, layers=layers)
+    costs = [each(pruner) for _, pruner in lineup(settings, even, even, grid)]
+    work = Work(_all_work(costs, len(calibration), len(test)), progress)
 
     batches = Batches(
         model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
     )
     batches.sift()
-
     work.start("measuring the position bias")
-    measured = calibrate(
-        model,
-        processor,
-        work.through(calibration, _CALIBRATION_COST),
-        settings.layer,
-        batch_size=settings.batch_size,
-        max_bad=settings.max_bad,
-        progress=False,
-        source=about.calibration,
-    )
-    bias = measured.fit(settings.kind)
+    samples = work.through(calibration, _CALIBRATION_COST)
+    measured, bias = _measure(model, processor, samples, out, settings, about.calibration)
     rope = rope_bias(model, processor, calibration[:_ROPE_SAMPLES])
-    measured.save(out / "calibration.json")
-    bias.save(out / "profile.json")
-    plotting.save(plotting.figure1(measured.mean, bias), out / "figure1.png")
-    plotting.save(plotting.figure2(measured.mean, bias, measured.sem), out / "figure2.png")
-
-    outcomes = []
-    methods = lineup(settings, bias, rope, grid)
-    for keep, pruner in methods:
-        work.start(_doing(keep, pruner))
-        answered = evaluate(
-            model,
-            processor,
-            batches,
-            pruner,
-            max_new_tokens=_LONGEST_ANSWER,
-            progress=work.done(cost(pruner, visual, layers)),
-        )
-        outcomes.append(replace(answered, budget=keep))
-    outcomes = common(outcomes)
+    planned = lineup(settings, bias, rope, grid)
+    outcomes = _ask(model, processor, batches, planned, work, each)
     work.start("timing the prefill, methods in turns")
-    timed = Batches(model, processor, batches.good[:_TIMED_BATCH], batch_size=_TIMED_BATCH)
-    times = time_prefill(
-        model,
-        timed,
-        [pruner for _, pruner in methods],
-        count=1,
-        rounds=_TIMED_ROUNDS,
-        progress=work.done(_TIMED_COST),
-    )
+    pruners = [outcome.pruner for outcome in outcomes]
+    times = time_some(model, processor, batches.good, pruners, work.done(_TIMED_COST))
     outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
     differences = tuple(_differences(outcomes, settings))
     records = [outcome.record() for outcome in outcomes]
@@ -207,24 +108,74 @@ def run(
     plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
 
     work.start("drawing examples and the report")
-    examples = tuple(_examples(processor, batches.good, outcomes, settings, grid, out / "examples"))
-    result = Result(
-        settings,
-        measured,
-        bias,
-        rope,
-        tuple(outcomes),
-        differences,
-        examples,
-        out / "report.html",
+    result = DemoResult(
+        settings=settings,
+        calibration=measured,
+        bias=bias,
+        rope=rope,
+        outcomes=tuple(outcomes),
+        differences=differences,
+        examples=tuple(_examples(processor, batches.good, outcomes, settings, grid, out)),
+        report=out / "report.html",
     )
-    page.write(result, about, out)
+    write_demo(result, about, out)
     work.finish()
     return result
 
 
+def _measure(
+    model: Any,
+    processor: Any,
+    samples: Iterable[Sample],
+    out: Path,
+    settings: DemoSettings,
+    source: str,
+) -> tuple[Calibration, PositionBias]:
+    """Ā and P, saved and drawn."""
+    measured = calibrate(
+        model,
+        processor,
+        samples,
+        settings.layer,
+        batch_size=settings.batch_size,
+        max_bad=settings.max_bad,
+        progress=False,
+        source=source,
+    )
+    bias = measured.fit(settings.kind)
+    measured.save(out / "calibration.json")
+    bias.save(out / "profile.json")
+    plotting.save(plotting.figure1(measured.mean, bias), out / "figure1.png")
+    plotting.save(plotting.figure2(measured.mean, bias, measured.sem), out / "figure2.png")
+    return measured, bias
+
+
+def _ask(
+    model: Any,
+    processor: Any,
+    batches: Batches,
+    planned: Sequence[tuple[int | float | None, Pruner | None]],
+    work: Work,
+    each: Callable[[Pruner | None], float],
+) -> list[Outcome]:
+    """What came of every setting, over the questions that all of them were asked."""
+    outcomes = []
+    for keep, pruner in planned:
+        work.start(_doing(keep, pruner))
+        answered = evaluate(
+            model,
+            processor,
+            batches,
+            pruner,
+            max_new_tokens=_LONGEST_ANSWER,
+            progress=work.done(each(pruner)),
+        )
+        outcomes.append(replace(answered, budget=keep))
+    return common(outcomes)
+
+
 def lineup(
-    settings: Settings, bias: PositionBias, rope: PositionBias, grid: tuple[int, int]
+    settings: DemoSettings, bias: PositionBias, rope: PositionBias, grid: tuple[int, int]
 ) -> list[tuple[int | float | None, Pruner | None]]:
     """Everything that is compared: the unpruned model, then five methods at every budget.
 
@@ -255,22 +206,13 @@ def _doing(keep: int | float | None, pruner: Pruner | None) -> str:
     return f"asking: {name}" + ("" if keep is None else f", {budget_label(keep)}")
 
 
-# Costs of one sample beside the unpruned model's 1, for the progress bar only.
-_CALIBRATION_COST = 0.4
+def _all_work(costs: Sequence[float], calibration: int, test: int) -> float:
+    """All that is to be done, in units of asking the unpruned model a question."""
+    timed = timed_samples(test, len(costs)) * _TIMED_COST
+    return calibration * _CALIBRATION_COST + test * sum(costs) + timed
 
 
-_TIMED_COST = 0.8
-
-
-def _all_work(
-    pruners: Sequence[Pruner | None], calibration: int, test: int, visual: int, layers: int
-) -> float:
-    asked = test * sum(cost(pruner, visual, layers) for pruner in pruners)
-    timed = min(test, _TIMED_BATCH) * (_TIMED_ROUNDS + 1) * len(pruners)
-    return calibration * _CALIBRATION_COST + asked + timed * _TIMED_COST
-
-
-def _differences(outcomes: Sequence[Outcome], settings: Settings) -> Iterator[Difference]:
+def _differences(outcomes: Sequence[Outcome], settings: DemoSettings) -> Iterator[Difference]:
     """Every method against plain FastV at its budget; outcomes come in the order of `lineup`."""
     pruned = outcomes[1:]
     size = len(pruned) // len(settings.keeps)
@@ -301,9 +243,9 @@ def _examples(
     processor: Any,
     asked: Sequence[Sample],
     outcomes: Sequence[Outcome],
-    settings: Settings,
+    settings: DemoSettings,
     grid: tuple[int, int],
-    folder: Path,
+    out: Path,
 ) -> Iterator[Example]:
     """The first question of every kind, and the first ones on which FastV and PoRe disagree."""
     number = settings.keeps.index(settings.example_keep)
@@ -318,8 +260,8 @@ def _examples(
         ((True, False), "the first questions that only plain FastV gets right"),
     ):
         pairs = zip(host.right, reweighted.right, strict=True)
-        found = [i for i, pair in enumerate(pairs) if pair == wanted and i not in chosen]
-        chosen |= dict.fromkeys(found[:2], title)
+        matching = [i for i, pair in enumerate(pairs) if pair == wanted and i not in chosen]
+        chosen |= dict.fromkeys(matching[:2], title)
     for count, (i, title) in enumerate(chosen.items(), 1):
         panels = [_panel(outcome, outcome.answers[i], grid) for outcome in shown]
         sample = asked[i]
@@ -329,7 +271,7 @@ def _examples(
             grid,
             title=f"{sample.question}  →  {sample.answer}",
         )
-        yield Example(title, plotting.save(figure, folder / f"{count:02}.png", dpi=120))
+        yield Example(title, plotting.save(figure, out / "examples" / f"{count:02}.png", dpi=120))
 
 
 def _panel(outcome: Outcome, answer: Answer, grid: tuple[int, int]) -> plotting.Panel:

@@ -1,4 +1,4 @@
-"""SGL in an evaluation: a guide belongs to one batch, so the method is made batch by batch."""
+"""SGL in an evaluation: a guide is of one batch, so each batch is pruned with its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 from pore.bias.provenance import Provenance
 from pore.calibration.calibrating import calibrate_guide
 from pore.calibration.sums import Calibration
-from pore.cost.shapes import ModelShape
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
@@ -60,8 +59,8 @@ class Guiding:
     @property
     def conditions(self) -> dict[str, Any]:
         """What its guides depend on beside the samples, as JSON gives it back."""
-        found = conditions(self.model, self.processor)
-        return {**found, "max_new_tokens": self.max_new_tokens}
+        own = conditions(self.model, self.processor)
+        return {**own, "max_new_tokens": self.max_new_tokens}
 
     @property
     def looks_at(self) -> list[int]:
@@ -83,18 +82,6 @@ class Guiding:
                     "tokens."
                 )
 
-    def usual(self, keep: int | float, shape: ModelShape) -> SGL:
-        """SGL guided by this model, as its authors set it up, scaled to the depth of the other.
-
-        Args:
-            keep: As in `SGL`.
-            shape: Sizes of the model that is pruned.
-
-        Returns:
-            The method.
-        """
-        return SGL(keep, layer=int(0.4 * shape.decoder.layers), guide=self)
-
     def guide(self, batches: Batches, i: int) -> Guide | None:
         """The guide of a batch, made once.
 
@@ -110,15 +97,15 @@ class Guiding:
             PoreError: The model cannot answer, see `pore.guide`; or too many samples are bad.
         """
         made = self._guides.setdefault(batches, {})
-        numbers, found = made.get(i, ([], None))
-        if found is None or numbers != batches.numbers(i):
+        numbers, of_batch = made.get(i, ([], None))
+        if of_batch is None or numbers != batches.numbers(i):
             with torch.inference_mode():
                 inputs = self._inputs(batches, i)
                 if not inputs:
                     return None
-                found = guide(self.model, inputs, max_new_tokens=self.max_new_tokens)
-            made[i] = batches.numbers(i), found
-        return found
+                of_batch = guide(self.model, inputs, max_new_tokens=self.max_new_tokens)
+            made[i] = batches.numbers(i), of_batch
+        return of_batch
 
     def _inputs(self, batches: Batches, i: int) -> dict[str, Any]:
         """What this model is asked of a batch."""
@@ -150,7 +137,7 @@ class Guiding:
 
 
 def guiding_of(pruner: Pruner | None) -> Guiding | None:
-    """What guides a method through its batches, if anything does."""
+    """The model that guides a method, batch by batch, if one does."""
     guiding = pruner.guide if isinstance(pruner, SGL) else None
     return guiding if isinstance(guiding, Guiding) else None
 
@@ -158,7 +145,10 @@ def guiding_of(pruner: Pruner | None) -> Guiding | None:
 def stretches(
     pruner: Pruner | None, batches: Batches, numbers: Sequence[int]
 ) -> Iterator[tuple[Pruner | None, Sequence[int]]]:
-    """What prunes which batches: a method all of them, a guided one each with a guide of its own.
+    """Pruners to enter, each with the batches that it prunes.
+
+    Most methods prune all batches in one `with` block; a guided one gets the guide of a batch
+    before it, and prunes that batch alone.
 
     Args:
         pruner: The method, or None for the unpruned model.

@@ -207,7 +207,7 @@ def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """
     skipped = {one.number: one for outcome in outcomes for one in outcome.skipped}
     together = tuple(skipped[number] for number in sorted(skipped))
-    found = []
+    over_the_same = []
     for outcome in outcomes:
         own = {one.number for one in outcome.skipped}
         numbers = (i for i in range(len(outcome.answers) + len(own)) if i not in own)
@@ -215,8 +215,8 @@ def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
         answers = tuple(answer for number, answer in pairs if number not in skipped)
         if outcome.answers and not answers:
             raise InputError(f"No question was asked by every method.{listed(together)}")
-        found.append(replace(outcome, answers=answers, skipped=together))
-    return found
+        over_the_same.append(replace(outcome, answers=answers, skipped=together))
+    return over_the_same
 
 
 @dataclass(frozen=True)
@@ -236,10 +236,10 @@ class Difference:
     third: str | None = None
 
     def __str__(self) -> str:
-        found = self.paired
+        paired = self.paired
         return (
             f"{budget_label(self.second.keep)}: {self.second.label} − {self.first.label} = "
-            f"{points(found.difference)} points {self.interval}, p = {found.p:.2g}"
+            f"{points(paired.difference)} points {self.interval}, p = {paired.p:.2g}"
         )
 
     @property
@@ -249,7 +249,7 @@ class Difference:
 
     def record(self) -> dict[str, Any]:
         """The difference as one record of `differences.json`."""
-        found = self.paired
+        paired = self.paired
         return {
             "keep": self.second.keep,
             "method": self.second.method,
@@ -258,12 +258,12 @@ class Difference:
             "third": self.third,
             "looks_at": self.second.looks_at,
             "guide": self.second.guide,
-            "difference": found.difference,
-            "ci": list(found.ci),
-            "won": found.gained,
-            "lost": found.lost,
-            "p_mcnemar": found.p,
-            "n": found.n,
+            "difference": paired.difference,
+            "ci": list(paired.ci),
+            "won": paired.gained,
+            "lost": paired.lost,
+            "p_mcnemar": paired.p,
+            "n": paired.n,
         }
 
 

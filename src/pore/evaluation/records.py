@@ -1,28 +1,20 @@
-"""Results as files and as a table."""
+"""Results as files."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pore._files import shown, write_atomic
 from pore._saved.parsing import read_json
 from pore._saved.seals import check, sealed_list
-from pore._text import cell, for_csv
+from pore._text import for_csv
 from pore.errors import InputError
-from pore.methods.registry import methods
-from pore.plotting.labels import UNPRUNED, budget_label, label
-
-if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
-    from pore.evaluation.outcome import Difference
-
+from pore.evaluation.outcome import Difference
 
 Record = Mapping[str, Any]
 
@@ -111,10 +103,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "accuracy_by_kind": _shares,
     "accuracy_by_third": _shares,
     "n": lambda value: type(value) is int and 1 <= value <= _LARGEST,
-    "skipped": lambda value: _list(
-        value,
-        lambda one: isinstance(one, dict) and all(_text(one.get(k)) for k in ("id", "reason")),
-    ),
+    "skipped": lambda value: _list(value, _skip),
     "tokens_after": _number,
     "mean_tokens": _or_none(_number),
     "acts_in": _or_none(_text),
@@ -178,13 +167,13 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
     """
     name = shown(path)
     try:
-        found = read_json(path, _MAX_BYTES)
+        listed = read_json(path, _MAX_BYTES)
     except ValueError as error:
         raise InputError(f"{name} holds no results, or is damaged: {error}") from error
-    if not isinstance(found, list) or not found:
+    if not isinstance(listed, list) or not listed:
         raise InputError(f"{name} holds no list of results.")
     records: list[Record] = []
-    for number, record in enumerate(found, 1):
+    for number, record in enumerate(listed, 1):
         if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
             raise InputError(f"{name} has a result without all of {', '.join(FIELDS)}.")
         records.append({field: (_LATER | record)[field] for field in FIELDS})
@@ -230,140 +219,3 @@ def to_csv(records: Iterable[Record]) -> str:
     for row in rows:
         writer.writerow(for_csv(row.get(column)) for column in columns)
     return buffer.getvalue()
-
-
-def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Records by budget, in order of first appearance."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        unpruned = record["method"] == UNPRUNED
-        name = "all visual tokens" if unpruned else budget_label(record["keep"])
-        found.setdefault(name, []).append(record)
-    return list(found.items())
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with one decimal, without its sign."""
-    return f"{100 * share:.1f}"
-
-
-def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
-    """A number in a unit, "?" where it is not known."""
-    return "?" if value is None else f"{value / unit:.{digits}g}"
-
-
-def tokens(value: float) -> str:
-    """A mean number of tokens: whole where it is."""
-    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
-
-
-def interval(record: Record) -> str:
-    """A record's 95 % interval in percent, such as "[0.0, 17.7]", for it is not symmetric."""
-    return f"[{', '.join(map(percent, record['ci']))}]"
-
-
-def skips(records: Sequence[Record]) -> list[str]:
-    """Which samples no method was asked, as a sentence; nothing where all of them were asked."""
-    skipped = records[0]["skipped"]
-    if not skipped:
-        return []
-    some = "; ".join(f"{one['id']} ({one['reason']})" for one in skipped[:5])
-    more = f"; and {len(skipped) - 5} more, named in results.json" if len(skipped) > 5 else ""
-    count = len(skipped) + records[0]["n"]
-    return [f"{len(skipped)} of {count} samples are bad and left out of everything: {some}{more}"]
-
-
-def columns(records: Sequence[Record], field: str) -> list[str]:
-    """The groups that records tell accuracy of, in order of first appearance."""
-    return list(dict.fromkeys(group for record in records for group in record[field]))
-
-
-PARTS = ("cost", "accuracy", "kinds", "thirds")
-
-
-"""The groups of columns of the table."""
-
-
-TAUGHT, EXPERIMENTAL, GUIDED = "†", "‡", "§"
-
-
-"""Marks: of methods that look at attention better than a real model's, of those that were built
-from a paper's description, and of those that a model guides, whose cost is not counted."""
-
-
-def marks(record: Record, taught: int | None = None) -> str:
-    """The marks of a method in a table, with a space before them.
-
-    Args:
-        record: A record of the method.
-        taught: The decoder layer from which on attention is better than a real model's, if any.
-
-    Returns:
-        The marks, or nothing.
-    """
-    kind = methods().get(record["method"])
-    found = TAUGHT if taught is not None and max(record["looks_at"], default=-1) >= taught else ""
-    found += EXPERIMENTAL if kind is not None and kind.experimental else ""
-    found += GUIDED if record.get("guide") else ""
-    return found and f" {found}"
-
-
-def table(
-    records: Sequence[Record],
-    *,
-    title: str | None = None,
-    parts: Collection[str] = PARTS,
-    taught: int | None = None,
-) -> Table:
-    """Results in the manner of the paper's Table 1: a block of methods for each budget.
-
-    Args:
-        records: What `Outcome.record` gives.
-        title: Title of the table.
-        parts: Which of `PARTS` to show: tokens, FLOPs and time; accuracy; accuracy by kind of
-            question; accuracy by third of the image. Also "mean": tokens averaged over layers.
-        taught: As in `marks`.
-
-    Returns:
-        A table to print with rich.
-    """
-    from rich import box
-    from rich.table import Table
-
-    kinds = columns(records, "accuracy_by_kind") if "kinds" in parts else []
-    thirds = columns(records, "accuracy_by_third") if "thirds" in parts else []
-    heading = None if title is None else cell(title)
-    made = Table(title=heading, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    made.add_column("method", no_wrap=True)
-    for name in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
-        made.add_column(name, justify="right", no_wrap=True)
-    if "mean" in parts:
-        made.add_column("mean", justify="right", no_wrap=True)
-    if "accuracy" in parts:
-        made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
-    for name in (*kinds, *thirds):
-        short = name if len(name) <= 6 else f"{name[:5]}."
-        made.add_column(cell(short), justify="right", no_wrap=True)
-    for budget, block in groups(records):
-        made.add_section()
-        made.add_row(cell(budget, "bold"))
-        for record in block:
-            name = f"  {label(record['method'], record['reweight'])}{marks(record, taught)}"
-            cells: list[str | Text] = [cell(name)]
-            if "cost" in parts:
-                cells.append(tokens(record["tokens_after"]))
-                cells.append(number(record["flops"], 1e9))
-                cells.append(number(record["prefill_ms"]))
-            if "mean" in parts:
-                cells.append(number(record["mean_tokens"]))
-            if "accuracy" in parts:
-                cells.append(cell(f"{percent(record['accuracy'])} {interval(record)}"))
-            cells += (share(record["accuracy_by_kind"], kind) for kind in kinds)
-            cells += (share(record["accuracy_by_third"], third) for third in thirds)
-            made.add_row(*cells)
-    return made
-
-
-def share(shares: Mapping[str, float], group: str) -> str:
-    """Accuracy of a group as a percentage, "-" where it was asked nothing."""
-    return percent(shares[group]) if group in shares else "-"

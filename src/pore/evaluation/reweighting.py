@@ -11,6 +11,7 @@ from pore.bias.position_bias import PositionBias
 from pore.bias.profiles import available, published
 from pore.bias.stages import load_biases
 from pore.calibration.reading import attention_stages
+from pore.data.prompts import processor_settings, prompt_template
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
@@ -50,6 +51,38 @@ def load_bias(name: str) -> tuple[PositionBias, ...]:
     return (published(host=host, benchmark=benchmark),)
 
 
+def biases_named(
+    name: str | None,
+    allow: Sequence[str],
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+) -> Sequence[PositionBias] | None:
+    """P by name, if it was measured with this processor and template; methods check the rest.
+
+    Args:
+        name: What `load_bias` takes, or "rope"; None for no bias.
+        allow: Conditions that may be others than those that it was measured under.
+        model: The model that it is for.
+        processor: Its processor.
+        samples: Some samples, which the RoPE prior is made of.
+
+    Returns:
+        One bias for every stage, or a single one; None without a name.
+
+    Raises:
+        PoreError: There is none by that name, or it was measured under other conditions.
+    """
+    if name is None:
+        return None
+    if name == ROPE:
+        return [rope_bias(model, processor, samples)]
+    biases = [bias.allowing(*allow) for bias in load_bias(name)]
+    for bias in biases:
+        bias.check(processor=processor_settings(processor), template=prompt_template(processor))
+    return biases
+
+
 def reweighted(pruner: Pruner, biases: Sequence[PositionBias]) -> Pruner:
     """A method with the biases of its stages.
 
@@ -82,7 +115,7 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     """The data-free prior of SparseVLM+ for a model and its prompts.
 
     The prior is of the distance to the querying token, so it takes the number of text tokens
-    behind the image: the median over the samples.
+    after the image: the median over the samples.
 
     Args:
         model: The model, with rotary embeddings.
@@ -104,7 +137,7 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
         raise InputError("The RoPE prior is over the visual tokens of an image; there is none.")
     # Prompts are padded on the left, so all end in the last column.
     length = inputs["input_ids"].shape[1]
-    behind = statistics.median_low(length - 1 - image.columns[-1] for image in images)
+    after = statistics.median_low(length - 1 - image.columns[-1] for image in images)
     config: Any = family.decoder(model).config
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     if theta is None:
@@ -113,7 +146,7 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
         len(images[0].columns),
         head_dim=getattr(config, "head_dim", None)
         or config.hidden_size // config.num_attention_heads,
-        text_tokens=behind,
+        text_tokens=after,
         theta=float(theta),
         grid=images[0].grid,
     )

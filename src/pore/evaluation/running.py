@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from itertools import islice
 from typing import Any
@@ -21,19 +21,12 @@ from pore.evaluation.answers import is_right
 from pore.evaluation.batches import Batches
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
+from pore.evaluation.work import Progress
 from pore.families.registry import family_of, shape_of
 from pore.identity import names_of, weights_of
 
-Progress = Callable[[int], None]
-
-
-"""Told after every batch how many more samples are done."""
-
-
-Told = Callable[[str, float], None]
-
-
-"""Told what is being done and what share of all is done."""
+# Samples in the batch that `time_some` measures on, and measurements per method.
+_TIMED, _ROUNDS = 8, 5
 
 
 def evaluate(
@@ -114,11 +107,11 @@ def evaluate(
             for number, text, spent in zip(asked, given, effort, strict=True)
         ),
         skipped=tuple(batches.skipped[i] for i in sorted(batches.skipped.keys() - set(asked))),
-        asked=described(model),
+        asked=asked_model(model),
     )
 
 
-def described(model: Any) -> dict[str, str | None]:
+def asked_model(model: Any) -> dict[str, str | None]:
     """Which model is asked, for `Outcome.asked`."""
     return {**names_of(model), "weights": weights_of(model)}
 
@@ -203,65 +196,32 @@ def time_prefill(
     return [1e3 * statistics.median(times) / samples for times in seconds]
 
 
-def cost(pruner: Pruner | None, visual: int, layers: int) -> float:
-    """About what a question costs, in units of the unpruned model's: for progress bars only.
+def time_some(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    pruners: Sequence[Pruner | None],
+    progress: Progress | None = None,
+) -> list[float]:
+    """Measure the prefill of every method on the first few samples, one batch of them.
 
     Args:
-        pruner: The method, or None for the unpruned model.
-        visual: Visual tokens of an image.
-        layers: Decoder layers.
+        model: The model.
+        processor: Its processor.
+        samples: The samples, all of them good.
+        pruners: The methods; None is the unpruned model.
+        progress: Told how many more samples are done, `timed_samples` in all.
 
     Returns:
-        The cost.
+        As `time_prefill`.
     """
-    if pruner is None:
-        return 1.0
-    return 0.25 + 0.75 * sum(pruner.counts(visual, layers)) / (visual * layers)
+    batches = Batches(model, processor, samples[:_TIMED], batch_size=_TIMED)
+    return time_prefill(model, batches, pruners, count=1, rounds=_ROUNDS, progress=progress)
 
 
-class Work:
-    """How far a job of many parts is, as a share of all its work.
-
-    Args:
-        total: All work, in any unit.
-        told: Told what is being done and what share is done.
-    """
-
-    def __init__(self, total: float, told: Told | None) -> None:
-        self._total = total
-        self._told = told
-        self._so_far = 0.0
-        self._what = ""
-
-    def start(self, what: str) -> None:
-        """Say what comes now."""
-        self._what = what
-        self._tell()
-
-    def done(self, each: float) -> Progress:
-        """A function to be told how many more things of a cost are done."""
-
-        def advance(count: int) -> None:
-            self._so_far += count * each
-            self._tell()
-
-        return advance
-
-    def through(self, samples: Sequence[Sample], each: float) -> Iterator[Sample]:
-        """The samples, counted as they are taken."""
-        advance = self.done(each)
-        for sample in samples:
-            yield sample
-            advance(1)
-
-    def finish(self) -> None:
-        """Say that all is done."""
-        self._so_far, self._what = self._total, "done"
-        self._tell()
-
-    def _tell(self) -> None:
-        if self._told is not None:
-            self._told(self._what, min(1.0, self._so_far / self._total))
+def timed_samples(samples: int, settings: int) -> int:
+    """How often `time_some` asks a sample, all settings together."""
+    return min(samples, _TIMED) * (_ROUNDS + 1) * settings
 
 
 def _synchronise(model: Any) -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
 from pore.errors import InputError
 
-_Z = 1.959963984540054
 
-
-"""The normal quantile of a two-sided 95 % interval."""
-
-
+@lru_cache(maxsize=4096)  # records are written again after every setting
 def wilson(right: int, n: int) -> tuple[float, float]:
     """The Wilson score interval of a share, at 95 %.
 
@@ -32,12 +27,10 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     """
     if n < 1 or not 0 <= right <= n:
         raise InputError(f"A share of {right} in {n} has no confidence interval.")
-    share, z2 = right / n, _Z * _Z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At the ends the formula is exact but for rounding.
-    low = 0.0 if right == 0 else max(0.0, centre - half)
-    return low, 1.0 if right == n else min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,6 @@ def paired(
 
 def _mcnemar(gained: int, lost: int) -> float:
     """Probability of a split at least as uneven, were both sides equally likely."""
-    discordant = gained + lost
-    tail = sum(math.comb(discordant, i) for i in range(min(gained, lost) + 1))
-    # An integer over an integer, for 2**discordant may be more than a float holds.
-    return min(1.0, float(Fraction(2 * tail, 2**discordant)))
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost).pvalue) if gained or lost else 1.0

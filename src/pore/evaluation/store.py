@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pore._files import write_atomic
 from pore._saved.parsing import read_json
@@ -19,24 +19,13 @@ from pore.engine.pruner import Pruner
 from pore.evaluation.batches import Batches, conditions
 from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome
+from pore.evaluation.results import SurveySettings
 from pore.identity import picture_of
-
-if TYPE_CHECKING:
-    from pore.evaluation.survey import Settings
-
 
 _MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token kept
 
 
-def _slug(name: str) -> str:
-    # SparseVLM+ is not SparseVLM.
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "-plus ")).strip("-")
-
-
-# -- what is kept of an interrupted run -----------------------------------------------------------
-
-
-class _Store:
+class Store:
     """Answers by setting, one file each, valid under the same conditions only."""
 
     def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
@@ -44,18 +33,18 @@ class _Store:
         self.conditions = dict(conditions)
 
     def _place(self, pruner: Pruner | None) -> tuple[Path, dict[str, Any]]:
-        setting = self.conditions | {"method": _described(pruner)}
-        name = _slug(Outcome(pruner, ()).label)
-        return self._folder / f"{name}-{_digest(setting)[:12]}.json", setting
+        setting = self.conditions | {"method": described(pruner)}
+        name = slug(Outcome(pruner, ()).label)
+        return self._folder / f"{name}-{digest(setting)[:12]}.json", setting
 
     def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
         """The answers to these samples; None where there are none, or the file is damaged."""
         path, setting = self._place(pruner)
-        found = _json(path)
-        if found.get("setting") != setting:
+        document = read_kept(path)
+        if document.get("setting") != setting:
             return None
         try:
-            answers = tuple(_answer(entry) for entry in found["answers"])
+            answers = tuple(_answer(entry) for entry in document["answers"])
         except (KeyError, TypeError):
             return None
         same = [(a.id, a.question) for a in answers] == [(s.id, s.question) for s in samples]
@@ -72,16 +61,18 @@ def _answer(entry: Mapping[str, Any]) -> Answer:
     return Answer(**{**entry, "kept": tuple(tuple(image) for image in entry["kept"])})
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_kept(path: Path) -> dict[str, Any]:
     """The object in a JSON file; nothing where there is none that is whole and as it was saved."""
     try:
-        found = read_json(path, _MAX_BYTES, values=_MAX_VALUES)
-        return unseal(found) if isinstance(found, dict) else {}
+        document = read_json(path, _MAX_BYTES, values=_MAX_VALUES)
+        return unseal(document) if isinstance(document, dict) else {}
     except (OSError, ValueError):
         return {}
 
 
-def _conditions(model: Any, processor: Any, batches: Batches, settings: Settings) -> dict[str, Any]:
+def kept_under(
+    model: Any, processor: Any, batches: Batches, settings: SurveySettings
+) -> dict[str, Any]:
     """What answers depend on beside the method, as JSON gives it back."""
     from pore import __version__
 
@@ -91,13 +82,13 @@ def _conditions(model: Any, processor: Any, batches: Batches, settings: Settings
     return {
         "pore": __version__,
         **conditions(model, processor),
-        "samples": _digest(asked),
+        "samples": digest(asked),
         "batch_size": settings.batch_size,
         "max_new_tokens": settings.max_new_tokens,
     }
 
 
-def _described(pruner: Pruner | None) -> Any:
+def described(pruner: Pruner | None) -> Any:
     """A method's name and settings as JSON, a bias by the digest of its values.
 
     A model that guides is described by all that its guides depend on.
@@ -105,7 +96,7 @@ def _described(pruner: Pruner | None) -> Any:
 
     def plain(value: Any) -> Any:
         if isinstance(value, PositionBias):
-            return f"{value.kind} {_digest(value.values.tolist())[:16]}"
+            return f"{value.kind} {digest(value.values.tolist())[:16]}"
         if isinstance(value, Guiding):
             return value.conditions
         if isinstance(value, (tuple, list)):
@@ -118,5 +109,11 @@ def _described(pruner: Pruner | None) -> Any:
     return {"name": pruner.name, **settings}
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """The SHA-256 of what JSON can say."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name: "SparseVLM+" is "sparsevlm-plus"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("+", "-plus ")).strip("-")

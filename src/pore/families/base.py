@@ -252,3 +252,7 @@ class Family(TowerParts):
         if self.token_types is None:
             return {}
         return {self.token_types: (ids == self.placeholder_id(model)).long()}
+
+    def pixels_name(self, model: nn.Module) -> str:
+        """What the model calls its argument of pixels."""
+        return "pixel_values"

@@ -43,12 +43,15 @@ class VideoLlava(Llava):
             named["pixel_values"] = named.pop("pixel_values_images")
         return named
 
+    def pixels_name(self, model: nn.Module) -> str:
+        """`pixel_values`, but in older versions of transformers `pixel_values_images`."""
+        named = inspect.signature(type(self.base(model)).forward).parameters
+        return "pixel_values_images" if "pixel_values_images" in named else "pixel_values"
+
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
         """One image."""
         ids, inputs = super().example(model, noise)
-        old = "pixel_values_images"
-        if old in inspect.signature(type(self.base(model)).forward).parameters:
-            inputs[old] = inputs.pop("pixel_values")
+        inputs[self.pixels_name(model)] = inputs.pop("pixel_values")
         return ids, inputs
 
     def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:

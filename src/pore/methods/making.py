@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, fields, replace
 from typing import Any
 
 from torch import nn
 
-from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.registry import shape_of
 from pore.methods.budgets import scheduled
 from pore.methods.registry import method_named
 from pore.methods.settings import check_names, how_else, read_settings
-
-SetUp = Callable[[int | float, ModelShape], Pruner | None]
 
 
 def make(
@@ -27,7 +24,6 @@ def make(
     *,
     average: bool = False,
     texts: Sequence[str] = (),
-    usual: SetUp | None = None,
     **settings: Any,
 ) -> Pruner:
     """A method as its authors set it up for a model, but for what is given.
@@ -43,7 +39,6 @@ def make(
         average: Whether `keep` is the mean over the decoder layers, as in `pore.schedule`, rather
             than what is left at the end.
         texts: Settings as text, NAME=VALUE each, see `read_settings`.
-        usual: Sets the method up for a budget and a model, in place of its `usual`.
         **settings: Settings by name; those that are None count as not given.
 
     Returns:
@@ -63,12 +58,13 @@ def make(
             if name in values:
                 raise InputError(f"{name} is given twice, by --{name} and by --set.")
             values[name] = value
+    guide = {"guide": values.get("guide")} if kind.guided else {}
     shape = None
     with suppress(UnsupportedModelError):
         shape = shape_of(model.config)
 
     def made(budget: int | float) -> Pruner | None:
-        found = None if shape is None else (usual or kind.usual)(budget, shape)
+        found = None if shape is None else kind.usual(budget, shape, **guide)
         return None if found is None else replace(found, **values)  # type: ignore[type-var]
 
     if average:

@@ -50,10 +50,25 @@ class SGL(ScoredPruner):
     name: ClassVar[str] = "SGL"
     paper: ClassVar[str] = "arXiv 2412.03324"
     reweightable: ClassVar[bool] = True
+    guided: ClassVar[bool] = True
 
     @classmethod
-    def usual(cls, keep: int | float, shape: ModelShape) -> None:
-        """None: it needs a guide."""
+    def usual(
+        cls, keep: int | float, shape: ModelShape, guide: Guide | Guides | None = None
+    ) -> SGL | None:
+        """The method with a guide as its authors set it up, scaled to a model's depth.
+
+        Args:
+            keep: Visual tokens left at the end, per image, or the fraction.
+            shape: The sizes of the model that is pruned.
+            guide: The guide, or what makes that of every batch.
+
+        Returns:
+            The method; None without a guide.
+        """
+        if guide is None:
+            return None
+        return cls(keep, layer=int(0.4 * shape.decoder.layers), guide=guide)
 
     def stages(self) -> Sequence[Stage]:
         """One stage, before the chosen layer; positions stay on the embeddings too."""

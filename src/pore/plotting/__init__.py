@@ -1,11 +1,11 @@
-"""Figures."""
+"""Figures: the position bias, kept tokens, accuracy over cost. matplotlib is imported late."""
 
 from pore.plotting.accuracy import accuracy_over_flops as accuracy_over_flops
-from pore.plotting.accuracy import differences as differences
 from pore.plotting.bias import figure1 as figure1
 from pore.plotting.bias import figure2 as figure2
+from pore.plotting.coverage import layout as layout
+from pore.plotting.differences import differences as differences
 from pore.plotting.kept import Panel as Panel
 from pore.plotting.kept import kept_tokens as kept_tokens
-from pore.plotting.kept import layout as layout
 from pore.plotting.style import save as save
 from pore.plotting.style import to_png as to_png

@@ -8,8 +8,7 @@ import numpy as np
 
 from pore._text import for_figure
 from pore.errors import InputError
-from pore.plotting.accuracy import _relative
-from pore.plotting.style import _BLUE, _GREEN, _GREY, _VERMILION, _style
+from pore.plotting.style import BLUE, GREEN, GREY, VERMILION, style
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,7 +42,7 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
     grid = grid or bias.grid
     if grid is None or min(grid) < 1 or grid[0] * grid[1] != len(before):
         raise InputError(f"A grid of {len(before)} visual tokens is needed to draw a map.")
-    with _style():
+    with style():
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
@@ -94,24 +93,24 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
         # The fitted curve itself, where the fit knows its height.
         fit = (np.asarray(mean, dtype=np.float64) - bias.residuals.numpy()) / scale
     position = np.arange(len(before))
-    with _style():
+    with style():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        left.plot(position, before, color=_BLUE, lw=1.1, label="mean attention Ā")
+        left.plot(position, before, color=BLUE, lw=1.1, label="mean attention Ā")
         name = f"fit P ({for_figure(bias.kind)})" + (
             f", R² = {bias.r2:.2f}" if bias.r2 is not None and bias.kind != "empirical" else ""
         )
-        left.plot(position, fit, color=_VERMILION, lw=2.2, label=name)
-        right.plot(position, after, color=_GREEN, lw=1.1, label="reweighted Ā / P")
-        right.axhline(1.0, color=_GREY, lw=1.4, ls=(0, (4, 3)), label="no position favoured")
+        left.plot(position, fit, color=VERMILION, lw=2.2, label=name)
+        right.plot(position, after, color=GREEN, lw=1.1, label="reweighted Ā / P")
+        right.axhline(1.0, color=GREY, lw=1.4, ls=(0, (4, 3)), label="no position favoured")
         top = float(max(before.max(), after.max()))
         if sem is not None:
             # The error relative to the mean is the same before and after a division by P.
             spread = _relative(_Z95 * _vector(sem, len(before)), mean)
             top = float(np.nanmax([top, *(before * (1 + spread)), *(after * (1 + spread))]))
-            for axis, values, color in ((left, before, _BLUE), (right, after, _GREEN)):
+            for axis, values, color in ((left, before, BLUE), (right, after, GREEN)):
                 axis.fill_between(
                     position,
                     values * (1 - spread),
@@ -153,3 +152,9 @@ def _before_after(
     before = before / before.max()  # of no size too large or small for a sum
     after = before / bias.values.numpy()
     return before / before.mean(), after / after.mean()
+
+
+def _relative(error: npt.NDArray[np.float64], mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Errors relative to their means; where nothing was attended to, there is none."""
+    values = np.asarray(mean, dtype=np.float64)
+    return np.divide(error, values, out=np.zeros_like(error), where=values > 0)

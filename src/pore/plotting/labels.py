@@ -1,11 +1,23 @@
-"""Names of methods and budgets in tables and figures."""
+"""Names of methods and budgets in tables and figures, and the marks of methods."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pore.methods.registry import methods
 
 UNPRUNED = "unpruned"
 
 
 """The method's name in the record of the unpruned model."""
+
+
+TAUGHT, EXPERIMENTAL, GUIDED = "†", "‡", "§"
+
+
+"""Marks: of methods that look at attention better than a real model's, of those that were built
+from a paper's description, and of those that a model guides, whose cost is not counted."""
 
 
 def label(method: str, reweight: str | None) -> str:
@@ -36,3 +48,20 @@ def points(share: float) -> str:
     """A difference of shares in percentage points, such as "+1.3" or "−0.4"."""
     text = f"{100 * share:+.1f}".replace("-", "−")
     return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def marks(record: Mapping[str, Any], taught: int | None = None) -> str:
+    """The marks of a method in a table, with a space before them.
+
+    Args:
+        record: A record of the method.
+        taught: The decoder layer from which on attention is better than a real model's, if any.
+
+    Returns:
+        The marks, or nothing.
+    """
+    kind = methods().get(record["method"])
+    marked = TAUGHT if taught is not None and max(record["looks_at"], default=-1) >= taught else ""
+    marked += EXPERIMENTAL if kind is not None and kind.experimental else ""
+    marked += GUIDED if record.get("guide") else ""
+    return marked and f" {marked}"

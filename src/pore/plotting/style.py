@@ -1,36 +1,34 @@
-"""One style of all figures."""
+"""One style of all figures, which are drawn without pyplot: no display, no global state."""
 
 from __future__ import annotations
 
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pore._files import write_atomic
-from pore.errors import InputError, PoreError
+from pore._text import for_figure
+from pore.errors import PoreError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from matplotlib.figure import Figure
 
 
 # Okabe and Ito's palette, told apart with any colour vision.
-_BLACK, _ORANGE, _SKY, _GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
+BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
 
 
-_BLUE, _VERMILION, _PURPLE, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#8A8A8A"
+BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8A8A8A"
 
 
-_CYCLE = (_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK)
+CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 _STYLE = {
@@ -47,8 +45,8 @@ _STYLE = {
     "axes.grid": False,
     "xtick.color": "#555555",
     "ytick.color": "#555555",
-    "xtick.labelcolor": _BLACK,
-    "ytick.labelcolor": _BLACK,
+    "xtick.labelcolor": BLACK,
+    "ytick.labelcolor": BLACK,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.8,
@@ -61,7 +59,8 @@ _STYLE = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """What is drawn inside looks like all other figures; what it was set to before is put back."""
     try:
         import matplotlib
     except ImportError as error:
@@ -70,6 +69,14 @@ def _style() -> Iterator[None]:
         ) from error
     with matplotlib.rc_context(_STYLE):
         yield
+
+
+def title_over(figure: Figure, text: str, size: float) -> None:
+    """A title over the whole figure, in lines as long as it is wide."""
+    width = int(figure.get_figwidth() * 72 / (0.62 * size))
+    shown = for_figure(text, max(width, 20), 4)
+    figure.set_figheight(figure.get_figheight() + shown.count("\n") * 1.5 * size / 72)
+    figure.suptitle(shown, fontsize=size, fontweight="bold", x=0.01, ha="left")
 
 
 def to_png(figure: Figure, dpi: int = 200) -> bytes:
@@ -83,7 +90,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
         The file's content.
     """
     buffer = io.BytesIO()
-    with _style(), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         # Boxes stand for what the font lacks, such as emoji.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.06)
@@ -105,12 +112,3 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) -> Path:
         OSError: It cannot be written.
     """
     return write_atomic(path, to_png(figure, dpi))
-
-
-def _mask(kept: Sequence[int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    mask = np.zeros(grid[0] * grid[1], dtype=bool)
-    indices = np.asarray(list(kept), dtype=int)
-    if indices.size and not 0 <= indices.min() <= indices.max() < mask.size:
-        raise InputError(f"A kept token lies outside the grid of {grid[0]}×{grid[1]}.")
-    mask[indices] = True
-    return mask.reshape(grid)

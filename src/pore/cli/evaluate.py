@@ -1,0 +1,341 @@
+"""`pore evaluate`: questions with known answers, to one method or to all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pore.cli.about import about
+from pore.cli.options import (
+    LARGEST_SEED,
+    Allow,
+    Attn,
+    Average,
+    Batch,
+    Device,
+    Dtype,
+    Layer,
+    Limit,
+    MaxBad,
+    Method,
+    Model,
+    Normalize,
+    Questions,
+    Revision,
+    Reweight,
+    Samples,
+    Set,
+    Split,
+    budget,
+    budgets,
+    takes,
+)
+from pore.cli.printing import print_results, progress, say, stdout
+from pore.errors import InputError
+
+if TYPE_CHECKING:
+    from pore.bias.position_bias import PositionBias
+    from pore.data.samples import Sample
+    from pore.engine.pruner import Pruner
+    from pore.evaluation.guided import Guiding
+    from pore.evaluation.outcome import Outcome
+
+# Questions that --all asks where --limit is left away.
+_ASKED_OF_ALL = 700
+
+# Samples that the RoPE prior counts text tokens of.
+_COUNTED = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `pore evaluate` is told."""
+
+    model: Model = "embedded"
+    samples: Samples = "embedded:test"
+    questions: Questions = None
+    split: Split = "test"
+    limit: Limit = None
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Ask every method, and PoRe on every host that takes it."),
+    ] = False
+    calibration: Annotated[str, typer.Option(help="With --all: samples that P is measured on.")] = (
+        "embedded:calibration"
+    )
+    images: Annotated[
+        int, typer.Option(min=1, help="With --all: calibration samples, at most.")
+    ] = 700
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help="With --all or --method SGL: a smaller model that guides SGL, of a kind that cuts "
+            "images into the same tokens. [default: the model itself]"
+        ),
+    ] = None
+    method: Method = "FastV"
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Visual tokens kept: 128, 0.25 or 25%. Repeatable. "
+            "[default: 25%; with --all 1/3, 2/9 and 1/9, which is 192, 128 and 64 of 576]"
+        ),
+    ] = None
+    average: Average = False
+    layer: Layer = None
+    reweight: Reweight = None
+    allow: Allow = None
+    normalize: Normalize = None
+    settings: Set = None
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16
+    timing: Annotated[bool, typer.Option(help="Measure the prefill, methods in turns.")] = True
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for results. [default: none; runs/all with --all]"
+        ),
+    ] = None
+    max_bad: MaxBad = 0.01
+    batch_size: Batch = 16
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, max=LARGEST_SEED, help="Seed of methods that draw and of the bootstrap."
+        ),
+    ] = 0
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    attn: Attn = None
+    revision: Revision = None
+
+
+@takes(Options)
+def evaluate(options: Options) -> None:
+    """Ask a model questions with known answers: unpruned, pruned, and pruned with P.
+
+    With --reweight every budget is run without P and with it, and the two are compared question
+    by question. With --all every method is asked the same 700 questions (--limit), as its authors
+    set it up, those that rank by attention with P as well, and a report is written; interrupted,
+    it goes on where it was when called again.
+
+    Examples:
+
+        pore evaluate --keep 25% --keep 10% --reweight profile.json
+
+        pore evaluate --all --limit 2100 --out runs/all
+
+        pore evaluate --method SGL -m llava-hf/llava-1.5-13b-hf --guide llava-hf/llava-1.5-7b-hf
+
+        pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
+    """
+    from pore.data.loading import load_model
+    from pore.data.sources import load_samples
+
+    keeps = budgets(options.keep, options.settings)
+    if options.guide is not None and not options.every and not _is_guided(options.method):
+        raise InputError(
+            f"--guide is for --all and for --method SGL, not for {options.method}: leave it away."
+        )
+    model, processor = load_model(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        attn=options.attn,
+        revision=options.revision,
+    )
+    limit = _ASKED_OF_ALL if options.every and options.limit is None else options.limit
+    samples = list(
+        load_samples(options.samples, questions=options.questions, limit=limit, split=options.split)
+    )
+    if options.every:
+        _ask_all(options, model, processor, samples)
+    else:
+        _ask_one(options, model, processor, samples, keeps)
+
+
+def _is_guided(method: str) -> bool:
+    from pore.methods.registry import methods
+
+    return any(kind.guided for name, kind in methods().items() if name.lower() == method.lower())
+
+
+def _guide(options: Options) -> tuple[Any, Any] | None:
+    """The model that is to guide, with its processor; None where that is the model itself."""
+    from pore.data.loading import load_model
+
+    if options.guide in (None, options.model):
+        return None
+    return load_model(
+        str(options.guide), device=options.device, dtype=options.dtype, attn=options.attn
+    )
+
+
+# -- every method ---------------------------------------------------------------------------------
+
+
+def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sample]) -> None:
+    """Ask every method, and print what came of it."""
+    from pore.data.sources import load_samples
+    from pore.evaluation import survey
+    from pore.evaluation.findings import findings, footnotes
+    from pore.evaluation.results import SurveySettings
+    from pore.evaluation.tables import table
+
+    if options.layer is not None or options.reweight or options.normalize or options.settings:
+        raise InputError(
+            "--all takes every method as its authors set it up; leave --layer, --reweight, "
+            "--normalize and --set away."
+        )
+    calibration = list(load_samples(options.calibration, limit=options.images))
+    guide = _guide(options)
+    keeps = tuple(map(budget, options.keep)) if options.keep else SurveySettings.keeps
+    began = time.monotonic()
+    with progress() as told:
+        result = survey.run(
+            model,
+            processor,
+            calibration=calibration,
+            test=samples,
+            out=options.out or Path("runs/all"),
+            settings=SurveySettings(
+                keeps=keeps,
+                average=options.average,
+                batch_size=options.batch_size,
+                max_new_tokens=options.max_new_tokens,
+                timing=options.timing,
+                seed=options.seed,
+                max_bad=options.max_bad,
+            ),
+            about=about(
+                options.model,
+                model,
+                calibration=options.calibration,
+                test=options.samples,
+                seed=options.seed,
+            ),
+            guide=guide,
+            progress=told,
+        )
+    title = "Right answers in % with 95 % interval, by third of the image"
+    parts = ("cost", "mean", "accuracy", "thirds")
+    stdout().print(table(result.records, title=title, parts=parts, taught=result.taught))
+    say(*footnotes(result.records, result.taught), "", *findings(result))
+    say(*(f"Left out: {line}" for line in result.reasons))
+    say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
+
+
+# -- one method -----------------------------------------------------------------------------------
+
+
+def _ask_one(
+    options: Options,
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    keeps: Sequence[int | float],
+) -> None:
+    """Ask the unpruned model and a method at every budget, without P and with it; print both."""
+    from pore.evaluation.findings import footnotes, skips
+    from pore.evaluation.guided import Guiding
+    from pore.evaluation.outcome import compare
+    from pore.evaluation.records import write_records
+    from pore.evaluation.reweighting import biases_named
+
+    guiding = None
+    if _is_guided(options.method):
+        other = _guide(options)
+        guiding = Guiding(
+            *(other or (model, processor)),
+            max_new_tokens=options.max_new_tokens,
+            itself=other is None,
+        )
+    some = samples[:_COUNTED]
+    biases = biases_named(options.reweight, options.allow or (), model, processor, some)
+    pruners = _pruners(options, model, keeps, biases, guiding)
+    outcomes = _outcomes(options, model, processor, samples, pruners)
+    records = [outcome.record() for outcome in outcomes]
+    written = () if options.out is None else write_records(options.out, records)
+    print_results(records)
+    say(*skips(records), *footnotes(records))
+    if biases is not None:
+        for without, with_p in zip(outcomes[1::2], outcomes[2::2], strict=True):
+            say(str(compare(without, with_p, seed=options.seed)))
+    if written:
+        say(f"Wrote {' and '.join(map(str, written))}.")
+
+
+def _pruners(
+    options: Options,
+    model: Any,
+    keeps: Sequence[int | float],
+    biases: Sequence[PositionBias] | None,
+    guiding: Guiding | None,
+) -> list[Pruner | None]:
+    """None for the unpruned model, then the method at every budget, with P after without."""
+    from pore.evaluation.reweighting import reweighted
+    from pore.methods.making import make
+
+    pruners: list[Pruner | None] = [None]
+    for keep in keeps:
+        pruner = make(
+            options.method,
+            model,
+            keep,
+            average=options.average,
+            texts=options.settings or (),
+            guide=guiding,
+            layer=options.layer,
+            normalize=options.normalize,
+        )
+        pruners += [pruner] if biases is None else [pruner, reweighted(pruner, biases)]
+    return pruners
+
+
+def _outcomes(
+    options: Options,
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    pruners: Sequence[Pruner | None],
+) -> list[Outcome]:
+    """What came of every setting, over the questions that all of them were asked."""
+    from pore.evaluation.batches import Batches
+    from pore.evaluation.outcome import common
+    from pore.evaluation.records import write_records
+    from pore.evaluation.running import evaluate as ask
+    from pore.evaluation.running import time_prefill
+    from pore.evaluation.work import Work
+
+    batches = Batches(
+        model, processor, samples, batch_size=options.batch_size, max_bad=options.max_bad
+    )
+    outcomes: list[Outcome] = []
+    with progress() as told:
+        work = Work(len(samples) * len(pruners), told)
+        work.start("looking at the samples")
+        batches.sift()
+        work.start("asking")
+        for pruner in pruners:
+            outcomes.append(
+                ask(
+                    model,
+                    processor,
+                    batches,
+                    pruner,
+                    max_new_tokens=options.max_new_tokens,
+                    progress=work.done(1.0),
+                )
+            )
+            if options.out is not None:  # whatever becomes of the others
+                write_records(options.out, [outcome.record() for outcome in outcomes])
+        outcomes = common(outcomes)
+        if options.timing:
+            work.start("timing the prefill")
+            times = time_prefill(model, batches, pruners, count=1)
+            outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
+    return outcomes

@@ -1,0 +1,127 @@
+"""`pore flops`: what a prefill should cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pore.cli.options import AsJson, GivenLayer, Keeps, budget, takes
+from pore.cli.printing import stdout
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pore.cost.shapes import ModelShape
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `pore flops` is told."""
+
+    shape: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, llava-1024x12, ...")] = (
+        "llava-1.5-7b"
+    )
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Hub id, folder or 'embedded' instead.")
+    ] = None
+    # Those of the paper's Table 1.
+    keep: Keeps = field(default_factory=lambda: ["50%", "25%", "128", "10%"])
+    layer: GivenLayer = 2
+    text: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 35
+    as_json: AsJson = False
+
+
+@takes(Options)
+def flops(options: Options) -> None:
+    """Count the FLOPs of a prefill: by the paper's count, and as they are.
+
+    The defaults are those of PoRe's Table 1 and reproduce its column: 54.6, 32.8, 30.4, 19.9. Its
+    count is the mean over the decoder layers, with a multiply-add as one and two MLP matrices; 10 %
+    is there 57.6 tokens, unrounded. The true count is of every matrix product of the model.
+
+    Examples:
+
+        pore flops
+
+        pore flops --model embedded --keep 36 --layer 3
+    """
+    from pore.cost.named import model_shape
+    from pore.data.loading import load_config
+    from pore.families.registry import shape_of
+
+    model = options.model
+    shape = model_shape(options.shape) if model is None else shape_of(load_config(model))
+    rows = list(_rows(shape, [1.0, *map(budget, options.keep)], options.layer, options.text))
+    if options.as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    title = (
+        f"{model or options.shape}: {options.text} text + {shape.image_tokens} visual tokens, "
+        f"K = {options.layer}"
+    )
+    stdout().print(_table(rows, title))
+
+
+def _rows(
+    shape: ModelShape, keeps: Sequence[int | float], layer: int, text: int
+) -> Iterator[dict[str, Any]]:
+    """Both counts at every budget."""
+    from pore.cost.flops import ExtraRows, model_flops, paper_flops, tokens_per_layer
+    from pore.tensors.selection import budget as tokens_kept
+
+    visual, layers = shape.image_tokens, shape.decoder.layers
+    for keep in keeps:
+        kept = tokens_kept(keep, visual)
+        tokens = tokens_per_layer(layers, text + visual, visual, kept, layer)
+        exact = keep * visual if isinstance(keep, float) else keep
+        unrounded = [text + visual] * layer + [text + exact] * (layers - layer)
+        true = model_flops(
+            shape, tokens, extra_rows=[ExtraRows(layer - 1)] if kept < visual else []
+        )
+        yield {
+            "keep": keep,
+            "dropped": 1 - exact / visual,
+            "tokens_kept": kept,
+            "tokens": list(tokens),
+            "paper": paper_flops(shape.decoder, unrounded).to_dict(),
+            "true": true.to_dict(),
+        }
+
+
+def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in (
+        "dropped",
+        "kept",
+        "paper's count, B",
+        "true count, GFLOPs",
+        "of unpruned",
+        "decoder",
+        "tower",
+        "projector",
+        "head",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        paper, true = row["paper"], row["true"]
+        parts = true | {"decoder": true["decoder"] + true["probe"]}
+        table.add_row(
+            f"{100 * row['dropped']:.1f} %",
+            str(row["tokens_kept"]),
+            f"{paper['layer_mean'] / 1e9:.1f}",
+            f"{true['total'] / 1e9:,.4g}",
+            f"{true['total'] / rows[0]['true']['total']:.3f}",
+            *(f"{parts[name] / 1e9:,.4g}" for name in ("decoder", "tower", "projector", "head")),
+        )
+    table.caption = (
+        "Paper's count: mean over the decoder layers, multiply-add = 1, MLP of two matrices. "
+        "True count: whole model, multiply-add = 2, probe of scores included in the decoder."
+    )
+    return table

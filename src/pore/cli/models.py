@@ -1,0 +1,79 @@
+"""`pore models`: the model families, with the methods that each takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from pore._text import cell
+from pore.cli.options import AsJson, takes
+from pore.cli.printing import plain_table, say, stdout
+
+if TYPE_CHECKING:
+    from pore.methods.support import Support
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `pore models` is told."""
+
+    as_json: AsJson = False
+
+
+@takes(Options)
+def models(options: Options) -> None:
+    """List the model families that pore knows, with the methods that each takes and why not others.
+
+    Methods are as their authors set them up; other settings may do more.
+
+    Examples:
+
+        pore models
+
+        pore models --json
+    """
+    from pore.cost.named import SHAPES
+    from pore.embedded import EMBEDDED
+    from pore.methods.registry import methods as registered
+    from pore.methods.support import support
+
+    families = support()
+    if options.as_json:
+        typer.echo(json.dumps([one.to_dict() for one in families], indent=2))
+        return
+    table = plain_table("family", "methods")
+    for one in families:
+        name = cell(one.family.name, "bold")
+        name.append_text(cell("\n" + ", ".join(one.model_types), "not bold dim"))
+        table.add_row(name, "\n".join(_taken(one)))
+    stdout().print(table)
+    others = sorted(registered().keys() - families[0].limits.keys())
+    if others:
+        say(f"Set up with more than a model: {', '.join(others)}")
+    say(
+        f"Shipped with the package: --model {EMBEDDED}",
+        f"Shapes with random weights, for bench and flops: {', '.join(SHAPES)}, llava-WIDTHxLAYERS",
+    )
+
+
+def _taken(one: Support) -> Iterator[str]:
+    """What a family takes, and by reason what it does not."""
+    everywhere = [name for name, limits in one.limits.items() if not limits]
+    yield "all" if len(everywhere) == len(one.limits) else ", ".join(everywhere)
+    never: dict[str, list[str]] = {}
+    where: dict[str, list[str]] = {}
+    for name, limits in one.limits.items():
+        for limit in limits:
+            if limit.unless is None:
+                never.setdefault(limit.reason, []).append(name)
+                break  # one reason is enough
+            if name in one.takes:
+                where.setdefault(limit.unless, []).append(name)
+    for condition, names in where.items():
+        yield f"where {condition}: {', '.join(names)}"
+    for reason, names in never.items():
+        yield f"not {', '.join(names)}: {reason}"

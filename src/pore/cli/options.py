@@ -1,0 +1,183 @@
+"""Options of the commands: their names and helps, what their texts mean, and how commands get them.
+
+A command takes one frozen dataclass; `takes` makes a typer parameter of every field:
+
+    @dataclass(frozen=True)
+    class Options:
+        model: Model = "embedded"
+        keep: Keeps = field(default_factory=lambda: ["50%", "25%"])
+
+    @takes(Options)
+    def demo(options: Options) -> None: ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
+from functools import wraps
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+
+import typer
+
+from pore.errors import InputError
+
+if TYPE_CHECKING:
+    from pore.bias.curve import Kind
+
+_Options = TypeVar("_Options")
+
+LARGEST_SEED = 2**63 - 1
+
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Hub id, folder, or 'embedded': the model shipped here."),
+]
+Device = Annotated[
+    str, typer.Option(help="Such as cpu, cuda:0 or mps; 'auto' is the accelerator, if any.")
+]
+Dtype = Annotated[
+    str, typer.Option(help="float32, float16, bfloat16; 'auto' is the checkpoint's own.")
+]
+Attn = Annotated[
+    str | None,
+    typer.Option(help="Attention implementation: sdpa, flash_attention_2, eager."),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Method = Annotated[str, typer.Option(help="Pruning method; `pore methods` lists them.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(help="Visual tokens kept per image: 128, 0.25 or 25%. [default: 25%]"),
+]
+Keeps = Annotated[
+    list[str], typer.Option("--keep", help="Visual tokens kept: 128, 0.25 or 25%. Repeatable.")
+]
+Average = Annotated[
+    bool,
+    typer.Option(
+        "--average",
+        help="Read --keep as the mean over the decoder layers, not as what is left at the end.",
+    ),
+]
+Layer = Annotated[int | None, typer.Option(help="K, the first pruned layer, counted from 0.")]
+GivenLayer = Annotated[int, typer.Option(help="K, the first pruned layer, counted from 0.")]
+Reweight = Annotated[
+    str | None,
+    typer.Option(
+        help="Position bias P to divide attention by: a file of `pore calibrate`, a hub id, "
+        "'rope' for the data-free prior, or 'published:HOST/BENCHMARK'."
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        help="Use P although it was measured with another model, revision, weights, config, layer, "
+        "normalize, processor or template: the one named. Repeatable.",
+    ),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(help="Softmax over the whole 'prompt' or the 'visual' tokens alone."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other setting of the method, as NAME=VALUE. Repeatable."),
+]
+Samples = Annotated[
+    str,
+    typer.Option(
+        "--samples",
+        "-s",
+        help="embedded:calibration, embedded:test, a JSONL file, a folder of images, or the hub "
+        "id of a data set.",
+    ),
+]
+Questions = Annotated[
+    Path | None, typer.Option(help="For a folder of images: text file, one question a line.")
+]
+Split = Annotated[str, typer.Option(help="Split of a data set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many samples.")]
+MaxBad = Annotated[
+    float,
+    typer.Option(help="Share of bad samples to put up with; a single one always, unless it is 0."),
+]
+Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples of a batch.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def takes(
+    options: type[_Options],
+) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
+    """Let a function of one dataclass be a command with a parameter for each of its fields.
+
+    Args:
+        options: The dataclass. Its fields, in their order, are annotated as typer's parameters are.
+
+    Returns:
+        A decorator.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        Parameter(
+            each.name,
+            Parameter.KEYWORD_ONLY,
+            default=_default(each),
+            annotation=hints[each.name],
+        )
+        for each in fields(options)  # type: ignore[arg-type]
+    ]
+
+    def decorate(run: Callable[[_Options], None]) -> Callable[..., None]:
+        @wraps(run)
+        def command(**given: Any) -> None:
+            run(options(**given))
+
+        # What typer reads, in place of the one argument of `run`.
+        command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _default(each: Any) -> Any:
+    if each.default_factory is not MISSING:
+        return each.default_factory()
+    return Parameter.empty if each.default is MISSING else each.default
+
+
+# -- what their texts mean ------------------------------------------------------------------------
+
+
+def budget(text: str) -> int | float:
+    """`128`, `0.25` or `25%` as a method's `keep`."""
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.strip("+-").isdigit() else float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no number of tokens (128) and no share of them (0.25 or 25%)."
+        ) from None
+
+
+def budgets(
+    keep: Iterable[str] | None, settings: Iterable[str] | None, default: str = "25%"
+) -> list[int | float]:
+    """The budgets of --keep, which --set may not give once more."""
+    if keep and any(setting.startswith("keep=") for setting in settings or ()):
+        raise InputError("keep is given twice, by --keep and by --set.")
+    return list(map(budget, keep or [default]))
+
+
+def form_of_bias(text: str) -> Kind:
+    """A form of P that can be fitted, seen before anything is measured."""
+    from pore.bias.curve import Kind
+
+    forms = [form for form in get_args(Kind) if form != "rope"]
+    if text not in forms:
+        raise InputError(f"{text!r} is no form of P to fit; choose from {', '.join(forms)}.")
+    return text  # type: ignore[return-value]

@@ -1,0 +1,79 @@
+"""`pore plot`: the figures of what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pore.cli.options import form_of_bias, takes
+from pore.cli.printing import say, stdout
+
+if TYPE_CHECKING:
+    from pore.bias.position_bias import PositionBias
+    from pore.calibration.host import HostCalibration
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `pore plot` is told."""
+
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="results.json, or calibration.json of `pore calibrate` or the demo."),
+    ]
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the figures.")] = Path(
+        "figures"
+    )
+    kind: Annotated[
+        str, typer.Option(help="Form of P for a calibration: exponential, spline, ...")
+    ] = "exponential"
+
+
+@takes(Options)
+def plot(options: Options) -> None:
+    """Draw the figures of saved results.
+
+    A calibration gives figure1.png (mean attention on the grid, before and after) and figure2.png
+    (over position, with fit and confidence band), results give accuracy.png (over FLOPs).
+
+    Examples:
+
+        pore plot runs/demo/calibration.json runs/demo/results.json --out figures
+
+        pore plot profile.calibration.json --kind spline
+    """
+    from pore import plotting
+    from pore._files import open_regular
+    from pore.calibration.host import HostCalibration
+    from pore.evaluation.records import read_records
+
+    form = form_of_bias(options.kind)
+    for path in options.sources:
+        # Results are a list, a calibration is not; each reader then checks what it gets.
+        with open_regular(path) as file:
+            is_list = file.read(64).lstrip().startswith(b"[")
+        if is_list:
+            figure = plotting.accuracy_over_flops(read_records(path))
+            drawn = plotting.save(figure, options.out / "accuracy.png")
+            say(f"Wrote {drawn}.")
+        else:
+            measured = HostCalibration.load(path)
+            draw_biases(measured, measured.fit(form), options.out)
+
+
+def draw_biases(measured: HostCalibration, biases: Sequence[PositionBias], folder: Path) -> None:
+    """Draw Figure 1 and Figure 2 of every stage of a calibration."""
+    from pore import plotting
+
+    for stage, bias in zip(measured.stages, biases, strict=True):
+        which = f"-layer{bias.provenance.layer}" if len(biases) > 1 else ""
+        for name, figure in (
+            ("figure1", plotting.figure1(stage.mean, bias)),
+            ("figure2", plotting.figure2(stage.mean, bias, stage.sem)),
+        ):
+            path = plotting.save(figure, folder / f"{name}{which}.png")
+            stdout().print(f"Wrote {path}.", highlight=False)

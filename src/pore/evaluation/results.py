@@ -1,0 +1,189 @@
+"""What an evaluation is asked for and what it gives: of the demo, and of all methods at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pore.bias.curve import Kind
+from pore.bias.position_bias import PositionBias
+from pore.calibration.sums import Calibration
+from pore.evaluation.outcome import Difference, Outcome
+
+
+@dataclass(frozen=True)
+class About:
+    """The circumstances of a demo or a survey.
+
+    Attributes:
+        model: Name of the model.
+        command: What was typed.
+        calibration: Where the calibration samples come from.
+        test: Where the test samples come from.
+        setup: Hardware, versions and settings, in words by name.
+        choice: Why the layer is what it is.
+    """
+
+    model: str
+    command: str
+    calibration: str
+    test: str
+    setup: Mapping[str, str]
+    choice: str = ""
+
+
+# -- the demo -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo is to do.
+
+    Attributes:
+        layer: K, the first pruned layer.
+        keeps: The budgets, as `keep` of a method.
+        kind: Form of P.
+        batch_size: Questions of a batch.
+        seed: Seed of Random and of the bootstrap.
+        example_keep: The budget that examples are drawn at; one of `keeps`.
+        max_bad: Share of bad samples to put up with, as in `calibrate` and `Batches`.
+    """
+
+    layer: int = 2
+    keeps: tuple[int | float, ...] = (0.5, 0.25, 0.222, 0.1)
+    kind: Kind = "exponential"
+    batch_size: int = 32
+    seed: int = 0
+    example_keep: int | float = 0.25
+    max_bad: float = 0.01
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with what methods kept of its image.
+
+    Attributes:
+        title: Why it is shown.
+        path: The picture.
+    """
+
+    title: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        settings: What it was asked to do.
+        calibration: Ā and how it came about.
+        bias: P.
+        rope: The data-free prior.
+        outcomes: The unpruned model first, then by budget.
+        differences: Every other method against FastV, budget by budget.
+        examples: Pictures of what is kept.
+        report: The report.
+    """
+
+    settings: DemoSettings
+    calibration: Calibration
+    bias: PositionBias
+    rope: PositionBias
+    outcomes: tuple[Outcome, ...]
+    differences: tuple[Difference, ...]
+    examples: tuple[Example, ...]
+    report: Path
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of `results.json`."""
+        return [outcome.record() for outcome in self.outcomes]
+
+
+# -- all methods ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SurveySettings:
+    """What is to be asked of all methods.
+
+    Attributes:
+        keeps: The budgets: visual tokens left at the end, or the fraction of those there are.
+        average: Whether budgets are the mean over the decoder layers instead.
+        kind: Form of P; where none of it fits, a spline is taken, or else the mean attention.
+        batch_size: Questions of a batch.
+        max_new_tokens: Longest answer.
+        timing: Whether to measure the prefill.
+        seed: Seed of methods that draw, and of the bootstrap.
+        max_bad: Share of bad samples to put up with, as in `calibrate` and `Batches`.
+    """
+
+    keeps: tuple[int | float, ...] = (1 / 3, 2 / 9, 1 / 9)
+    average: bool = False
+    kind: Kind = "exponential"
+    batch_size: int = 32
+    max_new_tokens: int = 8
+    timing: bool = True
+    seed: int = 0
+    max_bad: float = 0.01
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A method that was not asked.
+
+    Attributes:
+        method: Its name.
+        keep: The budget, in tokens.
+        reason: Why not.
+    """
+
+    method: str
+    keep: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class SurveyResult:
+    """What came of asking all methods.
+
+    Attributes:
+        settings: What was asked.
+        visual: Visual tokens of an image.
+        layers: Decoder layers.
+        outcomes: The unpruned model first, then budget by budget.
+        differences: Every host with P against itself without, over all questions and by third.
+        left_out: Methods that could not be asked.
+        biases: By host and the layers that it looks at, the P of every stage.
+        taught: The decoder layer from which on attention is better than a real model's, if any.
+        report: The report.
+    """
+
+    settings: SurveySettings
+    visual: int
+    layers: int
+    outcomes: tuple[Outcome, ...]
+    differences: tuple[Difference, ...]
+    left_out: tuple[LeftOut, ...]
+    biases: Mapping[str, tuple[PositionBias, ...]]
+    taught: int | None
+    report: Path
+
+    @property
+    def reasons(self) -> list[str]:
+        """What was left out and why, a line for every method and reason."""
+        keeps: dict[tuple[str, str], list[str]] = {}
+        for one in self.left_out:
+            keeps.setdefault((one.method, one.reason), []).append(str(one.keep))
+        return [
+            f"{method} at {', '.join(budgets)}: {reason}"
+            for (method, reason), budgets in keeps.items()
+        ]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of `results.json`."""
+        return [outcome.record() for outcome in self.outcomes]

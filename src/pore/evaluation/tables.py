@@ -1,0 +1,115 @@
+"""Results as a table, and their numbers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pore._text import cell
+from pore.evaluation.records import Record
+from pore.plotting.labels import UNPRUNED, budget_label, label, marks
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+PARTS = ("cost", "accuracy", "kinds", "thirds")
+
+
+"""The groups of columns of the table."""
+
+
+def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Records by budget, in order of first appearance."""
+    blocks: dict[str, list[Record]] = {}
+    for record in records:
+        unpruned = record["method"] == UNPRUNED
+        name = "all visual tokens" if unpruned else budget_label(record["keep"])
+        blocks.setdefault(name, []).append(record)
+    return list(blocks.items())
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal, without its sign."""
+    return f"{100 * share:.1f}"
+
+
+def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
+    """A number in a unit, "?" where it is not known."""
+    return "?" if value is None else f"{value / unit:.{digits}g}"
+
+
+def tokens(value: float) -> str:
+    """A mean number of tokens: whole where it is."""
+    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
+
+
+def interval(record: Record) -> str:
+    """A record's 95 % interval in percent, such as "[0.0, 17.7]", for it is not symmetric."""
+    return f"[{', '.join(map(percent, record['ci']))}]"
+
+
+def columns(records: Sequence[Record], field: str) -> list[str]:
+    """The groups that records tell accuracy of, in order of first appearance."""
+    return list(dict.fromkeys(group for record in records for group in record[field]))
+
+
+def table(
+    records: Sequence[Record],
+    *,
+    title: str | None = None,
+    parts: Collection[str] = PARTS,
+    taught: int | None = None,
+) -> Table:
+    """Results in the manner of the paper's Table 1: a block of methods for each budget.
+
+    Args:
+        records: What `Outcome.record` gives.
+        title: Title of the table.
+        parts: Which of `PARTS` to show: tokens, FLOPs and time; accuracy; accuracy by kind of
+            question; accuracy by third of the image. Also "mean": tokens averaged over layers.
+        taught: As in `pore.plotting.labels.marks`.
+
+    Returns:
+        A table to print with rich.
+    """
+    from rich import box
+    from rich.table import Table
+
+    kinds = columns(records, "accuracy_by_kind") if "kinds" in parts else []
+    thirds = columns(records, "accuracy_by_third") if "thirds" in parts else []
+    heading = None if title is None else cell(title)
+    made = Table(title=heading, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column("method", no_wrap=True)
+    for name in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
+        made.add_column(name, justify="right", no_wrap=True)
+    if "mean" in parts:
+        made.add_column("mean", justify="right", no_wrap=True)
+    if "accuracy" in parts:
+        made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
+    for name in (*kinds, *thirds):
+        short = name if len(name) <= 6 else f"{name[:5]}."
+        made.add_column(cell(short), justify="right", no_wrap=True)
+    for budget, block in groups(records):
+        made.add_section()
+        made.add_row(cell(budget, "bold"))
+        for record in block:
+            name = f"  {label(record['method'], record['reweight'])}{marks(record, taught)}"
+            cells: list[str | Text] = [cell(name)]
+            if "cost" in parts:
+                cells.append(tokens(record["tokens_after"]))
+                cells.append(number(record["flops"], 1e9))
+                cells.append(number(record["prefill_ms"]))
+            if "mean" in parts:
+                cells.append(number(record["mean_tokens"]))
+            if "accuracy" in parts:
+                cells.append(cell(f"{percent(record['accuracy'])} {interval(record)}"))
+            cells += (share(record["accuracy_by_kind"], kind) for kind in kinds)
+            cells += (share(record["accuracy_by_third"], third) for third in thirds)
+            made.add_row(*cells)
+    return made
+
+
+def share(shares: Mapping[str, float], group: str) -> str:
+    """Accuracy of a group as a percentage, "-" where it was asked nothing."""
+    return percent(shares[group]) if group in shares else "-"

@@ -1,0 +1,114 @@
+"""Help, errors and exit codes of the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import pore
+from helpers.command_line import run
+from pore.cli.app import app
+
+COMMANDS = (
+    "demo",
+    "calibrate",
+    "generate",
+    "evaluate",
+    "bench",
+    "plot",
+    "flops",
+    "methods",
+    "models",
+    "check",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command: str) -> None:
+    text = run(command, "--help").output
+    if command not in ("methods", "models"):
+        assert f"pore {command}" in text.split("Examples", 1)[1]
+
+
+def test_help_lists_every_command() -> None:
+    text = run("--help").output
+    assert all(command in text for command in COMMANDS)
+
+
+def test_version() -> None:
+    assert run("--version").output.strip() == f"pore {pore.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("flops", "--shape", "nonsense"), "'nonsense' is not a shape"),
+        (("flops", "--layer", "99"), "layer"),
+        (("plot", "missing.json"), "missing.json"),
+        (("generate", "missing.png", "q"), "missing.png"),
+        (("calibrate", "-m", "MODEL", "-s", "./missing"), "There is no file or folder ./missing"),
+        (("calibrate", "-m", "MODEL", "--layer", "9", "--limit", "1"), "choose 1 to 4"),
+        (("evaluate", "-m", "MODEL", "--method", "magic", "--limit", "1"), "no method 'magic'"),
+        (("evaluate", "-m", "MODEL", "--keep", "0", "--limit", "1"), "keep=0 would keep no"),
+        (("evaluate", "-m", "MODEL", "--keep", "17", "--limit", "1"), "asks for more visual"),
+        (("evaluate", "-m", "MODEL", "--keep", "nan", "--limit", "1"), "keep=nan"),
+        (("evaluate", "-m", "./no-model"), "no-model"),
+        (("evaluate", "-m", "MODEL", "--device", "abacus"), "There is no device 'abacus'"),
+        (("evaluate", "-m", "MODEL", "--dtype", "int3"), "'int3' is no number format"),
+        (("evaluate", "-m", "MODEL", "--attn", "none"), "cannot load"),
+        (
+            ("evaluate", "-m", "MODEL", "--method", "random", "--reweight", "rope", "--limit", "1"),
+            "does not rank by text-visual attention",
+        ),
+    ],
+)
+def test_errors_are_messages(model: Path, arguments: tuple[str, ...], message: str) -> None:
+    given = [str(model) if argument == "MODEL" else argument for argument in arguments]
+    found = run(*given, code=1)
+    assert message in found.stderr
+    assert "Traceback" not in found.output
+    assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_debug_gives_the_error_itself() -> None:
+    found = CliRunner().invoke(app, ["--debug", "flops", "--shape", "nonsense"])
+    assert isinstance(found.exception, pore.PoreError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("no-such-command",),
+        ("flops", "--no-such-option"),
+        ("generate",),
+        ("bench",),
+        ("bench", "--shape", "llava-64x2", "-m", "embedded"),
+        ("flops", "--keep", "many"),
+        ("flops", "--keep", "x%"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    run(*arguments, code=2)
+
+
+def test_interruption_exits_with_130(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt("half of it is done")
+
+    monkeypatch.setattr("pore.calibration.calibrating.calibrate", interrupted)
+    found = run("calibrate", "-m", model, "--limit", "1", code=130)
+    assert "Interrupted. half of it is done" in found.stderr
+
+
+def test_text_only_and_unknown_models_are_refused_before_loading(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    found = run("evaluate", "-m", tmp_path, code=1)
+    assert re.search(r"'llama' model, of no family that pore knows.*llava", found.stderr)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    found = run("evaluate", "-m", tmp_path, code=1)
+    assert "cannot be read" in found.stderr

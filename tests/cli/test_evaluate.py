@@ -1,0 +1,113 @@
+"""`pore evaluate`, `pore demo` and `pore bench`, on a tiny checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import pore
+from helpers.checkpoint import save_checkpoint
+from helpers.command_line import run
+from pore.errors import UnsupportedModelError
+from pore.evaluation.records import FIELDS, read_records
+from pore.methods.registry import methods
+
+
+def test_evaluate_with_and_without_p(
+    model: Path, data: Path, profile: Path, tmp_path: Path
+) -> None:
+    found = run(
+        *("evaluate", "-m", model, "-s", data / "samples.jsonl", "--reweight", profile),
+        *("--keep", "4", "--keep", "50%", "-o", tmp_path, "--max-new-tokens", "2"),
+    )
+    records = read_records(tmp_path / "results.json")
+    assert [(r["method"], r["reweight"], r["keep"]) for r in records] == [
+        ("unpruned", None, 1.0),
+        ("FastV", None, 4),
+        ("FastV", "exponential", 4),
+        ("FastV", None, 0.5),
+        ("FastV", "exponential", 0.5),
+    ]
+    assert all(record["prefill_ms"] > 0 and record["n"] == 6 for record in records)
+    assert found.output.count("FastV + PoRe − FastV") == 2
+    assert (tmp_path / "results.csv").read_text().startswith("method,reweight,keep,layer")
+
+
+def test_evaluate_all(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = {name: methods()[name] for name in ("FastV", "FasterVLM", "Scored")}
+    monkeypatch.setattr(pore.Pruner, "registry", some)
+    common = ("evaluate", "--all", "-m", model, "--limit", "3", "--images", "4", "-o", tmp_path)
+    found = run(*common, "--keep", "4", "--no-timing", "--max-new-tokens", "2")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "results.json", "results.csv", "differences.json", "pore.png"} < names
+    assert [r["method"] for r in read_records(tmp_path / "results.json")] == [
+        *("unpruned", "FastV", "FastV", "FasterVLM")
+    ]
+    assert "FastV + PoRe" in found.output
+    assert "Left out: Scored at 4" in found.output
+    assert "--all takes every method" in run(*common, "--layer", "3", code=1).stderr
+
+
+def test_evaluate_all_with_a_model_that_guides(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pore.Pruner, "registry", {"SGL": methods()["SGL"]})
+    common = ("evaluate", "--all", "-m", model, "--limit", "3", "--images", "4", "--keep", "4")
+    common = (*common, "--no-timing", "--max-new-tokens", "2")
+    guide = save_checkpoint(tmp_path / "small")
+    for given, name in (
+        ((), "itself"),
+        (("--guide", model), "itself"),
+        (("--guide", guide), "small"),
+    ):
+        out = tmp_path / f"{len(given)}-{name}"
+        found = run(*common, *given, "-o", out)
+        guides = [record["guide"] for record in read_records(out / "results.json")]
+        assert guides == [None, name, name]
+        assert "SGL + PoRe §" in found.output
+    nowhere = run(*common, "--guide", tmp_path / "none", "-o", tmp_path / "x", code=1)
+    assert str(tmp_path / "none") in nowhere.stderr.replace("\n", "")
+    assert not (tmp_path / "x").exists()
+    alone = run("evaluate", "-m", model, "--guide", guide, code=1)
+    assert "--guide is for --all" in alone.stderr
+
+
+def test_models_of_unknown_sizes_are_pruned_all_the_same(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: object) -> None:
+        raise UnsupportedModelError("sizes unknown")
+
+    monkeypatch.setattr("pore.cost.decoders.DecoderShape.from_config", unknown)
+    samples = data / "samples.jsonl"
+    run("evaluate", "-m", model, "-s", samples, "--keep", "4", "--no-timing", "-o", tmp_path)
+    records = read_records(tmp_path / "results.json")
+    assert [(record["tokens_after"], record["flops"]) for record in records] == [
+        (16, None),
+        (4, None),
+    ]
+
+
+def test_demo(model: Path, tmp_path: Path) -> None:
+    found = run(
+        *("demo", "-m", model, "--images", "4", "--questions", "3", "--keep", "25%"),
+        *("-o", tmp_path, "-b", "3"),
+    )
+    assert len(read_records(tmp_path / "results.json")) == 6
+    assert tuple(json.loads((tmp_path / "results.json").read_text())[0]) == (*FIELDS, "checksum")
+    assert "FastV + RoPE prior" in found.output
+    assert "report.html" in found.output
+    assert (tmp_path / "report.html").exists()
+
+
+def test_bench_of_a_checkpoint(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    run(
+        *("bench", "-m", model, "--keep", "4", "--repeats", "1", "--warmup", "0"),
+        *("--text-before", "3", "--text-after", "2", "--new-tokens", "2", "-o", out),
+    )
+    assert json.loads(out.read_text())

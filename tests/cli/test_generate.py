@@ -1,0 +1,81 @@
+"""`pore generate`, on a tiny checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+import pore
+from helpers.command_line import run
+
+
+def test_generate_draws_what_is_kept(
+    model: Path, data: Path, profile: Path, tmp_path: Path
+) -> None:
+    draw = tmp_path / "kept.png"
+    common = ("generate", data / "0.png", "w6 w7", "-m", model, "--max-new-tokens", "3")
+    found = run(*common, "--keep", "25%", "--reweight", profile, "--draw", draw)
+    assert "16 -> 4" in found.output
+    with PIL.Image.open(draw) as image:
+        assert image.format == "PNG"
+    as_json = json.loads(run(*common, "--keep", "4", "--json").stdout)
+    (image_report,) = as_json["report"]["samples"][0]["images"]
+    assert len(image_report["kept"]) == 4
+
+
+def test_generate_unpruned_equals_keeping_all(model: Path, data: Path) -> None:
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "4", "--json")
+    plain = json.loads(run(*common, "--unpruned").stdout)
+    assert plain["report"] is None
+    assert json.loads(run(*common, "--keep", "1.0").stdout)["answer"] == plain["answer"]
+
+
+def test_generate_with_a_bias_by_name(model: Path, data: Path) -> None:
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1")
+    run(*common, "--reweight", "rope")
+    assert "none.json" in run(*common, "--reweight", "none.json", code=1).stderr
+    found = run(*common, "--reweight", "published:himap/gqa", code=1)
+    assert "measured under other conditions: model" in found.stderr
+    allowed = ("--reweight", "published:himap/gqa", "--allow", "model")
+    assert "the profile has 576, here are 16" in run(*common, *allowed, code=1).stderr
+
+
+def test_a_bias_of_another_template_is_refused(
+    model: Path, data: Path, profile: Path, tmp_path: Path
+) -> None:
+    document = json.loads(profile.read_text())
+    document["provenance"]["template"] = "Q: {question} A:"
+    del document["checksum"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document))
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1")
+    found = run(*common, "--reweight", other, code=1)
+    assert "template: the profile says 'Q: {question} A:'" in found.stderr
+    run(*common, "--reweight", other, "--allow", "template")
+    assert "choose from" in run(*common, "--reweight", other, "--allow", "n0", code=1).stderr
+
+
+def test_generate_sets_any_setting(model: Path, data: Path) -> None:
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1", "--json")
+    random = (*common, "--method", "random", "--layer", "3")
+    one, same, other = (run(*random, "--set", f"seed={seed}").stdout for seed in (1, 1, 5))
+    assert one == same != other
+    found = run(*random, "--set", "sede=1", code=1)
+    assert "Random has no setting 'sede'; it has keep, layer, seed." in found.stderr
+    run(*common, "--method", "vtc-cls", "--set", "start_layer=0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pore.VTCCLS, "usual", lambda *_: None)
+        run(*common, "--method", "vtc-cls", "--set", "start_layer=0")
+        found = run(*common, "--method", "vtc-cls", code=1)
+    assert "VTC-CLS needs more than a budget: --set start_layer=..." in found.stderr
+
+
+def test_generate_by_the_mean_over_layers(model: Path, data: Path) -> None:
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1", "--json")
+    found = json.loads(run(*common, "--keep", "10", "--average").stdout)["report"]["samples"][0]
+    assert found["mean_visual_tokens"] == 10  # (2 · 16 + 3 · 6) / 5
+    assert len(found["images"][0]["kept"]) == 6
+    assert "averages 7 at least" in run(*common, "--keep", "4", "--average", code=1).stderr

@@ -1,0 +1,82 @@
+"""Whether an answer is right, and how sure shares are, against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pore.errors import InputError
+from pore.evaluation.answers import is_right, normalise
+from pore.evaluation.statistics import paired, wilson
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "right"),
+    [
+        ("Red", "red", True),
+        ("  red.\n", "red", True),
+        ("“yes”", "yes", False),  # only the quotes of a keyboard are taken off
+        ('"yes"', "yes", True),
+        ("top  left", "top left", True),
+        ("\uff12", "2", True),
+        ("two", "2", False),
+        ("a cat", "cat", False),
+        ("", "red", False),
+        ("3.5", "35", False),
+    ],
+)
+def test_exact_match(given: str, expected: str, right: bool) -> None:
+    assert is_right(given, expected) is right
+    assert normalise(normalise(given)) == normalise(given)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 9), (9, 9), (1, 1), (37, 50), (940, 1000)])
+def test_wilson(right: int, n: int) -> None:
+    share, z = right / n, 1.959963984540054
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = wilson(right, n)
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    assert low >= 0.0
+    assert high <= 1.0
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 0), (3, 2), (-1, 4)])
+def test_wilson_of_nothing(right: int, n: int) -> None:
+    with pytest.raises(InputError, match="no confidence interval"):
+        wilson(right, n)
+
+
+def test_paired_against_its_definition() -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.random(300) < 0.8, rng.random(300) < 0.86
+    found = paired(first.tolist(), second.tolist(), seed=2)
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    assert (found.gained, found.lost, found.n) == (gained, lost, 300)
+    assert found.difference == pytest.approx(second.mean() - first.mean())
+    differ = gained + lost
+    tail = sum(math.comb(differ, i) for i in range(min(gained, lost) + 1))
+    assert found.p == pytest.approx(min(1.0, 2 * tail / 2**differ), abs=1e-12)
+    draws = rng.integers(0, 300, (4000, 300))
+    drawn = (second[draws].astype(int) - first[draws]).mean(1)
+    assert found.ci == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.01)
+    assert found == paired(first.tolist(), second.tolist(), seed=2)
+
+
+def test_paired_without_any_difference() -> None:
+    found = paired([True, False], [True, False])
+    assert (found.difference, found.ci, found.p, found.clear) == (0.0, (0.0, 0.0), 1.0, False)
+
+
+def test_paired_of_many() -> None:
+    n = 5000
+    found = paired([False] * n, [True] * n)
+    assert found.clear
+    assert found.p == pytest.approx(0.0)
+
+
+def test_paired_needs_pairs() -> None:
+    with pytest.raises(InputError, match="Cannot pair"):
+        paired([True], [True, False])
