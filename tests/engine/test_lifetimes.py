@@ -21,7 +21,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-import pore.engine.run
+import pore
+import pore.engine.calls
 from cases import CASES
 from cases.base import Case
 from helpers.engine import _flash
@@ -280,7 +281,7 @@ def test_a_thread_that_waits_for_this_one_is_refused(
     pruner: Any, in_a_layer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its streamer, or a layer, goes on only when the block has been left: neither may hang."""
-    monkeypatch.setattr(pore.engine.run, "_PATIENCE", 0.05)
+    monkeypatch.setattr(pore.engine.calls, "_PATIENCE", 0.05)
     model, gate, workers = model_of(), Gate(), []
     if in_a_layer:
         model.lm_head.register_forward_hook(lambda *_: gate.put(None))
@@ -313,7 +314,7 @@ def test_an_interrupt_ends_the_waiting() -> None:
 
     def block() -> None:
         with run:
-            run._wait_for_others = interrupt  # type: ignore[method-assign]
+            run._calls.wait_for_others = interrupt  # type: ignore[method-assign]
             workers.append(Worker(lambda: generated(model, streamer=gate)))
             assert gate.begun.wait(60)
 

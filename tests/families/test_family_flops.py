@@ -20,7 +20,7 @@ from helpers.families import PROMPTS, forward
 from helpers.flops import sdpa_on_cpu
 from pore.bench.measuring import measure
 from pore.cost.flops import model_flops
-from pore.engine.report import TowerWork
+from pore.engine.prefill import TowerWork
 from pore.errors import UnsupportedModelError
 from pore.evaluation.guided import Guiding
 from pore.evaluation.results import SurveySettings

@@ -78,7 +78,7 @@ def refusal(case: Case, name: str) -> str | None:
         ):
             return f"reads the attention of decoder layer {stage.reads_layer}, which is recurrent"
         if isinstance(stage, Stage) and 0 < stage.layer <= recurrent.index(False):
-            return "drop them behind it, or on the embeddings"
+            return "drop them after it, or on the embeddings"
     return None
 
 

@@ -27,6 +27,7 @@ from pore.checking.result import CheckResult, Row
 from pore.checking.shrinking import widened
 from pore.checking.subject import TOLERANCES, Subject
 from pore.checking.twin import build, twin_of
+from pore.engine.setup import before_entering
 from pore.errors import PoreError, UnsupportedModelError
 
 
@@ -47,8 +48,11 @@ def check(model: nn.Module) -> CheckResult:
         return _check(unwrapped(model), thorough=True)
 
 
+@before_entering
 def prove(model: nn.Module) -> None:
-    """Refuse a model for which the exact part of the check fails; once for a kind in a process.
+    """On an untested transformers, refuse a model for which the exact part of the check fails.
+
+    Looks once for a kind of model in a process.
 
     Args:
         model: The model, which is about to be pruned.
@@ -56,7 +60,8 @@ def prove(model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: It fails, or no twin can be made; the message says what was found.
     """
-    _proofs.ask(model)
+    if beyond_tested():
+        _proofs.ask(model)
 
 
 class _Proofs:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pore.checking.reference import hidden_from
 from pore.checking.shrinking import VOCABULARY
 from pore.engine.masks import window_of
+from pore.engine.prefill import SampleReport
 from pore.engine.pruner import Pruner
-from pore.engine.report import SampleReport
 from pore.errors import ScoreError
 from pore.families.base import Family
 from pore.methods.divprune import DivPrune

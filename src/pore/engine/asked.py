@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pore._compat.arguments import LABELS, ROUTER_LOGITS, WANTED
 from pore._compat.models import loss_of, text_vocabulary
+from pore.engine.prefill import Prefill
 from pore.errors import InputError
 
 _IGNORED = -100
@@ -23,7 +24,7 @@ _IGNORED = -100
 
 
 class Asked:
-    """What one call of a model asks for.
+    """What one call of a model asks for, and what is needed to answer it once the decoder has run.
 
     Args:
         forward: The model's forward.
@@ -35,6 +36,7 @@ class Asked:
         positions: What of the prompt logits are asked of: so many last tokens, or (n,) positions;
             None is all.
         labels: (B, L) labels of the prompt's tokens, or None.
+        prefill: What the report is told of the call once its answer is there; None for nothing.
 
     Raises:
         InputError: What is asked for cannot be given.
@@ -48,6 +50,8 @@ class Asked:
             kwargs = {**bound, **bound.pop("kwargs", {})}
         self.kwargs = dict(kwargs)
         self.labels: Tensor | None = self.kwargs.pop(LABELS, None)
+        self.prefill: Prefill | None = None
+        self._left: tuple[Tensor, Tensor] | None = None
         wanted = self.kwargs.get(WANTED)
         self.positions: int | Tensor | None = wanted
         if isinstance(wanted, Tensor):
@@ -66,24 +70,33 @@ class Asked:
         """Whether positions are asked for one by one."""
         return isinstance(self.positions, Tensor)
 
-    def rows(self, slots: Tensor | None, valid: Tensor, before: Tensor) -> Tensor | None:
-        """Which of the tokens that are left are asked for.
+    def note_left(self, slots: Tensor | None, valid: Tensor) -> None:
+        """Tell which of the prompt's tokens the decoder's output is of.
 
         Args:
             slots: (B, m) the position in the prompt of every token left; None where all are.
             valid: (B, m) bool, False at filling.
+        """
+        self._left = None if slots is None else (slots, valid)
+
+    def rows(self, before: Tensor) -> Tensor | None:
+        """Which of the tokens that are left are asked for.
+
+        Args:
             before: (B, L) bool, False at padding of the prompt.
 
         Returns:
-            (B, n) of the m, in the order asked for; None where it is the same as with all tokens.
+            (B, n) of the m that are left, in the order asked for; None where it is the same as with
+            all tokens.
 
         Raises:
             InputError: A token asked for was dropped, or is not in the prompt.
         """
         wanted, (batch, length) = self.positions, before.shape
-        if wanted is None or (slots is None and not isinstance(wanted, Tensor)):
+        if wanted is None or (self._left is None and not isinstance(wanted, Tensor)):
             return None
         if isinstance(wanted, int):
+            valid = before if self._left is None else self._left[1]
             if wanted == 1 and valid.shape[1] and bool(valid[:, -1].all()):
                 return None  # the last token is text, and nothing fills up after it
             wanted = torch.arange(max(length - wanted, 0), length)
@@ -94,9 +107,9 @@ class Asked:
                 f"{length - 1}, not {wanted.tolist()}."
             )
         wanted = wanted % length
-        if slots is None:
+        if self._left is None:
             return wanted.expand(batch, -1)
-        where = _where(slots, valid, length)[:, wanted]
+        where = _where(*self._left, length)[:, wanted]
         lost = (where < 0) & before[:, wanted]
         if bool(lost.any()):
             row, place = lost.nonzero()[0].tolist()
@@ -106,9 +119,7 @@ class Asked:
             )
         return where.clamp(min=0)
 
-    def with_loss(
-        self, model: nn.Module, output: Any, slots: Tensor | None, valid: Tensor | None
-    ) -> Any:
+    def with_loss(self, model: nn.Module, output: Any) -> Any:
         """The output with the loss that the labels ask for.
 
         A token that is left is asked for the label of the one after it in the whole prompt.
@@ -116,8 +127,6 @@ class Asked:
         Args:
             model: The model.
             output: Its output, or a tuple of it.
-            slots: (B, m) the position in the prompt of every token left; None where all are.
-            valid: (B, m) bool, False at filling; None likewise.
 
         Raises:
             InputError: A label is to be said by a token that was dropped.
@@ -133,9 +142,8 @@ class Asked:
         logits = output[0] if is_tuple else output.logits
         known = inspect.signature(type(model).forward).parameters
         more = {name: value for name, value in self.kwargs.items() if name not in known}
-        if slots is not None:
-            assert valid is not None
-            more["shift_labels"] = self._following(slots, valid).to(logits.device)
+        if self._left is not None:
+            more["shift_labels"] = _following(self.labels, *self._left).to(logits.device)
         loss = loss_of(model)(
             logits=logits, labels=self.labels, vocab_size=text_vocabulary(config), **more
         )
@@ -144,20 +152,20 @@ class Asked:
         output.loss = loss
         return output
 
-    def _following(self, slots: Tensor, valid: Tensor) -> Tensor:
-        """(B, m) the label of the token after every one that is left."""
-        assert self.labels is not None
-        labels = self.labels.to(slots.device)
-        after = nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
-        lost = (_where(slots, valid, labels.shape[1]) < 0) & (after != _IGNORED)
-        if bool(lost.any()):
-            row, place = lost.nonzero()[0].tolist()
-            raise InputError(
-                f"The label at position {place + 1} of sample {row} follows a token that was "
-                f"dropped or is padding, so nothing says it; set it to {_IGNORED}, or put text "
-                "between the image and the answer."
-            )
-        return after.gather(1, slots).masked_fill(~valid, _IGNORED)
+
+def _following(labels: Tensor, slots: Tensor, valid: Tensor) -> Tensor:
+    """(B, m) the label of the token after every one that is left."""
+    labels = labels.to(slots.device)
+    after = nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
+    lost = (_where(slots, valid, labels.shape[1]) < 0) & (after != _IGNORED)
+    if bool(lost.any()):
+        row, place = lost.nonzero()[0].tolist()
+        raise InputError(
+            f"The label at position {place + 1} of sample {row} follows a token that was "
+            f"dropped or is padding, so nothing says it; set it to {_IGNORED}, or put text "
+            "between the image and the answer."
+        )
+    return after.gather(1, slots).masked_fill(~valid, _IGNORED)
 
 
 def _where(slots: Tensor, valid: Tensor, length: int) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor
 from pore._compat.caches import cached_keys, slots_of
 
 
-def _padding_before(tokens: Tensor) -> Tensor:
+def padding_before(tokens: Tensor) -> Tensor:
     """(B,) how many of (B, n) tokens come before the first that is no padding."""
     return (tokens.cumsum(1) == 0).sum(1)
 
 
-def _keys_before(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def keys_before(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """What `length` new tokens see in the cache of a layer.
 
     Args:

@@ -1,119 +1,211 @@
-"""One call of the model, as it travels through the hooks."""
+"""What one call of the model knows, from when its tokens reach the decoder until it ends.
+
+came      what the call was given: tokens, masks                      never changes
+left      the tokens that are left of them                            stages change it
+visual    the images among them; None for text and decoded tokens     stages change it
+entered   how what was left went into the first layer                 never changes
+"""
 
 from __future__ import annotations
 
-from threading import get_ident
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pore._compat.arguments import IDS
+from pore.engine.asked import Asked
 from pore.engine.cache import CachedTokens
+from pore.engine.entered import Entered
 from pore.engine.layer_inputs import LayerInputs
+from pore.engine.prefill import Prefill
 from pore.engine.records import CacheRecord
-from pore.layout import Image, Layout
+from pore.layout import Layout
+from pore.tensors.gathering import pack, take
+from pore.tower.run import TowerRun
 
 
-def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
-    """The images of a mask of visual tokens: each unbroken run is one.
-
-    Args:
-        marked: (B, L) bool.
-        grid: (height, width) of the family's images; kept where a run has that many tokens.
-
-    Returns:
-        The images.
-    """
-    images = []
-    for row, line in enumerate(marked.tolist()):
-        index, start = 0, None
-        for column, visual in enumerate([*line, False]):
-            if visual and start is None:
-                start = column
-            elif not visual and start is not None:
-                columns = range(start, column)
-                fits = grid is not None and grid[0] * grid[1] == len(columns)
-                images.append(Image(row, index, columns, grid if fits else None))
-                index, start = index + 1, None
-    return images
-
-
-class _Forward:
-    """One forward of the model, as it travels through the hooks.
+@dataclass(frozen=True)
+class Came:
+    """What a call was given, before anything is dropped.
 
     Attributes:
         inputs: Arguments of the multimodal model by name.
-        thread: The thread that runs it.
-        state: What is known of its cache.
-        layout: The visual tokens among the tokens of this forward; None where there are none.
-        tokens: (B, m) bool, False at padding and filling, of this forward's tokens as they are now.
-        ids: (B, m) their ids; None where they came as embeddings.
-        past: (B, n) bool, the same of the slots in the cache of the layers reached.
-        cached: (B, n) bool, the same of the slots in the cache of the first layer.
-        right: Whether the batch is padded on the right, which it then stays.
-        start: Slots in the cache of the first layer before this forward.
-        length: Tokens of this forward that enter the first layer.
-        span: Tokens so far, of the sequence over which a sliding window is counted.
-        columns: (B, m) where in it the tokens that enter the first layer are; None where they are
-            all there.
-        before: Which of it the cache of the first layer holds; None likewise.
-        starts: Where they start in the model's masks, of layers without and with a sliding window.
-        custom: The caller's masks of which token sees which, over all tokens of that sequence;
-            None where only padding was told.
-        every: (B, length) bool, `tokens` as they came.
-        entered: (B, m) where in this forward the tokens that enter the first layer came; None: all.
-        own: Masks of this forward's tokens alone, where they see more than those before them and
-            the model's masks may not fit; else None.
-        index: (B, m) where the tokens were when they entered the first layer; None: all are there.
-        short: What the layers reached get; None: what the model passes.
-        held: What layers got at whose keys later ones look.
-        merged: Whether states of visual tokens were replaced.
-        looking_ahead: Whether a layer runs in advance, only to show its attention.
-        earlier: What that layer has cached: keys (B, G, n, d), None where it gets them with those
-            of this forward, and (B, n) bool, False at padding.
-        memory: What the stages' `prepare` made of the prompt.
-        attention: What the latest reader took.
-        encoded: Which of the images that went through the vision tower every image is.
+        every: (B, n + L) bool, False at padding, of all tokens so far, dropped ones included.
+        tokens: (B, L) bool, the same of the tokens given.
+        past: (B, n) bool, the same of those before.
+        starts: Where the tokens given start in the masks that the model makes, of layers without
+            and with a sliding window.
+        masks: The caller's own 4-D masks of which token sees which, over all n + L; None where the
+            caller only told padding from tokens.
+        types: (B, L) types of the tokens, in a family where they make masks.
     """
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
-        self.inputs = inputs
-        self.thread = get_ident()
-        self.ids: Tensor | None = inputs.get(IDS)
-        self.state: CacheRecord | None = None
-        self.layout: Layout | None = None
-        self.tokens: Tensor
-        self.past: Tensor
-        self.cached: Tensor
-        self.right = False
-        self.start = 0
-        self.length = 0
-        self.span = 0
-        self.columns: Tensor | None = None
-        self.before: CachedTokens | None = None
-        self.starts = (0, 0)
-        self.custom: Any = None
-        self.every: Tensor
-        self.entered: Tensor | None = None
-        self.own: Any = None
-        self.index: Tensor | None = None
-        self.short: LayerInputs | None = None
-        self.held: dict[int, LayerInputs | None] = {}
-        self.merged = False
-        self.looking_ahead = False
-        self.earlier: tuple[Tensor | None, Tensor] | None = None
-        self.memory: dict[Any, Any] = {}
-        self.attention: Any = None
-        self.encoded: list[int] = []
+    inputs: dict[str, Any]
+    every: Tensor
+    tokens: Tensor
+    past: Tensor
+    starts: tuple[int, int] = (0, 0)
+    masks: Any = None
+    types: Tensor | None = None
 
     @property
-    def slots(self) -> Tensor | None:
-        """(B, m) where in this forward the tokens that are left came; None: all are left."""
-        if self.index is None or self.entered is None:
-            return self.entered if self.index is None else self.index
-        return self.entered.to(self.index.device).gather(1, self.index)
+    def length(self) -> int:
+        """L."""
+        return self.tokens.shape[1]
 
     def fitting(self, start: int) -> tuple[int | None, int | None]:
         """`starts`, but None where the model made masks for a cache of other than `start` slots."""
         first, second = self.starts
         return (first if first == start else None), (second if second == start else None)
+
+
+class Left:
+    """The tokens of a call that are left, as one stage after another drops some.
+
+    Attributes:
+        tokens: (B, m) bool, False at padding and at filling.
+        ids: (B, m) their token ids; None where they came as embeddings.
+        right: Whether shorter rows are filled on the right, as the batch was padded.
+        entered: (B, l) which of the tokens that came entered the first layer; None: all did.
+        index: (B, m) which of those that entered are left; None: all are. Before the first layer,
+            which of those that came.
+    """
+
+    def __init__(self, tokens: Tensor, ids: Tensor | None, right: bool) -> None:
+        self.tokens = tokens
+        self.ids = ids
+        self.right = right
+        self.entered: Tensor | None = None
+        self.index: Tensor | None = None
+
+    def drop(self, kept: Tensor) -> Tensor:
+        """Drop tokens.
+
+        Args:
+            kept: (B, m) bool, False at those that go.
+
+        Returns:
+            (B, k) which of the m are left.
+        """
+        index, self.tokens = pack(kept, self.right)
+        if self.ids is not None:
+            self.ids = take(self.ids, index, 1)
+        old = self.index
+        self.index = index if old is None else old.to(index.device).gather(1, index)
+        return index
+
+    def enter(self) -> None:
+        """Those that are left go into the first layer."""
+        self.entered, self.index = self.index, None
+
+    @property
+    def slots(self) -> Tensor | None:
+        """(B, m) which of the tokens that came are left; None: all are."""
+        if self.index is None or self.entered is None:
+            return self.entered if self.index is None else self.index
+        return self.entered.to(self.index.device).gather(1, self.index)
+
+
+@dataclass
+class Visual:
+    """The images among the tokens of a call.
+
+    Attributes:
+        layout: Where their visual tokens lie among the tokens that are left.
+        prefill: What the report will be told of the call.
+        tower: What the vision tower saw last; None where the method does not read it.
+        encoded: Of every image, which of those that the tower saw last it is; empty likewise.
+        merged: Whether states of visual tokens were replaced.
+        memory: What each `prepare` of the stages made of the prompt.
+        attention: What the latest reader returned.
+    """
+
+    layout: Layout
+    prefill: Prefill
+    tower: TowerRun | None
+    encoded: list[int]
+    merged: bool = False
+    memory: dict[Callable[..., Any] | None, Any] = field(default_factory=dict)
+    attention: Any = None
+
+
+class Forward:
+    """One call of the model inside the decoder.
+
+    Args:
+        record: What is known of the call's cache.
+        came: What the call was given.
+        left: What is left of its tokens.
+        visual: The images among them, or None.
+        entered: How they went into the first layer.
+        prefill: What the report will be told of the call; None where it is no prefill.
+        asked: What the caller asks of the output; None where the model's head is not called.
+
+    Attributes:
+        short: What the layers reached get; None: what the model passes.
+        held: What layers got at whose keys later ones look, by layer.
+        ahead: While a layer runs in advance, only to show its attention: the keys (B, G, n, d) that
+            it has cached, None where it gets them with those of this call, and (B, n) bool, False
+            at padding. Otherwise None.
+    """
+
+    def __init__(
+        self,
+        record: CacheRecord,
+        came: Came,
+        left: Left,
+        visual: Visual | None,
+        entered: Entered,
+        prefill: Prefill | None,
+        asked: Asked | None,
+    ) -> None:
+        self.record = record
+        self.came = came
+        self.left = left
+        self.visual = visual
+        self.entered = entered
+        self.prefill = prefill
+        self.asked = asked
+        self.short: LayerInputs | None = None
+        self.held: dict[int, LayerInputs | None] = {}
+        self.ahead: tuple[Tensor | None, Tensor] | None = None
+
+    @property
+    def past(self) -> Tensor:
+        """(B, n) bool, False at padding, of the slots that the layers reached have cached."""
+        return self.entered.cached if self.short is None else self.short.past
+
+    def cached(self, number: int) -> CachedTokens:
+        """What the layers from a stage on hold in the cache, before this call.
+
+        Args:
+            number: Which of the stages in the decoder it is.
+        """
+        track = self.record.tracks.get(number)
+        if track is None and self.entered.columns is not None:
+            track = self.entered.before
+        return track or CachedTokens.unpruned(self.entered.cached)
+
+    def extended(self, track: CachedTokens) -> CachedTokens:
+        """What was cached, and the tokens of this call that are left."""
+        index, tokens = self.left.index, self.left.tokens
+        if index is None:
+            index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        if self.entered.columns is None:
+            columns = index + self.entered.start
+        else:
+            columns = self.entered.columns.to(index.device).gather(1, index)
+        # A single new token is never padding, and asking would cost a synchronisation.
+        full = tokens.shape[1] == 1 or bool(tokens.all())
+        return track.extended(columns, tokens, full)
+
+    def whole(self) -> CachedTokens:
+        """What layers before the first stage hold in the cache, this call included."""
+        if self.entered.columns is not None:
+            assert self.record.entry is not None
+            return self.record.entry
+        tokens, slots = self.entered.cached, self.record.cached
+        columns = torch.arange(slots, device=tokens.device).expand(len(tokens), -1)
+        return CachedTokens(columns, torch.ones_like(columns, dtype=torch.bool), True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pore._compat.arguments import MASK, PACKED, POSITIONS, TOWER_READ
 from pore.errors import InputError
-from pore.layout import Image
 
 
 def custom_masks(masks: Any, seen: int, length: int, made: bool) -> Any:
@@ -108,22 +107,3 @@ def check_unpacked(inputs: Mapping[str, Any], cached: bool) -> None:
             "be pruned by the text of its own: give every prompt a row of the batch, padded, with "
             "an attention_mask."
         )
-
-
-def shown_images(images: Sequence[Image], tokens: Tensor) -> list[tuple[int, Image]]:
-    """The images of which the attention mask shows tokens, and what it shows of them.
-
-    Args:
-        images: The images of a batch.
-        tokens: (B, L) bool, False at what it hides.
-
-    Returns:
-        Which of the images each is, and the image with only the tokens that are shown.
-    """
-    shown = tokens.tolist()
-    found = []
-    for number, image in enumerate(images):
-        places = [i for i, column in enumerate(image.columns) if shown[image.row][column]]
-        if places:
-            found.append((number, image.showing(places)))
-    return found

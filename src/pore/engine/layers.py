@@ -1,22 +1,103 @@
-"""What every decoder layer gets."""
+"""What every decoder layer gets: fewer tokens from a stage on, and keys of earlier layers."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
+from pore._compat.arguments import SHARED_KEYS
+from pore.engine.calls import Calls
+from pore.engine.dropping import act
+from pore.engine.forward import Forward
+from pore.engine.layer_inputs import LayerInputs
+from pore.engine.setup import Setup
 
-def deepstack_of(visual: Tensor, embeds: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """What DeepStack adds to a shortened sequence.
+
+def pass_stage(setup: Setup, forward: Forward, number: int, hidden: Tensor) -> Tensor:
+    """Come to a stage: from here on the sequence of this call and the cache are shorter.
 
     Args:
-        visual: (B, L) bool, True at the visual tokens of the full sequence.
-        embeds: (V, D) what is added to each of them, row by row.
-        index: (B, M) the position in the full sequence of every token left.
+        setup: The method in the model.
+        forward: What the call knows.
+        number: Which of `setup.inner` the stage is.
+        hidden: (B, m, D) the states that enter its layer.
 
     Returns:
-        The same two for the tokens left.
+        (B, k, D) the states of the tokens that stay.
     """
-    index = index.to(visual.device)
-    number = visual.flatten().cumsum(0).view(visual.shape) - 1
-    left = visual.gather(1, index)
-    return left, embeds[number.gather(1, index)[left].to(embeds.device)]
+    stage, tracks = setup.inner[number], forward.record.tracks
+    if forward.visual is not None:
+        hidden = act(setup, forward.left, forward.visual, stage, hidden)
+    index = forward.left.index
+    if number not in tracks and index is None:
+        return hidden
+    tracks[number] = track = forward.extended(forward.cached(number))
+    forward.short = LayerInputs(setup, forward.entered, index, track, setup.renumbers(stage))
+    return hidden
+
+
+def kwargs_for(
+    setup: Setup,
+    forward: Forward,
+    short: LayerInputs,
+    i: int,
+    number: int | None,
+    kwargs: dict[str, Any],
+    hidden: Tensor,
+) -> dict[str, Any]:
+    """The keyword arguments of a decoder layer that gets a shorter sequence.
+
+    Args:
+        setup: The method in the model.
+        forward: What the call knows.
+        short: The tokens as the layer gets them.
+        i: The layer.
+        number: Its number in the cache; None in a recurrent layer.
+        kwargs: What the model passes.
+        hidden: (B, m, D) the states that enter the layer.
+    """
+    source = setup.sources.get(i)
+    if source is None:
+        return short.kwargs(kwargs, hidden, number)
+    kind = setup.config.layer_types[i]
+    states = kwargs[SHARED_KEYS][kind]
+    held = forward.held.get(source)
+    if held is None:
+        held = LayerInputs(setup, forward.entered, None, forward.whole())
+        forward.held[source] = held
+    if held.track is short.track:
+        return short.kwargs(kwargs, hidden, number, slots=states[0].shape[2])
+    shared = copy.copy(kwargs[SHARED_KEYS])
+    shared[kind] = states = short.shared(states, held)
+    kwargs = {**kwargs, SHARED_KEYS: shared}
+    return short.kwargs(kwargs, hidden, number, slots=states[0].shape[2], source=held)
+
+
+def spare_rows(
+    setup: Setup,
+    calls: Calls,
+    note: Callable[[str], None],
+    process: Callable[..., Any],
+    hidden: Tensor,
+    inputs: Any,
+    tables: Any,
+    masks: Any,
+    wanted: Any,
+    **kwargs: Any,
+) -> Any:
+    """Which tokens go through the layers that look at keys of earlier ones (Gemma 3n, Gemma 4)."""
+    forward, first = calls.forward, min(setup.sources)
+    late = any(stage.layer >= first for stage in setup.inner)
+    if late and hidden.shape[1] > 1:
+        note(
+            f"Layers from {first} on look at keys of earlier ones, and the model itself computes "
+            "only the last token there; as this method drops tokens in them, all that are left "
+            "were."
+        )
+    single = forward.asked is not None and forward.asked.single
+    if late or single or (forward.left.slots is not None and wanted != 1):
+        wanted = 0  # all: the last ones of the full sequence need not be those left
+    return process(hidden, inputs, tables, masks, wanted, **kwargs)

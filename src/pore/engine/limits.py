@@ -1,39 +1,196 @@
-"""What of a method a family or a model does not take."""
+"""What a family, a model or a prompt does not take of a method."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from pore.engine.stages import Limit, Method, Stage
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families.base import Family
 from pore.layout import Layout
+from pore.tower.stages import TowerStage
 
-if TYPE_CHECKING:
-    from pore.engine.pruner import Pruner
+Stages = Sequence[Stage | TowerStage]
 
 
-def check_query(layout: Layout) -> None:
-    """Refuse a prompt that ends with a visual token, for methods in the decoder or of a question.
+# -- a family -------------------------------------------------------------------------------------
 
-    No text looks at the image there, and the answer follows a token that may be dropped on the way.
+
+def family_limits(stages: Stages, family: Family) -> list[Limit]:
+    """What a family does not take of these stages, whatever the model.
 
     Args:
-        layout: Where the visual tokens lie.
+        stages: A method's.
+        family: The adapter.
+
+    Returns:
+        The limits; none where a method of these stages works.
+    """
+    found = [rule(stages, family) for rule in _RULES]
+    return [limit for limit in found if limit is not None]
+
+
+def tower_stage(stages: Stages) -> TowerStage | None:
+    """The stage in the vision tower, if there is one."""
+    return next((stage for stage in stages if isinstance(stage, TowerStage)), None)
+
+
+def reads_tower(stages: Stages) -> bool:
+    """Whether stages read what goes through the vision tower, which then must run in the block."""
+    return any(isinstance(s, TowerStage) or s.padding or s.tower for s in stages)
+
+
+def _decoder_stages(stages: Stages) -> list[Stage]:
+    return [stage for stage in stages if isinstance(stage, Stage)]
+
+
+def _no_tower(stages: Stages, family: Family) -> Limit | None:
+    if family.tower_refusal is None or not reads_tower(stages):
+        return None
+    return Limit(f"it reads the vision tower, but {family.tower_refusal}")
+
+
+def _no_letterbox(stages: Stages, family: Family) -> Limit | None:
+    if not family.packed or not any(stage.padding for stage in _decoder_stages(stages)):
+        return None
+    return Limit(
+        "it looks for letterbox padding, but images go into the vision tower in their own shape, "
+        "without any. Leave suppress_padding away."
+    )
+
+
+def _no_merging_in_tower(stages: Stages, family: Family) -> Limit | None:
+    tower = tower_stage(stages)
+    if tower is None or tower.merge is None or not (family.merged or family.packed):
+        return None
+    why = (
+        "visual tokens are made of squares of them, on the full grid"
+        if family.merged
+        else "images of any size go through it in one sequence"
+    )
+    return Limit(
+        f"it merges patches inside the vision tower, but {why}. Use a method that chooses among "
+        "the tokens."
+    )
+
+
+def _no_merging_with_deepstack(stages: Stages, family: Family) -> Limit | None:
+    if not family.deepstack or not any(stage.merges for stage in stages):
+        return None
+    reason = (
+        "the first decoder layers add features to every visual token, which merged tokens have "
+        "none of. Use a method that only drops tokens"
+    )
+    tower = tower_stage(stages)
+    early = any(stage.merges and stage.layer == 0 for stage in _decoder_stages(stages))
+    if early or (tower is not None and tower.merges):
+        return Limit(f"{reason}.")
+    return Limit(f"{reason}, or later layers.", "it acts after those layers")
+
+
+def _no_merging_with_shared_keys(stages: Stages, family: Family) -> Limit | None:
+    inside = [stage for stage in _decoder_stages(stages) if stage.layer > 0]
+    if not family.shares_keys or not any(stage.merges for stage in inside):
+        return None
+    return Limit(
+        "decoder layers look at keys that earlier ones made, which tokens merged since are not "
+        "among. Use a method that only drops tokens.",
+        "it acts before those that are shared, or none are",
+    )
+
+
+def _no_attention_in_recurrent_layers(stages: Stages, family: Family) -> Limit | None:
+    inside = [stage for stage in _decoder_stages(stages) if stage.layer > 0]
+    if family.recurrent_mixer is None or not inside:
+        return None
+    read = any(stage.reads_layer is not None for stage in inside)
+    return Limit(
+        "recurrent decoder layers have no attention, and none can be read or come first where "
+        "tokens are dropped.",
+        "the layers that it reads have attention"
+        if read
+        else "it acts after the first layer with attention",
+    )
+
+
+_RULES = (
+    _no_tower,
+    _no_letterbox,
+    _no_merging_in_tower,
+    _no_merging_with_deepstack,
+    _no_merging_with_shared_keys,
+    _no_attention_in_recurrent_layers,
+)
+
+
+def check_limits(method: Method, family: Family) -> None:
+    """Refuse a method that a family does not take with its settings.
+
+    Args:
+        method: The method.
+        family: The adapter.
 
     Raises:
-        InputError: The last token of a sample with images is visual.
+        UnsupportedModelError: The family does not take it; the message says why.
     """
-    last = layout.last[layout.rows, None]
-    at_end = ((layout.columns == last) & layout.valid).any(-1)
-    if bool(at_end.any()):
-        row = layout.images[int(at_end.nonzero()[0])].row
-        raise InputError(
-            f"The prompt of sample {row} ends with a visual token, so no text token looks at "
-            "the image, and the answer would follow a token that may be dropped; put the question "
-            "after the image, and pass both in one piece."
-        )
+    for limit in method.limits(family):
+        if limit.unless is None:
+            raise UnsupportedModelError(
+                f"{method.name} with these settings cannot be used in {family.name}: {limit.reason}"
+            )
+
+
+# -- a model --------------------------------------------------------------------------------------
+
+
+def check_recurrent(method: Method, stages: Sequence[Stage], attending: Sequence[int]) -> None:
+    """Refuse stages that need attention in layers of a decoder that have none.
+
+    Args:
+        method: The method.
+        stages: Its stages in the decoder, none on the embeddings.
+        attending: The layers that have attention.
+
+    Raises:
+        UnsupportedModelError: A stage reads a recurrent layer, or comes before all others.
+    """
+    for stage in stages:
+        if stage.reads_layer is not None and stage.reads_layer not in attending:
+            raise UnsupportedModelError(
+                f"{method.name} with these settings reads the attention of decoder layer "
+                f"{stage.reads_layer}, which is recurrent and has none; the layers that have are "
+                f"{', '.join(map(str, attending))}."
+            )
+        if stage.layer <= attending[0]:
+            # The model takes the number of tokens so far from the first cache of attention.
+            raise UnsupportedModelError(
+                f"{method.name} drops tokens before decoder layer {stage.layer}, but the first "
+                f"layer of this decoder with attention is layer {attending[0]}; drop them after "
+                "it, or on the embeddings."
+            )
+
+
+def check_sharing(method: Method, stages: Sequence[Stage], sources: Mapping[int, int]) -> None:
+    """Refuse to merge tokens where later layers look at keys that were made before.
+
+    Args:
+        method: The method.
+        stages: Its stages in the decoder.
+        sources: Of every layer that looks at keys of an earlier one, which one.
+
+    Raises:
+        UnsupportedModelError: A stage would.
+    """
+    for stage in stages:
+        if stage.merges and any(source < stage.layer for source in sources.values()):
+            raise UnsupportedModelError(
+                f"{method.name} merges tokens before decoder layer {stage.layer}, but from layer "
+                f"{min(sources)} on layers look at keys of layer {min(sources.values())} and later "
+                "ones, which merged tokens would not be among; merge before that, or use a method "
+                "that only drops tokens."
+            )
 
 
 def check_layer(layer: int, family: Family, model: nn.Module, first: int = 1) -> None:
@@ -57,18 +214,26 @@ def check_layer(layer: int, family: Family, model: nn.Module, first: int = 1) ->
         )
 
 
-def check_limits(pruner: Pruner, family: Family) -> None:
-    """Refuse a method that a family does not take with its settings.
+# -- a prompt -------------------------------------------------------------------------------------
+
+
+def check_query(layout: Layout) -> None:
+    """Refuse a prompt that ends with a visual token, for methods in the decoder or of a question.
+
+    No text looks at the image there, and the answer follows a token that may be dropped on the way.
 
     Args:
-        pruner: The method.
-        family: The adapter.
+        layout: Where the visual tokens lie.
 
     Raises:
-        UnsupportedModelError: The family does not take it; the message says why.
+        InputError: The last token of a sample with images is visual.
     """
-    for limit in pruner.limits(family):
-        if limit.unless is None:
-            raise UnsupportedModelError(
-                f"{pruner.name} with these settings cannot be used in {family.name}: {limit.reason}"
-            )
+    last = layout.last[layout.rows, None]
+    at_end = ((layout.columns == last) & layout.valid).any(-1)
+    if bool(at_end.any()):
+        row = layout.images[int(at_end.nonzero()[0])].row
+        raise InputError(
+            f"The prompt of sample {row} ends with a visual token, so no text token looks at "
+            "the image, and the answer would follow a token that may be dropped; put the question "
+            "after the image, and pass both in one piece."
+        )

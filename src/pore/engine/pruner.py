@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
+from pore.cost.shapes import ModelShape
+from pore.engine.limits import family_limits, reads_tower, tower_stage
 from pore.engine.run import Run, remove
 from pore.engine.stages import Limit, Stage
 from pore.errors import PoreError
 from pore.families.base import Family
 from pore.tensors.selection import budget
 from pore.tower.stages import TowerStage
-
-if TYPE_CHECKING:
-    from pore.cost.shapes import ModelShape
 
 
 class Pruner(ABC):
@@ -95,12 +94,12 @@ class Pruner(ABC):
     @property
     def tower_stage(self) -> TowerStage | None:
         """The stage in the vision tower, if there is one."""
-        return next((s for s in self.stages() if isinstance(s, TowerStage)), None)
+        return tower_stage(self.stages())
 
     @property
     def reads_tower(self) -> bool:
         """Whether it reads what goes through the vision tower, which then must run while pruned."""
-        return any(isinstance(s, TowerStage) or s.padding or s.tower for s in self.stages())
+        return reads_tower(self.stages())
 
     @property
     def looks_at(self) -> list[int]:
@@ -119,61 +118,7 @@ class Pruner(ABC):
         Returns:
             The limits; none where the method works.
         """
-        found = []
-        stages = [stage for stage in self.stages() if isinstance(stage, Stage)]
-        if self.reads_tower and family.tower_refusal is not None:
-            found.append(Limit(f"it reads the vision tower, but {family.tower_refusal}"))
-        if family.packed and any(stage.padding for stage in stages):
-            found.append(
-                Limit(
-                    "it looks for letterbox padding, but images go into the vision tower in their "
-                    "own shape, without any. Leave suppress_padding away."
-                )
-            )
-        shrinking = self.tower_stage is not None and self.tower_stage.merge is not None
-        if shrinking and (family.merged or family.packed):
-            why = (
-                "visual tokens are made of squares of them, on the full grid"
-                if family.merged
-                else "images of any size go through it in one sequence"
-            )
-            found.append(
-                Limit(
-                    f"it merges patches inside the vision tower, but {why}. Use a method that "
-                    "chooses among the tokens."
-                )
-            )
-        if family.deepstack and any(stage.merges for stage in self.stages()):
-            reason = (
-                "the first decoder layers add features to every visual token, which merged tokens "
-                "have none of. Use a method that only drops tokens"
-            )
-            tower = self.tower_stage is not None and self.tower_stage.merges
-            if tower or any(stage.merges and stage.layer == 0 for stage in stages):
-                found.append(Limit(f"{reason}."))
-            else:
-                found.append(Limit(f"{reason}, or later layers.", "it acts behind those layers"))
-        if family.shares_keys and any(stage.merges and stage.layer > 0 for stage in stages):
-            found.append(
-                Limit(
-                    "decoder layers look at keys that earlier ones made, which tokens merged since "
-                    "are not among. Use a method that only drops tokens.",
-                    "it acts before those that are shared, or none are",
-                )
-            )
-        inside = [stage for stage in stages if stage.layer > 0]
-        if family.recurrent_mixer is not None and inside:
-            read = any(stage.reads_layer is not None for stage in inside)
-            found.append(
-                Limit(
-                    "recurrent decoder layers have no attention, and none can be read or come "
-                    "first where tokens are dropped.",
-                    "the layers that it reads have attention"
-                    if read
-                    else "it acts behind the first layer with attention",
-                )
-            )
-        return found
+        return family_limits(self.stages(), family)
 
     def check(self, model: nn.Module, family: Family) -> None:  # noqa: B027 - optional
         """Refuse a model that the settings do not fit.

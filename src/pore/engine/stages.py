@@ -4,45 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pore.bias.position_bias import PositionBias
 from pore.engine.readers import Reader
 from pore.errors import BudgetError
+from pore.families.base import Family
 from pore.layout import Layout
 from pore.tensors.selection import budget
-from pore.tower.stages import Encoded
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
-
-
-Index = Literal["original", "dense"]
-
+from pore.tower.stages import Encoded, TowerStage
 
 Positions = Literal["original", "dense"]
 
 
+"""How tokens that stay are numbered: as they came, or anew as if the dropped ones never were."""
+
+
 @dataclass(frozen=True)
 class View:
-    """What a stage's rule sees: the visual tokens of all images of the batch, side by side.
+    """What a rule sees when its stage acts: the visual tokens of all I images of a batch.
+
+    The images lie side by side in padded tensors of t columns, whatever sample each is of; where
+    `layout.valid` is False nothing is meant.
 
     Attributes:
-        layout: Where the visual tokens lie now.
-        hidden_states: (B, L, D) the states that enter the stage's layer.
-        attention: What the stage's reader took from its layer's attention; (I, t) text-visual
-            attention A with `LastToken`, None without a reader.
-        padding: (I, t) share of every token's patch that is letterbox padding, where asked for.
-        generator: Source of chance for methods that draw.
+        layout: Where the visual tokens lie in the sequence as it is now.
+        hidden_states: (B, L, D) the states that enter the stage's layer, of all tokens.
+        attention: What the stage's reader returned; with `LastToken` the (I, t) text-visual
+            attention A. None without a reader.
+        padding: (I, t) the share of every token's patch that is letterbox padding, from 0 to 1;
+            None unless the stage has `padding=True`.
+        generator: Source of chance for methods that draw; seeded anew for every block.
         norm: The decoder's final norm.
-        memory: What the stage's `prepare` made of the prompt.
-        input_ids: (B, L) token ids of the prompt, of the tokens that are left; None for a prompt
-            that was given as embeddings.
-        tower: What the vision tower made of every image, where asked for.
+        memory: What the stage's `prepare` returned for this prompt; None without one.
+        input_ids: (B, L) token ids of the tokens that are left; None for a prompt that was given
+            as embeddings.
+        tower: What the vision tower made of every image; None unless the stage has `tower=True`.
         rotary: Makes the decoder's rotary tables for states (B, m, D) at positions (B, m).
-        dense: Whether positions are numbered anew behind the stage.
+        dense: Whether the tokens that stay are numbered anew after the stage.
     """
 
     layout: Layout
@@ -57,16 +59,18 @@ class View:
     rotary: Callable[[Tensor, Tensor], Any] | None = None
     dense: bool = False
 
-    def reweighted(self, scores: Tensor, bias: PositionBias, index: Index = "original") -> Tensor:
+    def reweighted(
+        self, scores: Tensor, bias: PositionBias, index: Positions = "original"
+    ) -> Tensor:
         """Scores divided by the position bias: PoRe Eq. 2.
 
         Args:
             scores: (I, t) scores with the position bias in them.
             bias: P over the visual tokens of one image.
-            index: Where P is read: at the "original" raster index of every token, or where a token
-                of the full image has the same distance to the text as this one has now, in the
-                "dense" numbering of methods that number positions anew: the last of t tokens at
-                the last entry of P.
+            index: Which entry of P divides a token's score. "original": that of the patch it
+                shows. "dense", for methods that number positions anew: the one as far from the end
+                as the token is now, so that the last of the t tokens left is divided by the last
+                entry of P, the one before it by the last but one.
 
         Returns:
             (I, t) scores without.
@@ -110,16 +114,19 @@ class View:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a stage decides.
+    """What a rule decides.
+
+    `Selection(keep)` drops tokens and leaves the others as they are; the rest is for methods that
+    merge, or that drop more than visual tokens.
 
     Attributes:
         keep: (I, t) bool, the visual tokens that stay.
-        features: (I, t, D) new states of the tokens that stay, or None to leave them.
-        raster: (I, t) the original token that each new state stands for, see `Layout.raster`; None
-            where they stand for what they did.
-        structure: Of every image, whether its structure tokens (the end of a row) stay; None keeps
-            them all.
-        others: (B, L) bool, True at further tokens that go; None drops none.
+        features: (I, t, D) new states, written to the tokens that stay; None leaves them.
+        raster: (I, t) which original token each new state stands for, as in `Layout.raster` (-1 for
+            none); None where they stand for what they did.
+        structure: For every image, whether its structure tokens stay, as the one that ends a row of
+            patches; None keeps them all.
+        others: (B, L) bool, True at further tokens that go, such as text; None drops none.
     """
 
     keep: Tensor
@@ -131,12 +138,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Limit:
-    """What of a method a family does not take.
+    """A reason why a family does not take a method, or takes it only in part.
 
     Attributes:
-        reason: Why, and what to do.
-        unless: Layers or images with which the method works all the same; None where it never does
-            with its settings.
+        reason: Why, and what to do instead.
+        unless: When the method works all the same, such as "it acts after those layers"; None where
+            it never does with its settings.
     """
 
     reason: str
@@ -147,25 +154,29 @@ class Limit:
 class Stage:
     """One place where a method drops visual tokens.
 
+    FastV is one stage, `Stage(2, rule, LastToken())`: layer 1 runs on all tokens and the reader
+    takes the last token's attention from it; the rule decides by that, and layer 2 is the first
+    that sees fewer tokens.
+
     Attributes:
-        layer: The first decoder layer (from 0) that sees fewer tokens. 0 acts on the embeddings,
-            the number of layers on what the last layer gives.
+        layer: The first decoder layer, from 0, that sees fewer tokens. 0 acts on the embeddings,
+            before the decoder; the number of layers acts on what the last layer gives.
         rule: Decides which tokens stay. It runs out of any autocast, and without a graph unless it
             `merges`; so do `attention` and `prepare`, always without a graph.
-        attention: Takes from the attention of layer - 1 what the rule reads, such as `LastToken`;
-            None when it reads none.
-        ahead: Whether the reader looks at layer instead, whose queries and keys are then computed
-            once in advance from the states that enter it.
-        prepare: Called once for every prompt, on what enters the decoder; reader and rule find
-            what it gives in `memory`. Stages that share it share the result.
+        attention: The reader, such as `LastToken()`: takes from the attention of the layer before
+            what the rule then finds as `view.attention`. None where the rule reads none.
+        ahead: Read the attention of `layer` itself instead: the layer is run up to its attention,
+            only to be read, then tokens are dropped, and it is run again on those left.
+        prepare: Called once for every prompt with a view of what enters the decoder. Reader and
+            rule find what it returns as `memory`. Stages with the same `prepare` share the result.
         positions: Whether the tokens that stay keep their "original" positions, or are numbered
-            anew ("dense") as where the layers that follow never saw the dropped ones. None is
-            dense on the embeddings and original in the decoder.
-        padding: Whether the rule reads letterbox padding.
-        tower: Whether the rule reads what the vision tower made of the images.
+            anew ("dense") as if the dropped ones had never been there. None is "dense" on the
+            embeddings and "original" in the decoder.
+        padding: Whether the rule reads `view.padding`.
+        tower: Whether the rule reads `view.tower`.
         merges: Whether the rule gives tokens that stay new states.
-        curve: What of the reader's result is the attention (I, t) that a position bias divides, for
-            calibration; None is the whole.
+        curve: For calibration, where the reader returns more than attention: picks from its result
+            the (I, t) attention that a position bias divides. None: the result is that attention.
     """
 
     layer: int
@@ -190,3 +201,23 @@ class Stage:
         if self.attention is None:
             return None
         return self.layer if self.ahead else self.layer - 1
+
+
+class Method(Protocol):
+    """What a run needs of a method; `Pruner` is the class that has it.
+
+    A method that draws by chance has a `seed` as well.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name, for messages and the report."""
+
+    def stages(self) -> Sequence[Stage | TowerStage]:
+        """Where it acts, first the vision tower, then by layer."""
+
+    def limits(self, family: Family) -> list[Limit]:
+        """What a family does not take of it."""
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Raise an error where its settings do not fit a model."""

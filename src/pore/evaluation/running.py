@@ -13,8 +13,9 @@ import torch
 
 from pore.cost.flops import model_flops
 from pore.data.samples import Sample
+from pore.engine.prefill import TowerWork
 from pore.engine.pruner import Pruner
-from pore.engine.report import Report, TowerWork
+from pore.engine.report import Report
 from pore.engine.run import unpruned
 from pore.errors import UnsupportedModelError
 from pore.evaluation.answers import is_right

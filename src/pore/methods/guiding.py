@@ -16,7 +16,7 @@ from pore._compat.models import SPARED_ROWS
 from pore._compat.modules import unwrapped
 from pore.bias.provenance import Provenance
 from pore.changes import Changes
-from pore.engine.forward import marked_images
+from pore.engine.images import marked_images
 from pore.engine.masks import window_of
 from pore.engine.run import unpruned
 from pore.errors import InputError, ScoreError

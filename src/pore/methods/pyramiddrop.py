@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from pore.engine.readers import LastToken
-from pore.engine.stages import Index, Stage, View
+from pore.engine.stages import Positions, Stage, View
 from pore.errors import BudgetError
 from pore.methods._checks import check_choice
 from pore.methods.staged import StagedPruner
@@ -48,7 +48,7 @@ class PyramidDrop(StagedPruner):
     keep: int | float | tuple[int | float, ...]
     layers: tuple[int, ...] = (8, 16, 24)
     reweight: PositionBias | tuple[PositionBias, ...] | None = None
-    index: Index = "original"
+    index: Positions = "original"
 
     name: ClassVar[str] = "PyramidDrop"
     paper: ClassVar[str] = "arXiv 2410.17247"
@@ -57,7 +57,7 @@ class PyramidDrop(StagedPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_pyramid(self.keep, len(self.layers))
-        check_choice(Index, index=self.index)
+        check_choice(Positions, index=self.index)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> PyramidDrop:

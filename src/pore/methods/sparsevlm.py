@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pore.bias.rope import ROPE_FLOOR
-from pore.engine.stages import Index, Limit, Selection, Stage, View
+from pore.engine.stages import Limit, Positions, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
 from pore.families.base import Family
 from pore.methods._checks import check_choice
@@ -97,7 +97,7 @@ class SparseVLM(StagedPruner):
     keep: int | float | tuple[int | float, ...] | RankBudget
     layers: tuple[int, ...] = (3, 7, 16)
     reweight: PositionBias | tuple[PositionBias, ...] | None = None
-    index: Index = "original"
+    index: Positions = "original"
     faithful: bool = False
 
     name: ClassVar[str] = "SparseVLM"
@@ -115,7 +115,7 @@ class SparseVLM(StagedPruner):
         if not isinstance(self.keep, RankBudget):
             for one in self.keep if isinstance(self.keep, tuple) else (self.keep,):
                 check_keep(one)
-        check_choice(Index, index=self.index)
+        check_choice(Positions, index=self.index)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> SparseVLM:

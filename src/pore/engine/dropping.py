@@ -1,0 +1,137 @@
+"""A stage acts: its rule sees the visual tokens, and those that it drops go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pore.engine.forward import Left, Visual
+from pore.engine.setup import Setup
+from pore.engine.stages import Selection, Stage, View
+from pore.errors import InputError, ModelStateError, ScoreError
+from pore.tensors.gathering import take
+from pore.tensors.padding import letterbox_padding
+from pore.tensors.precision import full_precision, scoring
+from pore.tensors.selection import check_features
+from pore.tower.run import TowerRun
+
+
+def prepare(setup: Setup, left: Left, visual: Visual, embeds: Tensor) -> None:
+    """Let the stages in the decoder look at what enters it: at (B, m, D) `embeds`."""
+    for stage in setup.inner:
+        if stage.prepare is not None and stage.prepare not in visual.memory:
+            with scoring():
+                made = stage.prepare(view_of(setup, left, visual, stage, embeds))
+            visual.memory[stage.prepare] = made
+
+
+def act(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) -> Tensor:
+    """Let a stage drop tokens.
+
+    Args:
+        setup: The method in the model.
+        left: The tokens of the call that are left.
+        visual: Their images.
+        stage: The stage.
+        hidden: (B, m, D) the states that enter its layer.
+
+    Returns:
+        (B, k, D) the states of those that stay.
+    """
+    with full_precision() if stage.merges else scoring():
+        selection = stage.rule(view_of(setup, left, visual, stage, hidden))
+    if selection.features is not None and not stage.merges:
+        raise ModelStateError(
+            f"{setup.method.name} gives tokens that stay new states and does not say so; make its "
+            "stage with merges=True."
+        )
+    return choose(left, visual, stage.layer, selection, hidden)
+
+
+def choose(left: Left, visual: Visual, layer: int, selection: Selection, hidden: Tensor) -> Tensor:
+    """Drop what a selection does not keep, and note it for the report.
+
+    Args:
+        left: The tokens of the call that are left.
+        visual: Their images.
+        layer: The first layer that sees fewer tokens.
+        selection: What stays.
+        hidden: (B, m, D) the states.
+
+    Returns:
+        (B, k, D) the states of what stays.
+    """
+    layout = visual.layout
+    if selection.features is not None:
+        rows = layout.rows[:, None].expand_as(layout.columns)[selection.keep]
+        columns = layout.columns[selection.keep]
+        features = selection.features[selection.keep].to(hidden.dtype)
+        hidden = hidden.index_put((rows, columns), features)
+        visual.merged = True
+    if selection.raster is not None:
+        layout = replace(layout, raster=selection.raster)
+    kept = layout.kept_tokens(selection.keep)
+    for image, stays in zip(layout.images, selection.structure or (), strict=False):
+        if not stays:
+            kept[image.row, list(image.structure)] = False
+    if selection.others is not None:
+        kept = kept & ~selection.others
+    if not torch.equal(kept, layout.tokens):
+        index = left.drop(kept)
+        hidden = take(hidden, index, 1)
+        layout = layout.shorten(selection.keep, index, left.tokens)
+    visual.layout = layout
+    visual.prefill.steps.append((layer, layout))
+    return hidden
+
+
+def view_of(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) -> View:
+    """What a stage's rule, or its `prepare`, sees of (B, m, D) states.
+
+    Raises:
+        ScoreError: States or attention hold NaN or infinity.
+    """
+    visual.layout = layout = visual.layout.to(hidden.device)
+    check_features(layout.gather(hidden), layout.valid)
+    attention = visual.attention if stage.attention is not None else None
+    if isinstance(attention, Tensor):
+        if attention.is_floating_point() and not bool(torch.isfinite(attention).all()):
+            raise ScoreError(
+                f"Attention of decoder layer {stage.reads_layer} holds NaN or infinity; look "
+                "for overflow (fp16 where the model needs bf16?), damaged weights or bad "
+                "inputs."
+            )
+        attention = attention.to(hidden.device)
+    tower, padding, encoded = visual.tower, None, None
+    if tower is not None and stage.padding:
+        padding = _letterbox(tower, visual).to(hidden.device)
+    if tower is not None and stage.tower:
+        encoded = tuple(tower.encoded(image) for image in visual.encoded)
+    return View(
+        layout=layout,
+        hidden_states=hidden,
+        attention=attention,
+        padding=padding,
+        generator=setup.generator,
+        norm=setup.family.norm(setup.model),
+        memory=visual.memory.get(stage.prepare),
+        input_ids=left.ids,
+        tower=encoded,
+        rotary=partial(setup.family.rotary, setup.model, layer=max(stage.layer - 1, 0)),
+        dense=setup.renumbers(stage),
+    )
+
+
+def _letterbox(tower: TowerRun, visual: Visual) -> Tensor:
+    """(I, t) the share of every token's patch that is letterbox padding; 1 at filling."""
+    layout = visual.layout
+    grid = layout.images[0].grid
+    if grid is None or any(image.grid != grid for image in layout.images):
+        raise InputError("Visual tokens without a grid cannot be matched with padding.")
+    pixels = tower.pictures(visual.encoded)
+    raster, valid = (x.to(pixels.device) for x in (layout.raster, layout.valid))
+    shares = letterbox_padding(pixels, grid).gather(1, raster.clamp(min=0))
+    return shares.masked_fill(raster < 0, 0.0).masked_fill(~valid, 1.0)

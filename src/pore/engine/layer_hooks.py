@@ -1,0 +1,119 @@
+"""The hooks on the decoder's layers, and on the norm after the last."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from pore._compat.arguments import HIDDEN
+from pore._compat.attention import layer_number
+from pore._compat.checkpointing import CHECKPOINT, before_checkpoint, checkpointed
+from pore.changes import Changes
+from pore.engine.calls import Calls, alone
+from pore.engine.layers import kwargs_for, pass_stage
+from pore.engine.probing import look_ahead
+from pore.engine.setup import Setup
+
+LayerHook = Callable[
+    [tuple[Any, ...], dict[str, Any]], "tuple[tuple[Any, ...], dict[str, Any]] | None"
+]
+
+
+"""Called with what enters a layer; gives what it gets in its place, or None to leave it."""
+
+
+def hook_layers(changes: Changes, setup: Setup, calls: Calls) -> Callable[[], None]:
+    """Hook the layers from the first that may get something else, and the norm.
+
+    Args:
+        changes: What takes the hooks off.
+        setup: The method in the model.
+        calls: Its calls.
+
+    Returns:
+        What is to be called before the decoder runs.
+    """
+    hooks = {i: _layer_hook(setup, calls, i) for i in range(setup.first, len(setup.layers))}
+    for i, hook in hooks.items():
+        changes.before(setup.layers[i], partial(_unless_checkpointed, hook), with_kwargs=True)
+    last = [number for number, stage in enumerate(setup.inner) if stage.layer == len(setup.layers)]
+    if last:
+
+        def before_norm(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden, *others = args
+            for number in last:
+                hidden = pass_stage(setup, calls.forward, number, hidden)
+            return (hidden, *others)
+
+        changes.before(setup.family.norm(setup.model), before_norm)
+    hooked = [(setup.layers[i], hook) for i, hook in hooks.items()]
+    return partial(_act_before_checkpoints, changes, hooked, [])
+
+
+def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:
+    family, layer = setup.family, setup.layers[i]
+    number = None if family.recurrent(layer) else layer_number(family.attention(layer))
+    stages = [(n, stage.ahead) for n, stage in enumerate(setup.inner) if stage.layer == i]
+    named = family.token_inputs
+    names = list(inspect.signature(layer.forward).parameters) if named else []
+    is_source = i in setup.sources.values()
+
+    def before(
+        args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        call = calls.inside
+        forward = None if call is None else call.forward
+        if forward is None:
+            raise alone()
+        if forward.ahead is not None:  # the layer itself, where its states are checkpointed
+            return None
+        if named:
+            args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
+        hidden = args[0] if args else kwargs[HIDDEN]
+        for n, ahead in stages:
+            if ahead and forward.visual is not None:
+                look_ahead(setup, forward, n, hidden, args, kwargs)
+            hidden = pass_stage(setup, forward, n, hidden)
+        short = forward.short
+        if is_source:
+            forward.held[i] = short
+        if short is None:
+            return None
+        kwargs = kwargs_for(setup, forward, short, i, number, kwargs, hidden)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, HIDDEN: hidden}
+
+    return before
+
+
+def _unless_checkpointed(
+    hook: LayerHook, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A pre-hook of a layer, which has acted already where the layer's states are checkpointed."""
+    return None if layer.training and checkpointed(layer) else hook(args, kwargs)
+
+
+def _act_before_checkpoints(
+    changes: Changes, hooked: list[tuple[nn.Module, LayerHook]], made: list[Callable[..., Any]]
+) -> None:
+    """Let layers drop tokens before what is computed again in the backward.
+
+    There the prompt is not known any more, nor need the block last.
+
+    Args:
+        changes: What takes this back.
+        hooked: The layers with hooks.
+        made: What was put into layers so far.
+    """
+    for layer, hook in hooked:
+        if layer.training and checkpointed(layer):
+            checkpoint: Any = getattr(layer, CHECKPOINT)
+            if checkpoint not in made:
+                checkpoint = before_checkpoint(hook, checkpoint)
+                made.append(checkpoint)
+                changes.put(layer, CHECKPOINT, checkpoint)
