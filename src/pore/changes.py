@@ -203,7 +203,7 @@ def changes_in(model: nn.Module) -> list[Changes]:
 
 def is_changed(module: nn.Module) -> bool:
     """Whether a module itself, rather than a part of it, has changes now."""
-    return _mark(module) is not None
+    return isinstance(vars(module).get(STATE), _Mark)
 
 
 def _mark(module: nn.Module) -> _Mark | None:

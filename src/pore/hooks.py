@@ -28,6 +28,7 @@ def tap_attention(
     module: nn.Module,
     observer: Observer,
     key_bias: Callable[[], Tensor | None] | None = None,
+    wanted: Callable[[], bool] | None = None,
 ) -> None:
     """Show the query and key of one attention module to an observer.
 
@@ -42,6 +43,7 @@ def tap_attention(
             kernel is causal where that mask does not say; before the kernel.
         key_bias: Gives (B, m) to be added to the logits of every key, by SDPA, or None for nothing;
             for attention without a mask.
+        wanted: Whether the observer is to be called now; None is always.
 
     Raises:
         UnsupportedModelError: The module does not use transformers' attention interface.
@@ -56,6 +58,8 @@ def tap_attention(
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if wanted is not None and not wanted():
+            return kernel(module, query, key, value, attention_mask, *args, **kwargs)
         scaling, causal = kwargs.get("scaling"), kwargs.get("is_causal")
         with scoring():
             observer(

@@ -125,7 +125,7 @@ class TestOneToken:
 
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in DRAWING])
     @pytest.mark.parametrize("before", [0, 3])
-    def test_behind_an_image(self, name: str, before: int) -> None:
+    def test_after_an_image(self, name: str, before: int) -> None:
         """A question of one token, alone and beside a longer one."""
         model, pruner = model_of(), in_llava(name, KEEP)
         prompts = [prompt(before, 1, 1), prompt(7, 1, 4, 1)]

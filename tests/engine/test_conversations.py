@@ -184,7 +184,7 @@ class TestCachesFromElsewhere:
 
 @families("LLaVA-1.5", "Qwen2.5-VL", "InternVL")
 def test_a_question_is_taken_back(case: Case) -> None:
-    """Cropped behind the image, the next question is as the first; into the image is refused."""
+    """Cropped to the end of the image, the next question is as the first; farther is refused."""
     elsewhere = TestCachesFromElsewhere()
     with torch.no_grad(), IN_DECODER(case.model()):
         expected = elsewhere.go_on(case, elsewhere.begin(case), [9, 10, 11])

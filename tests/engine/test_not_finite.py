@@ -58,7 +58,7 @@ def test_pixels(pruner: Pruner, bad: float) -> None:
     with torch.no_grad(), pruner(model) as run, refused:
         model(**inputs)
     inputs["pixel_values"][1, 0, 5, 5] = 0.0
-    with torch.no_grad(), pruner(model) as run:  # nothing of it is left behind
+    with torch.no_grad(), pruner(model) as run:  # nothing of it stays
         model(**inputs)
     assert len(run.report) == 2
 
@@ -82,7 +82,7 @@ def test_pixels_in_other_families(case: Case, name: str) -> None:
 
 @pytest.mark.parametrize("pruner", every())
 def test_what_the_projector_gives(pruner: Pruner) -> None:
-    """A weight of the projector that is damaged, behind everything that the tower sees."""
+    """A weight of the projector that is damaged, after everything that the tower sees."""
     model = copy.deepcopy(tiny_llava(layers=8, tower_layers=4))
     model.model.multi_modal_projector.linear_2.weight.data[3, 3] = float("nan")
     refused = pytest.raises(ScoreError, match="NaN or infinity")

@@ -1,4 +1,4 @@
-"""Sliding windows and tokens that see those behind them, in prompts far longer than the window."""
+"""Sliding windows and tokens that see those after them, in prompts far longer than the window."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_on_the_embeddings_it_is_a_shorter_prompt(kinds: str) -> None:
 @mostly_slow
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("pruner", ORIGINAL + DENSE, ids=lambda p: f"{p.layers}-{p.positions}")
-def test_decoding_far_behind_the_prompt(kinds: str, pruner: Some, static: bool) -> None:
+def test_decoding_far_after_the_prompt(kinds: str, pruner: Some, static: bool) -> None:
     case, count = long(kinds), WINDOW + 2
     inputs = case.inputs(PROMPTS)
     words = range(case.model().config.get_text_config().vocab_size)
@@ -303,7 +303,7 @@ def test_an_image_out_of_the_window_is_not_ranked_by_its_attention() -> None:
     refused = pytest.raises(ScoreError, match="Image 0 of sample 0 lies farther back than the 12")
     with refused, pore.FastV(keep=6, layer=1)(case.model()):
         forward(case, inputs)
-    with pore.FastV(keep=6, layer=3)(case.model()) as run:  # behind full attention
+    with pore.FastV(keep=6, layer=3)(case.model()) as run:  # after full attention
         forward(case, inputs)
     assert [len(image.kept) for image in run.report.samples[0].images] == [6, 6]
 

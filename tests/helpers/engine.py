@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from helpers.models import IMAGE, prompt
+import pore
+from helpers.models import IMAGE, N, prompt
 
 BATCHES = {
     "single": [prompt(3, 1, 5)],
@@ -81,3 +83,35 @@ def _forward_text(model: Any, inputs: dict[str, Tensor], prompt_width: int) -> T
         position_ids=inputs["position_ids"],
         use_cache=False,
     ).logits
+
+
+K = 2
+
+
+P = pore.PositionBias.exponential(0.1, N)
+
+
+METHODS = [
+    pytest.param(pore.FastV(keep=5, layer=K), id="fastv"),
+    pytest.param(pore.FastV(keep=5, layer=K, normalize="visual"), id="fastv-visual"),
+    pytest.param(pore.FastV(keep=0.25, layer=K, reweight=P), id="pore"),
+    pytest.param(pore.FastV(keep=3, layer=1), id="fastv-k1"),
+    pytest.param(pore.Random(keep=5, layer=K, seed=3), id="random"),
+]
+
+
+def logits_at_end(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
+    """Per sample, the logits of its last tokens, whatever the padding side."""
+    right = not bool(mask[:, -1].all())
+    return [
+        row[:n] if right else row[len(row) - n :] for row, n in zip(logits, tokens, strict=True)
+    ]
+
+
+# Methods whose decoder never sees what they drop, so that positions are numbered anew.
+WITHOUT_DROPPED = [
+    pore.Downsample(keep=4),
+    pore.DivPrune(keep=5),
+    pore.FasterVLM(keep=5),
+    pore.VTCCLS(keep=5, start_layer=0),
+]

@@ -182,7 +182,7 @@ class Calls:
     def makes_masks(self) -> bool:
         """Whether 4-D masks in this thread's call are made by transformers."""
         thread = get_ident()
-        return any(one.makes_masks for one in list(self._unended) if one.thread == thread)
+        return any(one.makes_masks and one.thread == thread for one in list(self._unended))
 
     def cut_short(self) -> None:
         """The model is unhooked: what still runs in another thread ends in an error."""

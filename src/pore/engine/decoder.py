@@ -111,6 +111,7 @@ def _came(
     types = None if name is None else inputs.get(name)
     return Came(
         inputs=inputs,
+        length=length,
         every=tokens,
         tokens=tokens[:, record.seen :],
         past=tokens[:, : record.seen],

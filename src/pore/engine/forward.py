@@ -32,6 +32,7 @@ class Came:
 
     Attributes:
         inputs: Arguments of the multimodal model by name.
+        length: Tokens given, L.
         every: (B, n + L) bool, False at padding, of all tokens so far, dropped ones included.
         tokens: (B, L) bool, the same of the tokens given.
         past: (B, n) bool, the same of those before.
@@ -43,17 +44,13 @@ class Came:
     """
 
     inputs: dict[str, Any]
+    length: int
     every: Tensor
     tokens: Tensor
     past: Tensor
     starts: tuple[int, int] = (0, 0)
     masks: Any = None
     types: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """L."""
-        return self.tokens.shape[1]
 
     def fitting(self, start: int) -> tuple[int | None, int | None]:
         """`starts`, but None where the model made masks for a cache of other than `start` slots."""

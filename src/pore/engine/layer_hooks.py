@@ -19,11 +19,14 @@ from pore.engine.probing import look_ahead
 from pore.engine.setup import Setup
 
 LayerHook = Callable[
-    [tuple[Any, ...], dict[str, Any]], "tuple[tuple[Any, ...], dict[str, Any]] | None"
+    ["nn.Module | None", tuple[Any, ...], dict[str, Any]],
+    "tuple[tuple[Any, ...], dict[str, Any]] | None",
 ]
 
 
-"""Called with what enters a layer; gives what it gets in its place, or None to leave it."""
+"""A pre-hook: called with a layer and what enters it; gives what it gets in its place, or None.
+
+Where the layer's states are checkpointed it has acted before, without the layer, and rests."""
 
 
 def hook_layers(changes: Changes, setup: Setup, calls: Calls) -> Callable[[], None]:
@@ -39,7 +42,7 @@ def hook_layers(changes: Changes, setup: Setup, calls: Calls) -> Callable[[], No
     """
     hooks = {i: _layer_hook(setup, calls, i) for i in range(setup.first, len(setup.layers))}
     for i, hook in hooks.items():
-        changes.before(setup.layers[i], partial(_unless_checkpointed, hook), with_kwargs=True)
+        changes.before(setup.layers[i], hook, with_kwargs=True)
     last = [number for number, stage in enumerate(setup.inner) if stage.layer == len(setup.layers)]
     if last:
 
@@ -60,16 +63,18 @@ def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:
     stages = [(n, stage.ahead) for n, stage in enumerate(setup.inner) if stage.layer == i]
     named = family.token_inputs
     names = list(inspect.signature(layer.forward).parameters) if named else []
-    is_source = i in setup.sources.values()
+    is_source, has_source = i in setup.sources.values(), i in setup.sources
 
     def before(
-        args: tuple[Any, ...], kwargs: dict[str, Any]
+        layer: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if layer is not None and layer.training and checkpointed(layer):
+            return None
         call = calls.inside
         forward = None if call is None else call.forward
         if forward is None:
             raise alone()
-        if forward.ahead is not None:  # the layer itself, where its states are checkpointed
+        if forward.ahead is not None:  # it runs only to be read
             return None
         if named:
             args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
@@ -83,19 +88,15 @@ def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:
             forward.held[i] = short
         if short is None:
             return None
-        kwargs = kwargs_for(setup, forward, short, i, number, kwargs, hidden)
+        if has_source:
+            kwargs = kwargs_for(setup, forward, short, i, number, kwargs, hidden)
+        else:
+            kwargs = short.kwargs(kwargs, hidden, number)
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, HIDDEN: hidden}
 
     return before
-
-
-def _unless_checkpointed(
-    hook: LayerHook, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """A pre-hook of a layer, which has acted already where the layer's states are checkpointed."""
-    return None if layer.training and checkpointed(layer) else hook(args, kwargs)
 
 
 def _act_before_checkpoints(
@@ -114,6 +115,6 @@ def _act_before_checkpoints(
         if layer.training and checkpointed(layer):
             checkpoint: Any = getattr(layer, CHECKPOINT)
             if checkpoint not in made:
-                checkpoint = before_checkpoint(hook, checkpoint)
+                checkpoint = before_checkpoint(partial(hook, None), checkpoint)
                 made.append(checkpoint)
                 changes.put(layer, CHECKPOINT, checkpoint)

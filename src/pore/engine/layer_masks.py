@@ -86,7 +86,8 @@ class LayerMasks:
         """Whether a layer needs another mask than that it is given, or any."""
         if given is not None or not self._track.full or self._entered.masks is not None:
             return True
-        return self._window(layer) is not None
+        window = self._windows[layer]
+        return window is not None and self._entered.span > window
 
     def masks(self, given: Any, hidden: Tensor, cache: Any) -> Any:
         """The masks of all layers for the short sequence, as a decoder takes them.

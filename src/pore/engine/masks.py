@@ -1,9 +1,4 @@
-"""Shortening a running decoder: hidden states, RoPE, positions, masks and what the cache holds.
-
-Nothing is derived anew that the model has already made: masks and rotary tables of the short
-sequence are those of the long one, taken at the kept positions. So padding, sliding windows and
-bidirectional image blocks stay what the model means by them.
-"""
+"""Reading masks: sliding windows, the part for the tokens of a call, which tokens are padding."""
 
 from __future__ import annotations
 
@@ -51,7 +46,7 @@ def _far(query: Tensor, key: Tensor, window: int, first: Tensor | None) -> Tenso
         query: Positions in the full sequence, and `key`, those of the keys.
         key: See `query`.
         window: Its size.
-        first: Where the sequence starts behind its padding, for chunks of that size; None where
+        first: Where the sequence starts after its padding, for chunks of that size; None where
             the window slides.
     """
     if first is None:

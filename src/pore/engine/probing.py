@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,15 @@ def tap_readers(changes: Changes, setup: Setup, calls: Calls) -> None:
         if stage.attention is not None and stage.reads_layer is not None:
             attention = setup.family.attention(setup.layers[stage.reads_layer])
             observe = _observer(setup, calls, stage, stage.attention, stage.reads_layer)
-            tap_attention(changes, attention, observe)
+            tap_attention(changes, attention, observe, wanted=partial(_wanted, calls, stage))
+
+
+def _wanted(calls: Calls, stage: Stage) -> bool:
+    """Whether a stage's reader is to read: there are images, and the layer runs as it wants."""
+    forward = None if calls.inside is None else calls.inside.forward
+    if forward is None or forward.visual is None:
+        return False
+    return (forward.ahead is not None) == stage.ahead
 
 
 def _observer(
@@ -57,13 +66,10 @@ def _observer(
         softcap: float | None,
         causal: bool,
     ) -> None:
-        call = calls.inside
-        forward = None if call is None else call.forward
-        if forward is None or forward.visual is None:
+        forward, length = calls.forward, query.shape[2]
+        visual = forward.visual
+        if visual is None:
             return
-        if (forward.ahead is not None) != stage.ahead:
-            return
-        visual, length = forward.visual, query.shape[2]
         visual.layout = layout = visual.layout.to(query.device)
         if forward.ahead is not None:
             keys, past = forward.ahead

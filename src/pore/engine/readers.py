@@ -17,7 +17,7 @@ from pore.tensors.gathering import pack
 _CHUNK = 1 << 23
 
 
-"""Attention weights computed at a time, over all images and heads."""
+"""Attention weights computed at a time, over all images and heads, to bound memory."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class HeadMax:
     """Reads what every visual token gets, in the head that gives it most.
 
     The largest weight over the heads, for every pair of tokens, is averaged over the visual tokens
-    of the image that look, and over the text tokens behind the image.
+    of the image that look, and over the text tokens after the image.
     """
 
     measures: ClassVar[str] = "text, largest head"
@@ -43,7 +43,7 @@ class HeadMax:
 
 
 def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
-    """The text tokens behind every image.
+    """The text tokens after every image.
 
     Args:
         layout: Where things lie.
@@ -98,15 +98,16 @@ class LayerAttention:
 
     Attributes:
         layout: Where the visual tokens lie now.
-        query: (B, H, L, d) queries of this forward's tokens, as the kernel gets them.
-        key: (B, G, m, d) keys, those in the cache first; G divides H.
-        mask: The kernel's mask.
+        query: (B, H, L, d) queries of this call's tokens, as the kernel gets them.
+        key: (B, G, p + L, d) keys, those in the cache first; G divides H.
+        mask: The kernel's mask: 4-D, 2-D of padding alone, or None.
         scaling: Factor on the logits.
         softcap: Cap of the logits (Gemma 2), or None.
         past: (B, p) bool, False at padding, of the slots in the cache.
-        origin: (B, L) where the tokens were when they entered the decoder.
+        origin: (B, L) which of the tokens that entered the first layer each one is.
         memory: What the stage's `prepare` made of the prompt.
-        causal: Whether tokens do not look behind, where the mask does not say.
+        causal: Whether tokens look only at those before them; used where `mask` is None or only
+            tells padding.
         window: Tokens that a sliding window shows, where the prompt is longer; None without.
         hides: Whether the caller's mask may hide an image from the text.
         read: Rows computed so far, one entry for every reading.
@@ -168,7 +169,7 @@ class LayerAttention:
                 raise ScoreError(
                     f"Image {image.index} of sample {image.row} lies farther back than the "
                     f"{self.window} tokens that the layer whose attention is read looks at; "
-                    "choose a pruned layer behind one of full attention, or a shorter prompt."
+                    "choose a pruned layer after one of full attention, or a shorter prompt."
                 )
         return logits
 

@@ -90,7 +90,7 @@ def unpruned(model: nn.Module) -> nn.Module:
             changes.undo()
         elif isinstance(changes, Run):
             raise ModelStateError(
-                f"This model is already pruned by {changes.method!r}; leave that `with` block, or "
+                f"This model is already pruned by {changes.pruner!r}; leave that `with` block, or "
                 "call pore.remove(model), first."
             )
         else:
@@ -106,28 +106,29 @@ class Run(Changes):
     A copy of a run is one of the copied model that has not been entered.
 
     Args:
-        method: The method and its settings.
+        pruner: The method and its settings.
         model: The model.
         history: Prefills that the report remembers; None remembers all.
 
     Attributes:
+        pruner: See above.
         report: What was kept of every prompt.
     """
 
-    def __init__(self, method: Method, model: nn.Module, history: int | None = None) -> None:
+    def __init__(self, pruner: Method, model: nn.Module, history: int | None = None) -> None:
         super().__init__()
-        self.method = method
+        self.pruner = pruner
         self.model = unwrapped(model)
         self.family = family_of(self.model)
         config: Any = self.model.config
         layers = len(self.family.layers(self.model))
-        self.report = Report(method, layers, config, history)
+        self.report = Report(pruner, layers, config, history)
         self._history = history
         self._images = Images(self.model, self.family)
-        self._calls = Calls(self.model, self.family.inputs, method, self.report.add)
+        self._calls = Calls(self.model, self.family.inputs, pruner, self.report.add)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Run, (self.method, self.model, self._history)
+        return Run, (self.pruner, self.model, self._history)
 
     def is_of(self, model: nn.Module) -> bool:
         """Whether this is a run of a model, of a part of it, or of one that it is a part of."""
@@ -155,7 +156,7 @@ class Run(Changes):
             PoreError: The method's settings do not fit the model.
         """
         unpruned(self.model)
-        setup = Setup.of(self.method, self.model, self.family)
+        setup = Setup.of(self.pruner, self.model, self.family)
         try:
             super().__enter__()
             tower = self._watch_tower(setup)
