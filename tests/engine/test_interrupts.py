@@ -63,7 +63,11 @@ def every(model: Any, do: Callable[[], object], files: tuple[str, ...], mend: bo
     return count
 
 
-@pytest.mark.parametrize("pruner", KINDS[:3], ids=ids[:3])
+@pytest.mark.parametrize(
+    "pruner",
+    [KINDS[1], *(pytest.param(kind, marks=pytest.mark.slow) for kind in (KINDS[0], KINDS[2]))],
+    ids=lambda pruner: pruner.name,
+)
 def test_entering_and_leaving_a_block(model: Any, pruner: Any) -> None:
     """At every bytecode: the model is clean at once, though somebody holds the run."""
     runs = []
