@@ -63,11 +63,8 @@ def every(model: Any, do: Callable[[], object], files: tuple[str, ...], mend: bo
     return count
 
 
-@pytest.mark.parametrize(
-    "pruner",
-    [KINDS[1], *(pytest.param(kind, marks=pytest.mark.slow) for kind in (KINDS[0], KINDS[2]))],
-    ids=lambda pruner: pruner.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pruner", KINDS[:3], ids=ids[:3])
 def test_entering_and_leaving_a_block(model: Any, pruner: Any) -> None:
     """At every bytecode: the model is clean at once, though somebody holds the run."""
     runs = []
@@ -91,6 +88,7 @@ def test_entering_and_leaving_a_block_in_all_code(model: Any, pruner: Any) -> No
     assert every(model, block, ("",), mend=False) > 2000
 
 
+@pytest.mark.slow
 def test_applying_and_removing(model: Any) -> None:
     """`pore.remove` mends what an interrupt has left."""
 
@@ -101,6 +99,7 @@ def test_applying_and_removing(model: Any) -> None:
     assert every(model, both, ("/pore/engine/run.py", "/pore/changes.py"), mend=True) > 1000
 
 
+@pytest.mark.slow
 def test_a_stack_of_blocks(model: Any) -> None:
     """`ExitStack` takes what leaves a block after it has entered: `pore.remove` mends."""
 
@@ -173,6 +172,7 @@ class Stop(Exception):
     list(zip(KINDS, [Stop, KeyboardInterrupt, KeyboardInterrupt, SystemExit], strict=True)),
     ids=ids,
 )
+@pytest.mark.slow
 @torch.no_grad()  # an interrupt may keep a `no_grad` inside from ending
 def test_inside_a_forward(model: Any, pruner: Any, error: type[BaseException]) -> None:
     """At every call, which is where signals come: other threads go on, with the right logits."""
