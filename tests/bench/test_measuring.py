@@ -17,7 +17,7 @@ from helpers.models import N, tiny_llava
 from pore.bench.clock import Clock
 from pore.bench.measuring import measure, measure_calibration
 from pore.cost.flops import ExtraRows, model_flops
-from pore.engine.run import Run
+from pore.engine import run
 from pore.errors import BudgetError, InputError
 from pore.families.registry import shape_of
 
@@ -93,11 +93,11 @@ def test_the_prefill_holds_all_that_pruning_does(
 
         monkeypatch.setattr(owner, name, call)
 
-    told(Run, "_before_decoder")
-    told(Run, "_after_decoder")
+    told(run, "arrive")
+    told(run, "leave")
     told(Clock, "mark")
     measure(model, [FASTV], attainable=False, **QUICK | {"new_tokens": 1, "warmup": 0})
-    pruned = ["mark", "_before_decoder", "_after_decoder", "mark"]
+    pruned = ["mark", "arrive", "leave", "mark"]
     assert events == pruned + (["mark", "mark", *pruned]) * 2
 
 

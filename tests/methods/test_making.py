@@ -44,15 +44,6 @@ def test_the_mean_over_the_layers(model: Any) -> None:
         make("FastV", model, 10, average=True, texts=["keep=3"])
 
 
-def test_another_set_up(model: Any) -> None:
-    def third(keep: int | float, shape: Any) -> pore.FastV:
-        return pore.FastV(keep, layer=shape.decoder.layers // 3)
-
-    assert make("FastV", model, 6, usual=third, normalize="visual") == pore.FastV(
-        6, 2, normalize="visual"
-    )
-
-
 def test_a_model_of_unknown_sizes(unknown: Any) -> None:
     assert make("FastV", unknown, 6) == pore.FastV(6)
     with pytest.raises(UnsupportedModelError):
