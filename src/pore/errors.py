@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class PoreError(ValueError):
     """Base of every error that pore raises on purpose."""
@@ -41,3 +43,23 @@ class CalibrationError(PoreError):
 
 class StaleCheckpointError(CalibrationError):
     """A checkpoint is of another model, of other conditions or of other samples than the call."""
+
+
+def check_options(function: str, given: Iterable[str], options: type) -> None:
+    """Refuse keywords that a function has not, as Python does for those of its own.
+
+    Args:
+        function: Its name, as its user calls it.
+        given: The names of the keywords.
+        options: The `TypedDict` that has those there are.
+
+    Raises:
+        TypeError: Names one that there is not, and those there are.
+    """
+    known = options.__annotations__
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}; besides the others it "
+                f"takes {', '.join(known)}."
+            )

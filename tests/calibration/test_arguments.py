@@ -9,6 +9,7 @@ import pytest
 import pore
 from helpers.calibrations import LAYERS, make_processor, run
 from helpers.models import tiny_llava
+from pore.bench.measuring import measure, measure_calibration
 from pore.data.samples import Sample
 from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedModelError
 
@@ -34,6 +35,18 @@ def test_arguments_out_of_range(
 ) -> None:
     with pytest.raises(pore.PoreError, match=message):
         run(model, processor, samples, **settings)
+
+
+def test_options_that_there_are_not(model: Any, processor: Any) -> None:
+    unknown: dict[str, Any] = {"batchsize": 4}
+    for call in (
+        lambda: pore.calibrate(model, processor, [], 2, **unknown),
+        lambda: pore.calibrate_guide(model, processor, [], max_new_tokens=1, **unknown),
+        lambda: measure(model, [], **unknown),
+        lambda: measure_calibration(model, **unknown),
+    ):
+        with pytest.raises(TypeError, match=r"^(calib|meas).*'batchsize'; .*takes batch_size, "):
+            call()
 
 
 def test_pruned_model_is_refused(model: Any, processor: Any, samples: list[Sample]) -> None:

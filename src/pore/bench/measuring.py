@@ -34,7 +34,7 @@ from pore.cost.named import model_shape
 from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
-from pore.errors import InputError
+from pore.errors import InputError, check_options
 from pore.families.registry import shape_of
 from pore.identity import names_of
 from pore.plotting.labels import UNPRUNED
@@ -85,6 +85,7 @@ def measure(
     """
     named = _named(pruners)
     shape = model_shape(model) if isinstance(model, str) else shape_of(model.config)
+    check_options("measure", workload, AskedWithAnswer)
     work = Workload(visual=shape.image_tokens, **workload)
     check_number("new_tokens", work.new_tokens, 1)
     model = _loaded(model, device, dtype, attention, work.seed)
@@ -149,6 +150,7 @@ def measure_calibration(
         UnsupportedModelError: The sizes of the model are not known.
     """
     shape = shape_of(model.config)
+    check_options("measure_calibration", workload, Asked)
     work = Workload(visual=shape.image_tokens, new_tokens=0, **workload)
     runner = Runner(model, work)
     family = runner.family

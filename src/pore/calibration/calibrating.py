@@ -21,7 +21,7 @@ from pore.calibration.sums import Calibration
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.engine.run import unpruned
-from pore.errors import CalibrationError
+from pore.errors import CalibrationError, check_options
 from pore.families.registry import family_of
 from pore.tensors.attention import Normalize
 
@@ -119,6 +119,7 @@ def calibrate(
         raise CalibrationError("Say what to calibrate for: either a layer or a host method.")
     if host is not None and normalize is not None:
         raise CalibrationError(f"What is normalised is up to {host.name}; leave normalize away.")
+    check_options("calibrate", options, Options)
     through = Pass(**options).through
     model = unpruned(model)
     family = family_of(model)
@@ -170,4 +171,5 @@ def calibrate_guide(
     """
 
     reader = guide_reader(max_new_tokens)
+    check_options("calibrate_guide", options, Options)
     return Pass(**options).through(unpruned(model), processor, samples, reader).stages[0]
