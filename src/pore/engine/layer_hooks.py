@@ -22,8 +22,6 @@ LayerHook = Callable[
     ["nn.Module | None", tuple[Any, ...], dict[str, Any]],
     "tuple[tuple[Any, ...], dict[str, Any]] | None",
 ]
-
-
 """A pre-hook: called with a layer and what enters it; gives what it gets in its place, or None.
 
 Where the layer's states are checkpointed it has acted before, without the layer, and rests."""
