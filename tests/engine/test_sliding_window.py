@@ -15,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
-from cases.base import LAYERS, TEXT
+from cases.base import LAYERS, TEXT, since
 from cases.gemma3 import Gemma3
 from helpers.families import check_masked_dense
 from helpers.windows import Some
@@ -76,6 +76,11 @@ def forward(case: Long, inputs: dict[str, Tensor], **more: Any) -> Tensor:
 
 
 every_kind = pytest.mark.parametrize("kinds", KINDS)
+can_go_on = pytest.mark.skipif(
+    not since("5.20"),
+    reason="where some layers have a window and some have none, transformers itself fails, unpruned "
+    "too, over a static cache and in further turns",
+)
 
 
 mostly_slow = pytest.mark.parametrize(
@@ -123,6 +128,7 @@ def test_on_the_embeddings_it_is_a_shorter_prompt(kinds: str) -> None:
     torch.testing.assert_close(got, expected, **CLOSE)
 
 
+@can_go_on
 @mostly_slow
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("pruner", ORIGINAL + DENSE, ids=lambda p: f"{p.layers}-{p.positions}")
@@ -147,6 +153,7 @@ def test_decoding_far_after_the_prompt(kinds: str, pruner: Some, static: bool) -
     torch.testing.assert_close(torch.stack(out.logits, 1), logits.float(), **CLOSE)
 
 
+@can_go_on
 @mostly_slow
 @pytest.mark.parametrize("given", [True, False], ids=["positions", "none"])
 @pytest.mark.parametrize("pruner", ORIGINAL + DENSE, ids=lambda p: f"{p.layers}-{p.positions}")
@@ -192,6 +199,7 @@ class Reads(Pruner):
         return Selection(view.layout.valid)
 
 
+@can_go_on
 @every_kind
 @pytest.mark.parametrize("static", [False, True])
 def test_looking_ahead_sees_what_the_layer_will(kinds: str, static: bool) -> None:
@@ -308,6 +316,7 @@ def test_an_image_out_of_the_window_is_not_ranked_by_its_attention() -> None:
     assert [len(image.kept) for image in run.report.samples[0].images] == [6, 6]
 
 
+@can_go_on
 def test_a_prepared_mask_for_a_shortened_cache_is_refused() -> None:
     """`generate` prepares masks for static caches, and no longer says which tokens are padding."""
     case = long("sliding first")
