@@ -78,8 +78,8 @@ def forward(case: Long, inputs: dict[str, Tensor], **more: Any) -> Tensor:
 every_kind = pytest.mark.parametrize("kinds", KINDS)
 can_go_on = pytest.mark.skipif(
     not since("5.20"),
-    reason="where some layers have a window and some have none, transformers itself fails, unpruned "
-    "too, over a static cache and in further turns",
+    reason="transformers itself fails, unpruned, over static caches and in further turns, where "
+    "some layers have a window and some have none",
 )
 
 
