@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PICTURE = HERE / "rooms.svg"
-WIDTH, ROW, HEIGHT, GAP, LETTER = 960, 84, 36, 24, 8.2
+WIDTH, ROW, HEIGHT, GAP, SHIFT, LETTER = 960, 84, 36, 120, 110, 8.2
 
 
 def layers() -> list[list[str]]:
@@ -63,6 +63,7 @@ def picture() -> str:
     for number, row in enumerate(rows):
         widths = [len(room) * LETTER + 28 for room in row]
         x = (WIDTH - sum(widths) - GAP * (len(row) - 1)) / 2
+        x += SHIFT * (-1) ** number  # so that arrows over several rows do not lie on each other
         for room, width in zip(row, widths, strict=True):
             y = 16 + number * ROW
             at[room] = (x + width / 2, y)
