@@ -20,7 +20,7 @@ def check_quantized(make: Callable[[Any], Cache], dtype: torch.dtype, again: boo
         make: Makes the cache for a decoder's config.
         dtype: Of the model.
         again: Whether new tokens stay as they are until there are many: then the answer is that
-            over a plain cache whose states were quantised by hand behind the prefill.
+            over a plain cache whose states were quantised by hand after the prefill.
     """
     model = tiny_llava(dtype=dtype)
     config = model.config.text_config
