@@ -16,7 +16,7 @@ from cases.base import TEXT, Case, since
 from cases.mistral3 import Mistral4
 from helpers.conversations import positions
 from helpers.families import KEEP, PROMPTS, forward, hidden_from
-from helpers.methods import Recording
+from helpers.recording import Recording
 from pore.engine.pruner import Pruner
 from pore.errors import ModelStateError, UnsupportedModelError
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import pore
 from helpers.engine import BATCHES, P
 from helpers.models import IMAGE, batch, prompt, tiny_llava
+from helpers.recording import Recording
 from pore.errors import InputError
 
 
@@ -70,17 +71,11 @@ class TestDtypesAndModes:
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
     def test_half_precision_scores_in_float32(self, dtype: torch.dtype, attention: str) -> None:
         model = tiny_llava(dtype=dtype, attention=attention)
-        seen = []
-
-        class Spy(pore.FastV):
-            def _select(self, view: Any) -> Any:
-                seen.append(view.attention.dtype)
-                return super()._select(view)
-
         inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.inputs.items()}
-        with torch.inference_mode(), Spy(keep=4, reweight=P)(model):
+        recording = Recording(pore.FastV(keep=4, reweight=P))
+        with torch.inference_mode(), recording(model):
             out = model(**inputs).logits
-        assert seen == [torch.float32]
+        assert [seen.view.attention.dtype for seen in recording.seen] == [torch.float32]
         assert out.dtype == dtype
         assert out.isfinite().all()
 

@@ -19,6 +19,7 @@ from helpers.engine import (
     tolerance,
 )
 from helpers.models import IMAGE, N, batch
+from helpers.recording import Recording
 from helpers.reference import dropped_columns, last_rows, masked_from
 
 
@@ -91,16 +92,10 @@ def test_scores_are_those_of_eager_attention(
     inputs = batch(BATCHES["several images"], side)
     truth = models["eager"](**inputs, output_attentions=True).attentions[K - 1]
     rows = last_rows(truth, inputs["input_ids"], inputs["attention_mask"], IMAGE)
-    seen: list[Tensor] = []
-
-    class Spy(pore.FastV):
-        def _select(self, view: Any) -> Any:
-            seen.append(view.attention)
-            return super()._select(view)
-
-    with Spy(keep=4, layer=K, normalize=normalize)(models[attention]):
+    recording = Recording(pore.FastV(keep=4, layer=K, normalize=normalize))
+    with recording(models[attention]):
         models[attention](**inputs)
-    got = torch.cat(list(seen[0]))
+    got = torch.cat(list(recording.seen[0].view.attention))
     if normalize == "prompt":
         torch.testing.assert_close(got, torch.cat(rows), rtol=2e-5, atol=1e-9)
         return

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import pore
 from cases.base import TEXT, Case
-from helpers.methods import MERGING, Recording, ends
+from helpers.methods import MERGING, ends
+from helpers.recording import Recording
 from helpers.reference import dropped_by_stage
 from pore.cost.named import model_shape
 from pore.engine.pruner import Pruner

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
-from typing import Any
 
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -15,9 +13,8 @@ import pore
 from helpers.engine import _flash
 from helpers.models import tiny_llava
 from pore.engine.pruner import Pruner
-from pore.engine.stages import Selection, Stage
+from pore.engine.stages import Stage
 from pore.families.registry import shape_of
-from pore.tower.stages import TowerStage
 
 KEEP = 6
 
@@ -72,32 +69,3 @@ def ends(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
     right = not bool(mask[:, -1].all())
     rows = zip(logits, tokens, strict=True)
     return [row[:n] if right else row[len(row) - n :] for row, n in rows]
-
-
-class Recording(Pruner):
-    """A method whose selections are noted; `replay` makes them again, whatever the scores."""
-
-    def __init__(self, method: Pruner) -> None:
-        self.method = method
-        self.made: dict[int, Selection] = {}
-        self.replays = False
-
-    def stages(self) -> list[Stage | TowerStage]:
-        found: list[Stage | TowerStage] = []
-        for number, stage in enumerate(self.method.stages()):
-            if isinstance(stage, TowerStage):
-                found.append(stage)
-            elif self.replays:
-                made = self.made[number]
-                rule: Any = lambda _, made=made: made  # noqa: E731
-                found.append(replace(stage, rule=rule, attention=None, prepare=None))
-            else:
-                found.append(replace(stage, rule=self._noted(number, stage.rule)))
-        return found
-
-    def _noted(self, number: int, rule: Any) -> Any:
-        def note(view: Any) -> Selection:
-            self.made[number] = made = rule(view)
-            return made
-
-        return note

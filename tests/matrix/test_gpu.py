@@ -9,8 +9,8 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 import pore
-from helpers.methods import Recording
 from helpers.models import N, batch, prompt, tiny_llava
+from helpers.recording import Recording
 
 pytestmark = [
     pytest.mark.gpu,

@@ -22,13 +22,13 @@ from helpers.methods import (
     EVERY,
     KEEP,
     LAYERS,
-    Recording,
     ends,
     in_decoder,
     model_of,
     usual,
 )
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
+from helpers.recording import Recording
 from helpers.reference import dropped_by_stage, masked_from
 from pore.families.registry import shape_of
 

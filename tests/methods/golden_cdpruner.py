@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import pore
 from helpers.golden_prompts import embeddings, tower_prompt, with_rows, without_newlines
-from pore.engine.stages import Selection, View
+from helpers.recording import Recording
 from pore.methods.cdpruner import conditional_kernel, greedy_map, mean_cosine, rescaled
 from pore.tensors.gathering import cosine
 
@@ -21,17 +21,6 @@ _END_TO_END = _CHOSEN | {
     "embed_tokens.weight", "image_newline", "input_ids", "inputs_embeds", "pixel_values",
     "projector.bias", "projector.weight", "text_input_ids", "vision_features",
 }  # fmt: skip
-
-
-class _Spy(pore.CDPruner):
-    """CDPruner that remembers what it saw."""
-
-    def _select(self, view: View) -> Selection:
-        seen.append(view)
-        return super()._select(view)
-
-
-seen: list[View] = []
 
 
 class _Worst:
@@ -97,10 +86,10 @@ def _check_end_to_end(file: Any, clip: dict[str, Tensor], worst: _Worst) -> None
     model, inputs = tower_prompt(file, vision)
     crops, tiled = len(tensors["sorted"]), params["anyres"]
     # The authors choose among the padding of crops too, and keep the same number of each.
-    pruner = _Spy(params["visual_token_num"] * crops, relevance, faithful=True)
-    seen.clear()
-    got, run = embeddings(model, pruner, inputs)
-    (view,) = seen
+    pruner = pore.CDPruner(params["visual_token_num"] * crops, relevance, faithful=True)
+    recording = Recording(pruner)
+    got, run = embeddings(model, recording, inputs)
+    ((_, view, _),) = recording.seen
     assert view.tower is not None
     (encoded,) = view.tower
     worst.compare(encoded.features, tensors["vision_features"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import pore
 from helpers.golden_models import Worst, llava_around
+from helpers.recording import Recording
 from pore.engine.stages import View
 from pore.layout import Image, Layout
 from pore.methods.dart import key_norms, largest, set_order
@@ -36,19 +37,8 @@ def check(file: Any) -> float:
     return _check_end_to_end(file)
 
 
-class _Spy(pore.DART):
-    """DART that remembers the norms it saw."""
-
-    def _select(self, view: View) -> Any:
-        seen.append((view.layout, view.attention))
-        return super()._select(view)
-
-
-seen: list[tuple[Layout, Tensor]] = []
-
-
-def _pruner(params: dict[str, Any]) -> _Spy:
-    return _Spy(
+def _pruner(params: dict[str, Any]) -> pore.DART:
+    return pore.DART(
         keep=1 - params["reduction_ratio"],
         layer=params.get("pruning_loc", 2),
         image_pivots=params["pivot_image_token"],
@@ -101,12 +91,12 @@ def _check_end_to_end(file: Any) -> float:
 
     with torch.no_grad():
         worst.compare(model(inputs_embeds=embeds).logits[:, -1], tensors["unpruned_logits_last"])
-        seen.clear()
-        with _pruner(params)(model) as run:
+        recording = Recording(_pruner(params))
+        with recording(model) as run:
             run.mark_visual(visual)
             out = model(inputs_embeds=embeds, use_cache=True)
-            layout, norms = seen[0]
-            _check_pivots(file, layout, norms)
+            view = recording.seen[0].view
+            _check_pivots(file, view.layout, view.attention)
             (image,) = run.report.samples[0].images
             kept = [start + i for i in image.kept]
             assert kept == sorted(tensors["retained_set_order"].tolist())

@@ -11,8 +11,8 @@ from transformers import LlavaForConditionalGeneration
 
 import pore
 from helpers.golden_models import Worst, llava_around
+from helpers.recording import Recording
 from pore.engine.run import Run
-from pore.engine.stages import Selection, View
 from pore.tensors.attention import text_visual_attention
 from pore.tensors.selection import top_k
 
@@ -35,18 +35,6 @@ _LMMS_EVAL = re.compile(
     r"|kv_lens_prefill"
 )
 _INPUTS = {"input_ids", "inputs_embeds", "attention_mask", "image_start", "image_len"}
-
-
-class _Spy(pore.FastV):
-    """FastV that remembers the scores it saw."""
-
-    def _select(self, view: View) -> Selection:
-        assert view.attention is not None
-        seen.append(view.attention[0])
-        return super()._select(view)
-
-
-seen: list[Tensor] = []
 
 
 def check(file: GoldenFile) -> float:
@@ -111,9 +99,10 @@ def _check_end_to_end(file: GoldenFile) -> float:
         expected = {key.removeprefix(run["prefix"]): tensors[key] for key in own}
         assert {"kept_indices", "score", "last_hidden_state", "logits"} <= expected.keys()
         left -= own
-        with torch.no_grad(), _Spy(keep=int(run["keep"]), layer=int(run["k"]))(model) as pruned:
+        recording = Recording(pore.FastV(keep=int(run["keep"]), layer=int(run["k"])))
+        with torch.no_grad(), recording(model) as pruned:
             pruned.mark_visual(visual)
-            _check_run(model, pruned, inputs, start, expected, worst)
+            _check_run(model, pruned, recording, inputs, start, expected, worst)
     assert not left, f"keys that are not understood: {sorted(left)}"
     return worst.value
 
@@ -121,19 +110,19 @@ def _check_end_to_end(file: GoldenFile) -> float:
 def _check_run(
     model: LlavaForConditionalGeneration,
     run: Run,
+    recording: Recording,
     inputs: dict[str, Tensor],
     start: int,
     expected: dict[str, Tensor],
     worst: Worst,
 ) -> None:
-    seen.clear()
     out = model(**inputs, use_cache=True, output_hidden_states=True)
     length = inputs["inputs_embeds"].shape[1]
     (image,) = run.report.samples[0].images
     kept = [i for i in range(length) if not start <= i < start + image.seen]
     kept = sorted(kept + [start + i for i in image.kept])
     assert kept == expected["kept_indices"].tolist()
-    worst.compare(seen[0], expected["score"])
+    worst.compare(recording.seen[0].view.attention[0], expected["score"])
     worst.compare(out.hidden_states[-1], expected["last_hidden_state"])
     worst.compare(out.logits[:, -expected["logits"].shape[1] :], expected["logits"])
     if "masked_last_token_logits" in expected:
@@ -145,7 +134,7 @@ def _check_run(
     golden = expected[f"{authors}kv_lens_prefill"].tolist()
     if not authors:
         # Their lmms-eval file runs layer K - 1 twice, so that it caches every key twice.
-        probed = run.pruner.layer - 1  # type: ignore[attr-defined]
+        probed = recording.method.layer - 1  # type: ignore[attr-defined]
         assert golden[probed] == 2 * lengths[probed]
         golden[probed] = lengths[probed]
     assert lengths == golden

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ from transformers import LlavaForConditionalGeneration
 
 import pore
 from helpers.golden_models import Worst, check_positions, layer_inputs, llava_around, marked_inputs
+from helpers.recording import Recording
 from pore.cost.decoders import DecoderShape
 from pore.engine.pruner import Pruner
 from pore.engine.readers import HeadMax, LayerAttention
-from pore.engine.stages import Selection, Stage, View
+from pore.engine.stages import View
 from pore.layout import Image, Layout
 from pore.methods._fitting import FittedScheme, fit_scheme, lightest
 
@@ -42,33 +42,6 @@ def check(file: Any) -> float:
     if "alphas" in file.tensors:
         return _check_fit(file)
     return _check_end_to_end(file)
-
-
-class Recording(Pruner):
-    """A method whose stages note what they read and what they keep, prompt by prompt."""
-
-    paper = "a test"
-
-    def __init__(self, method: Pruner) -> None:
-        self.method = method
-        self.noted: list[dict[int, tuple[Layout, Tensor, Tensor]]] = []
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.method.name
-
-    def stages(self) -> list[Stage]:
-        return [replace(stage, rule=self._rule(stage)) for stage in self.method.stages()]  # type: ignore[arg-type]
-
-    def _rule(self, stage: Any) -> Any:
-        def rule(view: View) -> Selection:
-            made: Selection = stage.rule(view)
-            if not self.noted or stage.layer in self.noted[-1]:
-                self.noted.append({})
-            self.noted[-1][stage.layer] = view.layout, view.attention, made.keep
-            return made
-
-        return rule
 
 
 class _Given(LayerAttention):
@@ -174,16 +147,17 @@ def _check_deletions(
 ) -> None:
     """What every layer scored, and what it left."""
     scheme = expected["delete_scheme"].tolist()
-    (noted,) = method.noted
+    stages = iter(method.seen)
     text = [i for i in range(visual.shape[1]) if not visual[0, i]]
     for layer, deleted in enumerate(scheme):
         names = (f"layer{layer}.score", f"layer{layer}.kept_indices")
         assert (deleted > 0) == (names[0] in expected) == (names[1] in expected)
         if not deleted:
             continue
-        layout, read, keep = noted[layer + 1]
-        worst.compare(_score(layout, read), expected[names[0]])
-        kept = sorted(text + [start + i for i in layout.raster[keep].tolist()])
+        _, view, chosen = next(stages)
+        worst.compare(_score(view.layout, view.attention), expected[names[0]])
+        places = view.layout.raster[chosen.keep].tolist()
+        kept = sorted(text + [start + i for i in places])
         assert kept == expected[names[1]].tolist()
     assert kept == expected["kept_indices"].tolist()
     (image,) = run.report.samples[0].images
@@ -223,19 +197,20 @@ def _check_fit(file: Any) -> float:
     assert len(runs) == 2 * (1 + len(tensors["alphas"]))
     _check_steps(file, fitted)
     for sample in range(samples):
-        read = [runs[0].noted[sample][layer + 1][1][0] for layer in range(layers)]
-        sums = torch.stack(read).sum(-1)
+        own = runs[0].seen[sample * layers :][:layers]
+        sums = torch.cat([seen.view.attention for seen in own]).sum(-1)
         worst.compare(sums[:, 0], tensors["weightsum_self"][sample])
         worst.compare(sums[:, 1], tensors["weightsum_cross"][sample])
     for name in details:
         which, layer, sample, what = _DETAIL.fullmatch(name).groups()  # type: ignore[union-attr]
         run = runs[1] if which == "first" else runs[len(tensors["alphas"])]
-        layout, read, keep = run.noted[int(sample)][int(layer) + 1]
+        _, view, chosen = run.seen[int(sample) * layers + int(layer)]
+        read = view.attention
         if what.endswith("_weights"):
             part = 0 if what.startswith("self") else 1
             worst.compare(read[0, part], tensors[name])
         elif what == "deleted":
-            gone = (layout.valid & ~keep)[0].nonzero()[:, 0]
+            gone = (view.layout.valid & ~chosen.keep)[0].nonzero()[:, 0]
             assert gone.tolist() == sorted(tensors[name].tolist())
         else:
             _check_prefix(name, tensors, read)

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig
 
 import pore
 from helpers.golden_prompts import embeddings, inputs_of, model_around
-from pore.engine.stages import Selection, View
+from helpers.recording import Recording
 from pore.families.registry import family_of
 from pore.methods.gprune import arrivals, degrees, transition
 
@@ -23,17 +23,6 @@ _END_TO_END = _SCORES | {
     "crop_features", "embed_tokens.weight", "image_keep_indices", "image_newline", "input_ids",
     "inputs_embeds_checksum", "keep_indices", "position_ids",
 }  # fmt: skip
-
-
-class _Spy(pore.GPrune):
-    """G-Prune that remembers what it saw."""
-
-    def _select(self, view: View) -> Selection:
-        seen.append(view)
-        return super()._select(view)
-
-
-seen: list[View] = []
 
 
 class _Worst:
@@ -110,7 +99,7 @@ class _Given(nn.Module):
 def _check_end_to_end(file: Any, worst: _Worst) -> None:
     tensors, params = file.tensors, file.params
     model, inputs = _model(file)
-    pruner = _Spy(
+    pruner = pore.GPrune(
         keep=float(params["keep_ratio"]),
         similarity=params["similarity"],
         temperature=params["temperature"],
@@ -121,10 +110,10 @@ def _check_end_to_end(file: Any, worst: _Worst) -> None:
     hook = model.model.language_model.layers[0].register_forward_pre_hook(
         lambda _, __, kwargs: positions.append(kwargs["position_ids"]), with_kwargs=True
     )
-    seen.clear()
-    got, run = embeddings(model, pruner, inputs)
+    recording = Recording(pruner)
+    got, run = embeddings(model, recording, inputs)
     hook.remove()
-    (view,) = seen
+    ((_, view, _),) = recording.seen
     tiling = view.layout.images[0].tiling
     assert tiling is not None
     base, rows, cols = params["n_base"], params["rows"], params["cols"]

@@ -19,8 +19,9 @@ from transformers.image_processing_utils import select_best_resolution
 import pore
 from helpers.golden_models import tower_view
 from helpers.golden_prompts import inputs_of, load_tower
+from helpers.recording import Recording
 from pore.layout import Tiling
-from pore.tower.stages import TowerSelection, TowerView
+from pore.tower.stages import TowerSelection
 
 _PLAIN = {"cls_attention_heads", "kept_indices", "mask"}
 _TILES = {
@@ -36,25 +37,13 @@ _END_TO_END_TILES = _END_TO_END | {
 _CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-class _Spy(pore.HiRED):
-    """HiRED that remembers what it saw and chose."""
-
-    def _select(self, view: TowerView) -> TowerSelection:
-        selection = super()._select(view)
-        seen.append((view, selection))
-        return selection
-
-
-seen: list[tuple[TowerView, TowerSelection]] = []
-
-
 def check(file: Any) -> float:
     """Assert that pore gives what the file holds; the largest absolute difference."""
     tensors, params = file.tensors, file.params
     weights = {k: v for k, v in tensors.items() if k.startswith("weights.")}
     keys, tiled = tensors.keys() - weights.keys(), "tokens_per_patch" in tensors
     rate, alpha = float(params["token_budget_rate"]), params.get("alpha", 0.5)
-    pruner = _Spy(keep=rate, alpha=alpha, faithful=True)
+    pruner = pore.HiRED(keep=rate, alpha=alpha, faithful=True)
     if weights:
         expected = _END_TO_END_TILES if tiled else _END_TO_END_PLAIN
         assert keys == expected, keys ^ expected
@@ -99,7 +88,7 @@ def _tiling(params: dict[str, Any], size: list[int]) -> Tiling:
     return Tiling(tiles, (rows, columns), patches, tuple(range(tiles * patches)))
 
 
-def _check_end_to_end(file: Any, pruner: _Spy, weights: dict[str, Tensor]) -> float:
+def _check_end_to_end(file: Any, pruner: pore.HiRED, weights: dict[str, Tensor]) -> float:
     tensors = file.tensors
     model = _model(file.config, weights)
     size = None
@@ -108,10 +97,10 @@ def _check_end_to_end(file: Any, pruner: _Spy, weights: dict[str, Tensor]) -> fl
         assert size == file.params["image_size"]
     inputs = inputs_of(model, tensors, file.config["image_token_index"], size)
     assert tensors["attention_mask"].all()
-    seen.clear()
-    with torch.no_grad(), pruner(model) as run:
+    recording = Recording(pruner)
+    with torch.no_grad(), recording(model) as run:
         logits = model(**inputs).logits
-    ((view, selection),) = seen
+    ((_, view, selection),) = recording.seen
     _check_choice(tensors, selection)
     sums = view.cls_attention.sum(2)
     if size is None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pore
 from helpers.golden_models import llava_of, tower_view, visual_embeddings
+from helpers.recording import Recording
 from pore.methods import prumerge
 from pore.methods.prumerge import outliers, single_head_attention
 from pore.tensors.merging import weighted_sum
@@ -103,16 +104,9 @@ def _check_end_to_end(
 ) -> float:
     tensors: dict[str, Tensor] = file.tensors
     model = llava_of(file.config, weights, nn.Identity(), file.config["hidden_size"])
-    views: list[TowerView] = []
-
-    class Spy(type(pruner)):  # type: ignore[misc]
-        def _select(self, view: TowerView) -> TowerSelection:
-            views.append(view)
-            return super()._select(view)  # type: ignore[no-any-return]
-
-    pruner = Spy(**vars(pruner))
-    got, run = visual_embeddings(model, pruner, tensors["pixel_values"])
-    (view,) = views
+    recording = Recording(pruner)
+    got, run = visual_embeddings(model, recording, tensors["pixel_values"])
+    ((_, view, _),) = recording.seen
     for found, name in (
         (view.features, "image_features"),
         (view.queries[0].transpose(1, 2).flatten(2), "q"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pore
 from helpers.golden_models import Worst, check_positions, layer_inputs, llava_around, marked_inputs
-from pore.engine.stages import Selection, View
+from helpers.recording import Recording
 from pore.tensors.attention import text_visual_attention
 from pore.tensors.selection import top_k
 
@@ -21,17 +21,6 @@ _RUN = {
 }  # fmt: skip
 _STAGE = {"kept_image_rel_in_current", "kept_indices", "position_ids_after", "scores"}
 _CASE = {"attn", "image_len", "image_start", "keep", "kept_indices"}
-
-
-class _Spy(pore.PyramidDrop):
-    """PyramidDrop that remembers the scores it saw."""
-
-    def _select(self, stage: int, view: View) -> Selection:
-        scores.append(view.attention[0])
-        return super()._select(stage, view)
-
-
-scores: list[Tensor] = []
 
 
 def check(file: Any) -> float:
@@ -71,8 +60,10 @@ def _check_end_to_end(file: Any) -> float:
         assert expected["layer_list"].tolist() == run["layer_list"]
         ratios = torch.tensor(run["image_token_ratio_list"])
         torch.testing.assert_close(expected["image_token_ratio_list"], ratios)
-        pruner = _Spy(tuple(run["image_token_ratio_list"]), tuple(run["layer_list"]))
-        with torch.no_grad(), pruner(model) as pruned, layer_inputs(model) as seen:
+        recording = Recording(
+            pore.PyramidDrop(tuple(run["image_token_ratio_list"]), tuple(run["layer_list"]))
+        )
+        with torch.no_grad(), recording(model) as pruned, layer_inputs(model) as seen:
             pruned.mark_visual(visual)
             _check_run(model, pruned, seen, inputs, int(tensors["image_start"]), expected, worst)
     assert not left, f"keys that are not understood: {sorted(left)}"
@@ -88,11 +79,12 @@ def _check_run(
     expected: dict[str, Tensor],
     worst: Worst,
 ) -> None:
-    layers = run.pruner.layers  # type: ignore[attr-defined]
+    recording: Any = run.pruner
+    method = recording.method
+    layers = method.layers
     names = {f"stage{s}.{key}" for s in range(len(layers)) for key in _STAGE}
     features = {key for key in expected if re.fullmatch(r"stage\d+\.features_after", key)}
     assert expected.keys() == _RUN | names | features, expected.keys() ^ (_RUN | names | features)
-    scores.clear()
     seen.clear()
     out = model(**inputs, use_cache=True, output_hidden_states=True)
     (sample,) = run.report
@@ -102,7 +94,7 @@ def _check_run(
     for s, (layer, kept) in enumerate(image.stages):
         golden = {key: expected.get(f"stage{s}.{key}") for key in (*_STAGE, "features_after")}
         assert layer == layers[s]
-        worst.compare(scores[s], golden["scores"])
+        worst.compare(recording.seen[s].view.attention[0], golden["scores"])
         assert [before.index(i) for i in kept] == golden["kept_image_rel_in_current"].tolist()
         text = [i for i in range(length) if not start <= i < start + image.seen]
         columns = sorted([*text, *(start + i for i in kept)])
@@ -119,7 +111,7 @@ def _check_run(
     lengths = [layer.get_seq_length() for layer in cache.layers]
     assert lengths == list(sample.tokens) == expected["kv_lens_prefill"].tolist()
     text = length - image.seen
-    assert [text + n for n in run.pruner.counts(image.seen, len(lengths))] == lengths
+    assert [text + n for n in method.counts(image.seen, len(lengths))] == lengths
     steps = zip(
         expected["cache_decode_tokens"],
         expected["cache_decode_logits"],

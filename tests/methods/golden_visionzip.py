@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pore
 from helpers.golden_models import llava_of, tower_view, visual_embeddings
+from helpers.recording import Recording
 from pore.errors import BudgetError
 from pore.methods.visionzip import zip_tokens
 from pore.tensors.gathering import pack
@@ -84,15 +85,9 @@ def _check_run(file: Any, weights: dict[str, Tensor], pruner: pore.VisionZip) ->
     tensors: dict[str, Tensor] = file.tensors
     params, config = file.params, file.config
     model = llava_of(config, weights, nn.Identity(), config["hidden_size"])
-    seen: list[Any] = []
-
-    class Spy(pore.VisionZip):
-        def _select(self, view: Any) -> Any:
-            seen.append((view, super()._select(view)))
-            return seen[-1][1]
-
-    got, run = visual_embeddings(model, Spy(**vars(pruner)), tensors["pixel_values"])
-    ((view, selection),) = seen
+    recording = Recording(pruner)
+    got, run = visual_embeddings(model, recording, tensors["pixel_values"])
+    ((_, view, selection),) = recording.seen
     states = torch.cat([view.cls_feature[:, None], view.features], 1)
     for found, name in (
         (states, "hidden_states"),

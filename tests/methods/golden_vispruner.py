@@ -11,8 +11,9 @@ from torch import Tensor
 import pore
 from helpers.golden_models import tower_view
 from helpers.golden_prompts import embeddings, tower_prompt, with_rows, without_newlines
+from helpers.recording import Recording
 from pore.methods.vispruner import dissimilar
-from pore.tower.stages import TowerSelection, TowerView
+from pore.tower.stages import TowerView
 
 _CHOSEN = {"diverse", "important", "index_mask", "sorted"}
 _SELECTION = _CHOSEN | {"attention_mean", "attentions", "features"}
@@ -21,18 +22,6 @@ _END_TO_END = _CHOSEN | {
     "pixel_values", "projector.bias", "projector.weight", "vision_features",
 }  # fmt: skip
 _CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-class _Spy(pore.VisPruner):
-    """VisPruner that remembers what it saw and chose."""
-
-    def _select(self, view: TowerView) -> TowerSelection:
-        selection = super()._select(view)
-        seen.append((view, selection))
-        return selection
-
-
-seen: list[tuple[TowerView, TowerSelection]] = []
 
 
 def check(file: Any) -> float:
@@ -81,10 +70,9 @@ def _check_end_to_end(file: Any, vision: dict[str, Tensor]) -> float:
     crops, tiled = len(tensors["sorted"]), params["anyres"]
     # The authors choose among the padding of crops too, and keep the same number of each.
     ratio = params["important_ratio"]
-    pruner = _Spy(params["visual_token_num"] * crops, ratio, faithful=tiled)
-    seen.clear()
+    pruner = Recording(pore.VisPruner(params["visual_token_num"] * crops, ratio, faithful=tiled))
     got, run = embeddings(model, pruner, inputs)
-    ((view, selection),) = seen
+    ((_, view, selection),) = pruner.seen
     assert torch.equal(selection.raster, tensors["sorted"])
     _check_choice(file, replace(view, tilings=None))
     torch.testing.assert_close(view.features, tensors["vision_features"], **_CLOSE)

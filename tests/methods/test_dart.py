@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pore
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
+from helpers.recording import Recording
 from pore.engine.stages import View
 from pore.errors import BudgetError, ScoreError
 from pore.layout import Image, Layout
@@ -209,19 +210,15 @@ class TestOnAModel:
     def test_keys_are_those_of_the_cache(self) -> None:
         model = tiny_llava()
         inputs = batch([prompt(3, 1, 5), prompt(4, 2, 7, 1)])
-        found: list[Tensor] = []
-
-        class Spy(pore.DART):
-            def _select(self, view: View) -> Any:
-                found.append(view.attention)
-                return super()._select(view)
-
+        recording = Recording(pore.DART(5, layer=2))
         with torch.no_grad():
             keys = model(**inputs).past_key_values.layers[1].keys
-            with Spy(5, layer=2)(model):
+            with recording(model):
                 model(**inputs)
         expected = keys.abs().sum((1, 3)) * inputs["attention_mask"]
-        torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            recording.seen[0].view.attention, expected, rtol=1e-12, atol=1e-12
+        )
         assert keys.shape[1] == 2  # not repeated for the four query heads
 
     def test_padding_does_not_move_the_pivots(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import pore
 from helpers.models import N, batch, prompt, tiny_llava
+from helpers.recording import Recording
 from pore.cost.named import model_shape
 from pore.engine import readers
 from pore.engine.pruner import Pruner
@@ -140,16 +141,10 @@ class TestReading:
 
 def readings(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     """What every layer's stage reads of a batch from which nothing is deleted."""
-    found: list[Tensor] = []
-
-    class Spy(pore.FitPrune):
-        def _select(self, number: int, view: View) -> Any:
-            found.append(view.attention)
-            return super()._select(number, view)
-
-    with Spy(keep=1.0, scheme=(1,) * LAYERS)(model):
+    recording = Recording(pore.FitPrune(keep=1.0, scheme=(1,) * LAYERS))
+    with recording(model):
         model(**inputs)
-    return found
+    return [seen.view.attention for seen in recording.seen]
 
 
 class TestRule:

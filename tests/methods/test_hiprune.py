@@ -107,14 +107,7 @@ class TestModel:
     def test_the_layers_read(self) -> None:
         """Keeps what hand-made selections from the tower's own attention keep."""
         model, inputs = tiny_llava(tower_layers=4), batch([prompt(3, 1, 5), prompt(2, 2, 4, 1)])
-        seen = []
-
-        class Spy(pore.HiPrune):
-            def _select(self, view: Any) -> TowerSelection:
-                seen.append(view)
-                return super()._select(view)
-
-        with torch.no_grad(), Spy(10, alpha=0.5, object_layer=1)(model) as run:
+        with torch.no_grad(), pore.HiPrune(10, alpha=0.5, object_layer=1)(model) as run:
             model(**inputs)
         tower = tiny_llava(tower_layers=4, attention="eager").model.vision_tower
         out = tower(inputs["pixel_values"], output_attentions=True)

@@ -13,7 +13,7 @@ from transformers import StaticCache
 
 import pore
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
-from pore.engine.stages import Selection, View
+from helpers.recording import Recording
 from pore.errors import BudgetError, ProfileMismatchError, ScoreError
 from pore.families.registry import shape_of
 from pore.methods.pyramiddrop import pyramid
@@ -131,36 +131,28 @@ class TestSettings:
             assert pore.PyramidDrop.usual(5, shape).layers == layers
 
 
-class _Spy(pore.PyramidDrop):
-    def _select(self, stage: int, view: View) -> Selection:
-        selection = super()._select(stage, view)
-        seen.append((view, selection.keep))
-        return selection
-
-
-seen: list[tuple[View, Tensor]] = []
-
-
 class TestReweight:
     def test_index_original_reads_p_at_the_patch(self, model: Any) -> None:
-        seen.clear()
-        inputs = batch([prompt(3, 1, 5)])
-        with _Spy((10, 6, 3), LAYERS, reweight=P)(model):
-            model(**inputs)
+        recording = Recording(pore.PyramidDrop((10, 6, 3), LAYERS, reweight=P))
+        with recording(model):
+            model(**batch([prompt(3, 1, 5)]))
+        seen = [(view, selection.keep) for _, view, selection in recording.seen]
         for (view, keep), count in zip(seen, (10, 6, 3), strict=True):
             fair = view.attention / P.values[view.layout.raster]
             assert torch.equal(keep, top_k(fair, [count]))
         assert any(not torch.equal(k, top_k(v.attention, k.sum(-1))) for v, k in seen)
 
     def test_index_dense_reads_p_at_the_distance_to_the_text(self, model: Any) -> None:
-        seen.clear()
         biases = tuple(pore.PositionBias.exponential(rate, N) for rate in (0.2, 0.3, 0.4))
-        with _Spy((10, 6, 3), LAYERS, biases, "dense")(model):
+        recording = Recording(pore.PyramidDrop((10, 6, 3), LAYERS, biases, "dense"))
+        with recording(model):
             model(**batch([prompt(3, 1, 5)]))
-        for (view, keep), count, bias in zip(seen, (10, 6, 3), biases, strict=True):
+        for (_, view, selection), count, bias in zip(
+            recording.seen, (10, 6, 3), biases, strict=True
+        ):
             here = view.attention.shape[1]
             fair = view.attention / bias.values[N - here :]
-            assert torch.equal(keep, top_k(fair, [count]))
+            assert torch.equal(selection.keep, top_k(fair, [count]))
 
 
 class TestEngine:

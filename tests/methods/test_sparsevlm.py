@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import pore
 from cases import CASES
-from helpers.methods import Recording, ends
+from helpers.methods import ends
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
+from helpers.recording import Recording
 from helpers.reference import dropped_by_stage, masked_from
 from helpers.sparsevlm import (
     KINDS,

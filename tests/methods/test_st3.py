@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 import pore
 from helpers.models import N, batch, prompt, tiny_llava
+from helpers.recording import Recording
 from pore.cost.named import model_shape
-from pore.engine.stages import View
 from pore.errors import BudgetError, PoreError, ProfileMismatchError, ScoreError
 from pore.methods.st3 import left_after
 
@@ -62,20 +61,15 @@ def test_usual_fits_any_depth(depth: int) -> None:
 @pytest.mark.parametrize("query", ["last", "text"])
 def test_ranks_by_the_attention_of_the_layer_before(query: Any) -> None:
     model, eager = tiny_llava(), tiny_llava(attention="eager")
-    inputs, found = batch([prompt(3, 1, 5)]), list[Tensor]()
-
-    class Spy(pore.ST3Style):
-        def _select(self, number: int, view: View) -> Any:
-            found.append(view.attention)
-            return super()._select(number, view)
-
-    with torch.no_grad(), Spy(5, start=2, stride=2, prunings=1, query=query)(model) as run:
+    inputs = batch([prompt(3, 1, 5)])
+    recording = Recording(pore.ST3Style(5, start=2, stride=2, prunings=1, query=query))
+    with torch.no_grad(), recording(model) as run:
         model(**inputs)
     with torch.no_grad():
         maps = eager(**inputs, output_attentions=True).attentions[1][0].mean(0)
     image = slice(3, 3 + N)
     expected = maps[-1, image] if query == "last" else maps[3 + N :, image].mean(0)
-    torch.testing.assert_close(found[0][0], expected, rtol=2e-5, atol=1e-9)
+    torch.testing.assert_close(recording.seen[0].view.attention[0], expected, rtol=2e-5, atol=1e-9)
     assert list(run.report.samples[0].images[0].kept) == sorted(expected.topk(5).indices.tolist())
 
 

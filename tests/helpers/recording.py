@@ -1,0 +1,48 @@
+"""A method that notes what its stages see and choose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Stage
+from pore.tower.stages import TowerStage
+
+
+class Seen(NamedTuple):
+    """What the rule of a stage saw and chose."""
+
+    number: int
+    view: Any
+    selection: Any
+
+
+class Recording(Pruner):
+    """A method whose stages note what they see and choose; `replays` makes the choices again.
+
+    Choices in the vision tower are not replayed: it does not see the tokens that were answered.
+    """
+
+    def __init__(self, method: Pruner) -> None:
+        self.method = method
+        self.seen: list[Seen] = []
+        self.replays = False
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # no string, so that it is not registered
+        return self.method.name
+
+    def stages(self) -> list[Stage | TowerStage]:
+        return [self._noted(i, stage) for i, stage in enumerate(self.method.stages())]
+
+    def _noted(self, number: int, stage: Stage | TowerStage) -> Stage | TowerStage:
+        if self.replays and isinstance(stage, Stage):
+            made = [seen.selection for seen in self.seen if seen.number == number][-1]
+            return replace(stage, rule=lambda _: made, attention=None, prepare=None)
+        return replace(stage, rule=partial(self._note, number, stage.rule))
+
+    def _note(self, number: int, rule: Any, view: Any) -> Any:
+        self.seen.append(Seen(number, view, rule(view)))
+        return self.seen[-1].selection
