@@ -62,6 +62,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.sparsevlm import SparseVLM as SparseVLM
     from pore.methods.sparsevlm import SparseVLMPlus as SparseVLMPlus
     from pore.methods.st3 import ST3Style as ST3Style
+    from pore.methods.tokencarve import TokenCarve as TokenCarve
     from pore.methods.tome import ToMe as ToMe
     from pore.methods.topv import TopV as TopV
     from pore.methods.visionzip import VisionZip as VisionZip

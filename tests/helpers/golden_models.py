@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 import pore
 from pore.engine.run import Run
@@ -159,6 +165,25 @@ def layer_inputs(model: LlavaForConditionalGeneration) -> Iterator[list[tuple[Te
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def cut_cache(cache: Any, layers: range, index: Tensor) -> DynamicCache:
+    """A cache of which early layers too hold only the tokens kept, as after some authors' prefill.
+
+    Here layers before the pruned one keep their whole cache. The answer goes on over this one in
+    the model as it is, without pore.
+
+    Args:
+        cache: The cache after the prefill.
+        layers: The layers to cut.
+        index: Positions of the tokens kept.
+    """
+    made = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        held = (layer.keys, layer.values)
+        keys, values = (x[:, :, index] if number in layers else x for x in held)
+        made.update(keys, values, number)
+    return made
 
 
 def check_positions(model: LlavaForConditionalGeneration, got: Tensor, expected: Tensor) -> None:

@@ -61,7 +61,10 @@ MERGING = {
 
 def in_decoder(pruner: Pruner) -> bool:
     """Whether a method only drops tokens, which keep their positions."""
-    return all(isinstance(stage, Stage) and not stage.dense for stage in pruner.stages())
+    return all(
+        isinstance(stage, Stage) and not stage.dense and not stage.merges
+        for stage in pruner.stages()
+    )
 
 
 def ends(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
