@@ -21,6 +21,7 @@ from pore.engine.masks import check_own_slot, own_slots, token_mask
 from pore.engine.prefill import Prefill
 from pore.engine.records import CacheRecord
 from pore.engine.setup import Setup
+from pore.engine.without_rope import FirstLayer
 from pore.layout import Image
 from pore.tensors.gathering import take
 from pore.tower.run import TowerRun
@@ -31,6 +32,7 @@ def arrive(
     book: CacheBook,
     images: Images,
     tower: TowerRun | None,
+    first_layer: FirstLayer | None,
     calls: Calls,
     inputs: dict[str, Any],
     kwargs: dict[str, Any],
@@ -42,6 +44,7 @@ def arrive(
         book: Knows the caches.
         images: Finds the call's images.
         tower: What the vision tower saw last; None where the method does not read it.
+        first_layer: Shows its attention; None where no stage on the embeddings reads it.
         calls: The calls of the model.
         inputs: Arguments of the multimodal model in this one, by name.
         kwargs: The decoder's arguments.
@@ -76,11 +79,11 @@ def arrive(
         record.checked = record.checked or length == 1
     record.seen += length
     if setup.shortens_prompt:
-        kwargs, entered = enter(setup, came, record, left, visual, own, kwargs)
+        kwargs, entered = enter(setup, came, record, left, visual, first_layer, own, kwargs)
     else:
         entered = as_it_came(came, record, own)
     if visual is not None:
-        prepare(setup, left, visual, kwargs[EMBEDS])
+        prepare(setup, left, visual, setup.inner, kwargs[EMBEDS])
     left.enter()
     record.cached += entered.length
     return Forward(record, came, left, visual, entered, prefill, calls.asked), kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,9 +20,11 @@ from pore.tensors.selection import check_features
 from pore.tower.run import TowerRun
 
 
-def prepare(setup: Setup, left: Left, visual: Visual, embeds: Tensor) -> None:
-    """Let the stages in the decoder look at what enters it: at (B, m, D) `embeds`."""
-    for stage in setup.inner:
+def prepare(
+    setup: Setup, left: Left, visual: Visual, stages: Sequence[Stage], embeds: Tensor
+) -> None:
+    """Let stages look at the prompt before they act: at (B, m, D) `embeds`."""
+    for stage in stages:
         if stage.prepare is not None and stage.prepare not in visual.memory:
             with scoring():
                 made = stage.prepare(view_of(setup, left, visual, stage, embeds))

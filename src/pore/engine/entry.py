@@ -14,7 +14,7 @@ from pore._compat.caches import cache_in, slots_of
 from pore._compat.masks import causal_mask, has_masks
 from pore.engine.cache import CachedTokens, padding_before
 from pore.engine.deepstack import added_to_prompt
-from pore.engine.dropping import act, choose
+from pore.engine.dropping import act, choose, prepare
 from pore.engine.entered import Entered
 from pore.engine.forward import Came, Left, Visual
 from pore.engine.given import chosen_masks
@@ -23,6 +23,7 @@ from pore.engine.masks import own_parts
 from pore.engine.records import CacheRecord
 from pore.engine.setup import Setup
 from pore.engine.stages import Selection
+from pore.engine.without_rope import FirstLayer
 from pore.errors import InputError
 from pore.tensors.gathering import take
 from pore.tensors.precision import full_precision
@@ -55,6 +56,7 @@ def enter(
     record: CacheRecord,
     left: Left,
     visual: Visual | None,
+    first_layer: FirstLayer | None,
     own: Any,
     kwargs: dict[str, Any],
 ) -> tuple[dict[str, Any], Entered]:
@@ -66,6 +68,7 @@ def enter(
         record: What is known of its cache; brought up to date.
         left: The tokens that are left.
         visual: Their images, or None.
+        first_layer: Shows its attention; None where no stage reads it.
         own: Masks of the call's tokens alone, or None.
         kwargs: The decoder's arguments.
 
@@ -74,7 +77,7 @@ def enter(
     """
     embeds: Tensor = kwargs[EMBEDS]
     if visual is not None:
-        embeds = _dropped(setup, left, visual, embeds)
+        embeds = _dropped(setup, left, visual, first_layer, embeds)
     if left.index is None and record.entry is None:
         return {**kwargs, EMBEDS: embeds}, as_it_came(came, record, own)
     counted = _counted(setup, came, record)
@@ -110,7 +113,9 @@ def enter(
     return {**kwargs, EMBEDS: embeds, MASK: mask, POSITIONS: positions}, entered
 
 
-def _dropped(setup: Setup, left: Left, visual: Visual, embeds: Tensor) -> Tensor:
+def _dropped(
+    setup: Setup, left: Left, visual: Visual, first_layer: FirstLayer | None, embeds: Tensor
+) -> Tensor:
     """(B, m, D) the embeddings that are left."""
     if setup.tower is not None and visual.tower is not None:
         # What the tower has not kept lies there as zeros, up to the number the model expects.
@@ -123,6 +128,9 @@ def _dropped(setup: Setup, left: Left, visual: Visual, embeds: Tensor) -> Tensor
             embeds = choose(left, visual, 0, selection, embeds)
         visual.prefill.projected = visual.layout
     for stage in setup.entry:
+        prepare(setup, left, visual, [stage], embeds)
+        if first_layer is not None and stage.attention is not None:
+            first_layer.read(visual, stage, embeds)
         embeds = act(setup, left, visual, stage, embeds)
     return embeds
 

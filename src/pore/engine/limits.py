@@ -102,7 +102,7 @@ def _no_merging_with_shared_keys(stages: Stages, family: Family) -> Limit | None
 
 
 def _no_attention_in_recurrent_layers(stages: Stages, family: Family) -> Limit | None:
-    inside = [stage for stage in _decoder_stages(stages) if stage.layer > 0]
+    inside = [s for s in _decoder_stages(stages) if s.layer > 0 or s.reads_layer is not None]
     if family.recurrent_mixer is None or not inside:
         return None
     read = any(stage.reads_layer is not None for stage in inside)
@@ -150,7 +150,7 @@ def check_recurrent(method: Method, stages: Sequence[Stage], attending: Sequence
 
     Args:
         method: The method.
-        stages: Its stages in the decoder, none on the embeddings.
+        stages: Its stages in the decoder, and those on the embeddings that read attention.
         attending: The layers that have attention.
 
     Raises:
@@ -163,7 +163,7 @@ def check_recurrent(method: Method, stages: Sequence[Stage], attending: Sequence
                 f"{stage.reads_layer}, which is recurrent and has none; the layers that have are "
                 f"{', '.join(map(str, attending))}."
             )
-        if stage.layer <= attending[0]:
+        if 0 < stage.layer <= attending[0]:
             # The model takes the number of tokens so far from the first cache of attention.
             raise UnsupportedModelError(
                 f"{method.name} drops tokens before decoder layer {stage.layer}, but the first "

@@ -142,14 +142,21 @@ class Reading(NamedTuple):
     Attributes:
         layer: The decoder layer whose attention it read.
         rows: Rows of attention computed for every image.
-        ahead: Whether the layer was run in advance for it.
+        runs: How often the layer's projections were computed for it alone.
         layout: The visual tokens when it read.
     """
 
     layer: int
     rows: int
-    ahead: bool
+    runs: int
     layout: Layout
+
+    def extra(self, images: int, length: int) -> list[ExtraRows]:
+        """What it computed for a sample of so many images and tokens."""
+        if not images:
+            return []
+        again = [ExtraRows(self.layer, 0, length)] * (self.runs - 1)
+        return [ExtraRows(self.layer, self.rows * images, length if self.runs else 0), *again]
 
 
 @dataclass
@@ -197,9 +204,9 @@ class Prefill:
             if shape is not None:
                 work = TowerWork.of(shape, [image for image, _ in own])
                 extra_rows = [
-                    ExtraRows(one.layer, one.rows * len(own), length[row] if one.ahead else 0)
+                    extra
                     for one, length in zip(self.readings, lengths, strict=True)
-                    if own
+                    for extra in one.extra(len(own), length[row])
                 ]
                 left = work.projected
                 if projected is not None:

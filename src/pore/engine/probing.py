@@ -22,6 +22,7 @@ from pore.engine.prefill import Reading
 from pore.engine.readers import LayerAttention, Reader
 from pore.engine.setup import Setup
 from pore.engine.stages import Stage
+from pore.engine.without_rope import Plain, WithoutRope
 from pore.errors import UnsupportedModelError
 from pore.hooks import tap_attention
 
@@ -38,11 +39,17 @@ def tap_readers(changes: Changes, setup: Setup, calls: Calls) -> None:
         setup: The method in the model.
         calls: Its calls.
     """
-    for stage in setup.inner:
-        if stage.attention is not None and stage.reads_layer is not None:
-            attention = setup.family.attention(setup.layers[stage.reads_layer])
-            observe = _observer(setup, calls, stage, stage.attention, stage.reads_layer)
-            tap_attention(changes, attention, observe, wanted=partial(_wanted, calls, stage))
+    for layer in dict.fromkeys(stage.reads_layer for stage in setup.inner if stage.attention):
+        assert layer is not None
+        attention = setup.family.attention(setup.layers[layer])
+        plain = WithoutRope(attention)
+        for stage in setup.inner:
+            if stage.attention is not None and stage.reads_layer == layer:
+                wanted = partial(_wanted, calls, stage)
+                plain.note(changes, wanted)
+                observe = _observer(setup, calls, stage, stage.attention, layer, plain)
+                tap_attention(changes, attention, observe, wanted=wanted)
+        plain.tap(changes)
 
 
 def _wanted(calls: Calls, stage: Stage) -> bool:
@@ -54,7 +61,7 @@ def _wanted(calls: Calls, stage: Stage) -> bool:
 
 
 def _observer(
-    setup: Setup, calls: Calls, stage: Stage, read: Reader, layer: int
+    setup: Setup, calls: Calls, stage: Stage, read: Reader, layer: int, without: WithoutRope
 ) -> Callable[..., None]:
     window = setup.windows[layer]
 
@@ -79,6 +86,19 @@ def _observer(
         else:  # a cache lets go of what is out of a sliding window
             past = forward.past.to(query.device)
             past = past[:, max(past.shape[1] + length - key.shape[2], 0) :]
+        again, found = without.taken(), list[Plain]()
+
+        def plain() -> tuple[Tensor, Tensor]:
+            if layer in setup.sources:
+                raise UnsupportedModelError(
+                    f"Decoder layer {layer} looks at keys of layer {setup.sources[layer]}, which "
+                    f"RoPE has turned already, so {setup.method.name} cannot have them without; "
+                    f"use layers before {min(setup.sources)}."
+                )
+            if not found:
+                found.append(again())
+            return found[0].query, found[0].key
+
         origin = forward.left.index
         if origin is None:
             origin = torch.arange(length, device=query.device).expand(len(query), -1)
@@ -95,9 +115,10 @@ def _observer(
             memory=visual.memory.get(stage.prepare),
             window=window if window is not None and window < forward.entered.span else None,
             hides=forward.entered.masks is not None,
+            plain=plain,
         )
         visual.attention = read(attention)
-        reading = Reading(layer, sum(attention.read), stage.ahead, layout)
+        reading = Reading(layer, sum(attention.read), stage.ahead + len(found), layout)
         visual.prefill.readings.append(reading)
         if stage.ahead:
             raise _Seen

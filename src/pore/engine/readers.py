@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from pore.errors import ScoreError
+from pore.errors import InputError, ScoreError
 from pore.layout import Layout
 from pore.tensors.attention import Normalize, check_normalize, row_logits, text_visual_attention
 from pore.tensors.gathering import pack
@@ -53,6 +53,34 @@ def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
         an image has fewer.
     """
     return pack(layout.text_after)
+
+
+def null_row(layout: Layout, offset: int = 0) -> Tensor:
+    """The text token after every image that sees the image, but none of a question behind it.
+
+    In the prompt ``[5, IMG, IMG, 6, 7, 8]`` it is the 6 at position 3: under a causal mask what it
+    looks at does not depend on 7 and 8.
+
+    Args:
+        layout: Where things lie.
+        offset: How many text tokens after the image are left out before it.
+
+    Returns:
+        (I, 1) positions in the sequence.
+
+    Raises:
+        InputError: An image has no such token before the last one of its prompt.
+    """
+    index, valid = text_rows(layout)
+    enough = valid.sum(1) > offset + 1  # the last of them is the last of the prompt
+    if not bool(enough.all()):
+        image = layout.images[int((~enough).nonzero()[0])]
+        raise InputError(
+            f"Between image {image.index} of sample {image.row} and the last token of the prompt "
+            f"there are not {offset + 1} tokens of text, so none tells how the image is looked at "
+            "before the question is read; put the question after the image."
+        )
+    return index[:, offset, None]
 
 
 def received(
@@ -110,6 +138,8 @@ class LayerAttention:
             tells padding.
         window: Tokens that a sliding window shows, where the prompt is longer; None without.
         hides: Whether the caller's mask may hide an image from the text.
+        plain: Computes query (B, H, L, d) and key (B, G, L, d) of this call's tokens without RoPE;
+            None where RoPE has not turned them.
         read: Rows computed so far, one entry for every reading.
     """
 
@@ -125,6 +155,7 @@ class LayerAttention:
     causal: bool = True
     window: int | None = None
     hides: bool = False
+    plain: Callable[[], tuple[Tensor, Tensor]] | None = None
     read: list[int] = field(default_factory=list)
 
     def logits(self, index: Tensor) -> Tensor:
@@ -174,6 +205,21 @@ class LayerAttention:
         return logits
 
     @property
+    def without_rope(self) -> LayerAttention:
+        """The same attention as it were if RoPE turned neither queries nor keys.
+
+        Keys in the cache are turned already, so that the logits to them are -inf: queries look at
+        the tokens of this call alone. The layer's projections run once more for it.
+        """
+        if self.plain is None:
+            return self
+        query, key = self.plain()
+        cached = key.new_zeros(*key.shape[:2], self.past.shape[1], key.shape[3])
+        nothing = torch.zeros_like(self.past)
+        key = torch.cat([cached, key], 2)
+        return replace(self, query=query, key=key, past=nothing, plain=None)
+
+    @property
     def last(self) -> Tensor:
         """(I, 1) position of the last token of every image's sample, which is no padding."""
         return self.layout.last[self.layout.rows, None]
@@ -216,3 +262,27 @@ class LastToken:
         logits = attention.logits(attention.last)[:, :, 0]
         valid = attention.layout.valid
         return text_visual_attention(logits, attention.columns, valid, self.normalize)
+
+
+@dataclass(frozen=True)
+class NullToken:
+    """Reads the attention of the token after the image, which sees nothing of the question.
+
+    It is a prior of the very prompt: where tokens look whatever they are asked (PriorTR).
+
+    Attributes:
+        normalize: "prompt" or "visual", see `text_visual_attention`.
+        offset: See `null_row`.
+    """
+
+    normalize: Normalize = "prompt"
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        check_normalize(self.normalize)
+
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """(I, t) attention of that token to the visual tokens of every image."""
+        layout = attention.layout
+        logits = attention.logits(null_row(layout, self.offset))[:, :, 0]
+        return text_visual_attention(logits, attention.columns, layout.valid, self.normalize)

@@ -38,6 +38,7 @@ from pore.engine.probing import tap_readers
 from pore.engine.report import Report
 from pore.engine.setup import Setup
 from pore.engine.stages import Method
+from pore.engine.without_rope import FirstLayer
 from pore.errors import ModelStateError
 from pore.families.registry import family_of
 from pore.hooks import hide_positions
@@ -231,6 +232,8 @@ class Run(Changes):
             check_interface(kind)
         act_before_checkpoints = hook_layers(self, setup, calls)
         images = self._images
+        reads = any(stage.attention is not None for stage in setup.entry)
+        first = FirstLayer(self, setup) if reads else None
 
         def before(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -240,7 +243,7 @@ class Run(Changes):
             if call is None:
                 raise alone()
             inputs = call.inputs
-            call.forward, kwargs = arrive(setup, book, images, tower, calls, inputs, kwargs)
+            call.forward, kwargs = arrive(setup, book, images, tower, first, calls, inputs, kwargs)
             return args, kwargs
 
         def after(_: nn.Module, __: object, kwargs: dict[str, Any], output: Any) -> None:

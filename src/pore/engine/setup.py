@@ -94,7 +94,8 @@ class Setup:
             if source is not None:
                 sources[i] = source
         attending = [i for i, layer in enumerate(layers) if not family.recurrent(layer)]
-        check_recurrent(method, inner, attending)
+        reading = [stage for stage in entry if stage.attention is not None]
+        check_recurrent(method, [*reading, *inner], attending)
         check_sharing(method, inner, sources)
         return cls(
             method=method,

@@ -166,9 +166,11 @@ class Stage:
         attention: The reader, such as `LastToken()`: takes from the attention of the layer before
             what the rule then finds as `view.attention`. None where the rule reads none.
         ahead: Read the attention of `layer` itself instead: the layer is run up to its attention,
-            only to be read, then tokens are dropped, and it is run again on those left.
-        prepare: Called once for every prompt with a view of what enters the decoder. Reader and
-            rule find what it returns as `memory`. Stages with the same `prepare` share the result.
+            only to be read, then tokens are dropped, and it is run again on those left. On the
+            embeddings that is the first layer's, without RoPE: positions are given out later.
+        prepare: Called once for every prompt with a view of what enters the decoder; of a stage on
+            the embeddings, of what comes to it. Reader and rule find what it returns as `memory`.
+            Stages with the same `prepare` share the result.
         positions: Whether the tokens that stay keep their "original" positions, or are numbered
             anew ("dense") as if the dropped ones had never been there. None is "dense" on the
             embeddings and "original" in the decoder.

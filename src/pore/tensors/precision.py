@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 
@@ -28,3 +29,13 @@ def scoring() -> Iterator[None]:
     """`full_precision`, and no graph: gradients go through what is kept, not through the choice."""
     with full_precision(), torch.no_grad():
         yield
+
+
+def autocast_of_now(kind: str) -> Callable[[], torch.autocast]:
+    """Makes the autocast that is on or off now, for what is to run in it later.
+
+    Args:
+        kind: The kind of device, such as "cuda".
+    """
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return partial(torch.autocast, kind, dtype, enabled)
