@@ -11,7 +11,7 @@ from pore.layout import Image, Layout
 
 
 def layout_of(images: list[Image], length: int, padding: tuple[int, ...] = ()) -> Layout:
-    """A layout of a row for every entry of `padding`: how many on the left, below 0 on the right."""
+    """A layout of a row for every entry of `padding`: on the left, or below 0 on the right."""
     tokens = torch.ones(len(padding) or 1, length, dtype=torch.bool)
     for row, count in enumerate(padding):
         tokens[row, slice(0, count) if count >= 0 else slice(count, None)] = False
