@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from cases.base import LAYERS, Case, noise, since, text_config
 
+IDS = {
+    "image_token_id": 100,
+    "video_token_id": 101,
+    "audio_token_id": 102,
+    "boi_token_id": 103,
+    "eoi_token_id": 104,
+}
+
 
 class Gemma4(Case):
     """A small one: inputs for every layer, and the last two look at keys of layers 2 and 3."""
@@ -39,16 +47,20 @@ class Gemma4(Case):
         "use_double_wide_mlp": True,
     }
 
+    def decoder(self, kind: str, **more: Any) -> Any:
+        """The decoder's sizes."""
+        return text_config(
+            kind,
+            head_dim=8,
+            global_head_dim=16,
+            sliding_window=self.window,
+            layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
+            **more,
+        )
+
     def build(self) -> Any:
         config = transformers.Gemma4Config(
-            text_config=text_config(
-                "Gemma4TextConfig",
-                head_dim=8,
-                global_head_dim=16,
-                sliding_window=self.window,
-                layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
-                **self.sizes,
-            ),
+            text_config=self.decoder("Gemma4TextConfig", **self.sizes),
             vision_config=transformers.Gemma4VisionConfig(
                 hidden_size=16,
                 intermediate_size=32,
@@ -61,11 +73,7 @@ class Gemma4(Case):
                 position_embedding_size=16,
                 initializer_range=0.3,
             ),
-            image_token_id=100,
-            video_token_id=101,
-            audio_token_id=102,
-            boi_token_id=103,
-            eoi_token_id=104,
+            **IDS,
         )
         kind = transformers.Gemma4ForConditionalGeneration
         # Grouped matrix products know no float64.
@@ -148,13 +156,8 @@ class Gemma4Unified(Gemma4):
 
     def build(self) -> Any:
         config = transformers.Gemma4UnifiedConfig(
-            text_config=text_config(
-                "Gemma4UnifiedTextConfig",
-                head_dim=8,
-                global_head_dim=16,
-                sliding_window=self.window,
-                layer_types=["sliding_attention", "full_attention"] * (LAYERS // 2),
-                use_bidirectional_attention="vision",
+            text_config=self.decoder(
+                "Gemma4UnifiedTextConfig", use_bidirectional_attention="vision"
             ),
             vision_config=transformers.Gemma4UnifiedVisionConfig(
                 patch_size=4,
@@ -164,11 +167,7 @@ class Gemma4Unified(Gemma4):
                 output_proj_dims=16,
                 initializer_range=0.3,
             ),
-            image_token_id=100,
-            video_token_id=101,
-            audio_token_id=102,
-            boi_token_id=103,
-            eoi_token_id=104,
+            **IDS,
         )
         kind = transformers.Gemma4UnifiedForConditionalGeneration
         model = kind._from_config(config, dtype=torch.float64)

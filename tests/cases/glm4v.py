@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cases.base import of, since
-from cases.qwen_vl import Qwen3VL
+from cases.qwen_vl import LATER_TOWER, Qwen3VL
 
 
 class Glm4V(Qwen3VL):
@@ -20,19 +20,7 @@ class Glm4V(Qwen3VL):
     config, kind = "Glm4vConfig", "Glm4vForConditionalGeneration"
     text = "Glm4vTextConfig"
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}  # noqa: RUF012
-    vision: dict[str, Any] = {  # noqa: RUF012
-        "depth": 2,
-        "hidden_size": 16,
-        "out_hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "image_size": 32,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "in_channels": 3,
-        "initializer_range": 0.3,
-    }
+    vision = LATER_TOWER | {"image_size": 32}
     start, end = 104, 105  # of a video
 
     def video_ids(self, video: int) -> list[int]:

@@ -17,6 +17,17 @@ EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 16,
 }
 
+TOWER: dict[str, Any] = {
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+    "initializer_range": 0.3,
+}
+LATER_TOWER = TOWER | {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 32}
+
 
 class Qwen2VL(Case):
     name = "Qwen2-VL"
@@ -27,18 +38,7 @@ class Qwen2VL(Case):
     grids = ((1, 8, 12), (1, 6, 6))
     video_grids = ((2, 4, 6), (3, 4, 4))
     videos = "mixed"
-    vision: dict[str, Any] = {  # noqa: RUF012
-        "depth": 2,
-        "embed_dim": 16,
-        "hidden_size": 32,
-        "num_heads": 2,
-        "mlp_ratio": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "in_channels": 3,
-        "initializer_range": 0.3,
-    }
+    vision: dict[str, Any] = TOWER | {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
 
     def build(self) -> Any:
         config = getattr(transformers, self.config)(
@@ -85,20 +85,7 @@ class Qwen25VL(Qwen2VL):
     name = "Qwen2.5-VL"
     config, kind = "Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"
     text = "Qwen2_5_VLTextConfig"
-    vision: dict[str, Any] = {  # noqa: RUF012
-        "depth": 2,
-        "hidden_size": 16,
-        "out_hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "in_channels": 3,
-        "initializer_range": 0.3,
-        "window_size": 16,
-        "fullatt_block_indexes": [1],
-    }
+    vision = LATER_TOWER | {"window_size": 16, "fullatt_block_indexes": [1]}
 
 
 class Qwen3VL(Qwen2VL):
@@ -108,17 +95,8 @@ class Qwen3VL(Qwen2VL):
     deepstack = True
     config, kind = "Qwen3VLConfig", "Qwen3VLForConditionalGeneration"
     text = "Qwen3VLTextConfig"
-    vision: dict[str, Any] = {  # noqa: RUF012
+    vision = LATER_TOWER | {
         "depth": 4,
-        "hidden_size": 16,
-        "out_hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "in_channels": 3,
-        "initializer_range": 0.3,
         "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 1, 2],
     }

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import pytest
 
-from helpers.checkpoint import save_checkpoint
+from helpers.checkpoint import save_checkpoint, save_samples
 from helpers.command_line import run
 from pore.bench.results import Rates
 from pore.data import loading
@@ -42,17 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six images with questions, as a JSONL file."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(6):
-        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(folder / f"{i}.png")
-        lines.append(
-            {"image": f"{i}.png", "question": f"w{6 + i} w20", "answer": "w6", "kind": "k"}
-        )
-    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder
+    return save_samples(tmp_path_factory.mktemp("data"), 6).parent
 
 
 @pytest.fixture(scope="session")

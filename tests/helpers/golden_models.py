@@ -186,6 +186,37 @@ def cut_cache(cache: Any, layers: range, index: Tensor) -> DynamicCache:
     return made
 
 
+def check_decoding(
+    model: LlavaForConditionalGeneration,
+    cache: Any,
+    seen: list[tuple[Tensor, Tensor]],
+    expected: dict[str, Tensor],
+    worst: Worst,
+) -> None:
+    """Assert that tokens decoded from a cache have the file's logits, and positions in each layer.
+
+    Args:
+        model: The model, in the block of a pruner and of `layer_inputs`.
+        cache: What the prefill left.
+        seen: What `layer_inputs` gives.
+        expected: The file's `cache_decode_` tensors.
+        worst: Where differences go.
+    """
+    steps = zip(
+        expected["cache_decode_tokens"],
+        expected["cache_decode_logits"],
+        expected["cache_decode_position_per_layer"],
+        strict=True,
+    )
+    for token, logits, positions in steps:
+        seen.clear()
+        step = model(input_ids=token.view(1, 1), past_key_values=cache)
+        worst.compare(step.logits[0, -1], logits)
+        assert len(seen) == len(positions)
+        for (_, cosines), position in zip(seen, positions, strict=True):
+            check_positions(model, cosines, position[None])
+
+
 def check_positions(model: LlavaForConditionalGeneration, got: Tensor, expected: Tensor) -> None:
     """Assert that rotary cosines are those of positions (m,)."""
     positions = expected[None].long()

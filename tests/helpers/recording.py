@@ -6,6 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+
+from helpers.models import IMAGE
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Stage
 from pore.tower.stages import TowerStage
@@ -46,3 +50,31 @@ class Recording(Pruner):
     def _note(self, number: int, rule: Any, view: Any) -> Any:
         self.seen.append(Seen(number, view, rule(view)))
         return self.seen[-1].selection
+
+
+def decoded_and_whole(
+    model: Any, inputs: dict[str, Tensor], method: Pruner
+) -> tuple[Tensor, Tensor]:
+    """Logits of an answer of 5 tokens by a LLaVA, prompts padded on the left.
+
+    Returns:
+        (B, 5, V) float32, as `generate` decodes them from its cache; and (B, 5, V) of one forward
+        of prompt and answer without a cache, in which the same tokens are dropped.
+    """
+    recording = Recording(method)
+    with torch.no_grad(), recording(model):
+        out = model.generate(
+            **inputs,
+            max_new_tokens=5,
+            do_sample=False,
+            suppress_tokens=[IMAGE],
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    recording.replays = True
+    mask = nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
+    full = dict(inputs, input_ids=out.sequences[:, :-1], attention_mask=mask)
+    full["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad(), recording(model):
+        logits = model(**full, use_cache=False).logits[:, -5:]
+    return torch.stack(out.logits, 1), logits.float()

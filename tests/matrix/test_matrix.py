@@ -28,7 +28,7 @@ from helpers.methods import (
     usual,
 )
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
-from helpers.recording import Recording
+from helpers.recording import decoded_and_whole
 from helpers.reference import dropped_by_stage, masked_from
 from pore.families.registry import shape_of
 
@@ -139,24 +139,8 @@ def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     name: str, prompts: Any, attention: str
 ) -> None:
     model, inputs = model_of(attention), batch(prompts)
-    recording = Recording(usual(name, KEEP))
-    with torch.no_grad(), recording(model):
-        out = model.generate(
-            **inputs,
-            max_new_tokens=5,
-            do_sample=False,
-            suppress_tokens=[IMAGE],
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    recording.replays = True
-    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
-    full = dict(inputs, input_ids=out.sequences[:, :-1], attention_mask=mask)
-    full["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad(), recording(model):
-        logits = model(**full, use_cache=False).logits[:, -5:]
-    got = torch.stack(out.logits, 1)  # `generate` hands them out in float32
-    torch.testing.assert_close(got, logits.float(), **tolerance("sdpa", torch.float32))
+    got, whole = decoded_and_whole(model, inputs, usual(name, KEEP))
+    torch.testing.assert_close(got, whole, **tolerance("sdpa", torch.float32))
 
 
 @pytest.mark.parametrize("name", EVERY)

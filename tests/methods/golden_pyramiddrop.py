@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 import pore
-from helpers.golden_models import Worst, check_positions, layer_inputs, llava_around, marked_inputs
+from helpers.golden_models import (
+    Worst,
+    check_decoding,
+    check_positions,
+    layer_inputs,
+    llava_around,
+    marked_inputs,
+)
 from helpers.recording import Recording
 from pore.tensors.attention import text_visual_attention
 from pore.tensors.selection import top_k
@@ -112,16 +119,4 @@ def _check_run(
     assert lengths == list(sample.tokens) == expected["kv_lens_prefill"].tolist()
     text = length - image.seen
     assert [text + n for n in method.counts(image.seen, len(lengths))] == lengths
-    steps = zip(
-        expected["cache_decode_tokens"],
-        expected["cache_decode_logits"],
-        expected["cache_decode_position_per_layer"],
-        strict=True,
-    )
-    for token, logits, positions in steps:
-        seen.clear()
-        step = model(input_ids=token.view(1, 1), past_key_values=cache)
-        worst.compare(step.logits[0, -1], logits)
-        assert len(seen) == len(positions)
-        for (_, cosines), position in zip(seen, positions, strict=True):
-            check_positions(model, cosines, position[None])
+    check_decoding(model, cache, seen, expected, worst)

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 import pore
-from helpers.golden_models import Worst, check_positions, layer_inputs, llava_around, marked_inputs
+from helpers.golden_models import (
+    Worst,
+    check_decoding,
+    check_positions,
+    layer_inputs,
+    llava_around,
+    marked_inputs,
+)
 from pore.bias.rope import rope_prior
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, View
@@ -308,19 +315,7 @@ def _check_decoding(
     flops = sum(4 * n * d * d + 2 * n * n * d + 3 * n * d * m for n in sample.tokens)
     assert torch.tensor(float(flops)) == expected["flops"]
 
-    steps = zip(
-        expected["cache_decode_tokens"],
-        expected["cache_decode_logits"],
-        expected["cache_decode_position_per_layer"],
-        strict=True,
-    )
-    for token, logits, positions in steps:
-        states.clear()
-        step = model(input_ids=token.view(1, 1), past_key_values=cache)
-        worst.compare(step.logits[0, -1], logits)
-        assert len(states) == len(positions)
-        for (_, cosines), position in zip(states, positions, strict=True):
-            check_positions(model, cosines, position[None])
+    check_decoding(model, cache, states, expected, worst)
 
 
 def _check_merging(

@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import pore
-from helpers.checkpoint import save_checkpoint
+from helpers.checkpoint import save_checkpoint, save_samples
 from helpers.models import batch, prompt, tiny_llava
 from pore.cli.app import app
 from pore.data import loading
@@ -49,15 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(3):
-        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        PIL.Image.fromarray(pixels).save(folder / f"{i}.png")
-        lines.append({"image": f"{i}.png", "question": f"w{6 + i} w20", "answer": "w6"})
-    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder / "samples.jsonl"
+    return save_samples(tmp_path_factory.mktemp("data"), 3)
 
 
 @pytest.fixture(scope="module", autouse=True)

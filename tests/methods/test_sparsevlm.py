@@ -13,7 +13,7 @@ import pore
 from cases import CASES
 from helpers.methods import ends
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
-from helpers.recording import Recording
+from helpers.recording import decoded_and_whole
 from helpers.reference import dropped_by_stage, masked_from
 from helpers.sparsevlm import (
     KINDS,
@@ -225,23 +225,8 @@ class TestEngine:
 
     def test_decode_of_version_2_equals_a_full_forward(self, model: Any) -> None:
         inputs = batch(PROMPTS)
-        recording = Recording(pruner(version=2))
-        with torch.no_grad(), recording(model):
-            out = model.generate(
-                **inputs,
-                max_new_tokens=5,
-                do_sample=False,
-                suppress_tokens=[IMAGE],
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        recording.replays = True
-        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
-        full = dict(inputs, input_ids=out.sequences[:, :-1], attention_mask=mask)
-        full["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        with torch.no_grad(), recording(model):
-            logits = model(**full, use_cache=False).logits[:, -5:]
-        torch.testing.assert_close(torch.stack(out.logits, 1), logits.float(), rtol=2e-6, atol=2e-6)
+        got, whole = decoded_and_whole(model, inputs, pruner(version=2))
+        torch.testing.assert_close(got, whole, rtol=2e-6, atol=2e-6)
 
     def test_faithful_drops_one_where_all_are_to_stay(self, model: Any) -> None:
         inputs, keep = batch([prompt(3, 1, 5)]), (N, N, N)

@@ -36,8 +36,8 @@ import torch
 from torch import nn
 
 from pore._compat.weights import execution_device
+from pore._progress import progress
 from pore.bias.provenance import Provenance
-from pore.calibration.bar import bar_of
 from pore.calibration.checkpoint import Checkpoint
 from pore.calibration.host import HostCalibration
 from pore.calibration.measuring import NOT_FINITE, Subject, measure
@@ -137,7 +137,8 @@ class Pass:
         state = checkpoint.resume(start, stream, marks)
         subject = Subject(model, processor, reader, _device(model), dtype)
         try:
-            with _evaluation(model), bar_of(self.progress, total, state.seen) as bar:
+            with _evaluation(model), progress(total, "samples", show=self.progress) as told:
+                told("calibrating", state.seen)
                 while batch := list(islice(stream, self.batch_size)):
                     read, bad = measure(subject, batch)
                     if not (read or state.count) and any(b.reason == NOT_FINITE for b in bad):
@@ -150,7 +151,7 @@ class Pass:
                         _log.warning("Skipped the sample %s: %s", one.id, one.reason)
                     state = state.including(Batch(batch, marks(batch), read, bad))
                     self._check_bad(state, total)
-                    bar.update(bar.task_ids[0], completed=state.seen, bad=len(state.bad))
+                    told(f"calibrating, {len(state.bad)} bad", state.seen)
                     checkpoint.keep(state, at_once=False)
         except KeyboardInterrupt:
             checkpoint.keep(state)

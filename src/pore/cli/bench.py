@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from pore._progress import progress
 from pore.cli.about import command_line
-from pore.cli.options import Attn, Average, Device, Dtype, Layer, Method, Set, budgets, takes
-from pore.cli.printing import progress, say, stdout
+from pore.cli.options import Average, Layer, Loading, Method, Set, budgets, takes
+from pore.cli.printing import say, stdout
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     """What `pore bench` is told."""
 
     shape: Annotated[
@@ -44,9 +45,6 @@ class Options:
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file for all measurements.")
     ] = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    attn: Attn = None
 
 
 @takes(Options)
@@ -69,6 +67,8 @@ def bench(options: Options) -> None:
 
     if (options.shape is None) == (options.model is None):
         raise typer.BadParameter("Give either --shape or --model.")
+    if options.model is None and options.revision is not None:
+        raise typer.BadParameter("--revision is that of a --model; a --shape has none.")
     keeps = budgets(options.keep, options.settings, "128")
     model = _model(options)
     pruners = [
@@ -110,9 +110,7 @@ def _model(options: Options) -> Any:
     from pore.data.loading import check_dtype, choose_device, load_model
 
     if options.shape is None:
-        return load_model(
-            str(options.model), device=options.device, dtype=options.dtype, attn=options.attn
-        )[0]
+        return load_model(str(options.model), **options.how)[0]
     check_dtype(options.dtype)
     device, dtype = choose_device(options.device), options.dtype
     if dtype == "auto":

@@ -9,16 +9,13 @@ from typing import Annotated
 import typer
 
 from pore.cli.options import (
-    Attn,
     Batch,
-    Device,
-    Dtype,
     Layer,
     Limit,
+    Loading,
     Model,
     Normalize,
     Questions,
-    Revision,
     Samples,
     Set,
     Split,
@@ -31,7 +28,7 @@ from pore.cli.printing import say
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     """What `pore calibrate` is told."""
 
     out: Annotated[Path, typer.Option("--out", "-o", help="File for P.")] = Path("profile.json")
@@ -64,10 +61,6 @@ class Options:
         Path | None, typer.Option(help="Folder for figure1.png and figure2.png.")
     ] = None
     batch_size: Batch = 8
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    attn: Attn = None
-    revision: Revision = None
 
 
 @takes(Options)
@@ -94,13 +87,7 @@ def calibrate(options: Options) -> None:
 
     form = form_of_bias(options.kind)
     (keep,) = budgets([options.keep] if options.keep else None, options.settings)
-    model, processor = load_model(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        attn=options.attn,
-        revision=options.revision,
-    )
+    model, processor = load_model(options.model, **options.how)
     out = options.out
     sums = options.checkpoint or out.with_name(f"{out.stem}.calibration.json")
     measured = measure(

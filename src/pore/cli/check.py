@@ -9,22 +9,18 @@ from typing import Annotated
 import typer
 
 from pore._text import cell
-from pore.cli.options import AsJson, Attn, Device, Dtype, Revision, takes
+from pore.cli.options import AsJson, Loading, takes
 from pore.cli.printing import plain_table, stdout
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     """What `pore check` is told."""
 
     model: Annotated[
         str, typer.Argument(help="Hub id, folder, or 'embedded': the model shipped here.")
     ] = "embedded"
     as_json: AsJson = False
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    attn: Attn = None
-    revision: Revision = None
 
 
 @takes(Options)
@@ -44,15 +40,7 @@ def check(options: Options) -> None:
     from pore.checking.proofs import check as prove
     from pore.checking.twin import load_twin
 
-    result = prove(
-        load_twin(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            attn=options.attn,
-            revision=options.revision,
-        )
-    )
+    result = prove(load_twin(options.model, **options.how))
     if options.as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:

@@ -9,25 +9,24 @@ from typing import Annotated
 
 import typer
 
+from pore._progress import progress
 from pore.cli.about import about
 from pore.cli.options import (
     LARGEST_SEED,
-    Attn,
     Batch,
-    Device,
-    Dtype,
     GivenLayer,
     Keeps,
+    Loading,
     MaxBad,
     Model,
     budget,
     takes,
 )
-from pore.cli.printing import print_results, progress, say
+from pore.cli.printing import print_results, say
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     """What `pore demo` is told."""
 
     model: Model = "embedded"
@@ -47,9 +46,6 @@ class Options:
     seed: Annotated[
         int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of Random and of the bootstrap.")
     ] = 0
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    attn: Attn = None
 
 
 @takes(Options)
@@ -87,9 +83,7 @@ def demo(options: Options) -> None:
     began = time.monotonic()
     with progress() as told:
         told("loading the model", 0.0)
-        model, processor = load_model(
-            options.model, device=options.device, dtype=options.dtype, attn=options.attn
-        )
+        model, processor = load_model(options.model, **options.how)
         result = job.run(
             model,
             processor,

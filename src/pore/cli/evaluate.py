@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pore._progress import progress
 from pore.cli.about import about
 from pore.cli.options import (
     LARGEST_SEED,
     Allow,
-    Attn,
     Average,
     Batch,
-    Device,
-    Dtype,
     Layer,
     Limit,
+    Loading,
     MaxBad,
     Method,
     Model,
     Normalize,
     Questions,
-    Revision,
     Reweight,
     Samples,
     Set,
@@ -35,7 +33,7 @@ from pore.cli.options import (
     budgets,
     takes,
 )
-from pore.cli.printing import print_results, progress, say, stdout
+from pore.cli.printing import print_results, say, stdout
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ _COUNTED = 64
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     """What `pore evaluate` is told."""
 
     model: Model = "embedded"
@@ -108,10 +106,6 @@ class Options:
             min=0, max=LARGEST_SEED, help="Seed of methods that draw and of the bootstrap."
         ),
     ] = 0
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    attn: Attn = None
-    revision: Revision = None
 
 
 @takes(Options)
@@ -141,13 +135,7 @@ def evaluate(options: Options) -> None:
         raise InputError(
             f"--guide is for --all and for --method SGL, not for {options.method}: leave it away."
         )
-    model, processor = load_model(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        attn=options.attn,
-        revision=options.revision,
-    )
+    model, processor = load_model(options.model, **options.how)
     limit = _ASKED_OF_ALL if options.every and options.limit is None else options.limit
     samples = list(
         load_samples(options.samples, questions=options.questions, limit=limit, split=options.split)
@@ -170,9 +158,8 @@ def _guide(options: Options) -> tuple[Any, Any] | None:
 
     if options.guide in (None, options.model):
         return None
-    return load_model(
-        str(options.guide), device=options.device, dtype=options.dtype, attn=options.attn
-    )
+    # --revision is that of the model that is asked.
+    return load_model(str(options.guide), **{**options.how, "revision": None})
 
 
 # -- every method ---------------------------------------------------------------------------------

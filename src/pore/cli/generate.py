@@ -11,16 +11,13 @@ import typer
 
 from pore.cli.options import (
     Allow,
-    Attn,
     Average,
-    Device,
-    Dtype,
     Keep,
     Layer,
+    Loading,
     Method,
     Model,
     Normalize,
-    Revision,
     Reweight,
     Set,
     budgets,
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Loading):
     """What `pore generate` is told."""
 
     image: Annotated[Path, typer.Argument(help="File of the image.")]
@@ -57,10 +54,6 @@ class Options:
     as_json: Annotated[bool, typer.Option("--json", help="Print answer and report as JSON.")] = (
         False
     )
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    attn: Attn = None
-    revision: Revision = None
 
 
 @takes(Options)
@@ -79,13 +72,7 @@ def generate(options: Options) -> None:
     sample = Sample(options.image.name, options.image, options.question)
     sample.load_image()
     (keep,) = budgets([options.keep] if options.keep else None, options.settings)
-    model, processor = load_model(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        attn=options.attn,
-        revision=options.revision,
-    )
+    model, processor = load_model(options.model, **options.how)
     pruner = None if options.unpruned else _pruner(options, model, processor, sample, keep)
     answer, report = _answer(model, processor, sample, pruner, options.max_new_tokens)
     # The answer first: whatever becomes of the picture, it is not lost.

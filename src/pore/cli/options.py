@@ -14,7 +14,7 @@ A command takes one frozen dataclass; `takes` makes a typer parameter of every f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -109,18 +109,35 @@ Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples o
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a model is loaded: the last options of every command that loads one."""
+
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    attn: Attn = None
+    revision: Revision = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """These options as the keywords of `load_model`."""
+        return {each.name: getattr(self, each.name) for each in fields(Loading)}
+
+
 def takes(
     options: type[_Options],
 ) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
     """Let a function of one dataclass be a command with a parameter for each of its fields.
 
     Args:
-        options: The dataclass. Its fields, in their order, are annotated as typer's parameters are.
+        options: The dataclass. Its fields are annotated as typer's parameters are, and come in
+            their order, those of `Loading` last.
 
     Returns:
         A decorator.
     """
     hints = get_type_hints(options, include_extras=True)
+    ordered: list[Any] = sorted(fields(options), key=lambda each: bool(each.kw_only))  # type: ignore[arg-type]
     parameters = [
         Parameter(
             each.name,
@@ -128,7 +145,7 @@ def takes(
             default=_default(each),
             annotation=hints[each.name],
         )
-        for each in fields(options)  # type: ignore[arg-type]
+        for each in ordered
     ]
 
     def decorate(run: Callable[[_Options], None]) -> Callable[..., None]:

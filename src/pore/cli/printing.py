@@ -1,12 +1,11 @@
-"""What commands print: text, tables and a progress bar, none of which a terminal obeys."""
+"""What commands print: text and tables, none of which a terminal obeys."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pore._text import Screen, cell, visible
+from pore._text import Screen, cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,33 +65,3 @@ def print_results(records: Sequence[dict[str, Any]]) -> None:
         "2; ms: prefill per question, median\n",
         style="dim",
     )
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str, float], None]]:
-    """One bar for a whole command, on stderr; gives a function of what is done and what share."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=Screen(stderr=True, soft_wrap=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=1.0)
-
-        def tell(what: str, share: float) -> None:
-            bar.update(task, description=visible(what), completed=share)
-
-        yield tell

@@ -35,8 +35,9 @@ def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
     """
     n = result.records[0]["n"]
     text = _filled(
-        "report.html",
-        model=about.model,
+        "demo.html",
+        f"PoRe on {about.model}",
+        about,
         summary=_items(facts(result) + verdicts(result)),
         table=_table(result.records),
         differences=_differences(result.differences),
@@ -59,12 +60,8 @@ def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
         before=result.settings.layer - 1,
         images=result.calibration.count,
         n=n,
-        calibration=about.calibration,
-        test=about.test,
-        command=about.command,
         seed=result.settings.seed,
         rope_tokens=round(result.rope.parameters["text_tokens"]),
-        setup=_setup(about),
     )
     return write_atomic(folder / "report.html", text)
 
@@ -87,7 +84,8 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
     counted = "their mean over the decoder layers" if result.settings.average else "left at the end"
     text = _filled(
         "survey.html",
-        model=about.model,
+        f"Visual token pruning on {about.model}",
+        about,
         methods=len({record["method"] for record in records[1:]}),
         n=records[0]["n"],
         layers=result.layers,
@@ -95,7 +93,6 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
         chance=f"Were PoRe without any effect, about {len(tests) / 20:.1f} of its {len(tests)} "
         "comparisons would be clear all the same; p is not corrected for that.",
         accuracy=_picture(folder / "accuracy.png"),
-        test=about.test,
         budgets=f"Budgets are visual tokens of {result.visual}, {counted}.",
         table=_table(records, mean=True, taught=result.taught),
         footnotes=_lines(
@@ -105,12 +102,9 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
         pore=_picture(folder / "pore.png"),
         differences=_differences(result.differences, thirds=True, taught=result.taught),
         images=max(b.provenance.samples or 0 for each in result.biases.values() for b in each),
-        calibration=about.calibration,
         kind=result.settings.kind,
         biases=_biases(result.biases),
         left_out=_left_out(result),
-        command=about.command,
-        setup=_setup(about),
     )
     return write_atomic(folder / "report.html", text)
 
@@ -119,11 +113,23 @@ def _resource(name: str) -> str:
     return resources.files("pore").joinpath(f"templates/{name}").read_text(encoding="utf-8")
 
 
-def _filled(template: str, **values: object) -> str:
-    """A page; values that are no `Html` yet are escaped, whatever they are."""
+def _filled(template: str, title: str, about: About, **values: object) -> str:
+    """A page around a template; values that are no `Html` yet are escaped, whatever they are."""
+    named = {"model": about.model, "calibration": about.calibration, "test": about.test}
+    body = _substituted(template, **named, **values)
+    return _substituted(
+        "page.html",
+        title=title,
+        style=Html(_resource("style.css")),
+        body=body,
+        command=about.command,
+        setup=_setup(about),
+    )
+
+
+def _substituted(template: str, **values: object) -> Html:
     shown = {name: for_html(value) for name, value in values.items()}
-    style = _resource("style.css")
-    return Template(_resource(template)).substitute(shown, style=style)
+    return Html(Template(_resource(template)).substitute(shown))
 
 
 def _html(pattern: str, *values: object) -> Html:

@@ -120,8 +120,5 @@ def neighbours(mask: Tensor, grid: tuple[int, int], wrap: bool = False) -> Tenso
 
 def _whole_shares(view: TowerView, keep: int | float) -> list[int]:
     """The authors' share of every tile, what is left over being lost."""
-    tiles = [1] * len(view.features)
-    if view.tilings is not None:
-        tiles = [tiling.tiles for tiling in view.tilings]
     n = view.features.shape[1]
-    return [budget(keep, count * n) // count for count in tiles for _ in range(count)]
+    return [budget(keep, count * n) // count for count in view.tiles for _ in range(count)]

@@ -84,10 +84,7 @@ class VisPruner(BudgetPruner):
 def _shares_with_padding(view: TowerView, keep: int | float) -> list[int]:
     """Shares of `keep` for every one of the I images or tiles, all of whose patches count."""
     n = view.features.shape[1]
-    tiles = [1] * len(view.features)
-    if view.tilings is not None:
-        tiles = [tiling.tiles for tiling in view.tilings]
-    return [share for t in tiles for share in even_shares(budget(keep, t * n), [n] * t)]
+    return [share for t in view.tiles for share in even_shares(budget(keep, t * n), [n] * t)]
 
 
 def dissimilar(features: Tensor, candidates: Tensor, count: int, faithful: bool = False) -> Tensor:

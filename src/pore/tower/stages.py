@@ -91,6 +91,13 @@ class TowerView:
         return torch.cat([values[:, :cls], means], 1)
 
     @property
+    def tiles(self) -> list[int]:
+        """Into how many tiles each image is cut; 1 where images go in one piece."""
+        if self.tilings is None:
+            return [1] * len(self.features)
+        return [tiling.tiles for tiling in self.tilings]
+
+    @property
     def shown(self) -> Tensor:
         """(I, N) bool, False at patches of nothing but padding, which have no placeholder."""
         count, n = self.features.shape[:2]

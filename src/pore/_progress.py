@@ -1,0 +1,60 @@
+"""The progress bar of a long job, shown in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(
+    total: float | None = 1.0, unit: str = "", *, show: bool = True
+) -> Iterator[Callable[[str, float], None]]:
+    """One bar on stderr for a whole job, gone when the job ends.
+
+    Args:
+        total: How much there is to do; None where that is not known.
+        unit: What is counted, such as "samples", to be shown with its rate; "" shows the share.
+        show: Whether to show the bar, where stderr is a terminal.
+
+    Yields:
+        A function to be called with what is being done and how much of the total is done.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    from pore._text import Screen, visible
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f} {unit}/s")
+
+    console = Screen(stderr=True, soft_wrap=True)
+    with Progress(
+        BarColumn(),
+        *((MofNCompleteColumn(), Rate()) if unit else (TaskProgressColumn(),)),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        disable=not (show and console.is_terminal),
+    ) as bar:
+        task = bar.add_task("", total=total)
+
+        def tell(what: str, done: float) -> None:
+            bar.update(task, description=visible(what), completed=done)
+
+        yield tell
