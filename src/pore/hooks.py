@@ -17,7 +17,7 @@ from pore.tensors.precision import scoring
 Kernel = Callable[..., Any]
 
 
-Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None", bool], None]
+Observer = Callable[[Tensor, Tensor, "Tensor | None", float, "float | None", bool, Tensor], None]
 
 
 _names = itertools.count()
@@ -30,7 +30,7 @@ def tap_attention(
     key_bias: Callable[[], Tensor | None] | None = None,
     wanted: Callable[[], bool] | None = None,
 ) -> None:
-    """Show the query and key of one attention module to an observer.
+    """Show the query, key and value of one attention module to an observer.
 
     The module gets its own copy of its config, which names a registered function of ours; the
     shared config is not touched. The observer reads out of any autocast and graph.
@@ -39,8 +39,8 @@ def tap_attention(
         changes: What takes it back.
         module: An attention module of transformers (with `config` and the attention interface).
         observer: Called with query (B, H, q, d), key (B, G, n, d), the attention mask that the
-            kernel gets, the scaling and the soft cap of the logits (or None), and whether the
-            kernel is causal where that mask does not say; before the kernel.
+            kernel gets, the scaling and the soft cap of the logits (or None), whether the kernel is
+            causal where that mask does not say, and value (B, G, n, e); before the kernel.
         key_bias: Gives (B, m) to be added to the logits of every key, by SDPA, or None for nothing;
             for attention without a mask.
         wanted: Whether the observer is to be called now; None is always.
@@ -69,6 +69,7 @@ def tap_attention(
                 query.shape[-1] ** -0.5 if scaling is None else scaling,
                 kwargs.get("softcap"),
                 getattr(module, "is_causal", True) if causal is None else causal,
+                value,
             )
         bias = key_bias() if key_bias is not None else None
         if bias is None:

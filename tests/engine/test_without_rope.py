@@ -89,7 +89,7 @@ def expected(case: Case, layer: int, inputs: dict[str, Tensor]) -> Tensor:
     attention = family.attention(family.layers(case.model())[layer])
     with not_turned(attention) as seen:
         forward(case, inputs, use_cache=False)
-    query, key, _, scaling, softcap, _ = seen[0]
+    query, key, _, scaling, softcap, *_ = seen[0]
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     logits = query @ key.mT * scaling
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap

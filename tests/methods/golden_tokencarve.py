@@ -9,7 +9,8 @@ from torch import Tensor
 
 import pore
 from helpers.golden_models import Worst, cut_cache, layer_inputs, llava_around
-from pore.engine.stages import Selection, View
+from helpers.recording import Recording
+from pore.engine.stages import View
 from pore.layout import Image, Layout
 from pore.methods.tokencarve import rank_points, singular_scores
 from pore.tensors.attention import text_visual_attention
@@ -24,17 +25,6 @@ _END_TO_END = {
 }  # fmt: skip
 
 
-class _Spy(pore.TokenCarve):
-    """TokenCarve that remembers what it saw."""
-
-    def _select(self, view: View) -> Selection:
-        seen.append(view)
-        return super()._select(view)
-
-
-seen: list[View] = []
-
-
 def check(file: Any) -> float:
     """Assert that pore gives what the file holds; the largest relative difference."""
     if file.params["level"] == "selection":
@@ -42,12 +32,12 @@ def check(file: Any) -> float:
     return _check_end_to_end(file)
 
 
-def _pruner(params: dict[str, Any], visual: int, layer: int = 2) -> _Spy:
+def _pruner(params: dict[str, Any], visual: int, layer: int = 2) -> pore.TokenCarve:
     tokens = params["tokens"]
     assert params["rank"] == int(tokens / 2 * 3) <= visual
     assert params["merge"] == int(tokens / 2)
     weight = {0: params["weight"], 1: 0.0, 2: 1.0}[params["mode"]]
-    return _Spy(keep=tokens, layer=layer, weight=weight)
+    return pore.TokenCarve(keep=tokens, layer=layer, weight=weight)
 
 
 def _check_scores(tensors: dict[str, Tensor], prefix: str, view: View, mode: dict[str, Any]) -> Any:
@@ -107,12 +97,11 @@ def _check_end_to_end(file: Any) -> float:
     assert length == start + count + params["post"]
     visual = torch.zeros(embeds.shape[:2], dtype=torch.bool)
     visual[:, start : start + count] = True
-    seen.clear()
-    pruner = _pruner(params, count, layer)
-    with torch.no_grad(), pruner(model) as run, layer_inputs(model) as states:
+    recording = Recording(_pruner(params, count, layer))
+    with torch.no_grad(), recording(model) as run, layer_inputs(model) as states:
         run.mark_visual(visual)
         out = model(inputs_embeds=embeds, use_cache=True, output_hidden_states=True)
-    worst = _check_scores(tensors, "", seen[0], params)
+    worst = _check_scores(tensors, "", recording.seen[0].view, params)
     (image,) = run.report.samples[0].images
     assert list(image.kept) == tensors["kept"].tolist()
     kept = tensors["kept_indices"]

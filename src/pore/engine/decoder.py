@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pore._compat.arguments import EMBEDS, IDS, MASK, WANTED
+from pore._compat.arguments import EMBEDS, IDS, MASK, POSITIONS, WANTED
 from pore._compat.caches import cache_in, has_static_slots
 from pore.engine.book import CacheBook
 from pore.engine.cache import padding_before
@@ -14,7 +14,7 @@ from pore.engine.calls import Calls
 from pore.engine.dropping import prepare
 from pore.engine.entry import as_it_came, enter
 from pore.engine.forward import Came, Forward, Left, Visual
-from pore.engine.given import check_unpacked, custom_masks
+from pore.engine.given import check_unpacked, custom_masks, positions_by_axis
 from pore.engine.images import Images, placed
 from pore.engine.limits import check_query
 from pore.engine.masks import check_own_slot, own_slots, token_mask
@@ -84,6 +84,9 @@ def arrive(
         entered = as_it_came(came, record, own)
     if visual is not None:
         prepare(setup, left, visual, setup.inner, kwargs[EMBEDS])
+        visual.positions = positions_by_axis(
+            kwargs.get(POSITIONS), entered.length, entered.start, embeds.device
+        )
     left.enter()
     record.cached += entered.length
     return Forward(record, came, left, visual, entered, prefill, calls.asked), kwargs

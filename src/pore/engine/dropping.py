@@ -123,9 +123,19 @@ def view_of(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tens
         memory=visual.memory.get(stage.prepare),
         input_ids=left.ids,
         tower=encoded,
+        positions=_positions(left, visual),
         rotary=partial(setup.family.rotary, setup.model, layer=max(stage.layer - 1, 0)),
         dense=setup.renumbers(stage),
     )
+
+
+def _positions(left: Left, visual: Visual) -> Tensor | None:
+    """(A, B, m) the positions of the tokens that are left; None before the first layer."""
+    if visual.positions is None:
+        return None
+    if left.index is None:
+        return visual.positions.expand(-1, len(left.tokens), -1)
+    return take(visual.positions, left.index, -1)
 
 
 def _letterbox(tower: TowerRun, visual: Visual) -> Tensor:

@@ -114,6 +114,7 @@ class Visual:
         prefill: What the report will be told of the call.
         tower: What the vision tower saw last; None where the method does not read it.
         encoded: Of every image, which of those that the tower saw last it is; empty likewise.
+        positions: (A, 1 or B, L) of the tokens that entered the first layer, on A axes.
         merged: Whether states of visual tokens were replaced.
         memory: What each `prepare` of the stages made of the prompt.
         attention: What the latest reader returned.
@@ -123,6 +124,7 @@ class Visual:
     prefill: Prefill
     tower: TowerRun | None
     encoded: list[int]
+    positions: Tensor | None = None
     merged: bool = False
     memory: dict[Callable[..., Any] | None, Any] = field(default_factory=dict)
     attention: Any = None

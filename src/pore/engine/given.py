@@ -64,6 +64,24 @@ def chosen_masks(masks: Any, rows: Tensor, columns: Tensor, valid: Tensor) -> An
     return masks.masked_fill(~valid[:, None, None], closed)
 
 
+def positions_by_axis(given: Any, length: int, start: int, device: torch.device) -> Tensor:
+    """The positions that a decoder gives the tokens of a call.
+
+    Args:
+        given: The positions that the decoder gets: (B or 1, L); (A, B, L) on several axes, with or
+            without a plane of text positions in front; or None, and it counts.
+        length: Tokens of the call, L.
+        start: Slots in the first layer's cache before them.
+        device: Where to put them where there are none.
+
+    Returns:
+        (A, B or 1, L) positions, A being 1 where there are no axes.
+    """
+    if not isinstance(given, Tensor):
+        return torch.arange(start, start + length, device=device)[None, None]
+    return given[-3:] if given.dim() == 3 else given[None]
+
+
 def check_tower(inputs: Mapping[str, Any], config: Any) -> None:
     """Refuse that the projector reads something else of the vision tower than the config says.
 

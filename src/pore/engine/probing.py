@@ -72,6 +72,7 @@ def _observer(
         scaling: float,
         softcap: float | None,
         causal: bool,
+        value: Tensor,
     ) -> None:
         forward, length = calls.forward, query.shape[2]
         visual = forward.visual
@@ -116,6 +117,7 @@ def _observer(
             window=window if window is not None and window < forward.entered.span else None,
             hides=forward.entered.masks is not None,
             plain=plain,
+            value=value,
         )
         visual.attention = read(attention)
         reading = Reading(layer, sum(attention.read), stage.ahead + len(found), layout)

@@ -140,6 +140,8 @@ class LayerAttention:
         hides: Whether the caller's mask may hide an image from the text.
         plain: Computes query (B, H, L, d) and key (B, G, L, d) of this call's tokens without RoPE;
             None where RoPE has not turned them.
+        value: (B, G, p + L, e) values, those in the cache first; of a layer that is read ahead,
+            those of this call alone.
         read: Rows computed so far, one entry for every reading.
     """
 
@@ -156,6 +158,7 @@ class LayerAttention:
     window: int | None = None
     hides: bool = False
     plain: Callable[[], tuple[Tensor, Tensor]] | None = None
+    value: Tensor | None = None
     read: list[int] = field(default_factory=list)
 
     def logits(self, index: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class View:
         input_ids: (B, L) token ids of the tokens that are left; None for a prompt that was given
             as embeddings.
         tower: What the vision tower made of every image; None unless the stage has `tower=True`.
+        positions: (A, B, L) the positions with which the tokens entered the decoder, on A axes (3
+            in Qwen-VL, else 1); None before the first layer, where they are not given out yet.
         rotary: Makes the decoder's rotary tables for states (B, m, D) at positions (B, m).
         dense: Whether the tokens that stay are numbered anew after the stage.
     """
@@ -56,6 +58,7 @@ class View:
     memory: Any = None
     input_ids: Tensor | None = None
     tower: tuple[Encoded, ...] | None = None
+    positions: Tensor | None = None
     rotary: Callable[[Tensor, Tensor], Any] | None = None
     dense: bool = False
 

@@ -117,7 +117,7 @@ class WithoutRope:
         return found
 
     def _look(
-        self, query: Tensor, key: Tensor, _: Any, scaling: float, softcap: float | None, __: bool
+        self, query: Tensor, key: Tensor, _: Any, scaling: float, softcap: float | None, *__: object
     ) -> None:
         self._found = Plain(query, key, scaling, softcap)
         raise _Seen

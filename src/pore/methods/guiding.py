@@ -231,6 +231,7 @@ class _Rows:
             scaling: float,
             softcap: float | None,
             causal: bool,
+            _: Tensor,
         ) -> None:
             step = next(forwards)
             layout, length = self._layout.to(query.device), query.shape[2]
