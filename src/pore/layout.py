@@ -183,6 +183,7 @@ class Layout:
         tokens: (B, L) bool, False at padding.
         text: (B, L) bool, True at text: neither visual tokens nor structure of an image.
         last: (B,) position of the last token that is no padding, whose attention most methods read.
+        entered_last: (B,) the same in the sequence as it entered the model.
     """
 
     images: tuple[Image, ...]
@@ -193,6 +194,7 @@ class Layout:
     tokens: Tensor
     text: Tensor
     last: Tensor = field(repr=False)
+    entered_last: Tensor = field(repr=False)
 
     @classmethod
     def of(cls, images: Sequence[Image], tokens: Tensor) -> Layout:
@@ -228,6 +230,7 @@ class Layout:
             tokens=tokens,
             text=tokens & ~shown.to(device),
             last=_last(tokens),
+            entered_last=_last(tokens),
         )
 
     @property
@@ -240,24 +243,24 @@ class Layout:
         """The layout with its tensors on a device."""
         if self.tokens.device == device:
             return self
-        names = ("rows", "columns", "raster", "valid", "tokens", "text", "last")
+        names = ("rows", "columns", "raster", "valid", "tokens", "text", "last", "entered_last")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    def places(self, n: int) -> Tensor:
+    def places(self, n: int | Tensor) -> Tensor:
         """Where to read a position bias of `n` positions for every visual token.
 
         That is at its raster index. A token that stands for no patch has none, and is read where
         it comes among the image's present tokens, of which the first is at 0 and the last at n - 1.
 
         Args:
-            n: How many positions the bias has.
+            n: How many positions the bias has; or (I, 1), how many it has for every image.
 
         Returns:
             (I, t) positions from 0 to n - 1.
         """
         slots = torch.arange(self.raster.shape[1], device=self.raster.device)
         last = (self.valid.sum(-1, keepdim=True) - 1).clamp(min=1)
-        relative = (slots * (n - 1) / last).round().long().clamp(max=n - 1)
+        relative = torch.minimum((slots * (n - 1) / last).round(), torch.as_tensor(n - 1)).long()
         return torch.where(self.raster < 0, relative, self.raster)
 
     def shows(self) -> tuple[Tensor, Tensor]:
@@ -336,6 +339,7 @@ class Layout:
             tokens=tokens,
             text=self.text.gather(1, index) & tokens,
             last=_last(tokens),
+            entered_last=self.entered_last,
         )
 
 

@@ -13,7 +13,7 @@ import pore
 from helpers.golden_models import Worst, llava_around
 from helpers.recording import Recording
 from pore.engine.run import Run
-from pore.tensors.attention import text_visual_attention
+from pore.tensors.attention import visual_weights
 from pore.tensors.selection import top_k
 
 
@@ -53,11 +53,8 @@ def _check_selection(file: GoldenFile) -> float:
     attn = tensors.pop("attn")
     start, count = int(tensors.pop("image_start")), int(tensors.pop("image_len"))
     columns = torch.arange(start, start + count)[None]
-    score = text_visual_attention(
-        attn[None, :, -1].log(),
-        columns=columns,
-        valid=torch.ones_like(columns, dtype=torch.bool),
-    )
+    valid = torch.ones_like(columns, dtype=torch.bool)
+    score = visual_weights(attn[None, :, -1:].log(), columns, valid)[:, :, 0].mean(1)
     for key in ("score", "scores"):
         if key in tensors:
             worst.compare(score[0], tensors.pop(key))

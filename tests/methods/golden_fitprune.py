@@ -50,7 +50,7 @@ class _Given(LayerAttention):
     weights: Tensor
 
     def logits(self, index: Tensor) -> Tensor:
-        return self.weights[None, :, index[0]].log()
+        return self.of_all[None, :, index[0]].log()
 
 
 def _check_selection(file: Any) -> float:
@@ -67,7 +67,7 @@ def _check_selection(file: Any) -> float:
         query = torch.zeros(1, heads, length, 1)
         past, origin = torch.zeros(1, 0, dtype=torch.bool), torch.arange(length)[None]
         given = _Given(layout, query, query, None, 1.0, None, past, origin)
-        object.__setattr__(given, "weights", attn)
+        object.__setattr__(given, "of_all", attn)
         read = HeadMax()(given)
         delete = int(tensors.pop(f"{run}.delete"))
         scheme = (delete,) if delete else (1,)

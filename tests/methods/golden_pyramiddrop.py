@@ -18,7 +18,7 @@ from helpers.golden_models import (
     marked_inputs,
 )
 from helpers.recording import Recording
-from pore.tensors.attention import text_visual_attention
+from pore.tensors.attention import visual_weights
 from pore.tensors.selection import top_k
 
 _INPUTS = {"input_ids", "inputs_embeds", "attention_mask", "image_start", "image_len"}
@@ -46,7 +46,7 @@ def _check_selection(case: dict[str, Tensor]) -> None:
     start, count = int(case["image_start"]), int(case["image_len"])
     columns = torch.arange(start, start + count)[None]
     valid = torch.ones_like(columns, dtype=torch.bool)
-    score = text_visual_attention(case["attn"][None, :, -1].log(), columns, valid)
+    score = visual_weights(case["attn"][None, :, -1:].log(), columns, valid)[:, :, 0].mean(1)
     kept = torch.ones(case["attn"].shape[-1], dtype=torch.bool)
     kept[start : start + count] = top_k(score, [int(case["keep"])])[0]
     assert torch.equal(kept.nonzero()[:, 0], case["kept_indices"])

@@ -148,11 +148,12 @@ def readings(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 class TestRule:
-    def view(self, seed: int, n: int = 12) -> View:
+    def view(self, seed: int, n: int = 12, bias: pore.PositionBias | None = None) -> View:
         generator = torch.Generator().manual_seed(seed)
         layout = Layout.of([Image(0, 0, range(n))], torch.ones(1, n + 3, dtype=torch.bool))
         read = torch.rand(1, 2, n, generator=generator, dtype=torch.float64)
-        return View(layout, torch.zeros(1, n + 3, 4), read, None, generator, norm=lambda x: x)
+        states = torch.zeros(1, n + 3, 4)
+        return View(layout, states, read, None, generator, norm=lambda x: x, correction=bias)
 
     @given(st.integers(0, 2**20))
     def test_deletes_the_lowest_products(self, seed: int) -> None:
@@ -170,15 +171,18 @@ class TestRule:
         assert torch.equal(pore.FitPrune(7, SCHEME)._select(1, view).keep, kept)
 
     def test_reweight_divides_the_text_alone(self) -> None:
-        view, bias = self.view(3), pore.PositionBias.exponential(0.3, 12)
-        kept = pore.FitPrune(5, SCHEME, reweight=bias)._select(3, view).keep[0]
+        bias = pore.PositionBias.exponential(0.3, 12)
+        view = self.view(3, bias=bias)
+        kept = pore.FitPrune(5, SCHEME)._select(3, view).keep[0]
         product = view.attention[0].prod(0) / bias.values.to(torch.float64)
         assert set(kept.nonzero()[:, 0].tolist()) == set(product.topk(5).indices.tolist())
-        other = (bias,) * 3 + (pore.PositionBias.exponential(0.0, 12),)
-        plain = pore.FitPrune(5, SCHEME)._select(3, view).keep
-        last = pore.FitPrune(5, SCHEME, reweight=other)._select(3, view).keep
-        assert torch.equal(last, plain)  # every stage has its own
-        assert not torch.equal(plain[0], kept)
+        plain = pore.FitPrune(5, SCHEME)._select(3, self.view(3)).keep[0]
+        assert not torch.equal(plain, kept)
+
+    def test_every_stage_has_its_own_bias(self) -> None:
+        biases = tuple(pore.PositionBias.exponential(rate, 12) for rate in (0.1, 0.2, 0.3, 0.4))
+        stages = pore.FitPrune(5, SCHEME, reweight=biases).stages()
+        assert tuple(stage.correction for stage in stages) == biases
 
 
 class TestFit:
@@ -256,7 +260,7 @@ class TestFit:
         with pytest.raises(CalibrationError, match="ask for less"):
             pore.FitPrune.fit(model, inputs, 0.99)
         two = [pore.PositionBias.exponential(0.1, N)] * 2
-        with pytest.raises(ProfileMismatchError, match="2 position biases for 5 stages"):
+        with pytest.raises(ProfileMismatchError, match="2 corrections for 5 stages"):
             pore.FitPrune.fit(model, inputs, reweight=two)
 
     def test_refuses_images_of_several_sizes(self, model: Any) -> None:
@@ -318,7 +322,7 @@ def test_a_bias_measured_elsewhere_is_refused(model: Any) -> None:
     )
     with pytest.raises(ProfileMismatchError, match="largest head"):
         pore.FitPrune(5, SCHEME, reweight=bias)(model).__enter__()
-    with pytest.raises(ProfileMismatchError, match="3 position biases for 4 stages"):
+    with pytest.raises(ProfileMismatchError, match="3 corrections for 4 stages"):
         pore.FitPrune(5, SCHEME, reweight=(bias,) * 3)
 
 

@@ -116,7 +116,7 @@ class TestSettings:
             pass
 
     def test_biases_for_other_stages(self, model: Any) -> None:
-        with pytest.raises(ProfileMismatchError, match="2 position biases for 3 stages"):
+        with pytest.raises(ProfileMismatchError, match="2 corrections for 3 stages"):
             pruner(reweight=(P, P))
         origin = pore.Provenance(layer=3, normalize="prompt")
         measured = pore.PositionBias.exponential(0.3, N, provenance=origin)

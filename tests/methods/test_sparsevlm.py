@@ -107,7 +107,7 @@ class TestBudgets:
             ({"layers": (2, 2, 3)}, BudgetError, "no stages"),
             ({"version": 2, "heads": 0}, ScoreError, "at least 1"),
             ({"index": "raster"}, ScoreError, "'original' or 'dense'"),
-            ({"reweight": (P, P)}, ProfileMismatchError, "2 position biases for 3 stages"),
+            ({"reweight": (P, P)}, ProfileMismatchError, "2 corrections for 3 stages"),
         ],
     )
     def test_bad_settings(self, settings: Any, error: Any, words: str) -> None:

@@ -99,7 +99,7 @@ def test_every_pruning_has_its_own_bias() -> None:
     assert kept[0] == kept[1]
     assert kept[0][0] == kept[2][0] != kept[3][0]
     assert kept[0][1] != kept[2][1]
-    with pytest.raises(ProfileMismatchError, match="1 position biases for 2 stages"):
+    with pytest.raises(ProfileMismatchError, match="1 corrections for 2 stages"):
         replace(pruner, reweight=(flat,))
 
 

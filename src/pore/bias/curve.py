@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pore._saved.forms import brief
 from pore.bias.conditions import OTHER_LENGTH, refuse
+from pore.bias.where import Where
 from pore.errors import ProfileError, ScoreError
 
 Kind = Literal["exponential", "exponential+offset", "spline", "empirical", "rope"]
@@ -98,6 +99,23 @@ class Curve:
     def other_length(self, n: int) -> str | None:
         """How a number of positions differs from those of the curve, in words; None: not at all."""
         return None if n == len(self) else f"positions: the profile has {len(self)}, here are {n}"
+
+    def correct(self, scores: Tensor, where: Where) -> Tensor:
+        """Scores divided by P: PoRe Eq. 2.
+
+        Args:
+            scores: (I, t) scores of the visual tokens of I images, with the bias in them.
+            where: Where the tokens lie.
+
+        Returns:
+            (I, t) scores without.
+
+        Raises:
+            ProfileMismatchError: An image has another number of tokens than P has positions.
+        """
+        for image in where.layout.images:
+            self.check_length(image.count)
+        return self.divide(scores, where.raster)
 
     def divide(self, attention: Tensor, index: Tensor | None = None) -> Tensor:
         """Divide attention by the bias: Â = A / P (arXiv 2508.17807, Eq. 4).

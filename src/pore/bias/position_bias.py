@@ -9,7 +9,6 @@ ranks the tokens (Eq. 4). Only the shape of P matters to a ranking, so it is kep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -19,9 +18,10 @@ from torch import Tensor
 from pore._saved.forms import Form, brief, floats, whole_numbers
 from pore._saved.hub import OnHub
 from pore.bias import fitting
-from pore.bias.conditions import CHECKED, CONTENT, OTHER_LENGTH, differences, refuse
+from pore.bias.conditions import CONTENT
 from pore.bias.curve import MAX_POSITIONS, Curve, Kind, need_count
-from pore.bias.provenance import Provenance, plain
+from pore.bias.measured import Measured
+from pore.bias.provenance import Provenance
 from pore.bias.rope import floored_prior
 from pore.errors import ProfileError
 
@@ -56,7 +56,7 @@ _FORM = Form(
 
 
 @dataclass(frozen=True, eq=False)
-class PositionBias(Curve, OnHub):
+class PositionBias(Curve, Measured, OnHub):
     """How much attention a visual token gets for its position alone.
 
     Two are equal when everything they hold is equal.
@@ -234,80 +234,27 @@ class PositionBias(Curve, OnHub):
             parts.append(f"not checked: {', '.join(sorted(self.allowed))}")
         return f"PositionBias({', '.join(parts)})"
 
-    def check(
-        self,
-        *,
-        n: int | None = None,
-        model: str | None = None,
-        revision: str | None = None,
-        layer: int | None = None,
-        normalize: str | None = None,
-        processor: Mapping[str, Any] | None = None,
-        template: str | None = None,
-        weights: str | Callable[[], str | None] | None = None,
-        config: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
-    ) -> None:
-        """Refuse to be used under other conditions than those it was measured under.
-
-        What is unknown (None) on either side is not compared; of `processor` and `config`, the
-        settings that both sides name are. Of `model`, a local path is compared by its last part,
-        and the authors' checkpoints and their conversions by llava-hf count as the same model.
-
-        `weights` and `config` are of a model by its name, so they are compared where that is the
-        same: a model or a revision that is another, or was allowed, has others. Weights in another
-        number format cannot be compared, and pass.
+    def with_strength(self, strength: float) -> PositionBias:
+        """The bias P^strength, which corrects in part: A / P^strength.
 
         Args:
-            n: Number of visual positions at hand.
-            model: Name or path of the model at hand.
-            revision: Its revision.
-            layer: The layer to be pruned.
-            normalize: The word for what the host reads.
-            processor: Settings of the image processor.
-            template: The prompt template.
-            weights: The fingerprint of the model's weights, or what gives it where it is needed.
-            config: The settings of the model's config, or what gives them.
-
-        Raises:
-            ProfileMismatchError: Something differs; the message names all of it, and the way
-                round it.
-        """
-        here = {
-            "model": model,
-            "revision": revision,
-            "weights": weights,
-            "config": config,
-            "layer": layer,
-            "normalize": normalize,
-            "processor": None if processor is None else plain(processor),
-            "template": template,
-        }
-        positions = None if n is None else self.other_length(n)
-        refuse(positions, differences(self.provenance, here, self.allowed))
-
-    def allowing(self, *names: str) -> PositionBias:
-        """The same bias, for use where the named fields differ. The override is not saved.
-
-        Args:
-            names: Of "model", "revision", "weights", "config", "layer", "normalize", "processor",
-                "template". Another model or revision has other weights and another config, which
-                are then not compared either.
+            strength: λ from 0, which corrects nothing, to 1, the bias itself.
 
         Returns:
-            A copy whose `check` passes over these fields.
+            The weaker bias; `provenance.source` names the strength. The quality of the fit is not
+            carried over.
 
         Raises:
-            ProfileError: There is no such field, or it cannot be passed over, as the number of
-                positions.
+            ProfileError: `strength` is not from 0 to 1.
         """
-        for name in names:
-            if name == "n":
-                raise ProfileError(f"The number of positions cannot be allowed. {OTHER_LENGTH}")
-            if name not in CHECKED:
-                raise ProfileError(
-                    f"{brief(name)} is nothing that is checked; choose from {', '.join(CHECKED)}."
-                )
-        return replace(self, allowed=self.allowed | set(names))
+        if not 0 <= strength <= 1:
+            raise ProfileError(f"The strength of a bias is from 0 to 1, not {strength!r}.")
+        step = f"strength {strength:g}"
+        source = self.provenance.source
+        provenance = replace(
+            self.provenance, source=step if source is None else f"{source}; {step}"
+        )
+        return PositionBias(self.values**strength, self.kind, grid=self.grid, provenance=provenance)
 
     def resample(
         self, n: int | None = None, *, grid: tuple[int, int] | None = None

@@ -126,6 +126,9 @@ def view_of(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tens
         positions=_positions(left, visual),
         rotary=partial(setup.family.rotary, setup.model, layer=max(stage.layer - 1, 0)),
         dense=setup.renumbers(stage),
+        correction=stage.correction,
+        beside=visual.beside,
+        bias_at=stage.bias_at,
     )
 
 

@@ -118,6 +118,7 @@ class Visual:
         merged: Whether states of visual tokens were replaced.
         memory: What each `prepare` of the stages made of the prompt.
         attention: What the latest reader returned.
+        beside: What the latest correction read beside it.
     """
 
     layout: Layout
@@ -128,6 +129,7 @@ class Visual:
     merged: bool = False
     memory: dict[Callable[..., Any] | None, Any] = field(default_factory=dict)
     attention: Any = None
+    beside: Any = None
 
 
 class Forward:

@@ -15,6 +15,7 @@ from pore._compat.caches import cache_in, without_cache
 from pore.changes import Changes
 from pore.engine.cache import keys_before
 from pore.engine.calls import Calls
+from pore.engine.corrections import AttentionCorrection, seen_through
 from pore.engine.forward import Forward
 from pore.engine.layer_inputs import LayerInputs
 from pore.engine.layers import kwargs_for
@@ -119,6 +120,8 @@ def _observer(
             plain=plain,
             value=value,
         )
+        if isinstance(stage.correction, AttentionCorrection):
+            attention, visual.beside = seen_through(stage.correction, attention, stage.bias_at)
         visual.attention = read(attention)
         reading = Reading(layer, sum(attention.read), stage.ahead + len(found), layout)
         visual.prefill.readings.append(reading)

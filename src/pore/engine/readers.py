@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pore.errors import InputError, ScoreError
 from pore.layout import Layout
-from pore.tensors.attention import Normalize, check_normalize, row_logits, text_visual_attention
+from pore.tensors.attention import Normalize, check_normalize, row_logits, visual_weights
 from pore.tensors.gathering import pack
 
 _CHUNK = 1 << 23
@@ -35,7 +35,7 @@ class HeadMax:
         layout = attention.layout
         return torch.stack(
             [
-                received(attention, layout.columns, layout.valid, "max"),
+                received(attention, layout.columns, layout.valid, "max", corrected=False),
                 received(attention, *text_rows(layout), "max"),
             ],
             1,
@@ -84,7 +84,11 @@ def null_row(layout: Layout, offset: int = 0) -> Tensor:
 
 
 def received(
-    attention: LayerAttention, index: Tensor, valid: Tensor, heads: Literal["max", "mean"]
+    attention: LayerAttention,
+    index: Tensor,
+    valid: Tensor,
+    heads: Literal["max", "mean"],
+    corrected: bool = True,
 ) -> Tensor:
     """Attention on every visual token, over the heads and then averaged over some query tokens.
 
@@ -94,20 +98,19 @@ def received(
         valid: (I, R) bool, False where an image has fewer.
         heads: Whether the largest weight over the heads counts, for each pair of tokens, or the
             mean.
+        corrected: As in `LayerAttention.weights`.
 
     Returns:
         (I, t) attention, at least float32; 0 at what is no token of the image.
     """
-    layout, columns = attention.layout, attention.columns
+    layout = attention.layout
     images, count = len(index), attention.query.shape[1]
     slots = attention.past.shape[1] + attention.query.shape[2]
     rows = max(1, _CHUNK // (images * count * slots))
     total: Tensor | None = None
     for first in range(0, index.shape[1], rows):
         some, there = index[:, first : first + rows], valid[:, first : first + rows]
-        weights = attention.logits(some).softmax(-1)
-        every = columns[:, None, None].expand(-1, count, some.shape[1], -1)
-        picked = weights.gather(-1, every)
+        picked = attention.weights(some, corrected=corrected)
         picked = picked.amax(1) if heads == "max" else picked.mean(1)
         part = picked.masked_fill(~there[..., None], 0.0).sum(1)
         total = part if total is None else total + part
@@ -143,6 +146,9 @@ class LayerAttention:
         value: (B, G, p + L, e) values, those in the cache first; of a layer that is read ahead,
             those of this call alone.
         read: Rows computed so far, one entry for every reading.
+        as_ranked: The attention that text is ranked by, where a correction has it otherwise, such
+            as without RoPE; None where that is this one.
+        each_head: What a correction makes of (I, H, R, t) weights before heads are averaged.
     """
 
     layout: Layout
@@ -160,6 +166,30 @@ class LayerAttention:
     plain: Callable[[], tuple[Tensor, Tensor]] | None = None
     value: Tensor | None = None
     read: list[int] = field(default_factory=list)
+    as_ranked: LayerAttention | None = None
+    each_head: Callable[[Tensor], Tensor] | None = None
+
+    def weights(
+        self, index: Tensor, *, normalize: Normalize = "prompt", corrected: bool = True
+    ) -> Tensor:
+        """What some tokens of every image's sample pay its visual tokens, in every head.
+
+        Args:
+            index: (I, R) positions of the tokens that look, in the sequence as it is now.
+            normalize: What a head's softmax runs over: the whole "prompt", or the "visual" tokens
+                of the image.
+            corrected: Whether a correction of single heads, or of how the layer looks at all, may
+                change them. It is for text that looks at the image, and for nothing else.
+
+        Returns:
+            (I, H, R, t) weights, at least float32; 0 where there is no visual token.
+
+        Raises:
+            ScoreError: As in `logits`.
+        """
+        source = self.as_ranked if corrected and self.as_ranked is not None else self
+        weights = visual_weights(source.logits(index), self.columns, self.layout.valid, normalize)
+        return self.each_head(weights) if corrected and self.each_head is not None else weights
 
     def logits(self, index: Tensor) -> Tensor:
         """Attention logits of some tokens of every image's sample.
@@ -247,7 +277,7 @@ class LastToken:
     """Reads text-visual attention A: of the last text token, averaged over heads (PoRe Eq. 1).
 
     Attributes:
-        normalize: "prompt" or "visual", see `text_visual_attention`.
+        normalize: "prompt" or "visual", see `visual_weights`.
     """
 
     normalize: Normalize = "prompt"
@@ -262,9 +292,7 @@ class LastToken:
 
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, t) attention of the last token to the visual tokens of every image."""
-        logits = attention.logits(attention.last)[:, :, 0]
-        valid = attention.layout.valid
-        return text_visual_attention(logits, attention.columns, valid, self.normalize)
+        return attention.weights(attention.last, normalize=self.normalize)[:, :, 0].mean(1)
 
 
 @dataclass(frozen=True)
@@ -274,7 +302,7 @@ class NullToken:
     It is a prior of the very prompt: where tokens look whatever they are asked (PriorTR).
 
     Attributes:
-        normalize: "prompt" or "visual", see `text_visual_attention`.
+        normalize: "prompt" or "visual", see `visual_weights`.
         offset: See `null_row`.
     """
 
@@ -286,6 +314,5 @@ class NullToken:
 
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, t) attention of that token to the visual tokens of every image."""
-        layout = attention.layout
-        logits = attention.logits(null_row(layout, self.offset))[:, :, 0]
-        return text_visual_attention(logits, attention.columns, layout.valid, self.normalize)
+        index = null_row(attention.layout, self.offset)
+        return attention.weights(index, normalize=self.normalize)[:, :, 0].mean(1)

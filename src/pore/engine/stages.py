@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pore.bias.position_bias import PositionBias
+from pore.bias.where import Positions, Where
+from pore.engine.corrections import Correction
 from pore.engine.readers import Reader
 from pore.errors import BudgetError
 from pore.families.base import Family
 from pore.layout import Layout
 from pore.tensors.selection import budget
 from pore.tower.stages import Encoded, TowerStage
-
-Positions = Literal["original", "dense"]
-
-
-"""How tokens that stay are numbered: as they came, or anew as if the dropped ones never were."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,9 @@ class View:
             in Qwen-VL, else 1); None before the first layer, where they are not given out yet.
         rotary: Makes the decoder's rotary tables for states (B, m, D) at positions (B, m).
         dense: Whether the tokens that stay are numbered anew after the stage.
+        correction: What corrects the attention that ranks, or None.
+        beside: What the correction read beside that attention.
+        bias_at: Where the correction counts positions, see `Where`.
     """
 
     layout: Layout
@@ -61,34 +60,27 @@ class View:
     positions: Tensor | None = None
     rotary: Callable[[Tensor, Tensor], Any] | None = None
     dense: bool = False
+    correction: Correction | None = None
+    beside: Any = None
+    bias_at: Positions = "original"
 
-    def reweighted(
-        self, scores: Tensor, bias: PositionBias, index: Positions = "original"
-    ) -> Tensor:
-        """Scores divided by the position bias: PoRe Eq. 2.
+    def corrected(self, scores: Tensor) -> Tensor:
+        """Scores without what position alone adds to them, as the stage's correction has it.
 
         Args:
             scores: (I, t) scores with the position bias in them.
-            bias: P over the visual tokens of one image.
-            index: Which entry of P divides a token's score. "original": that of the patch it
-                shows. "dense", for methods that number positions anew: the one as far from the end
-                as the token is now, so that the last of the t tokens left is divided by the last
-                entry of P, the one before it by the last but one.
 
         Returns:
-            (I, t) scores without.
+            (I, t) scores without: A / P, where the correction is a position bias (PoRe Eq. 2). The
+            scores themselves where the stage has no correction.
 
         Raises:
-            ProfileMismatchError: An image has another number of tokens than P.
+            ProfileMismatchError: The correction is for images of another number of tokens.
+            ScoreError: A correction of the user's own gives something else than (I, t) scores.
         """
-        for image in self.layout.images:
-            bias.check(n=image.count)
-        n = len(bias)
-        if index == "original":
-            return bias.divide(scores, self.layout.places(n))
-        slots = torch.arange(scores.shape[-1], device=scores.device)
-        counts = self.layout.valid.sum(-1, keepdim=True)
-        return bias.divide(scores, (n - counts + slots).clamp(0, n - 1))
+        if self.correction is None:
+            return scores
+        return self.correction.correct(scores, Where(self.layout, self.bias_at, self.beside))
 
     @property
     def features(self) -> Tensor:
@@ -182,6 +174,8 @@ class Stage:
         merges: Whether the rule gives tokens that stay new states.
         curve: For calibration, where the reader returns more than attention: picks from its result
             the (I, t) attention that a position bias divides. None: the result is that attention.
+        correction: What corrects the attention that ranks: `view.corrected` applies it.
+        bias_at: Where the correction counts positions: "original", or "dense" in the new numbering.
     """
 
     layer: int
@@ -194,6 +188,8 @@ class Stage:
     tower: bool = False
     merges: bool = False
     curve: Callable[[Any], Tensor] | None = None
+    correction: Correction | None = None
+    bias_at: Positions = "original"
 
     @property
     def dense(self) -> bool:

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pore.cost.decoders import DecoderShape
+from pore.engine.corrections import Reweight
 from pore.engine.pruner import Pruner
 from pore.engine.readers import HeadMax, _cross
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import CalibrationError
 from pore.families.base import Family
-from pore.methods.staged import bias_of_each, check_stages
+from pore.methods.staged import check_stages, correction_of_each
 from pore.tensors.gathering import inverse
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def fit_scheme(
     shape: DecoderShape,
     reduction: float,
     *,
-    reweight: PositionBias | Sequence[PositionBias] | None = None,
+    reweight: Reweight | Sequence[Reweight] | None = None,
     faithful: bool = False,
 ) -> FittedScheme:
     """How many tokens to delete after every layer to save so much (arXiv 2409.10197, Sec. 3.3).
@@ -92,8 +89,10 @@ def fit_scheme(
     """
     if not 0 < reduction < 1:
         raise CalibrationError(f"The reduction is a share between 0 and 1, not {reduction!r}.")
-    biases = reweight if reweight is None or not isinstance(reweight, Sequence) else tuple(reweight)
-    look = _Walk(shape.layers, biases)
+    corrections = (
+        reweight if reweight is None or not isinstance(reweight, Sequence) else tuple(reweight)
+    )
+    look = _Walk(shape.layers, corrections)
     forward(look)
     if not look.visual:
         raise CalibrationError("There is no image among the inputs to fit a scheme on.")
@@ -106,7 +105,7 @@ def fit_scheme(
     low, high = 0.0, 1.0
     while high - low > 0.010001:
         alpha = (low + high) / 2
-        walk = _Walk(shape.layers, biases, alpha, look.noted)
+        walk = _Walk(shape.layers, corrections, alpha, look.noted)
         forward(walk)
         step = _step(alpha, walk.noted.long(), visual, shape, reduction)
         low, high = (low, alpha) if step.reached else (alpha, high)
@@ -181,11 +180,11 @@ class _Walk(Pruner):
     def __init__(
         self,
         layers: int,
-        reweight: PositionBias | tuple[PositionBias, ...] | None,
+        reweight: Reweight | tuple[Reweight, ...] | None,
         alpha: float = 0.0,
         totals: Tensor | None = None,
     ) -> None:
-        self.biases = bias_of_each(reweight, layers)
+        self.corrections = correction_of_each(reweight, layers)
         self.alpha, self.totals = alpha, totals
         self.visual: list[int] = []
         self._notes: list[list[Tensor]] = [[] for _ in range(layers)]
@@ -200,17 +199,18 @@ class _Walk(Pruner):
         return torch.stack([torch.cat(notes) for notes in self._notes], 1)
 
     def stages(self) -> Sequence[Stage]:
-        layers = range(len(self._notes))
-        return [Stage(n + 1, partial(self._rule, n), HeadMax(), curve=_cross) for n in layers]
+        return [
+            Stage(n + 1, partial(self._rule, n), HeadMax(), curve=_cross, correction=correction)
+            for n, correction in enumerate(self.corrections)
+        ]
 
     def check(self, model: nn.Module, family: Family) -> None:
-        check_stages(self.stages(), self.biases, family, model)
+        check_stages(self.stages(), family, model)
 
     def _rule(self, layer: int, view: View) -> Selection:
         attention, layout, notes = view.attention, view.layout, self._notes[layer]
         visual, text = attention.unbind(1)
-        if (bias := self.biases[layer]) is not None:
-            text = view.reweighted(text, bias)
+        text = view.corrected(text)
         if layer == 0:
             self.visual += layout.counts
         if self.totals is None:

@@ -78,9 +78,7 @@ class RaterAttention:
         origin = attention.origin
         slots = torch.arange(origin.shape[1], device=device).expand_as(origin)
         here = slots.new_zeros(origin.shape[0], raters.length).scatter_(1, origin, slots)
-        weights = attention.logits(here[layout.rows[:, None], index]).softmax(-1)
-        columns = attention.columns[:, None, None].expand(*weights.shape[:3], -1)
-        weights = weights.gather(-1, columns)
+        weights = attention.weights(here[layout.rows[:, None], index])
         inside = valid[:, None, :, None] & layout.valid[:, None, None]
         weights = weights.masked_fill(~inside, 0.0)
         raters_of = valid.sum(-1)[:, None, None]

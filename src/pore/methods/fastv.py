@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pore.engine.corrections import AttentionCorrection, Reweight
 from pore.engine.readers import LastToken, LayerAttention
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.methods.scorer import ScoredPruner
-from pore.tensors.attention import Normalize, check_normalize, text_visual_attention
+from pore.tensors.attention import Normalize, check_normalize, visual_weights
 from pore.tensors.padding import cap, visible_patches
 from pore.tensors.selection import top_k
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class FastV(ScoredPruner):
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
         layer: K, the 0-based index of the first pruned layer; scores come from layer K - 1.
-        reweight: The position bias P, or None for plain FastV.
+        reweight: The position bias P or another correction, or None for plain FastV.
         normalize: "prompt" as in the released code, "visual" as PoRe's Eq. 1 is printed.
         suppress_padding: Share of letterbox padding above which a patch scores 0, and the budget is
             capped at the number of other patches (version 2 of PoRe uses 0.5); None to leave it.
@@ -41,7 +39,7 @@ class FastV(ScoredPruner):
             competes with the patches and may be dropped. `keep` then counts that window.
     """
 
-    reweight: PositionBias | None = None
+    reweight: Reweight | None = None
     normalize: Normalize = "prompt"
     suppress_padding: float | None = None
     faithful: bool = False
@@ -56,6 +54,11 @@ class FastV(ScoredPruner):
         check_normalize(self.normalize)
         if self.faithful and self.suppress_padding is not None:
             raise BudgetError("The authors' code suppresses no padding; set one of the two.")
+        if self.faithful and isinstance(self.reweight, AttentionCorrection):
+            raise BudgetError(
+                f"The authors' window has no correction that looks at the layer, as "
+                f"{self.reweight.kind} does; use faithful=False."
+            )
 
     def reader(self) -> LastToken:
         """The last text token's attention."""
@@ -106,6 +109,6 @@ class OneLate(LastToken):
 
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, t) attention to the second patch and so on, up to the token after the image."""
-        logits = attention.logits(attention.last)[:, :, 0]
-        valid = attention.layout.valid
-        return text_visual_attention(logits, attention.columns + 1, valid, self.normalize)
+        logits, valid = attention.logits(attention.last), attention.layout.valid
+        weights = visual_weights(logits, attention.columns + 1, valid, self.normalize)
+        return weights[:, :, 0].mean(1)

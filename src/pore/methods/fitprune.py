@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pore.cost.shapes import ModelShape
+from pore.engine.corrections import Reweight
 from pore.engine.pruner import Pruner
 from pore.engine.readers import HeadMax, _cross
 from pore.engine.run import Run, unpruned
@@ -21,10 +22,6 @@ from pore.methods._checks import is_whole
 from pore.methods._fitting import fit_scheme
 from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
-
 
 SCHEME_60 = (
     14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4,
@@ -61,12 +58,13 @@ class FitPrune(StagedPruner):
     Attributes:
         keep: Tokens left per image after the last deletion (int), or the fraction left (float).
         scheme: Tokens deleted after every decoder layer, to be scaled to `keep`.
-        reweight: The position bias P, or one for every layer that deletes, or None.
+        reweight: The position bias P or another correction, or one for every layer that deletes, or
+            None.
     """
 
     keep: int | float
     scheme: tuple[int, ...] = SCHEME_60
-    reweight: PositionBias | tuple[PositionBias, ...] | None = None
+    reweight: Reweight | tuple[Reweight, ...] | None = None
 
     name: ClassVar[str] = "FitPrune"
     paper: ClassVar[str] = "arXiv 2409.10197"
@@ -104,7 +102,7 @@ class FitPrune(StagedPruner):
         inputs: Iterable[Mapping[str, Any]],
         reduction: float = 0.6,
         *,
-        reweight: PositionBias | Sequence[PositionBias] | None = None,
+        reweight: Reweight | Sequence[Reweight] | None = None,
         faithful: bool = False,
     ) -> FitPrune:
         """The method with a scheme fitted to a model, on samples.
@@ -165,7 +163,7 @@ class FitPrune(StagedPruner):
         """What visual tokens give times what text gives; P divides the text's part."""
         attention: Tensor = view.attention
         visual, text = attention.unbind(1)
-        return visual * self.debiased(stage, view, text)
+        return visual * view.corrected(text)
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a decoder of another depth, and biases measured under other conditions."""

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from pore.bias.where import Positions
+from pore.engine.corrections import Reweight
 from pore.engine.readers import LastToken
-from pore.engine.stages import Positions, Stage, View
+from pore.engine.stages import Stage, View
 from pore.errors import BudgetError
 from pore.methods._checks import check_choice
 from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
 
 if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
     from pore.cost.shapes import ModelShape
 
 
@@ -41,13 +42,13 @@ class PyramidDrop(StagedPruner):
             after every stage. Fractions are truncated, as by the authors: 0.125 of 37 is 4.
         layers: The first layer of every stage, the authors' `layer_list`: 8 stands for eight layers
             that see what the stage drops.
-        reweight: The position bias P, or one for every stage, or None.
+        reweight: The position bias P or another correction, or one for every stage, or None.
         index: Where P is read: "original" or "dense".
     """
 
     keep: int | float | tuple[int | float, ...]
     layers: tuple[int, ...] = (8, 16, 24)
-    reweight: PositionBias | tuple[PositionBias, ...] | None = None
+    reweight: Reweight | tuple[Reweight, ...] | None = None
     index: Positions = "original"
 
     name: ClassVar[str] = "PyramidDrop"
@@ -71,7 +72,10 @@ class PyramidDrop(StagedPruner):
 
     def stages(self) -> Sequence[Stage]:
         """One stage before each of `layers`, ranked by that layer's own attention."""
-        return [replace(stage, ahead=True, positions="dense") for stage in super().stages()]
+        return [
+            replace(stage, ahead=True, positions="dense", bias_at=self.index)
+            for stage in super().stages()
+        ]
 
     def remaining(self, visual: int) -> Sequence[int]:
         """Tokens that are left after every stage, of an image that came with so many."""
@@ -83,9 +87,7 @@ class PyramidDrop(StagedPruner):
 
     def score(self, stage: int, view: View) -> Tensor:
         """The attention A of the last text token, divided by P if there is one."""
-        attention: Tensor = view.attention
-        bias = self.biases[stage]
-        return attention if bias is None else view.reweighted(attention, bias, self.index)
+        return view.corrected(view.attention)
 
 
 def check_pyramid(keep: int | float | tuple[int | float, ...], stages: int) -> None:

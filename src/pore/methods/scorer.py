@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from pore.engine.corrections import Correction, correction_of
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.engine.readers import Reader
@@ -16,9 +17,6 @@ from pore.engine.stages import Selection, Stage, View
 from pore.families.base import Family
 from pore.identity import at_hand
 from pore.tensors.selection import budget, check_keep, top_k
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ class ScoredPruner(BudgetPruner):
     A subclass gives `name` and `score`. The rest follows: the budget, the layer's range, ragged
     batches, what `pore methods` and `pore flops` say. If the score is attention, `reader` says
     whose. If it has a position bias in it, set `reweightable = True` and add a field
-    `reweight: PositionBias | None = None`: the scores are then divided by it, and a bias that was
-    measured elsewhere is refused. What is left to a method that chooses otherwise than by the
-    highest scores is `choose`.
+    `reweight: Reweight | None = None`: the scores are then divided by the bias, or corrected
+    otherwise, and a bias that was measured elsewhere is refused. What is left to a method that
+    chooses otherwise than by the highest scores is `choose`.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
@@ -87,31 +85,28 @@ class ScoredPruner(BudgetPruner):
         return budget(self.keep, visual)
 
     def choose(self, view: View, scores: Tensor) -> Selection:
-        """What stays, by scores (I, t) that are divided by P already."""
+        """What stays, by scores (I, t) that are corrected already."""
         return Selection(top_k(scores, view.budget(self.kept), view.layout.valid))
 
     def stages(self) -> Sequence[Stage]:
         """One stage, before layer K."""
-        return [Stage(self.layer, self._select, self.reader())]
+        return [Stage(self.layer, self._select, self.reader(), correction=self._correction)]
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a layer that the decoder lacks, and a bias measured under other conditions."""
         check_layer(self.layer, family, model, self.earliest)
-        if self._bias is not None:
+        if self._correction is not None:
             measures = getattr(self.reader(), "measures", None)
-            self._bias.check(layer=self.layer, normalize=measures, **at_hand(model))
+            self._correction.check(layer=self.layer, normalize=measures, **at_hand(model))
 
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image that enter every decoder layer."""
         return [visual] * self.layer + [self.kept(visual)] * (layers - self.layer)
 
     @property
-    def _bias(self) -> PositionBias | None:
-        """P, of methods that take one."""
-        return getattr(self, "reweight", None)
+    def _correction(self) -> Correction | None:
+        """The correction, of methods that take one."""
+        return correction_of(getattr(self, "reweight", None))
 
     def _select(self, view: View) -> Selection:
-        scores = self.score(view)
-        if self._bias is not None:
-            scores = view.reweighted(scores, self._bias)
-        return self.choose(view, scores)
+        return self.choose(view, view.corrected(self.score(view)))

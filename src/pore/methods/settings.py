@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pore._saved.parsing import parse_json
-from pore.bias.position_bias import PositionBias
+from pore.engine.corrections import Correction
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.methods.guides import Guide
@@ -79,8 +79,10 @@ def how_else(kind: type[Pruner], name: str) -> str | None:
         What to do, as the end of a sentence; None where a text can give it.
     """
     options = _options(_hint(kind, name))
-    if PositionBias in options:
-        return "name a position bias with --reweight, of generate and evaluate"
+    if Correction in options:
+        return (
+            "name a position bias or another correction with --reweight, of generate and evaluate"
+        )
     if Guide in options:
         return (
             "what guides is another model: `pore evaluate --method SGL --guide MODEL`, where the "
@@ -109,8 +111,7 @@ def _value(kind: type[Pruner], name: str, text: str) -> Any:
 def _hint(kind: type[Pruner], name: str) -> Any:
     """The type of a setting; `Any` where it cannot be told."""
     try:
-        # What methods import for their types only.
-        return get_type_hints(kind, localns={"PositionBias": PositionBias})[name]
+        return get_type_hints(kind)[name]
     except NameError:
         return Any
 
@@ -185,7 +186,7 @@ def _readable(hint: Any) -> bool:
         return True
     if origin in (Union, types.UnionType, tuple, list):
         return all(_readable(one) for one in inner if one is not Ellipsis)
-    if not is_dataclass(hint) or hint in (PositionBias, Guide):
+    if not is_dataclass(hint) or hint is Guide:
         return False
     try:
         return all(map(_readable, get_type_hints(hint).values()))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pore.cost.shapes import ModelShape
+from pore.engine.corrections import AttentionCorrection, Reweight
 from pore.engine.limits import check_layer
 from pore.engine.stages import Stage, View
 from pore.errors import InputError
@@ -17,9 +18,6 @@ from pore.families.base import Family
 from pore.methods.guides import Guide, Guides
 from pore.methods.guiding import answer_probabilities
 from pore.methods.scorer import ScoredPruner
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class SGL(ScoredPruner):
 
     layer: int = field()  # without the default of `ScoredPruner`
     guide: Guide | Guides
-    reweight: PositionBias | None = None
+    reweight: Reweight | None = None
     faithful: bool = False
 
     name: ClassVar[str] = "SGL"
@@ -78,10 +76,17 @@ class SGL(ScoredPruner):
         """Refuse a layer that the decoder lacks, and what the guide or the bias does not fit."""
         check_layer(self.layer, family, model, first=0)
         self.guide.check(model)
-        if self.reweight is not None:
+        correction = self._correction
+        if isinstance(correction, AttentionCorrection):
+            raise InputError(
+                f"{self.name} ranks by what another model looked at, and the correction "
+                f"{correction.kind!r} looks at the layer that ranks; use a position bias "
+                "(pore.calibrate_guide)."
+            )
+        if correction is not None:
             seen = self.guide.provenance
             conditions = ("model", "revision", "weights", "config", "normalize")
-            self.reweight.check(**{name: getattr(seen, name) for name in conditions})
+            correction.check(**{name: getattr(seen, name) for name in conditions})
 
     @property
     def looks_at(self) -> list[int]:
@@ -110,7 +115,7 @@ def consistency(
     guide: Guide,
     *,
     keep: int | float = 0.05,
-    reweight: PositionBias | None = None,
+    reweight: Reweight | None = None,
     faithful: bool = False,
 ) -> Tensor:
     """How probable the small model finds its own answers when it sees few visual tokens.

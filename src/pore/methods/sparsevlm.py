@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from pore.bias.rope import ROPE_FLOOR
-from pore.engine.stages import Limit, Positions, Selection, Stage, View
+from pore.bias.where import Positions
+from pore.engine.corrections import Reweight
+from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
 from pore.families.base import Family
 from pore.methods._checks import check_choice
@@ -34,7 +36,6 @@ from pore.tensors.gathering import pack, take
 from pore.tensors.selection import budget, check_keep, top_k
 
 if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
     from pore.cost.shapes import ModelShape
 
 
@@ -87,7 +88,7 @@ class SparseVLM(StagedPruner):
             tables do, see `published`. A `RankBudget` lets the attention decide.
         layers: First layers that see fewer tokens. The authors count the layer before, whose
             output they prune: their 2, 6, 15 are 3, 7, 16.
-        reweight: The position bias P, or one for every stage, or None.
+        reweight: The position bias P or another correction, or one for every stage, or None.
         index: Where P is read: at a token's place in the image ("original", merged tokens at the
             end of it), or "dense" at its distance to the text in the new numbering.
         faithful: A stage that is to keep as many tokens as there are, or more, drops one all the
@@ -96,7 +97,7 @@ class SparseVLM(StagedPruner):
 
     keep: int | float | tuple[int | float, ...] | RankBudget
     layers: tuple[int, ...] = (3, 7, 16)
-    reweight: PositionBias | tuple[PositionBias, ...] | None = None
+    reweight: Reweight | tuple[Reweight, ...] | None = None
     index: Positions = "original"
     faithful: bool = False
 
@@ -159,6 +160,7 @@ class SparseVLM(StagedPruner):
                 positions="dense" if self.version == 1 else "original",
                 merges=self.version == 1,
                 curve=_curve,
+                bias_at=self.index,
             )
             for stage in super().stages()
         ]
@@ -245,11 +247,9 @@ class SparseVLM(StagedPruner):
         """What the raters pay every token, averaged over heads; divided by P if there is one."""
         rated: Rated = view.attention
         heads = rated.attention if rated.corrected is None else rated.corrected
-        bias = self.biases[stage]
-        if bias is not None:
-            ones = torch.ones_like(heads[:, 0])
-            heads = heads * view.reweighted(ones, bias, self.index)[:, None]
-        return self._chosen(heads).mean(1)
+        # Head by head, since which heads count is up to what they look at without the bias.
+        each = [view.corrected(head) for head in heads.unbind(1)]
+        return self._chosen(torch.stack(each, 1)).mean(1)
 
     def _chosen(self, heads: Tensor) -> Tensor:
         """The heads that count, of (I, H, t)."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
+from pore.engine.corrections import Reweight
 from pore.engine.readers import LastToken, LayerAttention, Reader, received, text_rows
 from pore.engine.stages import View
 from pore.errors import BudgetError
@@ -17,7 +18,6 @@ from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
 
 if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
     from pore.cost.shapes import ModelShape
 
 
@@ -61,7 +61,7 @@ class ST3Style(StagedPruner):
     prunings: int = 6
     ratio: float | None = None
     query: Query = "last"
-    reweight: PositionBias | tuple[PositionBias, ...] | None = None
+    reweight: Reweight | tuple[Reweight, ...] | None = None
 
     name: ClassVar[str] = "ST3-style"
     paper: ClassVar[str] = "after arXiv 2412.20105; no code to compare with"
@@ -97,7 +97,7 @@ class ST3Style(StagedPruner):
 
     def score(self, stage: int, view: View) -> Tensor:
         """The attention that every token gets, divided by P if there is one."""
-        return self.debiased(stage, view, view.attention)
+        return view.corrected(view.attention)
 
 
 def left_after(keep: int | float, prunings: int, ratio: float | None, visual: int) -> list[int]:

@@ -6,11 +6,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pore.engine.corrections import Correction, Reweight, correction_of
 from pore.engine.pruner import Pruner
 from pore.engine.readers import Reader
 from pore.engine.stages import Selection, Stage, View
@@ -19,9 +20,6 @@ from pore.families.base import Family
 from pore.identity import at_hand
 from pore.methods._checks import is_whole
 from pore.tensors.selection import top_k
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
 
 
 class StagedPruner(Pruner):
@@ -34,11 +32,12 @@ class StagedPruner(Pruner):
 
     Attributes:
         layers: The 0-based index of the first layer of every stage.
-        reweight: The position bias P, or one for every stage, or None; for those that take one.
+        reweight: The position bias P or another correction, or one for every stage, or None; for
+            those that take one.
     """
 
     layers: tuple[int, ...]
-    reweight: PositionBias | tuple[PositionBias, ...] | None = None
+    reweight: Reweight | tuple[Reweight, ...] | None = None
 
     paper: ClassVar[str] = "unpublished"
 
@@ -48,7 +47,7 @@ class StagedPruner(Pruner):
             if isinstance(value, list):  # as JSON has what a frozen dataclass holds as a tuple
                 object.__setattr__(self, field.name, tuple(value))
         check_layers(self.first_layers())
-        _ = self.biases
+        _ = self.corrections
 
     @abstractmethod
     def reader(self) -> Reader:
@@ -68,7 +67,7 @@ class StagedPruner(Pruner):
 
         Args:
             stage: Which stage, from 0.
-            view: What there is to see; attention that ranks goes through `debiased`.
+            view: What there is to see; attention that ranks goes through `view.corrected`.
         """
 
     def first_layers(self) -> tuple[int, ...]:
@@ -81,27 +80,31 @@ class StagedPruner(Pruner):
         return stage == len(self.first_layers()) - 1
 
     @property
-    def biases(self) -> tuple[PositionBias | None, ...]:
-        """The position bias of every stage.
+    def corrections(self) -> tuple[Correction | None, ...]:
+        """The correction of every stage.
 
         Raises:
             ProfileMismatchError: There are several, but not one for each.
         """
-        return bias_of_each(self.reweight, len(self.first_layers()))
-
-    def debiased(self, stage: int, view: View, attention: Tensor) -> Tensor:
-        """Attention (I, t) divided by the stage's position bias, if it has one."""
-        bias = self.biases[stage]
-        return attention if bias is None else view.reweighted(attention, bias)
+        return correction_of_each(self.reweight, len(self.first_layers()))
 
     def stages(self) -> Sequence[Stage]:
         """One stage before each of the layers, ranked by the attention of the layer before."""
-        layers = enumerate(self.first_layers())
-        return [Stage(layer, partial(self._select, i), self.reader()) for i, layer in layers]
+        return [
+            Stage(
+                layer,
+                partial(self._select, number),
+                self.reader(),
+                correction=correction,
+            )
+            for number, (layer, correction) in enumerate(
+                zip(self.first_layers(), self.corrections, strict=True)
+            )
+        ]
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse layers that the decoder lacks, and biases measured under other conditions."""
-        check_stages(self.stages(), self.biases, family, model)
+        check_stages(self.stages(), family, model)
 
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image that enter every decoder layer."""
@@ -136,10 +139,10 @@ def check_layers(layers: tuple[int, ...]) -> None:
         )
 
 
-def bias_of_each(
-    reweight: PositionBias | tuple[PositionBias, ...] | None, stages: int
-) -> tuple[PositionBias | None, ...]:
-    """The position bias of every stage.
+def correction_of_each(
+    reweight: Reweight | tuple[Reweight, ...] | None, stages: int
+) -> tuple[Correction | None, ...]:
+    """The correction of every stage.
 
     Args:
         reweight: One for all, one for each, or None.
@@ -149,18 +152,17 @@ def bias_of_each(
         ProfileMismatchError: There are several, but not one for each.
     """
     if not isinstance(reweight, tuple):
-        return (reweight,) * stages
+        return (correction_of(reweight),) * stages
     if len(reweight) != stages:
         raise ProfileMismatchError(
-            f"reweight holds {len(reweight)} position biases for {stages} stages; give one for "
-            "each, or a single one for all."
+            f"reweight holds {len(reweight)} corrections for {stages} stages; give one for each, "
+            "or a single one for all."
         )
-    return reweight
+    return tuple(map(correction_of, reweight))
 
 
 def check_stages(
     stages: Sequence[Stage],
-    biases: Sequence[PositionBias | None],
     family: Family,
     model: nn.Module,
 ) -> None:
@@ -168,7 +170,6 @@ def check_stages(
 
     Args:
         stages: Stages that read attention.
-        biases: The position bias of each, or None.
         family: The model's adapter.
         model: The model.
 
@@ -184,8 +185,10 @@ def check_stages(
             f"Layer {last.layer} cannot be the first pruned layer of a decoder of {count} layers; "
             f"choose at most {count - 1 if last.ahead else count}."
         )
-    for stage, bias in zip(stages, biases, strict=True):
-        if bias is not None:
+    for stage in stages:
+        if stage.correction is not None:
             assert stage.reads_layer is not None
             measures = getattr(stage.attention, "measures", None)
-            bias.check(layer=stage.reads_layer + 1, normalize=measures, **at_hand(model))
+            stage.correction.check(
+                layer=stage.reads_layer + 1, normalize=measures, **at_hand(model)
+            )

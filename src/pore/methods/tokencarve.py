@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from pore.engine.corrections import Reweight
 from pore.engine.readers import LastToken
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import ScoreError
 from pore.methods.scorer import ScoredPruner
 from pore.tensors.gathering import cosine, inverse, pack, take, widened
 from pore.tensors.selection import by_score, check_scores, top_k
-
-if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,11 @@ class TokenCarve(ScoredPruner):
         layer: K, the 0-based index of the first pruned layer.
         weight: Share of the attention in the points. 0 ranks by singular vectors alone (mode 1 of
             the authors), 1 by attention alone (their mode 2).
-        reweight: The position bias P, or None.
+        reweight: The position bias P or another correction, or None.
     """
 
     weight: float = 0.5
-    reweight: PositionBias | None = None
+    reweight: Reweight | None = None
 
     name: ClassVar[str] = "TokenCarve"
     paper: ClassVar[str] = "arXiv 2503.10501"

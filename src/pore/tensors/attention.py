@@ -97,31 +97,32 @@ def row_logits(
     return logits.masked_fill(~allowed, -torch.inf)
 
 
-def text_visual_attention(
+def visual_weights(
     logits: Tensor, columns: Tensor, valid: Tensor, normalize: Normalize = "prompt"
 ) -> Tensor:
-    """Attention of the last text token to the visual tokens of every image, averaged over heads.
+    """What some tokens pay the visual tokens of every image, in every head.
 
-    PoRe Eq. 1. With `normalize="prompt"` each head's softmax runs over the whole prompt, as in the
-    released code of FastV and PoRe; with "visual" over the image's visual tokens alone, as Eq. 1 is
+    With `normalize="prompt"` each head's softmax runs over the whole prompt, as in the released
+    code of FastV and PoRe; with "visual" over the image's visual tokens alone, as PoRe's Eq. 1 is
     printed. Per head they differ by a factor, so the head mean and its ranking can differ.
 
     Args:
-        logits: (I, H, n) attention logits of the last text token of every image's sample, -inf
-            where it does not look.
+        logits: (I, H, R, n) attention logits of R tokens of every image's sample, -inf where they
+            do not look.
         columns: (I, t) positions of the image's visual tokens among the n.
         valid: (I, t) bool, False where a smaller image is filled up.
         normalize: "prompt" or "visual".
 
     Returns:
-        (I, t) attention in the dtype of `logits`; 0 where not `valid`.
+        (I, H, R, t) weights in the dtype of `logits`; 0 where not `valid`.
     """
     columns, valid = columns.to(logits.device), valid.to(logits.device)
     weights = logits.softmax(-1) if normalize == "prompt" else logits
-    picked = weights.gather(-1, columns[:, None].expand(-1, logits.shape[1], -1))
+    picked = weights.gather(-1, columns[:, None, None].expand(*logits.shape[:3], -1))
+    nothing = ~valid[:, None, None]
     if normalize == "visual":
-        picked = picked.masked_fill(~valid[:, None], -torch.inf).softmax(-1)
-    return picked.mean(1).masked_fill(~valid, 0.0)
+        picked = picked.masked_fill(nothing, -torch.inf).softmax(-1)
+    return picked.masked_fill(nothing, 0.0)
 
 
 def cls_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None) -> Tensor:
