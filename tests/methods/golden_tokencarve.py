@@ -13,7 +13,7 @@ from helpers.recording import Recording
 from pore.engine.stages import View
 from pore.layout import Image, Layout
 from pore.methods.tokencarve import rank_points, singular_scores
-from pore.tensors.attention import text_visual_attention
+from pore.tensors.attention import visual_weights
 
 _RUN_PARAMS = {"tokens", "rank", "merge", "mode", "weight"}
 _SELECTION = {"hidden", "attn_last_row", "image_start", "image_len", "attn_score", "svd_score"}
@@ -60,8 +60,8 @@ def _check_selection(file: Any) -> float:
     hidden = tensors["hidden"][None]
     image = Image(0, 0, range(start, start + count))
     layout = Layout.of([image], torch.ones(hidden.shape[:2], dtype=torch.bool))
-    logits = tensors["attn_last_row"][None].log()
-    attention = text_visual_attention(logits, layout.columns, layout.valid)
+    logits = tensors["attn_last_row"][None, :, None].log()
+    attention = visual_weights(logits, layout.columns, layout.valid)[:, :, 0].mean(1)
     view = View(layout, hidden, attention, None, torch.Generator(), norm=lambda x: x)
     left = tensors.keys() - _SELECTION
     for run in params["runs"]:

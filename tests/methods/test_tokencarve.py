@@ -140,7 +140,7 @@ def test_reweighting_divides_the_attention_before_it_is_ranked() -> None:
     bias = pore.PositionBias.exponential(0.2, 16)
     seen = view([16, 16])
     divided = replace(seen, attention=seen.attention / bias.values)
-    made = pore.TokenCarve(6, reweight=bias)._select(seen)
+    made = pore.TokenCarve(6)._select(replace(seen, correction=bias))
     expected = pore.TokenCarve(6)._select(divided)
     assert torch.equal(made.keep, expected.keep)
     assert made.features is not None
