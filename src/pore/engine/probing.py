@@ -120,15 +120,21 @@ def _observer(
             plain=plain,
             value=value,
         )
-        if isinstance(stage.correction, AttentionCorrection):
-            attention, visual.beside = seen_through(stage.correction, attention, stage.bias_at)
-        visual.attention = read(attention)
+        visual.attention, visual.beside = _read(stage, read, attention)
         reading = Reading(layer, sum(attention.read), stage.ahead + len(found), layout)
         visual.prefill.readings.append(reading)
         if stage.ahead:
             raise _Seen
 
     return observe
+
+
+def _read(stage: Stage, read: Reader, attention: LayerAttention) -> tuple[Any, Any]:
+    """What a stage's reader takes of its layer, and what its correction reads beside that."""
+    if not isinstance(stage.correction, AttentionCorrection):
+        return read(attention), None
+    attention, beside = seen_through(stage.correction, attention, stage.bias_at)
+    return read(attention), beside
 
 
 def _put_before(setup: Setup, cached: Tensor, key: Tensor, layer: int) -> Tensor:
