@@ -80,14 +80,7 @@ def _observer(
         if visual is None:
             return
         visual.layout = layout = visual.layout.to(query.device)
-        if forward.ahead is not None:
-            keys, past = forward.ahead
-            past = past.to(query.device)
-            if keys is not None and past.shape[1]:
-                key = _put_before(setup, keys, key, layer)
-        else:  # a cache lets go of what is out of a sliding window
-            past = forward.past.to(query.device)
-            past = past[:, max(past.shape[1] + length - key.shape[2], 0) :]
+        key, past = _with_cached(setup, forward, key, length, layer)
         again, found = without.taken(), list[Plain]()
 
         def plain() -> tuple[Tensor, Tensor]:
@@ -135,6 +128,20 @@ def _read(stage: Stage, read: Reader, attention: LayerAttention) -> tuple[Any, A
         return read(attention), None
     attention, beside = seen_through(stage.correction, attention, stage.bias_at)
     return read(attention), beside
+
+
+def _with_cached(
+    setup: Setup, forward: Forward, key: Tensor, length: int, layer: int
+) -> tuple[Tensor, Tensor]:
+    """Keys with those in the cache first, and (B, p) bool, False at padding, of the latter."""
+    if forward.ahead is None:  # a cache lets go of what is out of a sliding window
+        past = forward.past.to(key.device)
+        return key, past[:, max(past.shape[1] + length - key.shape[2], 0) :]
+    keys, past = forward.ahead
+    past = past.to(key.device)
+    if keys is not None and past.shape[1]:
+        key = _put_before(setup, keys, key, layer)
+    return key, past
 
 
 def _put_before(setup: Setup, cached: Tensor, key: Tensor, layer: int) -> Tensor:
