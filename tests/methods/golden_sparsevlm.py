@@ -18,9 +18,10 @@ from helpers.golden_models import (
     llava_around,
     marked_inputs,
 )
+from helpers.sparsevlm import Spy, SpyPlus, raters, seen
 from pore.bias.rope import rope_prior
 from pore.engine.readers import LayerAttention
-from pore.engine.stages import Selection, View
+from pore.engine.stages import View
 from pore.layout import Image, Layout
 from pore.methods import _sparsevlm
 from pore.methods._sparsevlm import (
@@ -158,31 +159,6 @@ def _read(attn: Tensor, image: Image, index: Tensor) -> Tensor:
     return RaterAttention()(given).attention
 
 
-class _Watch:
-    """SparseVLM that remembers what its stages saw, how they scored and what they chose."""
-
-    def _select(self, stage: int, view: View) -> Selection:
-        selection = super()._select(stage, view)
-        seen.append((view, self.score(stage, view)[0], selection))
-        return selection
-
-    def _rate(self, view: View) -> Raters:
-        raters.append(super()._rate(view))
-        return raters[-1]
-
-
-class _Spy(_Watch, pore.SparseVLM):
-    pass
-
-
-class _SpyPlus(_Watch, pore.SparseVLMPlus):
-    pass
-
-
-seen: list[tuple[View, Tensor, Selection]] = []
-raters: list[Raters] = []
-
-
 def _check_end_to_end(file: Any) -> float:
     worst, params = Worst(), file.params
     model, tensors = llava_around(file)
@@ -197,7 +173,7 @@ def _check_end_to_end(file: Any) -> float:
     # Large files leave the states out.
     features = {f"stage{s}.features_after" for s in stages} & expected.keys()
     assert expected.keys() == names | features | _RUN, expected.keys() ^ (names | features | _RUN)
-    kind = _Spy if version == 1 else _SpyPlus
+    kind = Spy if version == 1 else SpyPlus
     pruner = kind(
         tuple(params["keep_per_stage"]),
         tuple(layer + 1 for layer in params["pruning_loc"]),
@@ -258,14 +234,14 @@ def _check_run(
         assert int(golden["layer"]) == layer - 1
         assert int(golden["v_num_in"]) == here
         assert int(golden["text_start_in"]) == start + here
-        worst.compare(scores, golden["scores"])
+        worst.compare(scores[0], golden["scores"])
         keep = min(pruner.keep[s], here - 1)
-        kept = top_k(scores[None], [keep])[0].nonzero()[:, 0]
+        kept = top_k(scores, [keep])[0].nonzero()[:, 0]
         assert torch.equal(kept, golden["kept_rel"])
         merged = 0
         if pruner.version == 1:
             merged = clusters(here - keep)
-            _check_merging(view, scores, kept, merged, golden, worst)
+            _check_merging(view, scores[0], kept, merged, golden, worst)
         else:
             heads = view.attention.corrected
             assert torch.equal(strongest_heads(heads, 14)[0], golden["selected_heads"])

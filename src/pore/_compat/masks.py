@@ -79,13 +79,30 @@ def block_masks(config: Any, embeds: Tensor, tokens: Tensor, cache: Any, blocks:
         cache: The cache, or None.
         blocks: (B, n + L) the number of the block of every token, -1 for none.
     """
-    from transformers.masking_utils import create_masks_for_generate
+    from transformers import masking_utils
 
-    return create_masks_for_generate(
+    return own_masks(masking_utils, config, embeds, tokens, cache, block_sequence_ids=blocks)
+
+
+def own_masks(
+    kind: Any, config: Any, embeds: Tensor, tokens: Tensor, cache: Any, **types: Tensor
+) -> Any:
+    """The masks that a class of models makes for `generate`, by kind of layer.
+
+    Args:
+        kind: The class, or whatever else has a `create_masks_for_generate`.
+        config: The model's config.
+        embeds: (B, L, D) embeddings of the prompt.
+        tokens: (B, n + L) bool, False at padding; the first n tokens are in the cache.
+        cache: The cache before the prompt, or None.
+        **types: (B, n + L) types of the tokens, under the name that `kind` has for them.
+    """
+    create = kind.create_masks_for_generate
+    return create(
         config=config,
         inputs_embeds=embeds,
         attention_mask=tokens,
         position_ids=None,
-        block_sequence_ids=blocks,
-        **cache_argument(create_masks_for_generate, cache),
+        **types,
+        **cache_argument(create, cache),
     )

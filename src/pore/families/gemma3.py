@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pore._compat.caches import cache_argument
+from pore._compat.masks import own_masks
 from pore.cost.decoders import DecoderShape
 from pore.cost.reading import size
 from pore.cost.shapes import ModelShape
@@ -48,14 +48,13 @@ class Gemma3(Family):
         """The model's own masks, by kind of layer."""
         from transformers import Gemma3ForConditionalGeneration
 
-        create: Any = Gemma3ForConditionalGeneration.create_masks_for_generate
-        return create(
-            config=model.config,
-            inputs_embeds=embeds,
-            attention_mask=tokens,
-            position_ids=None,
+        return own_masks(
+            Gemma3ForConditionalGeneration,
+            model.config,
+            embeds,
+            tokens,
+            cache,
             token_type_ids=types,
-            **cache_argument(create, cache),
         )
 
     def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:

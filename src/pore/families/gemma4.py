@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pore._compat.caches import cache_argument
-from pore._compat.masks import block_masks
+from pore._compat.masks import block_masks, own_masks
 from pore.families.base import Family, Noise
 from pore.layout import Tiling
 
@@ -54,15 +53,7 @@ class Gemma4(Family):
         self, model: nn.Module, embeds: Tensor, tokens: Tensor, cache: Any, types: Tensor
     ) -> Any:
         """The model's own masks, by kind of layer."""
-        create: Any = type(model).create_masks_for_generate  # type: ignore[attr-defined]
-        return create(
-            config=model.config,
-            inputs_embeds=embeds,
-            attention_mask=tokens,
-            position_ids=None,
-            mm_token_type_ids=types,
-            **cache_argument(create, cache),
-        )
+        return own_masks(type(model), model.config, embeds, tokens, cache, mm_token_type_ids=types)
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """One token for every square of patches, in raster order."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pore._compat.caches import cache_argument
+from pore._compat.masks import own_masks
 from pore.cost.decoders import DecoderShape
 from pore.cost.shapes import ModelShape
 from pore.cost.towers import tower_of
@@ -33,14 +33,13 @@ class PaliGemma(Family):
         """The model's own masks, by kind of layer for Gemma 2."""
         from transformers import PaliGemmaForConditionalGeneration
 
-        create: Any = PaliGemmaForConditionalGeneration.create_masks_for_generate
-        return create(
-            config=model.config,
-            inputs_embeds=embeds,
-            attention_mask=tokens,
-            position_ids=None,
+        return own_masks(
+            PaliGemmaForConditionalGeneration,
+            model.config,
+            embeds,
+            tokens,
+            cache,
             token_type_ids=types,
-            **cache_argument(create, cache),
         )
 
     def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
