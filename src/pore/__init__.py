@@ -10,6 +10,7 @@ print(run.report)
 
 import typing as _typing
 
+from pore import corrections as corrections
 from pore.bias import profiles as profiles
 from pore.bias.position_bias import PositionBias as PositionBias
 from pore.bias.provenance import Provenance as Provenance

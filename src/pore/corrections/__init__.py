@@ -1,0 +1,6 @@
+"""Corrections of position bias beside `pore.PositionBias`, for the `reweight` of a method."""
+
+from pore.corrections.heads import HeadBiases as HeadBiases
+from pore.corrections.null_token import NullTokenPrior as NullTokenPrior
+from pore.corrections.subtracted import Subtracted as Subtracted
+from pore.corrections.without_rope import WithoutRoPE as WithoutRoPE
