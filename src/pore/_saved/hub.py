@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+from typing_extensions import Self
 
 from pore._saved.forms import Form
 from pore._saved.saved import Saved
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class OnHub(Saved):

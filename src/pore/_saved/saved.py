@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from typing_extensions import Self
 
 from pore._files import shown, write_atomic
 from pore._saved.forms import Form
 from pore._saved.parsing import parse_json, read_json
 from pore._saved.seals import sealed_text
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Saved:

@@ -16,10 +16,11 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from pore._compat.attention import attention_name
 from pore.bench.attainable import LLAMA_LIKE, Attainable, cuts_of
@@ -38,9 +39,6 @@ from pore.errors import InputError, check_options
 from pore.families.registry import shape_of
 from pore.identity import names_of
 from pore.plotting.labels import UNPRUNED
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def measure(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from typing_extensions import Self
 
 from pore._saved.forms import brief
 from pore.bias.conditions import CHECKED, OTHER_LENGTH, differences, refuse
 from pore.bias.provenance import Provenance, plain
 from pore.errors import ProfileError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Measured:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,9 +25,6 @@ from pore.bias.measured import Measured
 from pore.bias.provenance import Provenance
 from pore.bias.rope import floored_prior
 from pore.errors import ProfileError
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 FILENAME = "position_bias.json"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import Any, cast, overload
 
 from torch import nn
+from typing_extensions import Unpack
 
 from pore.calibration.host import HostCalibration
 from pore.calibration.passes import Options, Pass
@@ -18,17 +19,13 @@ from pore.calibration.reading import (
     without_bias,
 )
 from pore.calibration.sums import Calibration
+from pore.data.samples import Sample
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.engine.run import unpruned
 from pore.errors import CalibrationError, check_options
 from pore.families.registry import family_of
 from pore.tensors.attention import Normalize
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from pore.data.samples import Sample
 
 
 @overload

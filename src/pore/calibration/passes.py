@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -45,11 +45,9 @@ from pore.calibration.reading import Reader
 from pore.calibration.seen import marks_of, tokens_of
 from pore.calibration.sums import Batch, Calibration, reasons
 from pore.data.prompts import processor_settings, prompt_template
+from pore.data.samples import Sample
 from pore.errors import CalibrationError, ScoreError
 from pore.identity import forget, identity
-
-if TYPE_CHECKING:
-    from pore.data.samples import Sample
 
 _log = logging.getLogger("pore.calibration")
 

@@ -11,14 +11,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pore.data.prompts import prompt_template
+from pore.data.samples import Sample
 from pore.errors import CalibrationError
 from pore.identity import picture_of
-
-if TYPE_CHECKING:
-    from pore.data.samples import Sample
 
 _log = logging.getLogger("pore.calibration")
 

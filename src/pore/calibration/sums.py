@@ -9,7 +9,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from pore.bias.provenance import Provenance
 from pore.calibration import exact
 from pore.calibration.conditions import CONDITIONS, common, differences
 from pore.calibration.seen import digest, of_text, to_text, united
+from pore.data.samples import Sample
 from pore.errors import CalibrationError
-
-if TYPE_CHECKING:
-    from pore.data.samples import Sample
 
 _log = logging.getLogger("pore.calibration")
 

@@ -11,16 +11,14 @@ import os
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from pore._files import shown
 from pore._images import open_image
 from pore.errors import InputError
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 _WHOLE = 1e15  # above it, floats are written with an exponent
 

@@ -11,7 +11,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
@@ -19,9 +20,6 @@ from pore.errors import BudgetError, InputError
 from pore.families.registry import shape_of
 from pore.methods.registry import method_named
 from pore.tensors.selection import check_keep
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def schedule(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from pore.bias.where import Positions
+from pore.cost.shapes import ModelShape
 from pore.engine.corrections import Reweight
 from pore.engine.readers import LastToken
 from pore.engine.stages import Stage, View
@@ -16,9 +17,6 @@ from pore.errors import BudgetError
 from pore.methods._checks import check_choice
 from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
-
-if TYPE_CHECKING:
-    from pore.cost.shapes import ModelShape
 
 
 @dataclass(frozen=True)

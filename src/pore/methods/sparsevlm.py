@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from pore.bias.rope import ROPE_FLOOR
 from pore.bias.where import Positions
+from pore.cost.shapes import ModelShape
 from pore.engine.corrections import Reweight
 from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
@@ -34,10 +35,6 @@ from pore.methods.pyramiddrop import pyramid
 from pore.methods.staged import StagedPruner
 from pore.tensors.gathering import pack, take
 from pore.tensors.selection import budget, check_keep, top_k
-
-if TYPE_CHECKING:
-    from pore.cost.shapes import ModelShape
-
 
 # What the authors keep of 576 tokens at each of three stages, by version and by the average over
 # the layers that they name it after.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from pore.cost.shapes import ModelShape
 from pore.engine.corrections import Reweight
 from pore.engine.readers import LastToken, LayerAttention, Reader, received, text_rows
 from pore.engine.stages import View
@@ -16,10 +17,6 @@ from pore.methods._checks import check_choice, check_whole
 from pore.methods.pyramiddrop import pyramid
 from pore.methods.staged import StagedPruner
 from pore.tensors.selection import budget, check_keep
-
-if TYPE_CHECKING:
-    from pore.cost.shapes import ModelShape
-
 
 Query = Literal["last", "text"]
 

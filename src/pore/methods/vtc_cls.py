@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from pore.cost.shapes import ModelShape
 from pore.errors import BudgetError
 from pore.methods._checks import is_whole
 from pore.methods.fastervlm import keep_highest
 from pore.methods.scorer import BudgetPruner
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
-
-if TYPE_CHECKING:
-    from pore.cost.shapes import ModelShape
 
 
 @dataclass(frozen=True)
