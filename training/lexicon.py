@@ -34,11 +34,11 @@ class Lexicon:
         def words(text: str) -> Tensor:
             return table[encode(tokenizer, [" " + text])[0]].sum(0)
 
-        families = {
+        categories = {
             **dict.fromkeys(DIGITS, "digit "),
             **dict.fromkeys(LETTERS, "letter "),
         }
-        self.names = torch.stack([words(families.get(n, "") + n) for n in NAMES])
+        self.names = torch.stack([words(categories.get(n, "") + n) for n in NAMES])
         self.colors = torch.stack([words(c) for c in COLOR_NAMES])
         third = GRID // 3
         places = [[PLACES[r // third][c // third] for c in range(GRID)] for r in range(GRID)]

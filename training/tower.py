@@ -110,13 +110,13 @@ class TowerHeads(nn.Module):
         best = torch.stack([logits.argmax(-1) for logits in per_patch], -1)
         hit = best == labels.patches
         name = labels.patches[..., 0]
-        families = {
+        categories = {
             "shape": (name >= 1) & (name <= 7),
             "digit": (name >= 8) & (name <= 17),
             "letter": name >= 18,
         }
         covered = name > 0
-        found = {family: hit[..., 0][here] for family, here in families.items()}
+        found = {category: hit[..., 0][here] for category, here in categories.items()}
         found["background"] = hit[..., 0][name == 0]
         found["color"] = hit[..., 1][covered]
         found["row"], found["column"] = hit[..., 2][covered], hit[..., 3][covered]

@@ -72,12 +72,12 @@ def things_asked(question: str, things: tuple[Thing, ...]) -> list[Thing]:
     """The objects that a question is about, in the order in which it names them."""
     words = question.rstrip("?").split()
     if words[0] == "Which":
-        return [t for t in things if (t.family, t.color) == (words[1], words[3])]
+        return [t for t in things if (t.category, t.color) == (words[1], words[3])]
     if words[:3] == ["How", "many", "objects"]:
         return [t for t in things if t.color == words[4]]
     if words[0] == "How":
         noun = "cross" if words[2] == "crosses" else words[2].removesuffix("s")
-        return [t for t in things if noun in (t.family, t.name)]
+        return [t for t in things if noun in (t.category, t.name)]
     if words[0] == "What":
         return [t for t in things if t.noun in question]
     return sorted(

@@ -33,7 +33,7 @@ def test_splits_do_not_share_scenes_or_handwriting() -> None:
     for split in SPLITS:
         layouts = [things_of(split, i) for i in range(200)]
         seen[split] = {repr(things).encode() for things in layouts}
-        samples[split] = {t.sample for ts in layouts for t in ts if t.family == "digit"}
+        samples[split] = {t.sample for ts in layouts for t in ts if t.category == "digit"}
     for a in SPLITS:
         for b in SPLITS:
             if a != b:
@@ -80,8 +80,8 @@ def true_answer(things: tuple[Thing, ...], q: Question) -> str:
         (thing,) = matching(things, text.removeprefix("What color is the "))
         return thing.color
     if text.startswith("Which "):
-        family, _, color = text.removeprefix("Which ").split()
-        (thing,) = [t for t in things if (t.family, t.color) == (family, color)]
+        category, _, color = text.removeprefix("Which ").split()
+        (thing,) = [t for t in things if (t.category, t.color) == (category, color)]
         return thing.name
     if text.startswith("Is there a "):
         return "yes" if matching(things, text.removeprefix("Is there a ")) else "no"
@@ -93,7 +93,7 @@ def true_answer(things: tuple[Thing, ...], q: Question) -> str:
     if text.startswith("How many "):
         plural = text.split()[2]
         noun = plural.removesuffix("es") if plural == "crosses" else plural.removesuffix("s")
-        return str(sum(noun in (t.family, t.name) for t in things))
+        return str(sum(noun in (t.category, t.name) for t in things))
     for direction, (dx, dy) in DIRECTIONS.items():
         if f" {direction} the " in text:
             left, right = text.removeprefix("Is the ").split(f" {direction} the ")

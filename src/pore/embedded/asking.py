@@ -85,9 +85,9 @@ def _attributes(things: tuple[Thing, ...]) -> Iterator[Question]:
     for t in things:
         if nouns.count(t.noun) == 1:
             yield Question(f"What color is the {t.noun}?", t.color, "color", t.third)
-        if sum(o.family == t.family and o.color == t.color for o in things) == 1:
-            kind = "shape" if t.family == "shape" else "reading"
-            yield Question(f"Which {t.family} is {t.color}?", t.name, kind, t.third)
+        if sum(o.category == t.category and o.color == t.color for o in things) == 1:
+            kind = "shape" if t.category == "shape" else "reading"
+            yield Question(f"Which {t.category} is {t.color}?", t.name, kind, t.third)
 
 
 def _existence(things: tuple[Thing, ...], rng: np.random.Generator) -> Iterator[Question]:
@@ -107,8 +107,8 @@ def _counts(things: tuple[Thing, ...]) -> Iterator[Question]:
     nouns = [t.noun for t in things]
     countable = [(f"{s}s are there", nouns.count(s)) for s in SHAPES if s != "cross"]
     countable.append(("crosses are there", nouns.count("cross")))
-    for family in ("digit", "letter"):
-        countable.append((f"{family}s are there", sum(t.family == family for t in things)))
+    for category in ("digit", "letter"):
+        countable.append((f"{category}s are there", sum(t.category == category for t in things)))
     for color in COLORS:
         countable.append((f"objects are {color}", sum(t.color == color for t in things)))
     for what, number in countable:

@@ -14,9 +14,9 @@ Image = np.ndarray
 def opacity(thing: Thing) -> Image:
     """Opacity of an object as a ``(16, 16)`` array of uint8, its centre at ``[8, 8]``."""
     found: Image
-    if thing.family == "digit":
+    if thing.category == "digit":
         found = glyphs()["digits"][thing.sample]
-    elif thing.family == "shape":
+    elif thing.category == "shape":
         found = glyphs()["shapes"][SHAPES.index(thing.name), SIZES.index(thing.size)]
     else:
         found = glyphs()["letters"][LETTERS.index(thing.name), SIZES.index(thing.size)]

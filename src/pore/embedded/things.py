@@ -53,7 +53,7 @@ class Thing:
     """One object of a scene.
 
     Attributes:
-        family: ``"shape"``, ``"digit"`` or ``"letter"``.
+        category: ``"shape"``, ``"digit"`` or ``"letter"``.
         name: The shape's name, the digit or the letter.
         color: A key of `COLORS`.
         x: Column of the centre in pixels.
@@ -63,7 +63,7 @@ class Thing:
         tint: What is added to the colour's red, green and blue.
     """
 
-    family: Literal["shape", "digit", "letter"]
+    category: Literal["shape", "digit", "letter"]
     name: str
     color: str
     x: int
@@ -75,7 +75,7 @@ class Thing:
     @property
     def noun(self) -> str:
         """``"circle"``, ``"digit 7"`` or ``"letter A"``."""
-        return self.name if self.family == "shape" else f"{self.family} {self.name}"
+        return self.name if self.category == "shape" else f"{self.category} {self.name}"
 
     @property
     def phrase(self) -> str:
@@ -123,7 +123,7 @@ def things_of(split: Split, index: int, objects: tuple[int, int] = (4, 10)) -> t
     n = int(rng.integers(objects[0], objects[1] + 1))
     colors = rng.choice(len(COLORS), n, p=_skewed(rng, len(COLORS)))
     shapes = rng.choice(len(SHAPES), n, p=_skewed(rng, len(SHAPES)))
-    families = rng.choice(3, n, p=(0.5, 0.25, 0.25))
+    categories = rng.choice(3, n, p=(0.5, 0.25, 0.25))
     names = tuple(COLORS)
     half = BOX // 2
     spots = rng.integers(half, SIDE - half + 1, (_TRIES, 2)).tolist()
@@ -136,17 +136,17 @@ def things_of(split: Split, index: int, objects: tuple[int, int] = (4, 10)) -> t
             continue
         i = len(things)
         size, sample = SIZES[sizes[i]], 0
-        if families[i] == 0:
-            family, name = "shape", SHAPES[shapes[i]]
-        elif families[i] == 1:
+        if categories[i] == 0:
+            category, name = "shape", SHAPES[shapes[i]]
+        elif categories[i] == 1:
             label = int(picks[i] * 10)
             samples = handwritten(split, label)
             sample = int(samples[int((picks[i] * 10 - label) * len(samples))])
-            family, name, size = "digit", DIGITS[label], BOX
+            category, name, size = "digit", DIGITS[label], BOX
         else:
-            family, name = "letter", LETTERS[int(picks[i] * len(LETTERS))]
+            category, name = "letter", LETTERS[int(picks[i] * len(LETTERS))]
         color = names[colors[i]]
-        things.append(Thing(family, name, color, x, y, size, sample, tuple(tints[i])))  # type: ignore[arg-type]
+        things.append(Thing(category, name, color, x, y, size, sample, tuple(tints[i])))  # type: ignore[arg-type]
         if len(things) == n:
             break
     return tuple(things)
