@@ -81,6 +81,15 @@ def load(folder: Path) -> Rows:
     return Rows(**{f.name: np.concatenate([p[f.name] for p in parts]) for f in fields(Rows)})
 
 
+def inputs_of(processor: LlavaProcessor, one: Asked) -> Any:
+    """What a question and its picture are to the model."""
+    content = [{"type": "image"}, {"type": "text", "text": one.question.question}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    return processor(images=Image.fromarray(one.canvas.image), text=prompt, return_tensors="pt")
+
+
 class Recorder:
     """A model with its processor, cut off after the last layer that is looked at."""
 
@@ -107,22 +116,10 @@ class Recorder:
         """Width of the pictures in pixels."""
         return int(self.model.config.vision_config.image_size)
 
-    def prompt(self, question: str) -> str:
-        """The text of a prompt about one picture."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        written: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return written
-
     @torch.inference_mode()
     def __call__(self, one: Asked) -> Rows:
         """The record of one question."""
-        inputs = self.processor(
-            images=Image.fromarray(one.canvas.image),
-            text=self.prompt(one.question.question),
-            return_tensors="pt",
-        )
+        inputs = inputs_of(self.processor, one)
         visual = (inputs["input_ids"][0] == self.model.config.image_token_index).nonzero()[:, 0]
         self.model.model(**inputs, use_cache=False)
         begin, end = int(visual[0]), int(visual[-1]) + 1

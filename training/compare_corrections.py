@@ -25,7 +25,6 @@ from corrections import (
     at_layer,
     best_curve,
     best_strength,
-    bias,
     divided,
     held_out_error,
 )
@@ -69,7 +68,10 @@ def spread_follows_mean(rows: LayerRows) -> float:
 
 
 def explained_by_position(rows: LayerRows) -> float:
-    """Share of the variance of ln A, within an image, that the position explains; needs no labels."""
+    """Share of the variance of ln A within an image that the position explains.
+
+    It needs no labels: it can be told of any model and any pictures.
+    """
     logs = np.log(rows.scores.astype(np.float64))
     logs -= logs.mean(1, keepdims=True)
     return round(float(logs.mean(0).var() / logs.var()), 3)
@@ -150,7 +152,7 @@ def show(tokens: int, found: dict[str, Any]) -> None:
     print(f"\n{tokens} visual tokens, {found['calibration']} and {found['test']} questions")
     for name, layer in found["layers"].items():
         print(f"\n{name}: span {layer['measured_span']}, settings {layer['settings']}")
-        print("  ", {kind: about for kind, about in layer["curves"].items()})
+        print("  ", layer["curves"])
         for correction, by_keep in layer["results"].items():
             if "refused" in by_keep:
                 print(f"  {correction:28} refused")

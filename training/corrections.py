@@ -46,17 +46,20 @@ class LayerRows:
     @property
     def scores(self) -> Floats:
         """``(Q, N)``: A, the mean over heads."""
-        return self.attention.mean(1)
+        found: Floats = self.attention.mean(1)
+        return found
 
     @property
     def mean(self) -> Floats:
         """``(N,)``: Ā, the mean of A over the questions."""
-        return self.scores.astype(np.float64).mean(0)
+        found: Floats = self.scores.astype(np.float64).mean(0)
+        return found
 
     @property
     def log_mean(self) -> Floats:
         """``(N,)``: the mean of ln A over the questions; its exponential is the geometric mean."""
-        return np.log(self.scores.astype(np.float64)).mean(0)
+        found: Floats = np.log(self.scores.astype(np.float64)).mean(0)
+        return found
 
     def __getitem__(self, chosen: npt.NDArray[np.int64] | slice) -> LayerRows:
         return LayerRows(
@@ -105,6 +108,7 @@ def divided_by_middle(rows: LayerRows, middle: str, strength: float = 1.0) -> Sc
         strength: Power of P.
     """
     places = np.linspace(0, 1, rows.log_mean.size)
+    p: Floats
     if middle == "median":
         p = np.median(rows.scores.astype(np.float64), 0)
     elif middle == "geometric":
@@ -112,8 +116,7 @@ def divided_by_middle(rows: LayerRows, middle: str, strength: float = 1.0) -> Sc
     else:
         columns = line(places) if middle == "line" else spline(places)
         p = fitted(columns, rows.log_mean)
-    p **= strength
-    return lambda given: given.scores / p
+    return lambda given: given.scores / p**strength
 
 
 def rows_and_columns(rows: LayerRows) -> Scorer:
@@ -169,8 +172,8 @@ def null_token(_: LayerRows, of_text: bool = False, logarithm: bool = True) -> S
     """PriorTR: the attention P of what asks against Q, that of the first token after the image.
 
     Args:
-        of_text: P is the mean over all tokens after the image, as PriorTR has it for LLaVA; else the
-            attention of the last token, as everywhere here.
+        of_text: P is the mean over all tokens after the image, as PriorTR has it for LLaVA; else
+            the attention of the last token, as everywhere here.
         logarithm: P · ln(P / Q), PriorTR's score; else P / Q.
     """
 

@@ -53,14 +53,16 @@ def q4_1(raw: Bytes) -> Floats:
     scale, least = blocks[:, :4].copy().view("<f2").astype(np.float32).T
     packed = blocks[:, 4:]
     numbers = np.concatenate([packed & 15, packed >> 4], 1).astype(np.float32)
-    return (numbers * scale[:, None] + least[:, None]).reshape(-1)
+    found: Floats = (numbers * scale[:, None] + least[:, None]).reshape(-1)
+    return found
 
 
 def q8_0(raw: Bytes) -> Floats:
     """Numbers of 8 bits: in every 34 bytes a scale d and 32 signed numbers q; d · q."""
     blocks = raw.reshape(-1, 2 + BLOCK)
     scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
-    return (blocks[:, 2:].view(np.int8).astype(np.float32) * scale).reshape(-1)
+    found: Floats = (blocks[:, 2:].view(np.int8).astype(np.float32) * scale).reshape(-1)
+    return found
 
 
 # By the number that the file has for it: its name, the bytes of a block, its numbers, the reader.

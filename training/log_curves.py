@@ -24,7 +24,7 @@ def line(x: Floats) -> Floats:
 
 
 def spline(x: Floats, knots: int = KNOTS) -> Floats:
-    """``(N, knots + 4)``: the columns of a cubic spline in `x`, from 0 to 1, knots evenly spaced."""
+    """``(N, knots + 4)``: the columns of a cubic spline in `x`, from 0 to 1."""
     places = np.r_[[0.0] * 4, np.linspace(0, 1, knots + 2)[1:-1], [1.0] * 4]
     found: Floats = BSpline.design_matrix(np.clip(x, 0, 1), places, 3).toarray()
     return found

@@ -11,10 +11,10 @@ from lexicon import Lexicon
 from model import pixels
 from torch import Tensor
 from torch.nn import functional
-from tower import COLOR_NAMES, NAMES
 from transformers import CLIPVisionModel
 
 from pore.embedded.things import SIDE
+from tower import COLOR_NAMES, NAMES
 
 PATCHES = 400 * 144
 """Patches that the projector is fitted to: 400 pictures of 144, 225 of 256, 100 of 576."""

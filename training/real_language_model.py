@@ -81,6 +81,7 @@ def build(
     side = SIZES[tokens]
     tokenizer, tower = smollm2.tokenizer(file), tower_of(side)
     image_token = tokenizer.token_to_id(smollm2.IMAGE)
+    assert image_token is not None
     text = smollm2.configuration(file, image_token)
     model = LlavaForConditionalGeneration(
         LlavaConfig(
@@ -167,10 +168,10 @@ def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, folder: Pat
 def perplexity(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, text: str) -> float:
     """Of the first `WINDOWS` pieces of `WINDOW` tokens of a text, each by itself."""
     ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
+    pieces = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)[:WINDOWS]
     losses = [
         functional.cross_entropy(model(input_ids=piece[None]).logits[0, :-1], piece[1:])
-        for piece in ids.split(WINDOW)[:WINDOWS]
-        if len(piece) == WINDOW
+        for piece in pieces
     ]
     return round(float(torch.stack(losses).mean().exp()), 2)
 

@@ -150,7 +150,8 @@ def halves_together(weight: Tensor, heads: int) -> Tensor:
     RoPE turns pairs of rows. In the file the two of a pair are neighbours; transformers has all
     first ones of a head before all second ones.
     """
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    apart = weight.reshape(heads, -1, 2, weight.shape[1])
+    return apart.transpose(1, 2).reshape(weight.shape)
 
 
 def tokenizer(file: GGUF) -> Tokenizer:

@@ -1,0 +1,159 @@
+"""Corrections find the bias that attention was given, and what is kept is counted rightly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import attention_rows
+import compare_corrections
+import corrections
+import kept_objects
+import numpy as np
+import pytest
+from canvas import asked
+from transformers import LlavaForConditionalGeneration
+
+import pore
+from pore.embedded import embedded_model
+
+N, HEADS = 36, 3
+
+
+def made_up(questions: int, seed: int) -> tuple[corrections.LayerRows, np.ndarray, np.ndarray]:
+    """Attention P · Â with a bias over two axes and a few patches that are 8 times as strong.
+
+    Returns:
+        The rows, the bias ``(N,)`` and the strong patches ``(questions, N)``.
+    """
+    rng = np.random.default_rng(seed)
+    bias = np.outer(np.linspace(1, 6, 6), [3, 1, 1, 1, 1, 3]).reshape(-1)
+    bias /= bias.mean()
+    asked_about = np.argsort(rng.random((questions, N)))[:, :4]
+    patches = np.zeros((questions, N), bool)
+    np.put_along_axis(patches, asked_about, True, 1)
+    worth = np.exp(0.2 * rng.standard_normal((questions, N))) * np.where(patches, 8, 1)
+    attention = (bias * worth)[:, None] * np.ones((1, HEADS, 1))
+    flat = np.broadcast_to(bias, (questions, N))
+    return (
+        corrections.LayerRows(attention, np.log(worth)[:, None], flat, attention.mean(1)),
+        bias,
+        patches,
+    )
+
+
+CALIBRATION, BIAS, _ = made_up(400, 0)
+TEST, _, PATCHES = made_up(200, 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "empirical",
+        "rows x columns",
+        "geometric mean",
+        "median",
+        "empirical by head",
+        "geometric mean by head",
+        "without RoPE",
+        "null token, P/Q",
+    ],
+)
+def test_what_is_asked_about_is_found_under_the_bias(name: str) -> None:
+    def share(correction: corrections.Correction) -> float:
+        scores = correction(CALIBRATION)(TEST)
+        return float(kept_objects.shares(scores, PATCHES, 4).mean())
+
+    assert share(corrections.nothing) < 0.9
+    assert share(corrections.FIXED[name]) > 0.97
+
+
+def test_every_correction_gives_a_score_to_every_token() -> None:
+    options = [*corrections.FIXED.values()]
+    options += [one for named in corrections.CHOSEN.values() for one in named.values()]
+    for correction in options:
+        scores = correction(CALIBRATION)(TEST)
+        assert scores.shape == PATCHES.shape
+        assert np.isfinite(scores).all()
+
+
+def test_an_error_is_a_factor_that_differs_from_place_to_place() -> None:
+    assert corrections.log_error(BIAS * 7, BIAS) == pytest.approx(0)
+    off = np.where(np.arange(N) % 2, 2.0, 0.5)
+    assert corrections.log_error(BIAS * off, BIAS) == pytest.approx(np.log(2))
+
+
+def test_the_curve_with_the_least_held_out_error_is_chosen() -> None:
+    assert corrections.best_curve(CALIBRATION) == "empirical"
+    few = replace(CALIBRATION[:4], attention=np.exp(np.linspace(0, 1, N)) * np.ones((4, 1, N)))
+    rng = np.random.default_rng(0)
+    noisy = replace(few, attention=few.attention * np.exp(rng.standard_normal((4, 1, N))))
+    assert corrections.best_curve(noisy).startswith("exponential")
+
+
+def test_a_strength_is_chosen_on_the_other_half() -> None:
+    def judge(scores: np.ndarray, questions: np.ndarray) -> float:
+        return -float(np.log(scores.mean(0)).std())
+
+    chosen = corrections.best_strength(
+        CALIBRATION, corrections.CHOSEN["geometric mean, strength"], judge
+    )
+    assert chosen == 1.0
+
+
+def test_ties_go_to_the_first() -> None:
+    scores = np.array([[1.0, 2.0, 1.0, 1.0]])
+    assert kept_objects.kept(scores, 2).tolist() == [[True, True, False, False]]
+
+
+def test_shares_are_of_the_patches_asked_about() -> None:
+    scores = np.arange(9.0)[None]
+    patches = np.zeros((1, 9), bool)
+    patches[0, [0, 1, 8]] = True
+    assert kept_objects.shares(scores, patches, 3).tolist() == [1 / 3]
+    thirds = kept_objects.in_thirds(patches)
+    assert {name: int(part.sum()) for name, part in thirds.items()} == {
+        "top": 2,
+        "middle": 0,
+        "bottom": 1,
+    }
+    assert kept_objects.budgets(144) == (72, 36, 14)
+
+
+def test_a_difference_is_paired() -> None:
+    theirs = np.array([0.0, 50.0, 100.0, 20.0])
+    found = kept_objects.Difference.between(theirs - [10, 12, 8, 10], theirs)
+    assert found.mean == pytest.approx(-10)
+    assert found.half_width == pytest.approx(1.96 * np.std([10, 12, 8, 10], ddof=1) / 2)
+    assert found.is_harm
+
+
+def test_position_explains_what_it_was_given_to_explain() -> None:
+    flat = replace(CALIBRATION, attention=CALIBRATION.attention / BIAS)
+    assert compare_corrections.explained_by_position(flat) < 0.02
+    assert compare_corrections.explained_by_position(CALIBRATION) > 0.3
+    assert compare_corrections.spread_follows_mean(CALIBRATION) == pytest.approx(1, abs=0.2)
+
+
+def test_recorded_rows_keep_what_the_library_keeps(tmp_path: Path) -> None:
+    recorder = attention_rows.Recorder(embedded_model(), (1, 4))
+    stream = list(asked("train", 0, 3, 96))
+    records = attention_rows.joined([recorder(one) for one in stream])
+    np.savez(tmp_path / "0000.npz", **vars(records))
+    records = attention_rows.load(tmp_path)
+    assert len(records) == 3
+    curve = np.exp(0.02 * np.arange(144))
+    bias = pore.PositionBias.fit(curve)
+    model = LlavaForConditionalGeneration.from_pretrained(embedded_model()).eval()
+    for layer, found in zip((1, 4), np.moveaxis(records.attention, 1, 0), strict=True):
+        wanted = kept_objects.kept(found.mean(1) / bias.values.numpy(), 36)
+        with pore.FastV(keep=36, layer=layer + 1, reweight=bias)(model) as run:
+            for one in stream:
+                model(**attention_rows.inputs_of(recorder.processor, one))
+        for sample, keep in zip(run.report, wanted, strict=True):
+            assert list(sample.images[0].kept) == np.flatnonzero(keep).tolist()
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no records"):
+        attention_rows.load(tmp_path)
