@@ -1,4 +1,4 @@
-"""The circumstances of a job, for its report: what was typed, on which machine, with what."""
+"""The circumstances of a job, for its report: the command line, the machine and the versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def command_line() -> str:
-    """What was typed."""
+    """The command line, as it was typed."""
     return " ".join(["pore", *sys.argv[1:]])
 
 
@@ -21,15 +21,15 @@ def about(
     """The circumstances of a demo or a survey.
 
     Args:
-        model: The model as it was named.
+        model: The name that the user gave for the model.
         loaded: The model itself.
         calibration: Where the calibration samples come from.
         test: Where the test samples come from.
-        seed: The seed that was given.
-        choice: Why the layer is what it is.
+        seed: The seed.
+        choice: Why the layer was chosen.
 
     Returns:
-        What the report tells of them.
+        What the report says about the run.
     """
     from pore.evaluation.results import About
 

@@ -1,7 +1,7 @@
 """The command line: `pore demo`, `calibrate`, `generate`, `evaluate`, `bench`, `plot` and more.
 
-Every command does what the library does, through the same functions, for the embedded model and
-for any other. Whatever is slow to import is imported by the command that needs it.
+Every command calls the same functions that the library offers, for the embedded model and for any
+other. A module that is slow to import is imported by the command that needs it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 class _Group(TyperGroup):
-    """Turns the errors that users can mend into messages and exit codes."""
+    """Turns errors that users can fix into messages and exit codes."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the arguments before the command."""
@@ -61,7 +61,7 @@ class _Group(TyperGroup):
 
 @contextmanager
 def _usage() -> Iterator[None]:
-    """Wrong usage, which typer prints itself, with nothing in it that a terminal obeys."""
+    """Escape control characters in the usage errors that typer prints itself."""
     try:
         yield
     except _UsageError as error:
@@ -75,8 +75,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Drop the visual tokens of vision-language models that do not matter, and divide out "
-    "the position bias of attention first (PoRe, arXiv 2508.17807).",
+    help="Prune the visual tokens of vision-language models that matter least, after dividing the "
+    "position bias out of attention (PoRe, arXiv 2508.17807).",
 )
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # What a terminal has no letters for is spelled out, rather than all being lost.
+            # Escape characters that the terminal cannot show; the rest is printed as it is.
             stream.reconfigure(errors="backslashreplace")
     app(prog_name="pore")
 

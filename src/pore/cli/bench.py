@@ -1,4 +1,4 @@
-"""`pore bench`: what pruning does cost and save."""
+"""`pore bench`: measure what pruning costs and saves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pore.cli.printing import say, stdout
 
 @dataclass(frozen=True)
 class Options(Loading):
-    """What `pore bench` is told."""
+    """The options of `pore bench`."""
 
     shape: Annotated[
         str | None,
@@ -24,7 +24,7 @@ class Options(Loading):
     ] = None
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Hub id, folder, or 'embedded' instead of a shape."),
+        typer.Option("--model", "-m", help="Hub id, folder or 'embedded', in place of a shape."),
     ] = None
     method: Method = "FastV"
     keep: Annotated[
@@ -35,13 +35,13 @@ class Options(Loading):
     layer: Layer = None
     settings: Set = None
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=1, help="Prompts that run together.")
+        int, typer.Option("--batch-size", "-b", min=1, help="Prompts in one batch.")
     ] = 1
     text_before: Annotated[int, typer.Option(min=0, help="Text tokens before the image.")] = 35
     text_after: Annotated[int, typer.Option(min=1, help="Text tokens after it.")] = 20
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of every setting.")] = 10
-    warmup: Annotated[int, typer.Option(min=0, help="Runs before, thrown away.")] = 2
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before those, not counted.")] = 2
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file for all measurements.")
     ] = None
@@ -51,8 +51,8 @@ class Options(Loading):
 def bench(options: Options) -> None:
     """Measure prefill, first token, decoding and memory, pruned and unpruned.
 
-    Runs are interleaved and warmed up; the attainable is the same stack on the shortened prompt,
-    without any pruning code.
+    Pruned and unpruned runs take turns, after a warm-up. Every setting is also compared with the
+    attainable: the same layers on sequences that are as short, without any pruning code.
 
     Examples:
 
@@ -68,7 +68,7 @@ def bench(options: Options) -> None:
     if (options.shape is None) == (options.model is None):
         raise typer.BadParameter("Give either --shape or --model.")
     if options.model is None and options.revision is not None:
-        raise typer.BadParameter("--revision is that of a --model; a --shape has none.")
+        raise typer.BadParameter("--revision needs --model; a --shape has no revision.")
     keeps = budgets(options.keep, options.settings, "128")
     model = _model(options)
     pruners = [
@@ -103,7 +103,7 @@ def bench(options: Options) -> None:
 
 
 def _model(options: Options) -> Any:
-    """The model that is named, or one of random weights of the shape that is."""
+    """The named model, or one with random weights of the named shape."""
     import torch
 
     from pore import bench as speed

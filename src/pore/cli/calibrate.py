@@ -29,7 +29,7 @@ from pore.cli.printing import say
 
 @dataclass(frozen=True)
 class Options(Loading):
-    """What `pore calibrate` is told."""
+    """The options of `pore calibrate`."""
 
     out: Annotated[Path, typer.Option("--out", "-o", help="File for P.")] = Path("profile.json")
     model: Model = "embedded"
@@ -38,12 +38,14 @@ class Options(Loading):
     split: Split = "train"
     limit: Limit = None
     method: Annotated[
-        str, typer.Option(help="Method that P is for; `pore methods` says which can divide by it.")
+        str,
+        typer.Option(help="Method that P is for; `pore methods` shows which methods take a P."),
     ] = "FastV"
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Its budget, which matters where its layers depend on it. [default: 25%]"
+            help="The method's budget; it matters only if the layers that it reads depend on it. "
+            "[default: 25%]"
         ),
     ] = None
     layer: Layer = None
@@ -56,7 +58,9 @@ class Options(Loading):
         Path | None,
         typer.Option(help="File for the sums, to resume from. [default: OUT.calibration.json]"),
     ] = None
-    max_bad: Annotated[float, typer.Option(help="Share of bad samples to put up with.")] = 0.01
+    max_bad: Annotated[
+        float, typer.Option(help="Largest share of bad samples to skip; more stop the run.")
+    ] = 0.01
     figures: Annotated[
         Path | None, typer.Option(help="Folder for figure1.png and figure2.png.")
     ] = None
@@ -67,9 +71,9 @@ class Options(Loading):
 def calibrate(options: Options) -> None:
     """Measure the position bias of a model, fit P and save it.
 
-    A method that ranks by attention at several layers gets a P for each, all in one file. Runs the
-    vision tower and the decoder up to the last attention read only. Interrupted, it goes on where
-    it was when called again.
+    A method that ranks by attention at several layers gets one P for each, all in one file. Only
+    the vision tower runs, and the decoder up to the last layer whose attention is read. If it is
+    interrupted, the same command resumes where it stopped.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`pore check`: prove pruning on this machine."""
+"""`pore check`: prove that pruning is exact on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pore.cli.printing import plain_table, stdout
 
 @dataclass(frozen=True)
 class Options(Loading):
-    """What `pore check` is told."""
+    """The options of `pore check`."""
 
     model: Annotated[
         str, typer.Argument(help="Hub id, folder, or 'embedded': the model shipped here.")
@@ -25,11 +25,12 @@ class Options(Loading):
 
 @takes(Options)
 def check(options: Options) -> None:
-    """Prove pruning on this machine, with the installed versions, for a kind of model.
+    """Prove that pruning a model is exact, on this machine and with the installed versions.
 
-    Makes a tiny random twin of the model from its config alone, and runs on it what must hold:
-    keeping all changes nothing, pruned equals masked, a batch its samples, cached decoding a full
-    forward, and the model is left clean. Takes seconds; exits with 1 where something fails.
+    Builds a tiny random twin from the model's config alone, and checks on it: keeping every token
+    changes nothing, pruning equals masking, a batch equals its samples one by one, cached decoding
+    equals a full forward, and the model is left as it was. Takes seconds; exits with 1 if a check
+    fails.
 
     Examples:
 

@@ -27,10 +27,10 @@ from pore.cli.printing import print_results, say
 
 @dataclass(frozen=True)
 class Options(Loading):
-    """What `pore demo` is told."""
+    """The options of `pore demo`."""
 
     model: Model = "embedded"
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what is found.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(
         "runs/demo"
     )
     keep: Keeps = field(default_factory=lambda: ["50%", "25%", "22.2%", "10%"])
@@ -39,7 +39,7 @@ class Options(Loading):
         "embedded:calibration"
     )
     images: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 700
-    test: Annotated[str, typer.Option(help="Samples with answers, to ask.")] = "embedded:test"
+    test: Annotated[str, typer.Option(help="Test samples, with answers.")] = "embedded:test"
     questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 700
     max_bad: MaxBad = 0.01
     batch_size: Batch = 32
@@ -52,9 +52,9 @@ class Options(Loading):
 def demo(options: Options) -> None:
     """Calibrate, fit, prune, ask, compare: the whole job, with a report.
 
-    Measures the position bias on the calibration samples and fits P, then asks the test questions
-    unpruned and with FastV, FastV + PoRe, FastV + RoPE prior, Random and Downsample. Prints the
-    table and writes `results.json`, `results.csv`, `profile.json`, figures, examples and
+    Measures the position bias on the calibration samples and fits P. Then the model answers the
+    test questions unpruned and with FastV, FastV + PoRe, FastV + RoPE prior, Random and Downsample.
+    Prints the table and writes `results.json`, `results.csv`, `profile.json`, figures, examples and
     `report.html` into the folder.
 
     Examples:

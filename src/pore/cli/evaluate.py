@@ -1,4 +1,4 @@
-"""`pore evaluate`: questions with known answers, to one method or to all of them."""
+"""`pore evaluate`: ask questions with known answers, under one method or under all of them."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ if TYPE_CHECKING:
     from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import Outcome
 
-# Questions that --all asks where --limit is left away.
+# How many questions --all asks without --limit.
 _ASKED_OF_ALL = 700
 
-# Samples that the RoPE prior counts text tokens of.
+# How many samples the RoPE prior counts the text tokens of.
 _COUNTED = 64
 
 
 @dataclass(frozen=True)
 class Options(Loading):
-    """What `pore evaluate` is told."""
+    """The options of `pore evaluate`."""
 
     model: Model = "embedded"
     samples: Samples = "embedded:test"
@@ -61,7 +61,7 @@ class Options(Loading):
     limit: Limit = None
     every: Annotated[
         bool,
-        typer.Option("--all", help="Ask every method, and PoRe on every host that takes it."),
+        typer.Option("--all", help="Evaluate every method, and PoRe on every host that takes it."),
     ] = False
     calibration: Annotated[str, typer.Option(help="With --all: samples that P is measured on.")] = (
         "embedded:calibration"
@@ -72,8 +72,8 @@ class Options(Loading):
     guide: Annotated[
         str | None,
         typer.Option(
-            help="With --all or --method SGL: a smaller model that guides SGL, of a kind that cuts "
-            "images into the same tokens. [default: the model itself]"
+            help="With --all or --method SGL: a smaller model that guides SGL; it must cut images "
+            "into the same tokens. [default: the model itself]"
         ),
     ] = None
     method: Method = "FastV"
@@ -91,7 +91,9 @@ class Options(Loading):
     normalize: Normalize = None
     settings: Set = None
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16
-    timing: Annotated[bool, typer.Option(help="Measure the prefill, methods in turns.")] = True
+    timing: Annotated[
+        bool, typer.Option(help="Measure the prefill time, methods taking turns.")
+    ] = True
     out: Annotated[
         Path | None,
         typer.Option(
@@ -103,7 +105,9 @@ class Options(Loading):
     seed: Annotated[
         int,
         typer.Option(
-            min=0, max=LARGEST_SEED, help="Seed of methods that draw and of the bootstrap."
+            min=0,
+            max=LARGEST_SEED,
+            help="Seed of methods that draw at random, and of the bootstrap.",
         ),
     ] = 0
 
@@ -112,10 +116,10 @@ class Options(Loading):
 def evaluate(options: Options) -> None:
     """Ask a model questions with known answers: unpruned, pruned, and pruned with P.
 
-    With --reweight every budget is run without P and with it, and the two are compared question
-    by question. With --all every method is asked the same 700 questions (--limit), as its authors
-    set it up, those that rank by attention with P as well, and a report is written; interrupted,
-    it goes on where it was when called again.
+    With --reweight, every budget is run without P and with it, and the two are compared question
+    by question. With --all, every method is set up as by its authors and answers the same 700
+    questions (--limit); methods that rank by attention also run with P; and a report is written.
+    If it is interrupted, the same command resumes where it stopped.
 
     Examples:
 
@@ -133,7 +137,7 @@ def evaluate(options: Options) -> None:
     keeps = budgets(options.keep, options.settings)
     if options.guide is not None and not options.every and not _is_guided(options.method):
         raise InputError(
-            f"--guide is for --all and for --method SGL, not for {options.method}: leave it away."
+            f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
         )
     model, processor = load_model(options.model, **options.how)
     limit = _ASKED_OF_ALL if options.every and options.limit is None else options.limit
@@ -158,7 +162,7 @@ def _guide(options: Options) -> tuple[Any, Any] | None:
 
     if options.guide in (None, options.model):
         return None
-    # --revision is that of the model that is asked.
+    # --revision is the revision of the model that answers, not of its guide.
     return load_model(str(options.guide), **{**options.how, "revision": None})
 
 
@@ -166,7 +170,7 @@ def _guide(options: Options) -> tuple[Any, Any] | None:
 
 
 def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sample]) -> None:
-    """Ask every method, and print what came of it."""
+    """Evaluate every method, and print the results."""
     from pore.data.sources import load_samples
     from pore.evaluation import survey
     from pore.evaluation.findings import findings, footnotes
@@ -175,8 +179,8 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
 
     if options.layer is not None or options.reweight or options.normalize or options.settings:
         raise InputError(
-            "--all takes every method as its authors set it up; leave --layer, --reweight, "
-            "--normalize and --set away."
+            "--all takes every method as its authors set it up; leave out --layer, --reweight, "
+            "--normalize and --set."
         )
     calibration = list(load_samples(options.calibration, limit=options.images))
     guide = _guide(options)
@@ -263,7 +267,7 @@ def _pruners(
     biases: Sequence[PositionBias] | None,
     guiding: Guiding | None,
 ) -> list[Pruner | None]:
-    """None for the unpruned model, then the method at every budget, with P after without."""
+    """None for the unpruned model, then the method at every budget: without P, and then with P."""
     from pore.evaluation.reweighting import reweighted
     from pore.methods.making import make
 
@@ -290,7 +294,7 @@ def _outcomes(
     samples: Sequence[Sample],
     pruners: Sequence[Pruner | None],
 ) -> list[Outcome]:
-    """What came of every setting, over the questions that all of them were asked."""
+    """The results of every setting, over the questions that all of them answered."""
     from pore.evaluation.batches import Batches
     from pore.evaluation.outcome import common
     from pore.evaluation.records import write_records
@@ -318,7 +322,7 @@ def _outcomes(
                     progress=work.done(1.0),
                 )
             )
-            if options.out is not None:  # whatever becomes of the others
+            if options.out is not None:  # so that they are kept if a later one fails
                 write_records(options.out, [outcome.record() for outcome in outcomes])
         outcomes = common(outcomes)
         if options.timing:

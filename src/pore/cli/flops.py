@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What `pore flops` is told."""
+    """The options of `pore flops`."""
 
     shape: Annotated[str, typer.Option(help="llava-1.5-7b, llava-1.5-13b, llava-1024x12, ...")] = (
         "llava-1.5-7b"
     )
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Hub id, folder or 'embedded' instead.")
+        str | None,
+        typer.Option("--model", "-m", help="Hub id, folder or 'embedded', in place of a shape."),
     ] = None
     # Those of the paper's Table 1.
     keep: Keeps = field(default_factory=lambda: ["50%", "25%", "128", "10%"])
@@ -37,11 +38,11 @@ class Options:
 
 @takes(Options)
 def flops(options: Options) -> None:
-    """Count the FLOPs of a prefill: by the paper's count, and as they are.
+    """Count the FLOPs of a prefill: by the paper's formula, and in full.
 
-    The defaults are those of PoRe's Table 1 and reproduce its column: 54.6, 32.8, 30.4, 19.9. Its
-    count is the mean over the decoder layers, with a multiply-add as one and two MLP matrices; 10 %
-    is there 57.6 tokens, unrounded. The true count is of every matrix product of the model.
+    The defaults are those of PoRe's Table 1 and reproduce its column: 54.6, 32.8, 30.4, 19.9. The
+    paper counts the mean of the decoder layers, a multiply-add as one FLOP, two matrices in an MLP,
+    and 10 % as 57.6 tokens, unrounded. The true count covers every matrix product of the model.
 
     Examples:
 

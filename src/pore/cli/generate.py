@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options(Loading):
-    """What `pore generate` is told."""
+    """The options of `pore generate`."""
 
     image: Annotated[Path, typer.Argument(help="File of the image.")]
     question: Annotated[str, typer.Argument(help="What to ask about it.")]
@@ -46,11 +46,11 @@ class Options(Loading):
     allow: Allow = None
     normalize: Normalize = None
     settings: Set = None
-    unpruned: Annotated[bool, typer.Option("--unpruned", help="Drop nothing.")] = False
+    unpruned: Annotated[bool, typer.Option("--unpruned", help="Prune nothing.")] = False
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64
-    draw: Annotated[Path | None, typer.Option(help="PNG for the image with the tokens kept.")] = (
-        None
-    )
+    draw: Annotated[
+        Path | None, typer.Option(help="PNG file to draw the image and its kept tokens in.")
+    ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print answer and report as JSON.")] = (
         False
     )
@@ -75,7 +75,7 @@ def generate(options: Options) -> None:
     model, processor = load_model(options.model, **options.how)
     pruner = None if options.unpruned else _pruner(options, model, processor, sample, keep)
     answer, report = _answer(model, processor, sample, pruner, options.max_new_tokens)
-    # The answer first: whatever becomes of the picture, it is not lost.
+    # The answer comes first, so that it is not lost if the drawing fails.
     if options.as_json:
         shown = {"answer": answer, "report": None if report is None else report.to_dict()}
         typer.echo(json.dumps(shown, indent=2))
@@ -111,7 +111,7 @@ def _pruner(
 def _answer(
     model: Any, processor: Any, sample: Sample, pruner: Pruner | None, longest: int
 ) -> tuple[str, Report | None]:
-    """The answer, and what a pruner reports of it."""
+    """The answer, and the report of the pruner, if there is one."""
     import torch
 
     from pore.data.prompts import build_inputs

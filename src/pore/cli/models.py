@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What `pore models` is told."""
+    """The options of `pore models`."""
 
     as_json: AsJson = False
 
 
 @takes(Options)
 def models(options: Options) -> None:
-    """List the model families that pore knows, with the methods that each takes and why not others.
+    """List the supported model families: which methods each takes, and why it does not take others.
 
-    Methods are as their authors set them up; other settings may do more.
+    Every method has its authors' settings here; other settings may work in more families.
 
     Examples:
 
@@ -61,7 +61,7 @@ def models(options: Options) -> None:
 
 
 def _taken(one: Support) -> Iterator[str]:
-    """What a family takes, and by reason what it does not."""
+    """The methods that a family takes, and those that it does not take, grouped by reason."""
     everywhere = [name for name, limits in one.limits.items() if not limits]
     yield "all" if len(everywhere) == len(one.limits) else ", ".join(everywhere)
     never: dict[str, list[str]] = {}

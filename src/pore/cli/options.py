@@ -1,4 +1,4 @@
-"""Options of the commands: their names and helps, what their texts mean, and how commands get them.
+"""Options of the commands: names and help texts, how values are read, and how commands get them.
 
 A command takes one frozen dataclass; `takes` makes a typer parameter of every field:
 
@@ -37,10 +37,10 @@ Model = Annotated[
     typer.Option("--model", "-m", help="Hub id, folder, or 'embedded': the model shipped here."),
 ]
 Device = Annotated[
-    str, typer.Option(help="Such as cpu, cuda:0 or mps; 'auto' is the accelerator, if any.")
+    str, typer.Option(help="cpu, cuda:0, mps, ...; 'auto' takes the accelerator, if there is one.")
 ]
 Dtype = Annotated[
-    str, typer.Option(help="float32, float16, bfloat16; 'auto' is the checkpoint's own.")
+    str, typer.Option(help="float32, float16, bfloat16; 'auto' takes the checkpoint's own.")
 ]
 Attn = Annotated[
     str | None,
@@ -59,7 +59,7 @@ Average = Annotated[
     bool,
     typer.Option(
         "--average",
-        help="Read --keep as the mean over the decoder layers, not as what is left at the end.",
+        help="Read --keep as the mean over the decoder layers, not as the number left at the end.",
     ),
 ]
 Layer = Annotated[int | None, typer.Option(help="K, the first pruned layer, counted from 0.")]
@@ -76,12 +76,12 @@ Allow = Annotated[
     typer.Option(
         "--allow",
         help="Use P although it was measured with another model, revision, weights, config, layer, "
-        "normalize, processor or template: the one named. Repeatable.",
+        "normalize, processor or template: name which of these may differ. Repeatable.",
     ),
 ]
 Normalize = Annotated[
     str | None,
-    typer.Option(help="Softmax over the whole 'prompt' or the 'visual' tokens alone."),
+    typer.Option(help="Softmax over the whole 'prompt', or over the 'visual' tokens alone."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -100,18 +100,21 @@ Questions = Annotated[
     Path | None, typer.Option(help="For a folder of images: text file, one question a line.")
 ]
 Split = Annotated[str, typer.Option(help="Split of a data set.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many samples.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of samples.")]
 MaxBad = Annotated[
     float,
-    typer.Option(help="Share of bad samples to put up with; a single one always, unless it is 0."),
+    typer.Option(
+        help="Largest share of bad samples to skip; more stop the run. A single one is always "
+        "skipped, unless this is 0."
+    ),
 ]
-Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples of a batch.")]
+Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples in one batch.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How a model is loaded: the last options of every command that loads one."""
+    """Options of every command that loads a model; they come last in its help."""
 
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -127,7 +130,7 @@ class Loading:
 def takes(
     options: type[_Options],
 ) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
-    """Let a function of one dataclass be a command with a parameter for each of its fields.
+    """Turn a function of one dataclass into a command with one parameter for each field.
 
     Args:
         options: The dataclass. Its fields are annotated as typer's parameters are, and come in
@@ -166,7 +169,7 @@ def _default(each: Any) -> Any:
     return Parameter.empty if each.default is MISSING else each.default
 
 
-# -- what their texts mean ------------------------------------------------------------------------
+# -- reading values -------------------------------------------------------------------------------
 
 
 def budget(text: str) -> int | float:
@@ -177,24 +180,26 @@ def budget(text: str) -> int | float:
         return int(text) if text.strip("+-").isdigit() else float(text)
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no number of tokens (128) and no share of them (0.25 or 25%)."
+            f"{text!r} is neither a number of tokens (128) nor a share of them (0.25 or 25%)."
         ) from None
 
 
 def budgets(
     keep: Iterable[str] | None, settings: Iterable[str] | None, default: str = "25%"
 ) -> list[int | float]:
-    """The budgets of --keep, which --set may not give once more."""
+    """The budgets given by --keep; --set must not give `keep` as well."""
     if keep and any(setting.startswith("keep=") for setting in settings or ()):
         raise InputError("keep is given twice, by --keep and by --set.")
     return list(map(budget, keep or [default]))
 
 
 def form_of_bias(text: str) -> Kind:
-    """A form of P that can be fitted, seen before anything is measured."""
+    """Refuse a form of P that cannot be fitted, before anything is measured."""
     from pore.bias.curve import Kind
 
     forms = [form for form in get_args(Kind) if form != "rope"]
     if text not in forms:
-        raise InputError(f"{text!r} is no form of P to fit; choose from {', '.join(forms)}.")
+        raise InputError(
+            f"P cannot be fitted in the form {text!r}; choose from {', '.join(forms)}."
+        )
     return text  # type: ignore[return-value]

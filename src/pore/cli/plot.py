@@ -1,4 +1,4 @@
-"""`pore plot`: the figures of what was saved."""
+"""`pore plot`: draw figures of saved results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What `pore plot` is told."""
+    """The options of `pore plot`."""
 
     sources: Annotated[
         list[Path],
@@ -37,8 +37,9 @@ class Options:
 def plot(options: Options) -> None:
     """Draw the figures of saved results.
 
-    A calibration gives figure1.png (mean attention on the grid, before and after) and figure2.png
-    (over position, with fit and confidence band), results give accuracy.png (over FLOPs).
+    A calibration gives figure1.png (mean attention on the image grid, before and after division by
+    P) and figure2.png (mean attention over position, with the fit and a confidence band). Results
+    give accuracy.png (accuracy over FLOPs).
 
     Examples:
 

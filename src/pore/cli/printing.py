@@ -1,4 +1,4 @@
-"""What commands print: text and tables, none of which a terminal obeys."""
+"""What commands print: text and tables, with control characters escaped."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def stdout() -> Screen:
 
 
 def say(*lines: str, style: str = "") -> None:
-    """Print text as it is, not broken into lines: a terminal does that, and files need none."""
+    """Print text unwrapped: a terminal wraps it by itself, and a file needs no wrapping."""
     console = stdout()
     for line in lines:
         console.print(line, style=style, soft_wrap=True)
 
 
 def complain(what: str, style: str, error: BaseException) -> None:
-    """Print an error to stderr, after a word for it."""
+    """Print a label and an error to stderr."""
     console = Screen(stderr=True)
     console.print(cell(what, style), str(error), soft_wrap=True)
 
 
 def plain_table(*headings: str) -> Table:
-    """An empty table whose columns break what is too long."""
+    """An empty table whose columns wrap long text."""
     from rich import box
     from rich.table import Table
 
@@ -61,7 +61,7 @@ def print_results(records: Sequence[dict[str, Any]]) -> None:
         console.print(table(records, title="Right answers in %", parts=parts))
         console.print(table(records, title="Right answers in %, by kind", parts=("kinds",)))
     say(
-        "tokens: visual ones at the last layer; GFLOPs: of the prefill with tower, multiply-add = "
-        "2; ms: prefill per question, median\n",
+        "tokens: visual tokens at the last layer; GFLOPs: prefill with tower, multiply-add = 2; "
+        "ms: median time of the prefill per question\n",
         style="dim",
     )
