@@ -54,6 +54,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.gprune import GPrune as GPrune
     from pore.methods.hiprune import HiPrune as HiPrune
     from pore.methods.hired import HiRED as HiRED
+    from pore.methods.ivcprune import IVCPrune as IVCPrune
     from pore.methods.prumerge import PruMerge as PruMerge
     from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
     from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
