@@ -50,11 +50,14 @@ if _typing.TYPE_CHECKING:
     from pore.methods.downsample import Downsample as Downsample
     from pore.methods.fastervlm import FasterVLM as FasterVLM
     from pore.methods.fastv import FastV as FastV
+    from pore.methods.feather import FEATHER as FEATHER
     from pore.methods.fitprune import FitPrune as FitPrune
     from pore.methods.gprune import GPrune as GPrune
+    from pore.methods.hawk import HAWK as HAWK
     from pore.methods.hiprune import HiPrune as HiPrune
     from pore.methods.hired import HiRED as HiRED
     from pore.methods.ivcprune import IVCPrune as IVCPrune
+    from pore.methods.priortr import PriorTR as PriorTR
     from pore.methods.prumerge import PruMerge as PruMerge
     from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
     from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from helpers.given import CLOSE, IN_DECODER, IN_TOWER, ON_EMBEDDINGS, run_of
+from helpers.given import ANEW, CLOSE, IN_DECODER, IN_TOWER, ON_EMBEDDINGS, run_of
 from helpers.methods import DRAWING, EVERY, KEEP, model_of, usual
 from helpers.models import IMAGE, N, batch, prompt
 from helpers.reference import dropped_by_stage, masked_from
@@ -29,7 +29,7 @@ class TestPositions:
         for row in range(2):
             torch.testing.assert_close(short[row], dense[row, ~stages[-1][1][row]], **CLOSE)
 
-    @pytest.mark.parametrize("name", sorted({*ON_EMBEDDINGS, *IN_TOWER} - {"G-Prune"}))
+    @pytest.mark.parametrize("name", sorted({*ON_EMBEDDINGS, *IN_TOWER} & {*ANEW}))
     def test_what_cannot_be_numbered_anew_is_refused(self, name: str) -> None:
         inputs = batch([prompt(4, 1, 5)])
         positions = torch.arange(inputs["input_ids"].shape[1])[None].clone()

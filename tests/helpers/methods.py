@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
 from helpers.engine import _flash
-from helpers.models import tiny_llava
+from helpers.models import IMAGE, tiny_llava
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Stage
 from pore.families.registry import shape_of
@@ -57,6 +57,14 @@ MERGING = {
     for name in EVERY
     if any(isinstance(stage, Stage) and stage.merges for stage in usual(name, KEEP).stages())
 }
+
+
+def asked(name: str, prompts: list[list[int]]) -> list[list[int]]:
+    """The prompts of a test for a method: where one token follows the image, one more for PriorTR,
+    which compares the question with a token before it."""
+    if name != "PriorTR":
+        return prompts
+    return [[*ids[:-1], 5, ids[-1]] if ids[-2] == IMAGE else ids for ids in prompts]
 
 
 def in_decoder(pruner: Pruner) -> bool:

@@ -22,6 +22,7 @@ from helpers.methods import (
     EVERY,
     KEEP,
     LAYERS,
+    asked,
     ends,
     in_decoder,
     model_of,
@@ -57,7 +58,7 @@ EVERYTHING = "no image in one row"
 class TestBatches:
     @pytest.mark.parametrize("name", EVERY)
     def test_keep_all_is_bit_equal(self, name: str, side: str, prompts: Any) -> None:
-        model, inputs = model_of(), batch(prompts, side)
+        model, inputs = model_of(), batch(asked(name, prompts), side)
         with torch.no_grad():
             dense = model(**inputs).logits
             with usual(name, N)(model):
@@ -65,6 +66,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("name", EVERY)
     def test_budget_is_met(self, name: str, side: str, prompts: Any) -> None:
+        prompts = asked(name, prompts)
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
         with torch.no_grad(), pruner(model) as run:
             model(**inputs)
@@ -81,6 +83,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in DRAWING])
     def test_batch_equals_singles(self, name: str, side: str, prompts: Any) -> None:
+        prompts = asked(name, prompts)
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
         if pruner.reads_positions:  # a plain forward counts left padding
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
@@ -101,6 +104,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("name", [name for name in EVERY if in_decoder(usual(name, KEEP))])
     def test_equals_masked_dense(self, name: str, side: str, prompts: Any) -> None:
+        prompts = asked(name, prompts)
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
         with torch.no_grad(), pruner(model) as run:
             short = model(**inputs).logits
@@ -118,7 +122,8 @@ class TestBatches:
 @pytest.mark.parametrize("name", EVERY)
 def test_flash_attention_equals_sdpa(name: str, side: str) -> None:
     """With FlashAttention's contract: 2-D masks, causal, aligned at the end."""
-    inputs, pruner = batch(BATCHES["no image in one row"], side), usual(name, KEEP)
+    prompts = asked(name, BATCHES["no image in one row"])
+    inputs, pruner = batch(prompts, side), usual(name, KEEP)
     with torch.no_grad(), pruner(model_of()) as one:
         expected = model_of()(**inputs).logits
     with torch.no_grad(), pruner(model_of("flash_test")) as other:
@@ -138,7 +143,7 @@ def test_flash_attention_equals_sdpa(name: str, side: str) -> None:
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     name: str, prompts: Any, attention: str
 ) -> None:
-    model, inputs = model_of(attention), batch(prompts)
+    model, inputs = model_of(attention), batch(asked(name, prompts))
     got, whole = decoded_and_whole(model, inputs, usual(name, KEEP))
     torch.testing.assert_close(got, whole, **tolerance("sdpa", torch.float32))
 

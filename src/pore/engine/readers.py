@@ -87,7 +87,7 @@ def received(
     attention: LayerAttention,
     index: Tensor,
     valid: Tensor,
-    heads: Literal["max", "mean"],
+    heads: Literal["max", "mean", "each"],
     corrected: bool = True,
 ) -> Tensor:
     """Attention on every visual token, over the heads and then averaged over some query tokens.
@@ -97,11 +97,12 @@ def received(
         index: (I, R) positions of the query tokens.
         valid: (I, R) bool, False where an image has fewer.
         heads: Whether the largest weight over the heads counts, for each pair of tokens, or the
-            mean.
+            mean, or each head by itself.
         corrected: As in `LayerAttention.weights`.
 
     Returns:
-        (I, t) attention, at least float32; 0 at what is no token of the image.
+        (I, t) attention, at least float32, or of each head (I, H, t); 0 at what is no token of the
+        image.
     """
     layout = attention.layout
     images, count = len(index), attention.query.shape[1]
@@ -111,11 +112,14 @@ def received(
     for first in range(0, index.shape[1], rows):
         some, there = index[:, first : first + rows], valid[:, first : first + rows]
         picked = attention.weights(some, corrected=corrected)
-        picked = picked.amax(1) if heads == "max" else picked.mean(1)
-        part = picked.masked_fill(~there[..., None], 0.0).sum(1)
+        if heads != "each":
+            picked = picked.amax(1, True) if heads == "max" else picked.mean(1, True)
+        part = picked.masked_fill(~there[:, None, :, None], 0.0).sum(2)
         total = part if total is None else total + part
     assert total is not None
-    return (total / valid.sum(-1, keepdim=True)).masked_fill(~layout.valid, 0.0)
+    total = total / valid.sum(-1)[:, None, None]
+    total = total.masked_fill(~layout.valid[:, None], 0.0)
+    return total if heads == "each" else total[:, 0]
 
 
 def _cross(attention: Tensor) -> Tensor:

@@ -114,12 +114,17 @@ class StagedPruner(Pruner):
         return found
 
     def _select(self, stage: int, view: View) -> Selection:
+        scores = self.score(stage, view)
+        return Selection(top_k(scores, self._left(stage, view), view.layout.valid))
+
+    def _left(self, stage: int, view: View) -> Tensor:
+        """(I,) tokens of every image that a stage leaves."""
         valid = view.layout.valid
         left = view.budget(lambda visual: self.remaining(visual)[stage])
         counts = torch.tensor(left, device=valid.device)
         if not self.must_meet(stage):
             counts = torch.minimum(counts, valid.sum(-1))
-        return Selection(top_k(self.score(stage, view), counts, valid))
+        return counts
 
 
 def check_layers(layers: tuple[int, ...]) -> None:

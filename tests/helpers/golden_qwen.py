@@ -1,0 +1,72 @@
+"""Qwen2-VLs and Qwen2.5-VLs around the text model of a golden file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+
+def qwen_around(file: Any, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    """A model around the file's text model, with any vision tower, and what else the file holds.
+
+    Args:
+        file: The file; `text_config` and `image_token_id` are among its parameters.
+        kind: "Qwen2VL" or "Qwen2_5_VL".
+    """
+    torch.manual_seed(0)
+    text = dict(file.params["text_config"])
+    rope = {k: v for k, v in text.pop("rope_scaling").items() if k != "type"}
+    rope["rope_theta"] = text.pop("rope_theta")
+    tower = {"depth": 1, "num_heads": 1, "patch_size": 4}
+    wide = {"hidden_size": text["hidden_size"], "embed_dim": 8}
+    if kind == "Qwen2_5_VL":
+        wide = {"hidden_size": 8, "intermediate_size": 8, "out_hidden_size": text["hidden_size"]}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={**text, "rope_parameters": rope},
+        vision_config={**tower, **wide},
+        image_token_id=file.params["image_token_id"],
+        vision_end_token_id=file.params["vision_end_token_id"],
+    )
+    made = getattr(transformers, f"{kind}ForConditionalGeneration")
+    model = made._from_config(config, dtype=torch.float32).eval()
+    weights = {k: v for k, v in file.tensors.items() if k.startswith(("model.", "lm_head."))}
+    model.model.language_model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+    )
+    model.lm_head.load_state_dict({"weight": weights["lm_head.weight"]})
+    return model, {k: v for k, v in file.tensors.items() if k not in weights}
+
+
+def prompt_of(file: Any, model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs of a model whose image features are those in the file's embeddings.
+
+    Args:
+        file: The file.
+        model: From `qwen_around`; its `get_image_features` is replaced.
+        tensors: What else the file holds.
+    """
+    ids = tensors["input_ids"]
+    visual = ids == file.params["image_token_id"]
+    start, count = int(tensors["image_start"]), int(tensors["image_len"])
+    assert visual[0].nonzero()[:, 0].tolist() == list(range(start, start + count))
+    features = tensors["inputs_embeds"][visual]
+    words = model.get_input_embeddings()(ids)
+    torch.testing.assert_close(words[~visual], tensors["inputs_embeds"][~visual])
+
+    def get_image_features(pixel_values: Tensor, image_grid_thw: Tensor, **_: Any) -> Any:
+        found = transformers.modeling_outputs.BaseModelOutputWithPooling()
+        found.pooler_output = (features,)
+        return found
+
+    model.model.get_image_features = get_image_features
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": tensors["position_ids"],
+        "pixel_values": torch.zeros(1, 1),
+        "image_grid_thw": torch.tensor([file.params["grid_thw"]]),
+        "mm_token_type_ids": visual.int(),
+    }
