@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from attention_rows import LAYERS, Rows, load
+from kept_objects import budgets, result, shares
+
 from corrections import (
     CHOSEN,
     CURVES,
@@ -28,8 +30,6 @@ from corrections import (
     divided,
     held_out_error,
 )
-from kept_objects import budgets, result, shares
-
 from pore.bias import PositionBias
 from pore.errors import ProfileError
 

@@ -54,7 +54,7 @@ def test_evaluate_skips_it_and_says_so(checkpoint: Path, data: Path, tmp_path: P
     out = tmp_path / "out"
     common_part = ("evaluate", "-m", checkpoint, "-s", data, "--max-new-tokens", 1, "-b", 2)
     text = command(*common_part, "--keep", 4, "--reweight", "rope", "-o", out)
-    assert "1 of 9 samples are bad and left out of everything: [b]last (The image" in text
+    assert "1 of 9 samples are bad and were left out for every method: [b]last (The image" in text
     records = read_records(out / "results.json")
     assert [record["n"] for record in records] == [8, 8, 8]
     assert all([one["id"] for one in record["skipped"]] == ["[b]last"] for record in records)
@@ -90,7 +90,7 @@ def test_generate_says_what_is_wrong(checkpoint: Path, data: Path) -> None:
 
 
 ABOUT = About("m", "pore", "cal", "test", {})
-LINE = "1 of 9 samples are bad and left out of everything: test-0 (The image"
+LINE = "1 of 9 samples are bad and were left out for every method: test-0 (The image"
 
 
 def broken(samples: list[Sample], place: int) -> list[Sample]:

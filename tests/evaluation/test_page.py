@@ -82,4 +82,4 @@ def test_page_says_what_the_numbers_say(surveyed: Any) -> None:
     assert "is clearly worse than without" in line(right, wrong)
     assert "is not clearly different" in line(right, right)
     best = findings(result)[1]
-    assert best.startswith("Keep 8: most right answers")
+    assert best.startswith("Keep 8: the most right answers")

@@ -148,5 +148,5 @@ def test_rope_bias_is_that_of_the_model(model: Any, processor: Any, samples: lis
     after = sorted(len(row) - 1 - int((row == 90).nonzero()[-1]) for row in inputs)
     assert found.parameters["text_tokens"] == after[3]
     assert found == PositionBias.rope(16, head_dim=8, text_tokens=after[3], grid=(4, 4))
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="needs an image in the samples"):
         rope_bias(model, processor, [replace(samples[0], image=None)])

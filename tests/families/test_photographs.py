@@ -287,7 +287,7 @@ class TestLayout:
         coverage = self.coverage()
         with pytest.raises(InputError, match="of a picture of"):
             plotting.layout(self.picture.resize((30, 40)), [coverage])
-        with pytest.raises(InputError, match="1 images, but tokens kept of 2"):
+        with pytest.raises(InputError, match="1 images, but `kept` has 2 entries"):
             plotting.layout(self.picture, [coverage], [[0], [1]])
         with pytest.raises(InputError, match="lies outside"):
             plotting.layout(self.picture, [coverage], [[12]])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import attention_rows
 import compare_corrections
-import corrections
 import kept_objects
 import numpy as np
 import pytest
 from canvas import asked
 from transformers import LlavaForConditionalGeneration
 
+import corrections
 import pore
 from pore.embedded import embedded_model
 

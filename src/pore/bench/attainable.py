@@ -1,4 +1,4 @@
-"""What the lengths of a pruned run cost without any pruning code."""
+"""The cost of a pruned run's sequence lengths, without any pruning code."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pore._compat.attention import attention_name
 from pore._compat.caches import cache_argument, cache_in
 from pore.changes import Changes
 
-# Decoders by `model_type` whose prefill is no more than what `Attainable` does.
+# The `model_type` of decoders whose prefill does exactly what `Attainable` does.
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Attainable(Changes):
     """Runs a LLaMA-like decoder on ever shorter sequences, with stock modules and no pruning code.
 
-    Inside the `with` block the decoder's prefill is a plain loop over its layers that takes the
-    given positions where a sequence is to become shorter; a decode step is the stock forward over
-    the shorter cache. Prompts must have no padding.
+    Inside the `with` block, the decoder's prefill is a plain loop over its layers that gathers the
+    given positions before a layer where the sequence gets shorter. A decode step is the stock
+    forward over the shorter cache. Prompts must not be padded.
 
     Args:
         decoder: The decoder, with `rotary_emb`, `layers` and `norm`.
-        cuts: For each layer where the sequence gets shorter, the (m,) positions it goes on with,
+        cuts: For each layer where the sequence gets shorter, the (m,) positions to go on with,
             counted in the sequence that enters that layer. A cut at layer 0 numbers positions anew.
     """
 
@@ -45,7 +45,7 @@ class Attainable(Changes):
         decoder, cache = self._decoder, cache_in(kwargs)
         past = cache.get_seq_length()
         if past and attention_name(decoder.config) != "eager":
-            # Other kernels need no mask, so that layers with shorter caches are no matter.
+            # Other kernels need no mask, so layers may have shorter caches.
             return type(decoder).forward(
                 decoder,
                 inputs_embeds=inputs_embeds,
@@ -74,7 +74,7 @@ class Attainable(Changes):
         return BaseModelOutputWithPast(decoder.norm(hidden), cache)
 
     def _mask(self, hidden: Tensor) -> Tensor | None:
-        """What the attention needs to be causal: nothing, but for eager."""
+        """The mask that makes attention causal: only eager attention needs one."""
         length = hidden.shape[1]
         if length == 1 or attention_name(self._decoder.config) != "eager":
             return None
@@ -83,7 +83,7 @@ class Attainable(Changes):
 
 
 def cuts_of(tokens: Sequence[int], prompt: int, device: torch.device) -> dict[int, Tensor]:
-    """Positions spread evenly: which ones are taken does not change the cost."""
+    """Evenly spread positions to keep; which ones are kept does not change the cost."""
     where, before = {}, prompt
     for layer, count in enumerate(tokens):
         if count != before:

@@ -1,4 +1,4 @@
-"""Points in time of a device."""
+"""Points in time on a device."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 
 
 class Clock:
-    """Points in time on the device's own line: events of a CUDA stream, else the wall clock."""
+    """Points in time on a device: events of the CUDA stream, or else the wall clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def synchronize(self) -> None:
-        """Wait until the device has done all it was given."""
+        """Wait until the device has finished all its work."""
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
 
     def now(self) -> float:
-        """Wall clock in ms, when the device is done."""
+        """Wall-clock time in ms, once the device has finished all its work."""
         self.synchronize()
         return time.perf_counter() * 1e3
 
     def mark(self) -> Any:
-        """A point in time; on CUDA without waiting, so that launches run ahead as ever."""
+        """A point in time; on CUDA without waiting, so that kernels are still launched ahead."""
         if self._device.type != "cuda":
             return self.now()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -33,7 +33,7 @@ class Clock:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Milliseconds between two marks, once the device is done."""
+        """Milliseconds between two marks, once the device has finished all its work."""
         if self._device.type != "cuda":
             return float(end - start)
         return float(start.elapsed_time(end))

@@ -1,10 +1,9 @@
-"""What a prefill and a decode step do cost: measured, beside what they should and could cost.
+"""The measured cost of a prefill and a decode step, beside what they should and could cost.
 
 Every pruned setting is timed against the same model unpruned, with the same attention kernel, in
 interleaved runs (A B C A B C ...), so that a machine that slows down slows all of them. Each is
-also timed against *the attainable*: the same stack run on the shortened sequence by stock modules
-and one plain gather, with no pruning code at all. What a setting takes beyond that is what pruning
-itself costs.
+also compared with *the attainable*: stock modules run the same layers on the shortened sequence,
+with one plain gather and no pruning code at all. The time beyond that is what pruning itself costs.
 
 Times are in milliseconds, sizes in bytes. A run is one batch: vision tower, projector, prefill and
 head give the first token; the others are decoded one by one, greedily, over the same cache.
@@ -59,17 +58,18 @@ def measure(
 
     Args:
         model: A model, or the name of a shape to build with random weights.
-        pruners: What to compare, by name, or in a sequence to be named after their settings.
+        pruners: What to compare: by name, or a sequence, to be named after their settings.
         device: Where to build a shape (default: CUDA if there, else the CPU).
-        dtype: Of the weights of a shape (default: bfloat16 on CUDA, else float32).
+        dtype: Data type of the weights of a shape (default: bfloat16 on CUDA, else float32).
         attention: Attention implementation of a shape (default: "sdpa").
-        attainable: Whether to time also the same lengths without pruning code, where the decoder is
+        attainable: Whether to time the same lengths without pruning code as well, if the decoder is
             LLaMA-like.
-        command: What the user typed, to be written into the result.
-        progress: Called before every run with runs done, runs in all, and the setting's name.
-        **workload: Fields of `Workload` but `visual`, by name: batch_size (1), text_before (35),
+        command: The command line, to be written into the result.
+        progress: Called before every run with the runs done so far, the total number of runs, and
+            the setting's name.
+        **workload: Fields of `Workload` except `visual`, by name: batch_size (1), text_before (35),
             text_after (20), new_tokens (16, at least 1), repeats (10), warmup (2) and seed (0),
-            which is also that of random weights.
+            which is also the seed of random weights.
 
     Returns:
         All measurements.
@@ -78,7 +78,7 @@ def measure(
         InputError: A number is out of range, or device, dtype or attention are given for a model
             that has its own.
         ModelStateError: The model is pruned.
-        UnsupportedModelError: The sizes of the model are not known, or the shape is none.
+        UnsupportedModelError: The sizes of the model are not known, or no shape has that name.
         PoreError: A pruner does not fit the model.
     """
     named = _named(pruners)
@@ -131,12 +131,12 @@ def measure(
 def measure_calibration(
     model: nn.Module, layer: int = 2, **workload: Unpack[Asked]
 ) -> CalibrationResult:
-    """Time the forward that calibration makes of a batch, and a bare one of tower and K layers.
+    """Time the forward of a batch in calibration, and a bare forward of the tower and K layers.
 
     Args:
         model: A model, as loaded or from `build`.
         layer: K, the 0-based index of the first layer to be pruned.
-        **workload: As in `measure`, but for `new_tokens`: nothing is generated.
+        **workload: As in `measure`, but without `new_tokens`, as nothing is generated.
 
     Returns:
         The measurements.
@@ -195,8 +195,8 @@ def _loaded(
         )
     if device is not None or dtype is not None or attention is not None:
         raise InputError(
-            "device, dtype and attention are for shapes; a loaded model has its own. Load it with "
-            "those you want to measure."
+            "device, dtype and attention are for shapes; a loaded model has its own. Load the "
+            "model with those that you want to measure."
         )
     return model
 
@@ -220,7 +220,7 @@ def _named(pruners: Mapping[str, Pruner] | Sequence[Pruner]) -> dict[str, Pruner
 
 
 def _settings(pruner: Pruner) -> dict[str, str]:
-    """The settings of a pruner in words, its method first; a position bias by its kind."""
+    """The settings of a pruner as text, its method first; a position bias is named by its kind."""
     words = {"method": pruner.name}
     for item in fields(pruner):  # type: ignore[arg-type]
         value = getattr(pruner, item.name)
@@ -229,7 +229,7 @@ def _settings(pruner: Pruner) -> dict[str, str]:
 
 
 def _label(pruner: Pruner) -> str:
-    """The method's name with its numbers, and with what else is not its default."""
+    """The method's name with its numbers, and with other settings that are not the default."""
     words = _settings(pruner)
     parts = []
     for item in fields(pruner):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a device reaches by itself, and the least time that allows."""
+"""The rates that a device reaches by itself, and the shortest times that they allow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pore.cost.flops import Flops
 
 
 def device_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """What a device reaches in a large matrix product and a large copy, the best of five.
+    """The rates of a large matrix product and a large copy on a device, the best of five runs.
 
     Args:
         device: The device.
-        dtype: Of the matrices.
+        dtype: Data type of the matrices.
 
     Returns:
         The rates.
@@ -45,7 +45,7 @@ def device_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
 
 def roofline(runner: Runner, rates: Rates, flops: Flops, timing: Timing) -> Roofline:
-    """The least time of a setting's prefill, first token and decode step on a device."""
+    """The shortest time that a device's rates allow for prefill, first token and decode step."""
     model, family, batch = runner.model, runner.family, runner.workload.batch_size
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     weights = [*family.layers(model), head]

@@ -42,7 +42,7 @@ class Spread:
         return self._quantile(0.75)
 
     def over(self, other: Spread) -> Spread:
-        """This divided by another, run by run: runs that were neighbours share their noise."""
+        """This divided by another, run by run, as neighbouring runs share their noise."""
         return Spread(tuple(a / b for a, b in zip(self.samples, other.samples, strict=True)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a setting cost, over all runs.
+    """The cost of a setting, over all runs.
 
     Attributes:
         prefill: Milliseconds that the decoder's layers take for the prompt, without tower,
@@ -101,7 +101,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the device reached in two short tests, by which a roofline is drawn.
+    """The rates that a device reached in two short tests, for the roofline.
 
     Attributes:
         flops: FLOP/s of a large square matrix product in the model's dtype.
@@ -114,7 +114,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least milliseconds that the device's rates allow.
+    """The shortest times, in milliseconds, that the device's rates allow.
 
     Attributes:
         prefill: The decoder layers' FLOPs (true count, attention not halved) at the rate of a
@@ -146,7 +146,7 @@ class SettingResult:
     """One setting: unpruned, or a pruner.
 
     Attributes:
-        name: How tables name it.
+        name: Its name in tables.
         settings: The pruner's settings in words; empty when unpruned.
         tokens: Tokens entering every decoder layer, of the longest sample.
         flops: The true count for one sample.
@@ -173,11 +173,11 @@ class SpeedResult:
         model: Name, sizes, dtype, attention implementation and bytes of weights.
         workload: What every run does.
         hardware: The machine.
-        versions: Of what took part.
-        rates: What the device reached by itself.
+        versions: Versions of Python and of the packages used.
+        rates: The rates that the device reached by itself.
         settings: The unpruned model first, then every pruner.
-        command: What was run to get this, or None.
-        date: When, in UTC.
+        command: The command line that gave this result, or None.
+        date: Date and time in UTC.
     """
 
     model: dict[str, Any]
@@ -232,7 +232,7 @@ class SpeedResult:
         """Write the JSON to a file, whole or not at all.
 
         Args:
-            path: Where to; missing folders are made.
+            path: The file; missing folders are made.
 
         Returns:
             The path written.
@@ -242,18 +242,18 @@ class SpeedResult:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What calibration costs for one batch, beside what it cannot do without.
+    """The cost of calibration for one batch, beside the least that it needs.
 
     Attributes:
         model: As in `SpeedResult`.
         workload: As in `SpeedResult`; nothing is generated.
         hardware: The machine.
-        versions: Of what took part.
-        layer: K: the attention of layer K - 1 is measured.
+        versions: Versions of Python and of the packages used.
+        layer: K; the attention of layer K - 1 is measured.
         calibration: Milliseconds of the forwards of `pore.calibrate`, without reading, drawing and
             tokenizing samples.
         attainable: Milliseconds of tower, projector and the first K layers by themselves.
-        date: When, in UTC.
+        date: Date and time in UTC.
     """
 
     model: dict[str, Any]
@@ -285,7 +285,7 @@ class CalibrationResult:
         """Write the JSON to a file, whole or not at all.
 
         Args:
-            path: Where to; missing folders are made.
+            path: The file; missing folders are made.
 
         Returns:
             The path written.

@@ -29,7 +29,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class OneRun:
-    """One run; as in `Timing`."""
+    """The measurements of one run, as in `Timing`."""
 
     prefill: float
     ttft: float
@@ -46,7 +46,7 @@ class Runner:
         if len(devices) != 1:
             raise InputError(
                 f"The model lies on {len(devices)} devices; speed is measured on one. Load it "
-                "without device_map, or on a device where all of it fits."
+                "without device_map, or on a device that it fits on as a whole."
             )
         unpruned(model)
         self.model = model
@@ -76,7 +76,7 @@ class Runner:
 
         marks: list[Any] = []
         with Changes() as changes:
-            # Around the hooks of the pruner: what it does in the decoder is part of the prefill.
+            # Around the pruner's hooks, so that its work in the decoder is part of the prefill.
             changes.before(decoder, lambda *_: marks.append(clock.mark()), prepend=True)
             changes.after(decoder, lambda *_: marks.append(clock.mark()))
             start = clock.now()
@@ -113,7 +113,7 @@ class Runner:
         )
 
     def cost(self, pruner: Pruner) -> tuple[tuple[int, ...], Flops]:
-        """Tokens that enter every decoder layer under a pruner and FLOPs of a sample, untimed."""
+        """The tokens that enter every decoder layer under a pruner, and the FLOPs of one sample."""
         run = pruner(self.model)
         self.run(run)
         samples = run.report.samples
@@ -134,7 +134,7 @@ def no_gc() -> Iterator[None]:
 
 
 def timing(runs: Sequence[OneRun]) -> Timing:
-    """All runs of a setting in one."""
+    """All runs of a setting, put together."""
     peaks = [one.peak_memory for one in runs if one.peak_memory is not None]
     decode = tuple(one.decode for one in runs if one.decode is not None)
     return Timing(
@@ -151,7 +151,7 @@ def interleaved(
     contexts: Mapping[str, Callable[[], contextlib.AbstractContextManager[Any]]],
     progress: Progress | None,
 ) -> dict[str, list[OneRun]]:
-    """All settings in turn, again and again: A B C A B C ..."""
+    """Run all settings in turn, again and again: A B C A B C ..."""
     runs: dict[str, list[OneRun]] = {name: [] for name in contexts}
     rounds = runner.workload.warmup + runner.workload.repeats
     done = 0
@@ -168,7 +168,7 @@ def interleaved(
 
 
 def in_turn(works: Sequence[Callable[[], object]], runner: Runner) -> list[Spread]:
-    """Milliseconds of several works, each again and again in turn with the others."""
+    """Time several functions in turn, again and again; the times are in milliseconds."""
     clock, workload = Clock(runner.device), runner.workload
     took: list[list[float]] = [[] for _ in works]
     with torch.inference_mode():

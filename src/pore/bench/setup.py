@@ -30,7 +30,7 @@ def build(
     attention: str = "sdpa",
     seed: int = 0,
 ) -> nn.Module:
-    """A LLaVA of random weights, to measure speed without a checkpoint.
+    """A LLaVA with random weights, to measure speed without a checkpoint.
 
     Weights are made on the device in the dtype, by repeating a short random block, so that 7B
     parameters take seconds. Its answers mean nothing.
@@ -38,7 +38,7 @@ def build(
     Args:
         shape: A name for `pore.cost.named.llava_config`, such as "llava-1.5-7b" or "llava-1024x12".
         device: Where to build it.
-        dtype: Of the weights.
+        dtype: Data type of the weights.
         attention: "sdpa", "eager", "flash_attention_2" or another that transformers knows.
         seed: Seed of the weights.
 
@@ -46,7 +46,7 @@ def build(
         The model, in evaluation mode.
 
     Raises:
-        UnsupportedModelError: The name stands for no shape.
+        UnsupportedModelError: No shape has that name.
         InputError: The attention implementation cannot be used here.
     """
     from transformers import LlavaForConditionalGeneration
@@ -93,7 +93,7 @@ def random_inputs(
     pixels = torch.randn(
         rows, vision.num_channels, vision.image_size, vision.image_size, generator=generator
     )
-    # The mask is made for all tokens to come, and each step takes its beginning.
+    # The mask covers all tokens to come; every step takes a slice from its start.
     mask = torch.ones(rows, workload.prompt + workload.new_tokens, dtype=torch.long)
     family = family_of(model)
     made = {
@@ -102,7 +102,7 @@ def random_inputs(
         "attention_mask": mask.to(device),
     }
     types = family.token_types
-    if types is not None:  # which processors of such families give
+    if types is not None:  # processors of such families give them
         made[types] = (ids == config.image_token_id).long().to(device)
     return made
 
@@ -152,7 +152,7 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that took part, those not installed left out."""
+    """Versions of Python and of the packages used; those not installed are left out."""
     installed = {"python": platform.python_version()}
     for name in ("pore-vlm", "torch", "transformers", "flash-attn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

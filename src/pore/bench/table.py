@@ -68,7 +68,7 @@ def _cell(spread: Spread, digits: int = 1) -> str:
 
 
 def _steps(tokens: Sequence[int]) -> str:
-    """Tokens by layer, a line for each number: `611`, `163 from 2`."""
+    """Tokens by layer, one line for every change: `611`, `163 from 2`."""
     parts = [str(tokens[0])]
     for layer in range(1, len(tokens)):
         if tokens[layer] != tokens[layer - 1]:

@@ -1,4 +1,4 @@
-"""What every run of a benchmark does."""
+"""The workload of a benchmark: what every run does."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Workload:
         batch_size: Prompts that run together.
         text_before: Text tokens before the image.
         visual: Visual tokens.
-        text_after: Text tokens after it, at least 1.
-        new_tokens: Tokens generated for each prompt, the first included; 0 where none is.
+        text_after: Text tokens after the image, at least 1.
+        new_tokens: Tokens generated for each prompt, the first included; 0 if none is.
         repeats: Timed runs of every setting.
-        warmup: Runs of every setting before, thrown away.
+        warmup: Runs of every setting before those, not counted.
         seed: Seed of token ids and pixels.
 
     Raises:
@@ -56,13 +56,13 @@ _LEAST = {
 
 
 def check_number(name: str, value: object, least: int) -> None:
-    """Refuse what is no whole number of at least `least`."""
+    """Refuse a value that is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, is {value!r}")
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
 class Asked(TypedDict, total=False):
-    """What `measure_calibration` may be told of the workload; see `Workload`."""
+    """The part of a workload that `measure_calibration` takes; see `Workload`."""
 
     batch_size: int
     text_before: int
@@ -73,6 +73,6 @@ class Asked(TypedDict, total=False):
 
 
 class AskedWithAnswer(Asked, total=False):
-    """What `measure` may be told of it."""
+    """The part of a workload that `measure` takes."""
 
     new_tokens: int

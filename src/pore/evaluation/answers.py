@@ -1,4 +1,4 @@
-"""Whether an answer is right: exact match after a normalisation that forgives only its form."""
+"""Whether an answer is right: an exact match, once differences of form are removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EDGES = " \t\n\"'`.,;:!?"
 _SPACE = re.compile(r"\s+")
 
 
-# A point at the front is the number's own, unless it is one of several.
+# A leading point belongs to the number, unless several points lead.
 _NUMBER = re.compile(
     rf"[{re.escape(_EDGES)}]*?"
     r"(?P<sign>[-+−]?)"
@@ -26,12 +26,13 @@ _NUMBER = re.compile(
 
 
 def normalise(text: str) -> str:
-    """An answer without what does not count.
+    """Normalise an answer, so that only differences that matter are left.
 
-    In this order: Unicode NFKC, lower case, runs of white space to one space, and white space,
-    quotes and `. , ; : ! ?` taken off both ends, unless nothing else is there: "." is not "!".
+    In this order: Unicode NFKC; lower case; every run of white space becomes one space; white
+    space, quotes and `. , ; : ! ?` are removed at both ends, unless nothing else is there: "." is
+    not "!".
 
-    An answer that is a number becomes the shortest way to write it: ".5", "0.50" and "5e-1" are
+    An answer that is a number is written in the shortest way: ".5", "0.50" and "5e-1" are
     "0.5", "1,000" is "1000" (commas before every three digits; "1,5" is no number), and "−3.0" is
     "-3". The sign % stays: "50 %" is "50%", and neither "50" nor "0.5".
 

@@ -19,7 +19,7 @@ from pore.identity import identity
 _log = logging.getLogger(__name__)
 
 
-# What a forward needs beside image features; with anything else, features are not all there is.
+# Inputs that image features can replace pixels among; with others, features are not enough.
 _PLAIN = {"input_ids", "attention_mask", "pixel_values"}
 
 
@@ -38,7 +38,7 @@ class Skipped(NamedTuple):
 
 
 def listed(skipped: Sequence[Skipped]) -> str:
-    """What follows a message, such as " Skipped: a: no answer"; nothing where none was skipped."""
+    """The end of a message, such as " Skipped: a: no answer"; empty if nothing was skipped."""
     if not skipped:
         return ""
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
@@ -46,20 +46,20 @@ def listed(skipped: Sequence[Skipped]) -> str:
 
 
 class Batches:
-    """Model inputs of samples in batches, made once and used by one method after the other.
+    """Model inputs of samples in batches, made once and used for every method.
 
-    Where the model takes image features in place of pixels (`mm_encoder_outputs`), the vision tower
-    too runs once per image, and the decoder gets the very features that it would have computed.
+    If the model takes image features in place of pixels (`mm_encoder_outputs`), the vision tower
+    also runs only once per image, and the decoder gets the features that it would have computed.
 
     Args:
         model: The model that the inputs are for.
         processor: Its processor.
         samples: The samples; each needs an answer.
-        batch_size: Samples of a batch.
-        memory: Bytes that may be held; batches beyond are made again for every method.
+        batch_size: Samples in one batch.
+        memory: Largest number of bytes to hold; further batches are made again for every method.
         max_bad: The share of bad samples (no answer, no readable image, refused by the processor)
-            up to which they are skipped, by every method from then on. A single one of three or
-            more always is, unless the share is 0.
+            up to which they are skipped, for every method from then on. Of three samples or more,
+            a single bad one is always skipped, unless the share is 0.
 
     Attributes:
         skipped: The bad samples so far, by their place among the samples.
@@ -108,7 +108,7 @@ class Batches:
         return [each for number, each in enumerate(self.samples) if number not in self.skipped]
 
     def numbers(self, i: int) -> list[int]:
-        """The places, among all samples, of those of a batch that are not known to be bad."""
+        """The indices, among all samples, of those in a batch that are not known to be bad."""
         everything = range(len(self.samples))[i * self.batch_size : (i + 1) * self.batch_size]
         return [number for number in everything if number not in self.skipped]
 
@@ -122,7 +122,7 @@ class Batches:
             Inputs of the good samples, those of `numbers(i)`; nothing where there is none.
 
         Raises:
-            InputError: More samples are bad than are put up with.
+            InputError: More samples are bad than `max_bad` allows.
         """
         if i in self._inputs:
             return self._inputs[i]
@@ -136,7 +136,7 @@ class Batches:
         return self._hold(self._inputs, i, made)
 
     def encoded(self, i: int) -> dict[str, Any]:
-        """The inputs of a batch with image features for pixels, where the model takes them.
+        """The inputs of a batch, with image features in place of pixels if the model takes them.
 
         Args:
             i: Number of the batch.
@@ -160,10 +160,10 @@ class Batches:
         return self._hold(self._encoded, i, rest)
 
     def sift(self) -> None:
-        """Make all inputs once, so that bad samples are known before the first question is asked.
+        """Make all inputs once, to find bad samples before the first question is asked.
 
         Raises:
-            InputError: More samples are bad than are put up with.
+            InputError: More samples are bad than `max_bad` allows.
         """
         for i in range(len(self)):
             self.inputs(i)
@@ -176,7 +176,7 @@ class Batches:
             reason: Why.
 
         Raises:
-            InputError: More samples are bad than are put up with.
+            InputError: More samples are bad than `max_bad` allows.
         """
         self._leave_out(number, reason)
         for where in (self._inputs, self._encoded):
@@ -189,13 +189,13 @@ class Batches:
         _log.warning("Skipped the sample %s: %s", name, reason)
 
     def _check(self) -> None:
-        """Refuse more bad samples than are put up with."""
+        """Refuse more bad samples than `max_bad` allows."""
         bad, n = len(self.skipped), len(self.samples)
         one = n > 2 and self._max_bad > 0
         if bad > max(one, int(self._max_bad * n + 1e-9)):
             raise InputError(
                 f"{bad} of {n} samples are bad, more than the share max_bad={self._max_bad:g} "
-                f"allows; mend the data, or raise max_bad.{listed(list(self.skipped.values()))}"
+                f"allows; fix the data, or raise max_bad.{listed(list(self.skipped.values()))}"
             )
         if bad == n:
             raise InputError(f"All samples are bad.{listed(list(self.skipped.values()))}")
@@ -227,7 +227,7 @@ def good_inputs(
         Inputs of the good samples, empty where there is none; reasons by place of the bad ones.
 
     Raises:
-        InputError: The processor refuses together what it takes one by one.
+        InputError: The processor refuses samples together that it takes one by one.
     """
     bad: dict[int, str] = {}
     loaded: dict[int, Sample] = {}
@@ -263,7 +263,7 @@ def _bytes(value: Any) -> int:
 
 
 def conditions(model: Any, processor: Any) -> dict[str, Any]:
-    """What answers depend on beside the samples and how they are asked, as JSON gives it back.
+    """The conditions of answers other than the samples and how they are asked, as read from JSON.
 
     Args:
         model: The model.

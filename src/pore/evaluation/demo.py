@@ -1,7 +1,8 @@
-"""The main job from end to end: calibrate, fit, prune, ask, compare, and show it all.
+"""The main job from end to end: calibrate, fit, prune, ask, compare and report.
 
 Calibration sees the calibration samples only. Nothing is chosen by looking at the test samples:
-the layer, the budgets and the form of P are given beforehand, and what comes out is written down.
+the layer, the budgets and the form of P are fixed beforehand, and the results are reported as they
+are.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _ROPE_SAMPLES = 64
 _LONGEST_ANSWER = 8
 
 
-# Costs of one sample beside the unpruned model's 1, for the progress bar only.
+# Costs of one sample relative to the unpruned model, for the progress bar only.
 _CALIBRATION_COST, _TIMED_COST = 0.4, 0.8
 
 
@@ -59,7 +60,7 @@ def run(
 ) -> DemoResult:
     """Calibrate, fit, prune and ask, and write everything into a folder.
 
-    Files are written whole or not at all, each as soon as its content is there.
+    Files are written whole or not at all, each as soon as its content is known.
 
     Args:
         model: A supported model whose visual tokens lie on one grid.
@@ -67,12 +68,12 @@ def run(
         calibration: Samples that P is measured on.
         test: Samples with answers, none of them among `calibration`.
         out: The folder; made if missing.
-        settings: What to do.
-        about: What the report tells of the circumstances.
-        progress: Told what is being done.
+        settings: Settings of the demo.
+        about: The circumstances of the run, for the report.
+        progress: Called with what is being done, and the share of the work done so far.
 
     Returns:
-        What it found.
+        The result.
 
     Raises:
         PoreError: The model, samples or settings do not fit.
@@ -158,7 +159,7 @@ def _ask(
     work: Work,
     each: Callable[[Pruner | None], float],
 ) -> list[Outcome]:
-    """What came of every setting, over the questions that all of them were asked."""
+    """The outcomes of every setting, over the questions that all of them answered."""
     outcomes = []
     for keep, pruner in planned:
         work.start(_doing(keep, pruner))
@@ -177,7 +178,7 @@ def _ask(
 def lineup(
     settings: DemoSettings, bias: PositionBias, rope: PositionBias, grid: tuple[int, int]
 ) -> list[tuple[int | float | None, Pruner | None]]:
-    """Everything that is compared: the unpruned model, then five methods at every budget.
+    """All that is compared: the unpruned model, then five methods at every budget.
 
     Args:
         settings: Layer, budgets and seed.
@@ -207,13 +208,13 @@ def _doing(keep: int | float | None, pruner: Pruner | None) -> str:
 
 
 def _all_work(costs: Sequence[float], calibration: int, test: int) -> float:
-    """All that is to be done, in units of asking the unpruned model a question."""
+    """The whole amount of work, in units of asking the unpruned model one question."""
     timed = timed_samples(test, len(costs)) * _TIMED_COST
     return calibration * _CALIBRATION_COST + test * sum(costs) + timed
 
 
 def _differences(outcomes: Sequence[Outcome], settings: DemoSettings) -> Iterator[Difference]:
-    """Every method against plain FastV at its budget; outcomes come in the order of `lineup`."""
+    """Every method compared with plain FastV at the same budget, in the order of `lineup`."""
     pruned = outcomes[1:]
     size = len(pruned) // len(settings.keeps)
     for number in range(len(settings.keeps)):
@@ -223,7 +224,7 @@ def _differences(outcomes: Sequence[Outcome], settings: DemoSettings) -> Iterato
 
 
 def seen_image(processor: Any, image: Image.Image) -> Image.Image:
-    """The image as the vision tower gets it: resized or cropped, colours as they were.
+    """The image as the vision tower gets it: resized or cropped, in its original colours.
 
     Args:
         processor: The model's processor.

@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation say, in sentences that they alone decide."""
+"""What an evaluation found, in sentences that follow from its numbers alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def findings(result: SurveyResult) -> list[str]:
     """What a survey found, in sentences.
 
     Args:
-        result: What came of it.
+        result: Its result.
 
     Returns:
         The sentences.
@@ -46,7 +46,9 @@ def findings(result: SurveyResult) -> list[str]:
             f"{tables.percent(r['accuracy'])} {tables.interval(r)}"
             for r in best
         )
-        lines.append(f"{budget[0].upper()}{budget[1:]}: most right answers (%) have {named}.")
+        lines.append(
+            f"{budget[0].upper()}{budget[1:]}: the most right answers (%) come from {named}."
+        )
     whole = [d for d in result.differences if d.third is None]
     for verdict, chosen in _judged(whole):
         hosts: dict[str, list[str]] = {}
@@ -60,7 +62,7 @@ def findings(result: SurveyResult) -> list[str]:
 
 
 def facts(result: DemoResult) -> list[str]:
-    """What was found before any comparison, in sentences.
+    """What the demo found before any comparison, in sentences.
 
     Args:
         result: What the demo found.
@@ -115,14 +117,15 @@ def bias_found(result: DemoResult) -> str:
 
 
 def skips(records: Sequence[Record]) -> list[str]:
-    """Which samples no method was asked, as a sentence; nothing where all of them were asked."""
+    """Which samples were skipped for every method, as a sentence; empty if none was."""
     skipped = records[0]["skipped"]
     if not skipped:
         return []
     some = "; ".join(f"{one['id']} ({one['reason']})" for one in skipped[:5])
     more = f"; and {len(skipped) - 5} more, named in results.json" if len(skipped) > 5 else ""
     count = len(skipped) + records[0]["n"]
-    return [f"{len(skipped)} of {count} samples are bad and left out of everything: {some}{more}"]
+    bad = f"{len(skipped)} of {count} samples are bad"
+    return [f"{bad} and were left out for every method: {some}{more}"]
 
 
 def footnotes(records: Sequence[Record], taught: int | None = None) -> list[str]:
@@ -139,9 +142,9 @@ def footnotes(records: Sequence[Record], taught: int | None = None) -> list[str]
     lines = []
     if TAUGHT in marked:
         lines.append(
-            f"{TAUGHT} Looks at decoder layer {taught} or above. Attention of layer "
+            f"{TAUGHT} Looks at decoder layer {taught} or above. The attention of layer "
             f"{taught} was supervised while this model was trained, so the method sees "
-            "attention that is better than a real model's (docs/embedded-model.md)."
+            "better attention than in a real model (docs/embedded-model.md)."
         )
     if EXPERIMENTAL in marked:
         lines.append(
@@ -153,7 +156,7 @@ def footnotes(records: Sequence[Record], taught: int | None = None) -> list[str]
 
 
 def _guided(name: str, unpruned: float | None) -> str:
-    """What guidance costs, which no number tells."""
+    """What guidance costs; no number in the results includes it."""
     uncounted = "first, unpruned. That is in none of the FLOPs, times and tokens here"
     if name != "itself":
         return f"Guided by {name}, which answers every question {uncounted}."
@@ -166,7 +169,7 @@ def _guided(name: str, unpruned: float | None) -> str:
 
 
 def _judged(differences: Sequence[Difference]) -> list[tuple[str, list[Difference]]]:
-    """Differences by what the test says of them, without the kinds that do not occur."""
+    """Differences grouped by the verdict of the test; verdicts that do not occur are left out."""
     kinds = (
         (BETTER, [d for d in differences if d.paired.clear and d.paired.difference > 0]),
         (WORSE, [d for d in differences if d.paired.clear and d.paired.difference < 0]),

@@ -1,4 +1,4 @@
-"""SGL in an evaluation: a guide is of one batch, so each batch is pruned with its own."""
+"""SGL in an evaluation: every batch is pruned with a guide of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Guiding:
         model: The model that guides, not pruned.
         processor: Its processor.
         max_new_tokens: Its longest answer.
-        itself: Whether it is the very model that it guides.
+        itself: Whether the model guides itself.
     """
 
     def __init__(
@@ -53,25 +53,25 @@ class Guiding:
 
     @property
     def provenance(self) -> Provenance:
-        """That of its guides."""
+        """The provenance of its guides."""
         return Provenance(**identity(self.model), normalize=GUIDE, host=GUIDED)
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What its guides depend on beside the samples, as JSON gives it back."""
+        """What its guides depend on other than the samples, as read from JSON."""
         own = conditions(self.model, self.processor)
         return {**own, "max_new_tokens": self.max_new_tokens}
 
     @property
     def looks_at(self) -> list[int]:
-        """All layers with attention, where the model guides itself; else none of its own."""
+        """All layers with attention if the model guides itself; otherwise none."""
         if not self.itself:
             return []
         family = family_of(self.model)
         return [i for i, one in enumerate(family.layers(self.model)) if not family.recurrent(one)]
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model that cuts images into other tokens."""
+        """Refuse a model that cuts images into a different number of tokens."""
         # Models of unknown sizes are compared when the first batch is asked.
         with suppress(UnsupportedModelError):
             here, there = (shape_of(one.config).visual_tokens for one in (model, self.model))
@@ -108,7 +108,7 @@ class Guiding:
         return of_batch
 
     def _inputs(self, batches: Batches, i: int) -> dict[str, Any]:
-        """What this model is asked of a batch."""
+        """The inputs that this model gets for a batch."""
         if self.itself:
             return batches.encoded(i)
         if not batches.inputs(i):
@@ -121,7 +121,7 @@ class Guiding:
         return inputs
 
     def calibrate(self, samples: Iterable[Sample], **settings: Any) -> Calibration:
-        """What P of the guided method is fitted to, by `pore.calibrate_guide`.
+        """Measure what P of the guided method is fitted to, with `pore.calibrate_guide`.
 
         Args:
             samples: Samples with an image each.
@@ -145,10 +145,10 @@ def guiding_of(pruner: Pruner | None) -> Guiding | None:
 def stretches(
     pruner: Pruner | None, batches: Batches, numbers: Sequence[int]
 ) -> Iterator[tuple[Pruner | None, Sequence[int]]]:
-    """Pruners to enter, each with the batches that it prunes.
+    """Split batches into runs: pruners to enter, each with the batches that it prunes.
 
-    Most methods prune all batches in one `with` block; a guided one gets the guide of a batch
-    before it, and prunes that batch alone.
+    Most methods prune all batches in one `with` block. A guided method needs a guide for every
+    batch, and so a `with` block for every batch.
 
     Args:
         pruner: The method, or None for the unpruned model.

@@ -1,4 +1,4 @@
-"""P of every host in a survey: how it is measured, once for all budgets, and fitted."""
+"""P of every host in a survey: measured once for all budgets, and fitted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pore.evaluation.guided import guiding_of
 from pore.evaluation.results import SurveySettings
 from pore.evaluation.store import digest, slug
 
-_LONGEST_NAME = 240  # file systems take 255 bytes, with what comes after it
+_LONGEST_NAME = 240  # file systems allow 255 bytes, suffix included
 
 
 _OTHERWISE: tuple[Kind, ...] = ("spline", "empirical")
@@ -29,13 +29,14 @@ _OTHERWISE: tuple[Kind, ...] = ("spline", "empirical")
 
 @dataclass(frozen=True)
 class HostMeasure:
-    """How what a host divides by P is measured.
+    """How to measure the attention that a host divides by P.
 
     Attributes:
         host: The host's name.
-        name: The host with what it looks at, as the name of a file: the same at all its budgets.
-        cost: Of a sample, in units of asking the unpruned model.
-        take: Takes samples and what `calibrate` and `calibrate_guide` have in common.
+        name: The host and the layers that it looks at, as a file name; the same at all its budgets.
+        cost: Cost of a sample, in units of asking the unpruned model one question.
+        take: Measures; takes samples and the arguments common to `calibrate` and
+            `calibrate_guide`.
     """
 
     host: str
@@ -51,16 +52,16 @@ class HostMeasure:
         *,
         source: str,
     ) -> tuple[PositionBias, ...]:
-        """Measure on samples, or go on where that was interrupted, and fit P.
+        """Measure on samples, or resume an interrupted measurement, and fit P.
 
         Args:
             samples: Gives the samples, anew at each call.
             checkpoint: File of the sums; those of another model or other samples are replaced.
-            settings: Size of a batch, bad samples to put up with, and the form of P.
+            settings: Size of a batch, share of bad samples to skip, and the form of P.
             source: Where the samples come from, for the provenance.
 
         Returns:
-            P of every stage, in the form that was asked for or the next that fits.
+            P of every stage, in the requested form or else in the next form that fits.
         """
         take = partial(
             self.take,
@@ -80,7 +81,7 @@ class HostMeasure:
 
 
 def host_measure(host: Pruner, model: Any, processor: Any, layers: int) -> HostMeasure:
-    """How to measure a host: at its guide, or where its stages look.
+    """How to measure a host: in its guide, or at the layers that its stages read.
 
     Args:
         host: The method, with or without P.
@@ -97,14 +98,14 @@ def host_measure(host: Pruner, model: Any, processor: Any, layers: int) -> HostM
         return HostMeasure(host.name, name, 1.0, guiding.calibrate)
     read = [stage.reads_layer or 0 for stage in attention_stages(host)]
     named = f"{name}-{'-'.join(map(str, read))}"
-    if len(named) > _LONGEST_NAME:  # of a model with a hundred layers, all of them looked at
+    if len(named) > _LONGEST_NAME:  # as in a model with a hundred layers that are all read
         named = f"{named[:100]}-{digest(read)[:8]}"
     depth = 0.25 + 0.75 * max(read) / layers  # the decoder runs up to the last layer looked at
     return HostMeasure(host.name, named, depth, partial(calibrate, model, processor, host=host))
 
 
 def fitted(measured: Calibration, kind: Kind) -> PositionBias:
-    """P in the form that was asked for, or the next where none of it fits."""
+    """P in the requested form, or in the next one if no curve of that form fits."""
     for form in (kind, *_OTHERWISE):
         try:
             return measured.fit(form)

@@ -1,4 +1,4 @@
-"""What came of asking a model questions under one setting, and how two settings compare."""
+"""The answers of a model under one setting, and how two settings compare."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pore.tower.stages import TowerStage
 
 @dataclass(frozen=True)
 class Answer:
-    """One question and what became of it.
+    """One question and its answer.
 
     Attributes:
         id: The sample's.
         question: What was asked.
         expected: The right answer.
         given: What the model wrote.
-        right: Whether that is the same, after `answers.normalise`.
-        kind: Kind of the question, where the sample says.
-        third: Third of the image asked about, where the sample says.
+        right: Whether `given` equals `expected`, after `answers.normalise`.
+        kind: Kind of the question, if the sample names one.
+        third: Third of the image asked about, if the sample names one.
         kept: For each image, raster indices of the visual tokens that reached the last layer.
-        flops: FLOPs of the prefill (true count), or None where the model's sizes are not known.
+        flops: FLOPs of the prefill (true count), or None if the model's sizes are not known.
         extra: Visual tokens that reached the last layer and stand for no single patch.
         mean_tokens: Visual tokens of the prompt, averaged over the decoder layers.
     """
@@ -54,12 +54,12 @@ class Outcome:
     Attributes:
         pruner: The method and its settings; None for the unpruned model.
         answers: One per question that was asked, in the order of the samples.
-        prefill_ms: Median time of the prefill per question, where it was measured.
-        budget: The budget it is listed under, where that is not the `keep` of the method itself;
-            in words where it is no number of tokens left at the end.
+        prefill_ms: Median time of the prefill per question, if it was measured.
+        budget: The budget under which it is listed, if not the method's own `keep`; in words if it
+            is not a number of tokens left at the end.
         skipped: The samples that could not be asked, in their order.
-        asked: Of the model that was asked, its `model` and `revision` by name and the fingerprint
-            of its `weights`; what is unknown is left out.
+        asked: Which model answered: the names `model` and `revision`, and the fingerprint of its
+            `weights`; unknown ones are left out.
     """
 
     pruner: Pruner | None
@@ -78,7 +78,7 @@ class Outcome:
     def keep(self) -> int | float | str | None:
         """The budget: tokens per image, or the fraction kept; 1.0 for the unpruned model.
 
-        In words where a method takes another one, such as a number for each of its stages.
+        In words if a method takes a budget of another kind, such as a number for every stage.
         """
         if self.budget is not None:
             return self.budget
@@ -111,13 +111,13 @@ class Outcome:
 
     @property
     def guide(self) -> str | None:
-        """The model that guides the method, in words, where one does."""
+        """The name of the model that guides the method, if one does."""
         guiding = guiding_of(self.pruner)
         return None if guiding is None else guiding.name
 
     @property
     def label(self) -> str:
-        """The method in words: "FastV + PoRe" where a measured bias is divided out."""
+        """The method in words, such as "FastV + PoRe" if a measured bias is divided out."""
         return label(self.method, self.reweight)
 
     @property
@@ -149,7 +149,7 @@ class Outcome:
 
     @property
     def flops(self) -> float | None:
-        """Mean FLOPs of a prefill (true count), or None where the model's sizes are not known."""
+        """Mean FLOPs of a prefill (true count), or None if the model's sizes are not known."""
         known = [answer.flops for answer in self.answers if answer.flops is not None]
         return sum(known) / len(known) if len(known) == len(self.answers) else None
 
@@ -194,7 +194,7 @@ class Outcome:
 
 
 def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Outcomes over the same questions: those that none of them had to skip.
+    """Restrict outcomes to the same questions: those that none of them had to skip.
 
     Args:
         outcomes: Outcomes of the same samples.
@@ -221,13 +221,13 @@ def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting against another on the same questions.
+    """Two settings compared on the same questions.
 
     Attributes:
-        first: The one that is the measure.
-        second: The one that is measured by it.
-        paired: The second less the first.
-        third: The third of the image asked about, where only these questions count.
+        first: The setting to compare with.
+        second: The setting that is compared with it.
+        paired: The second minus the first.
+        third: The third of the image asked about, if only these questions count.
     """
 
     first: Outcome
@@ -270,7 +270,7 @@ class Difference:
 def compare(
     first: Outcome, second: Outcome, *, seed: int = 0, third: str | None = None
 ) -> Difference:
-    """Compare two settings question by question, over those that neither had to skip.
+    """Compare two settings question by question, over the questions that neither had to skip.
 
     Args:
         first: One outcome.
@@ -279,10 +279,10 @@ def compare(
         third: Compare only the questions about this third of the image.
 
     Returns:
-        The difference, second less first, with its interval and test.
+        The difference, second minus first, with its interval and test.
 
     Raises:
-        InputError: They are not of the same samples, or none is about this third.
+        InputError: They have different samples, or no question is about this third.
     """
     first, second = common([first, second])
     if _asked(first.answers) != _asked(second.answers):

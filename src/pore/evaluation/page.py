@@ -1,4 +1,4 @@
-"""Reports: one HTML file that holds everything it shows and opens without a network."""
+"""Reports: a single HTML file that contains all it shows, so that it opens without a network."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
     """Write `report.html` of the demo, whole or not at all.
 
     Args:
-        result: What the demo found.
-        about: The circumstances.
+        result: The result of the demo.
+        about: The circumstances of the run.
         folder: Where the demo's files are, and the report goes.
 
     Returns:
@@ -70,8 +70,8 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
     """Write `report.html` of a survey of all methods, whole or not at all.
 
     Args:
-        result: What came of it.
-        about: The circumstances.
+        result: The result of the survey.
+        about: The circumstances of the run.
         folder: Where the survey's files are, and the report goes.
 
     Returns:
@@ -90,8 +90,8 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
         n=records[0]["n"],
         layers=result.layers,
         summary=_items(findings(result)),
-        chance=f"Were PoRe without any effect, about {len(tests) / 20:.1f} of its {len(tests)} "
-        "comparisons would be clear all the same; p is not corrected for that.",
+        chance=f"If PoRe had no effect at all, about {len(tests) / 20:.1f} of its {len(tests)} "
+        "comparisons would still be clear, by chance; p is not corrected for that.",
         accuracy=_picture(folder / "accuracy.png"),
         budgets=f"Budgets are visual tokens of {result.visual}, {counted}.",
         table=_table(records, mean=True, taught=result.taught),
@@ -114,7 +114,7 @@ def _resource(name: str) -> str:
 
 
 def _filled(template: str, title: str, about: About, **values: object) -> str:
-    """A page around a template; values that are no `Html` yet are escaped, whatever they are."""
+    """Fill a template and put it into the page; every value that is not `Html` is escaped."""
     named = {"model": about.model, "calibration": about.calibration, "test": about.test}
     body = _substituted(template, **named, **values)
     return _substituted(

@@ -52,7 +52,7 @@ _MAX_BYTES = 64 << 20
 _LARGEST = 1e30  # of FLOPs
 
 
-# Results written before these fields came are read all the same.
+# For results that were written before these fields existed.
 _LATER: dict[str, Any] = {
     "skipped": [],
     "mean_tokens": None,
@@ -93,7 +93,7 @@ def _or_none(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or right(value)
 
 
-# What a field that others read can be; the rest, of methods of any kind, is not looked at.
+# What the fields that are read elsewhere may hold; other fields depend on the method.
 _RIGHT: dict[str, Callable[[Any], bool]] = {
     "method": _text,
     "reweight": _or_none(_text),
@@ -158,12 +158,12 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         path: The file.
 
     Returns:
-        Its records, each of `FIELDS`; other fields are passed over.
+        Its records, each with the fields `FIELDS`; other fields are ignored.
 
     Raises:
-        InputError: It holds no records, some that no evaluation can have given, or one that does
-            not match its checksum.
-        OSError: It cannot be read, or is larger than any.
+        InputError: It holds no records, a record that no evaluation can have written, or one that
+            does not match its checksum.
+        OSError: It cannot be read, or is too large.
     """
     name = shown(path)
     try:

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for and what it gives: of the demo, and of all methods at once."""
+"""Settings and results of evaluations: of the demo, and of the survey of all methods."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class About:
 
     Attributes:
         model: Name of the model.
-        command: What was typed.
+        command: The command line.
         calibration: Where the calibration samples come from.
         test: Where the test samples come from.
         setup: Hardware, versions and settings, in words by name.
-        choice: Why the layer is what it is.
+        choice: Why the layer was chosen.
     """
 
     model: str
@@ -45,10 +45,10 @@ class DemoSettings:
         layer: K, the first pruned layer.
         keeps: The budgets, as `keep` of a method.
         kind: Form of P.
-        batch_size: Questions of a batch.
+        batch_size: Questions in one batch.
         seed: Seed of Random and of the bootstrap.
-        example_keep: The budget that examples are drawn at; one of `keeps`.
-        max_bad: Share of bad samples to put up with, as in `calibrate` and `Batches`.
+        example_keep: The budget of the drawn examples; one of `keeps`.
+        max_bad: Largest share of bad samples to skip, as in `calibrate` and `Batches`.
     """
 
     layer: int = 2
@@ -62,7 +62,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class Example:
-    """A question with what methods kept of its image.
+    """A question, and a picture of what methods kept of its image.
 
     Attributes:
         title: Why it is shown.
@@ -78,8 +78,8 @@ class DemoResult:
     """What the demo found.
 
     Attributes:
-        settings: What it was asked to do.
-        calibration: Ā and how it came about.
+        settings: Its settings.
+        calibration: Ā, and how it was measured.
         bias: P.
         rope: The data-free prior.
         outcomes: The unpruned model first, then by budget.
@@ -108,17 +108,17 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class SurveySettings:
-    """What is to be asked of all methods.
+    """Settings of a survey of all methods.
 
     Attributes:
         keeps: The budgets: visual tokens left at the end, or the fraction of those there are.
         average: Whether budgets are the mean over the decoder layers instead.
-        kind: Form of P; where none of it fits, a spline is taken, or else the mean attention.
-        batch_size: Questions of a batch.
+        kind: Form of P; if no curve of that form fits, a spline, and else the mean attention.
+        batch_size: Questions in one batch.
         max_new_tokens: Longest answer.
         timing: Whether to measure the prefill.
-        seed: Seed of methods that draw, and of the bootstrap.
-        max_bad: Share of bad samples to put up with, as in `calibrate` and `Batches`.
+        seed: Seed of methods that draw at random, and of the bootstrap.
+        max_bad: Largest share of bad samples to skip, as in `calibrate` and `Batches`.
     """
 
     keeps: tuple[int | float, ...] = (1 / 3, 2 / 9, 1 / 9)
@@ -133,7 +133,7 @@ class SurveySettings:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A method that was not asked.
+    """A method that could not be run.
 
     Attributes:
         method: Its name.
@@ -148,16 +148,17 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class SurveyResult:
-    """What came of asking all methods.
+    """The result of a survey of all methods.
 
     Attributes:
-        settings: What was asked.
+        settings: Its settings.
         visual: Visual tokens of an image.
         layers: Decoder layers.
         outcomes: The unpruned model first, then budget by budget.
-        differences: Every host with P against itself without, over all questions and by third.
-        left_out: Methods that could not be asked.
-        biases: By host and the layers that it looks at, the P of every stage.
+        differences: Every host with P compared with itself without P, over all questions and by
+            third.
+        left_out: Methods that could not be run.
+        biases: The P of every stage, by host and the layers that it looks at.
         taught: The decoder layer from which on attention is better than a real model's, if any.
         report: The report.
     """
@@ -174,7 +175,7 @@ class SurveyResult:
 
     @property
     def reasons(self) -> list[str]:
-        """What was left out and why, a line for every method and reason."""
+        """The methods that were left out and why, one line for every method and reason."""
         keeps: dict[tuple[str, str], list[str]] = {}
         for one in self.left_out:
             keeps.setdefault((one.method, one.reason), []).append(str(one.keep))

@@ -47,7 +47,7 @@ def load_bias(name: str) -> tuple[PositionBias, ...]:
     host, slash, benchmark = name.removeprefix(PUBLISHED).partition("/")
     if not slash:
         names = ", ".join(f"{PUBLISHED}{'/'.join(pair)}" for pair in available()[:2])
-        raise InputError(f"{name!r} names no published bias; they are such as {names}.")
+        raise InputError(f"{name!r} names no published bias; names look like {names}.")
     return (published(host=host, benchmark=benchmark),)
 
 
@@ -58,17 +58,17 @@ def biases_named(
     processor: Any,
     samples: Sequence[Sample],
 ) -> Sequence[PositionBias] | None:
-    """P by name, if it was measured with this processor and template; methods check the rest.
+    """Load P by name, and check its processor and template; methods check the other conditions.
 
     Args:
         name: What `load_bias` takes, or "rope"; None for no bias.
-        allow: Conditions that may be others than those that it was measured under.
+        allow: Conditions that may differ from those under which it was measured.
         model: The model that it is for.
         processor: Its processor.
-        samples: Some samples, which the RoPE prior is made of.
+        samples: Some samples, from which the RoPE prior is made.
 
     Returns:
-        One bias for every stage, or a single one; None without a name.
+        One bias for every stage, or a single one for all; None without a name.
 
     Raises:
         PoreError: There is none by that name, or it was measured under other conditions.
@@ -84,7 +84,7 @@ def biases_named(
 
 
 def reweighted(pruner: Pruner, biases: Sequence[PositionBias]) -> Pruner:
-    """A method with the biases of its stages.
+    """A method that divides by position biases.
 
     Args:
         pruner: The method.
@@ -114,13 +114,13 @@ def reweighted(pruner: Pruner, biases: Sequence[PositionBias]) -> Pruner:
 def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> PositionBias:
     """The data-free prior of SparseVLM+ for a model and its prompts.
 
-    The prior is of the distance to the querying token, so it takes the number of text tokens
-    after the image: the median over the samples.
+    The prior depends on the distance to the querying token, and so on the number of text tokens
+    after the image; the median over the samples is taken.
 
     Args:
         model: The model, with rotary embeddings.
         processor: Its processor.
-        samples: Some samples, each with an image; bad ones are passed over.
+        samples: Some samples, each with an image; bad ones are skipped.
 
     Returns:
         The prior over the visual tokens of the first image.
@@ -134,14 +134,16 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     family = family_of(model)
     images = family.images(model, inputs)
     if not images:
-        raise InputError("The RoPE prior is over the visual tokens of an image; there is none.")
+        raise InputError("The RoPE prior needs an image in the samples; there is none.")
     # Prompts are padded on the left, so all end in the last column.
     length = inputs["input_ids"].shape[1]
     after = statistics.median_low(length - 1 - image.columns[-1] for image in images)
     config: Any = family.decoder(model).config
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     if theta is None:
-        raise InputError(f"{type(config).__name__} names no base of a rotary embedding.")
+        raise InputError(
+            f"{type(config).__name__} has no `rope_theta`, which the RoPE prior needs."
+        )
     return PositionBias.rope(
         len(images[0].columns),
         head_dim=getattr(config, "head_dim", None)

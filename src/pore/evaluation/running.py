@@ -1,4 +1,4 @@
-"""Asking a model questions, pruned and unpruned, through `generate` as anybody would call it."""
+"""Asking a model questions, pruned and unpruned, through plain calls of `generate`."""
 
 from __future__ import annotations
 
@@ -43,27 +43,28 @@ def evaluate(
 ) -> Outcome:
     """Ask a model questions, and compare its greedy answers with the right ones.
 
-    An answer is right when it is the expected one, both normalised (`answers.normalise`).
+    An answer is right if it equals the expected one after both are normalised
+    (`answers.normalise`).
 
     Args:
         model: A supported vision-language model of transformers.
         processor: Its processor.
-        samples: Samples with answers; `Batches` to share their preparation between methods.
+        samples: Samples with answers; `Batches`, if several methods are to share their preparation.
         pruner: The method (SGL's guide a `guided.Guiding`), or None for the unpruned model.
-        batch_size: Samples of a batch; that of `Batches` is its own.
+        batch_size: Samples in one batch; not used with `Batches`, which have their own.
         max_new_tokens: Longest answer.
         max_bad: The share of bad samples up to which they are skipped, as in `Batches`, which have
             their own.
-        progress: Told how many more samples are done.
+        progress: Called after every batch with the number of samples in it.
 
     Returns:
-        One answer per good sample, in their order, and the samples skipped.
+        One answer for every good sample, in their order, and the skipped samples.
 
     Raises:
         ModelStateError: The model is pruned.
         PoreError: Too many samples are bad, or the method does not fit the model.
     """
-    unpruned(model)  # whose answers these would not be
+    unpruned(model)  # a pruned model's answers would not be those of `pruner`
     batches = samples
     if not isinstance(batches, Batches):
         batches = Batches(model, processor, batches, batch_size=batch_size, max_bad=max_bad)
@@ -170,10 +171,10 @@ def time_prefill(
         pruners: The methods; None is the unpruned model.
         count: Batches per measurement.
         rounds: Measurements per method.
-        progress: Told how many more samples are done.
+        progress: Called after every batch with the number of samples in it.
 
     Returns:
-        For each method the median time in milliseconds per sample; without that of making guides.
+        For each method, the median time per sample in milliseconds, without the time of guides.
     """
     made = ((i, batches.inputs(i)) for i in range(len(batches)))
     inputs = dict(islice(((i, batch) for i, batch in made if batch), count))
@@ -211,7 +212,7 @@ def time_some(
         processor: Its processor.
         samples: The samples, all of them good.
         pruners: The methods; None is the unpruned model.
-        progress: Told how many more samples are done, `timed_samples` in all.
+        progress: Called with the number of samples just measured, `timed_samples` in all.
 
     Returns:
         As `time_prefill`.
@@ -221,7 +222,7 @@ def time_some(
 
 
 def timed_samples(samples: int, settings: int) -> int:
-    """How often `time_some` asks a sample, all settings together."""
+    """How many samples `time_some` runs, over all settings."""
     return min(samples, _TIMED) * (_ROUNDS + 1) * settings
 
 

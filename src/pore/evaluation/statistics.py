@@ -1,4 +1,4 @@
-"""How sure a share and a difference of shares are."""
+"""How certain a share is, and a difference of two shares."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Paired:
         n: Questions that both answered.
         gained: Questions that the second has right and the first wrong.
         lost: Questions that the first has right and the second wrong.
-        ci: 95 % interval of the difference of accuracy, from a paired bootstrap.
+        ci: 95 % interval of the difference in accuracy, from a paired bootstrap.
         p: Two-sided exact McNemar test of no difference.
     """
 
@@ -53,15 +53,14 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the second less that of the first."""
+        """Accuracy of the second minus accuracy of the first."""
         return (self.gained - self.lost) / self.n
 
     @property
     def clear(self) -> bool:
         """Whether chance alone is an unlikely cause: p below 0.05.
 
-        Of the interval and the test, the exact test is the one to trust where few questions
-        differ.
+        If few questions differ, trust the exact test rather than the interval.
         """
         return self.p < 0.05
 
@@ -81,10 +80,10 @@ def paired(
         resamples: Resamples of the bootstrap.
 
     Returns:
-        The difference, second less first.
+        The difference, second minus first.
 
     Raises:
-        InputError: The two have not the same, positive number of questions.
+        InputError: There are no questions, or their numbers differ.
     """
     n = len(first)
     if n < 1 or len(second) != n:

@@ -1,4 +1,4 @@
-"""Answers kept on disk, so that an evaluation goes on where it was."""
+"""Answers kept on disk, so that an interrupted evaluation can resume."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token
 
 
 class Store:
-    """Answers by setting, one file each, valid under the same conditions only."""
+    """Answers by setting, one file each; they are valid only under the same conditions."""
 
     def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
         self._folder = folder
@@ -38,7 +38,7 @@ class Store:
         return self._folder / f"{name}-{digest(setting)[:12]}.json", setting
 
     def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
-        """The answers to these samples; None where there are none, or the file is damaged."""
+        """The answers to these samples; None if there is no file, or it is damaged."""
         path, setting = self._place(pruner)
         document = read_kept(path)
         if document.get("setting") != setting:
@@ -62,7 +62,7 @@ def _answer(entry: Mapping[str, Any]) -> Answer:
 
 
 def read_kept(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; nothing where there is none that is whole and as it was saved."""
+    """The object in a JSON file; empty if the file is missing, damaged or was changed."""
     try:
         document = read_json(path, _MAX_BYTES, values=_MAX_VALUES)
         return unseal(document) if isinstance(document, dict) else {}
@@ -73,7 +73,7 @@ def read_kept(path: Path) -> dict[str, Any]:
 def kept_under(
     model: Any, processor: Any, batches: Batches, settings: SurveySettings
 ) -> dict[str, Any]:
-    """What answers depend on beside the method, as JSON gives it back."""
+    """What answers depend on other than the method, as read from JSON."""
     from pore import __version__
 
     asked = [
@@ -89,9 +89,9 @@ def kept_under(
 
 
 def described(pruner: Pruner | None) -> Any:
-    """A method's name and settings as JSON, a bias by the digest of its values.
+    """A method's name and settings as JSON.
 
-    A model that guides is described by all that its guides depend on.
+    A bias is described by a digest of its values, a guiding model by all that its guides depend on.
     """
 
     def plain(value: Any) -> Any:
@@ -110,7 +110,7 @@ def described(pruner: Pruner | None) -> Any:
 
 
 def digest(value: Any) -> str:
-    """The SHA-256 of what JSON can say."""
+    """The SHA-256 of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

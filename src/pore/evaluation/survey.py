@@ -1,8 +1,8 @@
 """Every method on the same questions, at the same budgets, and PoRe on every host that takes it.
 
 Calibration sees the calibration samples only, and nothing is chosen by looking at the test samples:
-methods are as their authors set them up, scaled to the model. Every setting is written to the
-folder as soon as it is asked; the same call goes on where an interrupted one stopped.
+methods are set up as by their authors, scaled to the model. The answers of a setting are written to
+the folder as soon as they are there, and the same call resumes where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def run(
 ) -> SurveyResult:
     """Ask all methods, with P and without, and write everything into a folder.
 
-    Files are written whole or not at all. What a former call with the same conditions has left in
-    the folder is taken from there: with the same weights and pictures, whatever they are called.
+    Files are written whole or not at all. Results of an earlier call in the same folder are used if
+    the conditions are the same; weights and pictures are compared by content, not by name.
 
     Args:
         model: A supported model, every image of which has the same visual tokens.
@@ -67,20 +67,20 @@ def run(
         test: Samples with answers, none of them among `calibration`.
         out: The folder; made if missing.
         settings: What to ask.
-        about: What the report tells of the circumstances.
+        about: The circumstances of the run, for the report.
         guide: The model that guides SGL and its processor; None for the model itself.
-        progress: Told what is being done.
+        progress: Called with what is being done, and the share of the work done so far.
 
     Returns:
-        What came of it.
+        The result.
 
     Raises:
         PoreError: The model or the samples do not fit.
         OSError: A file cannot be written.
-        KeyboardInterrupt: Passed on, with a message that says how to go on.
+        KeyboardInterrupt: Passed on, with a message that says how to resume.
     """
     for one, _ in ((model, processor), guide or (model, processor)):
-        forget(one)  # what was changed unseen since it was last asked is to be noticed
+        forget(one)  # so that a change of the weights since the last call is noticed
     layers = shape_of(model.config).decoder.layers
     guiding = Guiding(
         *(guide or (model, processor)), max_new_tokens=settings.max_new_tokens, itself=guide is None
@@ -107,13 +107,15 @@ def run(
                 if pruner.reweightable:
                     name = host_measure(pruner, model, processor, layers).name
                     asking.ask(keep, reweighted(pruner, biases[name]))
-            except PoreError as error:  # only now seen not to run, as at a budget without a grid
+            except (
+                PoreError
+            ) as error:  # fails only when it runs, such as at a budget without a grid
                 left_out.append(LeftOut(pruner.name, keep, str(error)))
         outcomes = asking.together()
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{len(asking.outcomes)} of {len(asked)} settings are done and kept in {out}: the same "
-            f"command goes on from there. {error}".strip()
+            f"command resumes from there. {error}".strip()
         ) from None
     work.start("drawing and writing the report")
     result = _result(model, settings, outcomes, left_out, biases, out)
@@ -123,10 +125,10 @@ def run(
 
 
 class _Asking:
-    """Asks one setting after the other, or takes from the folder what was asked before.
+    """Asks one setting after the other; answers that are in the folder already are taken from it.
 
     Attributes:
-        outcomes: What came of the settings so far.
+        outcomes: The outcomes of the settings so far.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class _Asking:
         self._store = Store(out / "answers", kept_under(model, processor, self._batches, settings))
 
     def ask(self, keep: int | None, pruner: Pruner | None) -> None:
-        """Ask one setting, and write the records of all so far."""
+        """Ask under one setting, and write the records of all settings so far."""
         batches, settings = self._batches, self._settings
         budget = f"mean {keep}" if settings.average and keep is not None else keep
         outcome = Outcome(pruner, (), budget=budget, asked=self._whose)
@@ -180,7 +182,7 @@ class _Asking:
         write_records(self._out, [each.record() for each in self.outcomes])
 
     def together(self) -> list[Outcome]:
-        """All outcomes over the same questions, timed where that was asked for."""
+        """All outcomes over the same questions, with times if they were requested."""
         outcomes = common(self.outcomes)
         if not self._settings.timing:
             return outcomes
@@ -211,7 +213,7 @@ def _all_work(
     test: int,
     settings: SurveySettings,
 ) -> float:
-    """All that is to be done, in units of asking the unpruned model a question."""
+    """The whole amount of work, in units of asking the unpruned model one question."""
     shape = shape_of(model.config)
     visual, layers = shape.image_tokens, shape.decoder.layers
     measured = calibration * sum(measure.cost for measure in measures.values())
@@ -257,7 +259,7 @@ def _write(result: SurveyResult, about: About, out: Path) -> None:
 def lineup(
     model: Any, settings: SurveySettings, guiding: Guiding
 ) -> tuple[list[tuple[int, Pruner]], list[LeftOut]]:
-    """Every method at every budget, without P, and those that cannot be.
+    """Every method at every budget, without P, and the methods that cannot run.
 
     Args:
         model: The model.
@@ -265,7 +267,7 @@ def lineup(
         guiding: The model that guides SGL.
 
     Returns:
-        Budgets in tokens with methods, budget by budget; and what is left out.
+        Pairs of a budget in tokens and a method, budget by budget; and the methods left out.
     """
     shape, family = shape_of(model.config), family_of(model)
     planned: list[tuple[int, Pruner]] = []
@@ -308,7 +310,7 @@ def _set_up(
 
 
 def taught_layer(model: Any) -> int | None:
-    """The decoder layer from which on attention was taught where to look, or None.
+    """The first decoder layer whose attention training has taught where to look, or None.
 
     Args:
         model: The model.
@@ -322,7 +324,7 @@ def taught_layer(model: Any) -> int | None:
 
 
 def _differences(outcomes: Sequence[Outcome], seed: int) -> Iterator[Difference]:
-    """Every host with P against itself, over all questions and by third of the image."""
+    """Every host with P compared with itself without, over all questions and by third."""
     hosts = {(o.keep, o.method): o for o in outcomes if o.reweight is None}
     for outcome in outcomes:
         if outcome.reweight is not None:

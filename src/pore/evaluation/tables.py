@@ -1,4 +1,4 @@
-"""Results as a table, and their numbers in words."""
+"""Results as a table, and numbers as text."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def percent(share: float) -> str:
 
 
 def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
-    """A number in a unit, "?" where it is not known."""
+    """A number in a unit; "?" if it is not known."""
     return "?" if value is None else f"{value / unit:.{digits}g}"
 
 
 def tokens(value: float) -> str:
-    """A mean number of tokens: whole where it is."""
+    """A mean number of tokens, without decimals if it is whole."""
     return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
 
 
 def interval(record: Record) -> str:
-    """A record's 95 % interval in percent, such as "[0.0, 17.7]", for it is not symmetric."""
+    """A record's 95 % interval in percent, such as "[0.0, 17.7]"; it is not symmetric."""
     return f"[{', '.join(map(percent, record['ci']))}]"
 
 
 def columns(records: Sequence[Record], field: str) -> list[str]:
-    """The groups that records tell accuracy of, in order of first appearance."""
+    """The groups for which records hold an accuracy, in order of first appearance."""
     return list(dict.fromkeys(group for record in records for group in record[field]))
 
 
@@ -61,7 +61,7 @@ def table(
     parts: Collection[str] = PARTS,
     taught: int | None = None,
 ) -> Table:
-    """Results in the manner of the paper's Table 1: a block of methods for each budget.
+    """Results like the paper's Table 1, with one block of methods for every budget.
 
     Args:
         records: What `Outcome.record` gives.
@@ -111,5 +111,5 @@ def table(
 
 
 def share(shares: Mapping[str, float], group: str) -> str:
-    """Accuracy of a group as a percentage, "-" where it was asked nothing."""
+    """Accuracy of a group as a percentage; "-" if it has no questions."""
     return percent(shares[group]) if group in shares else "-"

@@ -1,4 +1,4 @@
-"""How far a job of many parts is."""
+"""The progress of a job that has many parts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pore.engine.pruner import Pruner
 Progress = Callable[[int], None]
 
 
-"""Told after every batch how many more samples are done."""
+"""Called after every batch with the number of samples in it."""
 
 
 Told = Callable[[str, float], None]
 
 
-"""Told what is being done and what share of all is done."""
+"""Called with what is being done, and the share of the work done so far."""
 
 
 def cost(pruner: Pruner | None, visual: int, layers: int) -> float:
-    """About what a question costs, in units of the unpruned model's: for progress bars only.
+    """The rough cost of a question relative to the unpruned model, for progress bars only.
 
     Args:
         pruner: The method, or None for the unpruned model.
@@ -36,11 +36,11 @@ def cost(pruner: Pruner | None, visual: int, layers: int) -> float:
 
 
 class Work:
-    """How far a job of many parts is, as a share of all its work.
+    """The progress of a job that has many parts, as a share of its whole work.
 
     Args:
-        total: All work, in any unit.
-        told: Told what is being done and what share is done.
+        total: The whole work, in any unit.
+        told: Called with what is being done, and the share of the work done so far.
     """
 
     def __init__(self, total: float, told: Told | None) -> None:
@@ -55,7 +55,7 @@ class Work:
         self._tell()
 
     def done(self, each: float) -> Progress:
-        """A function to be told how many more things of a cost are done."""
+        """A function to call with the number of further things done, each of this cost."""
 
         def advance(count: int) -> None:
             self._so_far += count * each

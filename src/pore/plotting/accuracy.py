@@ -22,25 +22,26 @@ if TYPE_CHECKING:
 def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None = None) -> Figure:
     """Accuracy of every method over the FLOPs it needs, with 95 % confidence intervals.
 
-    Methods are shifted sideways by less than a marker, so that those of equal cost can be told
-    apart. More methods than there are colours get a panel for each place where they act, a label
-    each at their end, and no intervals; a line leads from a host to the same with PoRe.
+    Methods are shifted sideways by less than a marker, so that methods of equal cost can be told
+    apart. If there are more methods than colours, there is a panel for each place where methods
+    act; names stand at the ends of the lines, intervals are left out, and a line leads from every
+    host to the same host with PoRe.
 
     Args:
         records: Records of a `results.json`.
-        taught: Marks methods where there are many, see `pore.plotting.labels.marks`.
+        taught: As in `pore.plotting.labels.marks`; used if there are many methods.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: No record says its FLOPs, or one says something else than a number.
+        InputError: No record holds its FLOPs, or one holds something other than a number.
         PoreError: matplotlib is not installed.
     """
     check_drawable(records, names=("reweight", "acts_in"), shares=("accuracy",), costs=("flops",))
     known = [record for record in records if record["flops"] is not None]
     if not known:
-        raise InputError("No result says its FLOPs, so there is nothing to draw accuracy over.")
+        raise InputError("No result holds its FLOPs, so accuracy cannot be drawn over them.")
     unpruned = [record for record in known if record["method"] == UNPRUNED]
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for record in known:

@@ -29,13 +29,13 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
     Args:
         mean: Ā, of shape (N,): mean attention on every visual token.
         bias: P over the same N positions.
-        grid: Rows and columns; those of `bias` if left out.
+        grid: Rows and columns; by default those of `bias`.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: The lengths differ, the mean is none of attention, or no grid is known.
+        InputError: The lengths differ, `mean` is not a mean of attention, or no grid is known.
         PoreError: matplotlib is not installed.
     """
     before, after = _before_after(mean, bias)
@@ -48,7 +48,7 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
 
         figure = Figure(figsize=(7.6, 3.8), layout="constrained")
         axes = figure.subplots(1, 2)
-        # The few highest cells may not flatten the picture of all the others.
+        # The few highest cells must not make all other cells look the same.
         top = float(np.quantile(np.concatenate([before, after]), 0.995))
         image = None
         for axis, values, title in zip(
@@ -72,25 +72,25 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
 
 
 def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None = None) -> Figure:
-    """Mean attention over position, its fit, and what reweighting makes of it (PoRe, Figure 2).
+    """Mean attention over position, its fit, and the result of reweighting (PoRe, Figure 2).
 
     Args:
         mean: Ā, of shape (N,).
         bias: P over the same N positions.
-        sem: Standard error of Ā, of shape (N,), for a band of ± 1.96 of them; None for no band.
+        sem: Standard error of Ā, of shape (N,), for a band of ± 1.96 times it; None for no band.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: The lengths differ, the mean is none of attention, or an error is none.
+        InputError: The lengths differ, or `mean` or `sem` holds what attention cannot have.
         PoreError: matplotlib is not installed.
     """
     before, after = _before_after(mean, bias)
     scale = float(np.asarray(mean, dtype=np.float64).mean())
     fit = bias.values.numpy()
     if bias.residuals is not None:
-        # The fitted curve itself, where the fit knows its height.
+        # The fitted curve itself, if the fit knows its height.
         fit = (np.asarray(mean, dtype=np.float64) - bias.residuals.numpy()) / scale
     position = np.arange(len(before))
     with style():
@@ -149,12 +149,12 @@ def _before_after(
         raise InputError("The mean attention holds NaN, so there is nothing to draw.")
     if not before.any():
         raise InputError("The mean attention is zero everywhere, so there is nothing to draw.")
-    before = before / before.max()  # of no size too large or small for a sum
+    before = before / before.max()  # so that the sum neither overflows nor vanishes
     after = before / bias.values.numpy()
     return before / before.mean(), after / after.mean()
 
 
 def _relative(error: npt.NDArray[np.float64], mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Errors relative to their means; where nothing was attended to, there is none."""
+    """Errors relative to their means; 0 where the mean is 0."""
     values = np.asarray(mean, dtype=np.float64)
     return np.divide(error, values, out=np.zeros_like(error), where=values > 0)

@@ -33,22 +33,23 @@ def layout(
 ) -> Figure:
     """Which part of a picture every visual token shows, drawn over it.
 
-    Views that lie side by side, such as tiles, share a panel; those that overlap, such as the whole
-    picture at low resolution, have panels of their own. Padding is hatched, and what no token shows
-    is pale. A picture much longer than wide is stretched.
+    Views that lie side by side, such as tiles, share a panel. A view that overlaps others, such as
+    the whole picture at low resolution, has its own panel. Padding is hatched, and parts that no
+    token shows are pale. A picture that is much longer than wide is stretched.
 
     Args:
         picture: The picture.
         coverage: What `pore.data.coverage.coverage_of` gives for it.
         kept: For every image of `coverage`, the raster indices of the tokens that stay, as in
             `ImageReport.kept`; None for all.
-        title: Title above all.
+        title: Title of the whole figure.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: `coverage` is empty or of a picture of another size, or `kept` does not fit it.
+        InputError: `coverage` is empty or belongs to a picture of another size, or `kept` does not
+            fit it.
         PoreError: matplotlib is not installed.
     """
     width, height = picture.size
@@ -56,7 +57,7 @@ def layout(
     if not coverage:
         raise InputError("The picture has no coverage, so there are no visual tokens to draw.")
     if kept is not None and len(kept) != len(coverage):
-        raise InputError(f"There are {len(coverage)} images, but tokens kept of {len(kept)}.")
+        raise InputError(f"There are {len(coverage)} images, but `kept` has {len(kept)} entries.")
     for i, image in enumerate(coverage):
         if image.size != (width, height):
             raise InputError(f"The coverage is of a picture of {image.size}, not {picture.size}.")
@@ -105,7 +106,7 @@ def layout(
 
 
 def _layers(frames: npt.NDArray[np.float64]) -> list[list[int]]:
-    """Put views together that lie side by side."""
+    """Group views that lie side by side."""
     layers: list[list[int]] = []
     for view, frame in enumerate(frames):
         if not np.isnan(frame).any():
@@ -119,7 +120,7 @@ def _layers(frames: npt.NDArray[np.float64]) -> list[list[int]]:
 
 
 def _overlap(frames: npt.NDArray[np.float64], frame: npt.NDArray[np.float64]) -> bool:
-    """Whether a view lies over one of some others, and by more than their edges are known to."""
+    """Whether a view overlaps one of some others by more than the uncertainty of their edges."""
     sides = np.minimum(frames[:, 2:], frame[2:]) - np.maximum(frames[:, :2], frame[:2])
     least = np.minimum(frames[:, 2:] - frames[:, :2], frame[2:] - frame[:2])
     return bool((sides > 0.05 * least).all(1).any())
@@ -133,7 +134,7 @@ def _layer(
     kept: npt.NDArray[np.bool_],
     scale: npt.NDArray[np.float64],
 ) -> None:
-    """A picture with its padding, views and tokens, at a scale of inches per pixel."""
+    """Draw a picture with its padding, views and tokens, at a scale of inches per pixel."""
     from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.patches import Rectangle
 
@@ -151,12 +152,12 @@ def _layer(
     axis.imshow(pale, extent=place, zorder=1, interpolation="nearest")
     over = axis.imshow(pixels, extent=place, zorder=2, interpolation="nearest")
     corners = cells[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
-    # What no kept token shows stays pale.
+    # Parts that no kept token shows stay pale.
     over.set_clip_path(_union(cells[kept]), axis.transData)
     over.set_visible(bool(kept.any()))
     points = 72 * scale * (cells[:, 2:] - cells[:, :2])
     fine = float(np.clip(np.median(points) / 12, 0.1, 1)) if len(cells) else 1.0
-    for color, line in (("white", 0.6), (BLACK, 0.25)):  # to be seen on dark and on light
+    for color, line in (("white", 0.6), (BLACK, 0.25)):  # visible on dark and on light pixels
         outlines = PolyCollection(
             list(corners[kept]),
             facecolors="none",
@@ -180,7 +181,7 @@ def _layer(
 
 
 def _union(boxes: npt.NDArray[np.float64]) -> Any:
-    """A path around boxes."""
+    """The path around boxes."""
     from matplotlib.path import Path
 
     codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
@@ -189,7 +190,7 @@ def _union(boxes: npt.NDArray[np.float64]) -> Any:
 
 
 def _rim(corners: npt.NDArray[np.float64]) -> list[Any]:
-    """The sides of boxes (n, 4, 2) that no two of them share."""
+    """The sides of boxes (n, 4, 2) that belong to one box only."""
     sides: dict[Any, Any] = {}
     for box in corners:
         for a, b in zip(box, np.roll(box, -1, axis=0), strict=True):

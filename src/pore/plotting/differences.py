@@ -1,4 +1,4 @@
-"""What PoRe gives every host."""
+"""The effect of PoRe on every host."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def differences(records: Sequence[Mapping[str, Any]], taught: int | None = None) -> Figure:
-    """What PoRe gives every host, in points with 95 % intervals, over all and by third.
+    """The effect of PoRe on every host: points with 95 % intervals, overall and by third.
 
     Args:
-        records: Records of a `differences.json`, of hosts with P against themselves.
-        taught: Marks methods, see `pore.plotting.labels.marks`.
+        records: Records of a `differences.json`, which compare hosts with P with themselves.
+        taught: As in `pore.plotting.labels.marks`.
 
     Returns:
         The figure: a panel for every budget, a row for every host.
 
     Raises:
-        InputError: There is no record, or one says something else than numbers.
+        InputError: There is no record, or one holds something other than numbers.
         PoreError: matplotlib is not installed.
     """
     if not records:
-        raise InputError("No method was compared with itself, so there is nothing to draw.")
+        raise InputError("No method was compared with and without P, so there is nothing to draw.")
     check_drawable(records, names=("third",), shares=("difference", "p_mcnemar"))
     keeps = list(dict.fromkeys(record["keep"] for record in records))
     hosts = list(dict.fromkeys(record["method"] for record in records))
@@ -71,7 +71,7 @@ def differences(records: Sequence[Mapping[str, Any]], taught: int | None = None)
         names = {r["method"]: for_figure(r["method"], 30) + marks(r, taught) for r in records}
         axes[0].set_yticks(range(len(hosts)), [names[host] for host in hosts])
         axes[0].set_ylim(len(hosts) - 0.4, -0.6)
-        figure.supxlabel("accuracy with PoRe less without, in points", fontsize=9)
+        figure.supxlabel("accuracy with PoRe minus accuracy without, in points", fontsize=9)
         handles = [
             Line2D([], [], color=color, marker=marker, ls="", ms=5, label=_group(group))
             for group, (color, marker) in looks.items()

@@ -1,4 +1,4 @@
-"""Whether records can be drawn: files may hold anything."""
+"""Check that records can be drawn; a file may hold anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_drawable(
 
     Args:
         records: The records.
-        names: Fields that are text or None, beside the method.
+        names: Further fields that are text or None.
         shares: Fields that are a share, or a difference of shares.
         costs: Fields that are a number of at least 0, or None.
 

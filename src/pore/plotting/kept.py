@@ -1,4 +1,4 @@
-"""Which tokens methods keep of an image, drawn over it."""
+"""The tokens that methods keep of an image, drawn over it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# A panel is drawn at most so many times as long as wide.
+# The longest side of a panel is at most so many times the other.
 LONGEST = 6.0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What one method makes of an image.
+    """What one method keeps of an image.
 
     Attributes:
-        caption: The method, and what came of it.
-        right: Whether the answer is right; None where that is not known.
+        caption: The method and its answer.
+        right: Whether the answer is right; None if that is not known.
         kept: Raster indices of the visual tokens that stay.
-        extra: Tokens beside them that stand for no single patch.
-        cells: For a method that averages instead, (height, width) of its coarse grid.
+        extra: Number of further tokens, which stand for no single patch.
+        cells: (height, width) of the coarse grid of a method that averages instead of dropping.
     """
 
     caption: str
@@ -49,20 +49,20 @@ def kept_tokens(
     *,
     title: str | None = None,
 ) -> Figure:
-    """What methods keep of an image, drawn over it, after the image itself.
+    """The image, and next to it what each method keeps of it.
 
     Args:
         image: The image as the model sees it.
         panels: One for each method.
         grid: Rows and columns of the visual tokens.
-        title: Title above all, such as the question.
+        title: Title of the whole figure, such as the question.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: An index is not on the grid, there is no grid or no image, or a coarse grid is
-            finer than its pixels.
+        InputError: An index lies outside the grid, there is no grid or no image, or a coarse grid
+            has more cells than the image has pixels.
         PoreError: matplotlib is not installed.
     """
     if min(grid) < 1:
@@ -78,7 +78,7 @@ def kept_tokens(
         side = 2.05
         figure = Figure(figsize=(side * count + 0.2, side * shape + room), layout="constrained")
         axes = figure.subplots(1, count, squeeze=False)[0]
-        # As long as the image, but for one that is much longer than wide.
+        # In the shape of the image, unless that is much longer than wide.
         place: Any = {"extent": (0, grid[1], grid[0], 0), "aspect": shape * grid[1] / grid[0]}
         axes[0].imshow(pixels, **place)
         axes[0].set_title("image", fontsize=8.5, loc="center", fontweight="normal")
@@ -115,7 +115,7 @@ def kept_tokens(
 
 
 def kept_mask(kept: Sequence[int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """True on the grid where a token is kept."""
+    """A mask on the grid, True where a token is kept."""
     mask = np.zeros(grid[0] * grid[1], dtype=bool)
     indices = np.asarray(list(kept), dtype=int)
     if indices.size and not 0 <= indices.min() <= indices.max() < mask.size:
@@ -129,7 +129,7 @@ def _pixels(image: Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
     if pixels.ndim != 3 or pixels.shape[2] < 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise InputError(
-            "An image is a picture of Pillow or whole numbers from 0 to 255 (uint8) of shape "
+            "An image must be a Pillow image or an array of uint8 of shape "
             f"(height, width, 3), not {pixels.dtype} of shape {pixels.shape}."
         )
     return pixels[..., :3]

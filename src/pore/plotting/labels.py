@@ -16,8 +16,8 @@ UNPRUNED = "unpruned"
 TAUGHT, EXPERIMENTAL, GUIDED = "†", "‡", "§"
 
 
-"""Marks: of methods that look at attention better than a real model's, of those that were built
-from a paper's description, and of those that a model guides, whose cost is not counted."""
+"""Marks of methods that look at attention that is better than in a real model, of methods built
+from a paper's description, and of methods that a model guides, whose cost is not counted."""
 
 
 def label(method: str, reweight: str | None) -> str:
@@ -55,7 +55,7 @@ def marks(record: Mapping[str, Any], taught: int | None = None) -> str:
 
     Args:
         record: A record of the method.
-        taught: The decoder layer from which on attention is better than a real model's, if any.
+        taught: The first decoder layer whose attention is better than in a real model, if any.
 
     Returns:
         The marks, or nothing.

@@ -1,4 +1,4 @@
-"""Accuracy over cost of many methods: a panel for each place where they act."""
+"""Accuracy over cost of many methods, with a panel for each place where methods act."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_place(
     methods: Mapping[str, Sequence[Mapping[str, Any]]],
     taught: int | None,
 ) -> Figure:
-    """Many methods: a panel for each place where they act, the others pale in the background."""
+    """Draw many methods: a panel for each place where methods act, with the others pale behind."""
     from matplotlib.figure import Figure
 
     own = {
@@ -36,8 +36,8 @@ def by_place(
         if points[0]["reweight"] is None
     }
     if not own:
-        raise InputError("All results are with P, so there is no host to draw them from.")
-    # Of P only what was measured is drawn, beside its host.
+        raise InputError("All results are with P; a host without P is needed to draw them.")
+    # Of the results with P, only those with a measured P are drawn, beside their host.
     pore = {
         (record["method"], record["keep"]): record
         for points in methods.values()
@@ -86,7 +86,7 @@ def _hosts(
     pore: Mapping[tuple[str, Any], Mapping[str, Any]],
     taught: int | None,
 ) -> list[tuple[float, float, str, str]]:
-    """A line for every method of a panel, and for `_labels` where each ends."""
+    """Draw a line for every method of a panel; returns where each ends, for `_labels`."""
     ends = []
     for i, (name, records) in enumerate(shown.items()):
         # A second round of colours has other markers, and dashes.
@@ -109,7 +109,7 @@ def _path(records: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float
 def _to_pore(
     axis: Axes, host: Mapping[str, Any], other: Mapping[str, Any], start: float, color: str
 ) -> None:
-    """From a host to the same with PoRe, which costs the same."""
+    """Draw a line from a host to the same host with PoRe, which costs the same."""
     x, end = host["flops"] / 1e9, 100 * other["accuracy"]
     axis.plot([x, x], [start, end], color=color, lw=1.0, zorder=2)
     axis.plot([x], [end], color=color, marker="o", mfc="white", ms=5.5, mew=1.3, zorder=4)
@@ -118,7 +118,7 @@ def _to_pore(
 def _labels(
     axis: Axes, ends: Sequence[tuple[float, float, str, str]], x: float, gap: float
 ) -> None:
-    """Names to the right of where lines end, pushed apart, each with a thin line to its own."""
+    """Write names to the right of the lines' ends, pushed apart, each joined to its line."""
     from matplotlib.patheffects import withStroke
 
     ends = sorted(ends)
@@ -144,7 +144,7 @@ def _labels(
 
 
 def level(axis: Axes, record: Mapping[str, Any]) -> None:
-    """A line across, with its confidence band."""
+    """Draw a horizontal line with its confidence band."""
     low, high = (100 * end for end in record["ci"])
     axis.axhspan(low, high, color=GREY, alpha=0.18, lw=0)
     axis.axhline(100 * record["accuracy"], color=GREY, lw=1.4, ls=(0, (4, 3)))

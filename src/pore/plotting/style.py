@@ -1,4 +1,4 @@
-"""One style of all figures, which are drawn without pyplot: no display, no global state."""
+"""The style of all figures. They are drawn without pyplot: no display, no global state."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    # Whatever users wrote is text: a question about dollars holds no formula, and no LaTeX runs.
+    # Users' text stays text: a question about dollars is no formula, and no LaTeX runs.
     "text.parse_math": False,
     "text.usetex": False,
 }
@@ -60,7 +60,7 @@ _STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """What is drawn inside looks like all other figures; what it was set to before is put back."""
+    """Draw in the style of all figures inside the block; the settings before it are restored."""
     try:
         import matplotlib
     except ImportError as error:
@@ -72,7 +72,7 @@ def style() -> Iterator[None]:
 
 
 def title_over(figure: Figure, text: str, size: float) -> None:
-    """A title over the whole figure, in lines as long as it is wide."""
+    """Put a title over the whole figure, in lines as long as the figure is wide."""
     width = int(figure.get_figwidth() * 72 / (0.62 * size))
     shown = for_figure(text, max(width, 20), 4)
     figure.set_figheight(figure.get_figheight() + shown.count("\n") * 1.5 * size / 72)
@@ -83,7 +83,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """A figure as the bytes of a PNG.
 
     Args:
-        figure: What a function of this module drew.
+        figure: A figure that `pore.plotting` drew.
         dpi: Pixels per inch.
 
     Returns:
@@ -91,7 +91,7 @@ def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """
     buffer = io.BytesIO()
     with style(), warnings.catch_warnings():
-        # Boxes stand for what the font lacks, such as emoji.
+        # Characters that the font lacks, such as emoji, are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.06)
     return buffer.getvalue()
@@ -101,7 +101,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) -> Path:
     """Write a figure as a PNG, whole or not at all.
 
     Args:
-        figure: What a function of this module drew.
+        figure: A figure that `pore.plotting` drew.
         path: The file; missing folders are made.
         dpi: Pixels per inch.
 
