@@ -198,6 +198,20 @@ class TestLlava:
         seen = logits > -torch.inf
         torch.testing.assert_close(logits[seen], wanted[seen].float(), rtol=0.02, atol=0.02)
 
+    def test_it_goes_with_checkpointing(self) -> None:
+        model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])
+        states = model(**inputs, output_hidden_states=True).hidden_states[1]
+        wanted = by_hand(model, 1, states).detach()
+        model.gradient_checkpointing_enable()
+        model.train()
+        method = Looking(2)
+        with method(model):
+            model(**inputs, use_cache=False).logits.sum().backward()
+        ((_, logits),) = method.seen  # what is computed again in the backward is not read again
+        seen = logits > -torch.inf
+        assert not logits.requires_grad
+        torch.testing.assert_close(logits[seen], wanted[seen])
+
     def test_a_chain_reads_each_layer_for_itself(self) -> None:
         model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])
         one, other = Looking(2), Looking(3, ahead=True)

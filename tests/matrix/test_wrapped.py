@@ -29,6 +29,8 @@ PRUNERS = [
     pore.PyramidDrop(keep=4, layers=(2, 3)),
     pore.VisionZip(keep=5),
     pore.ToMe(keep=5),
+    pore.FEATHER(keep=5, layers=(2, 3)),  # runs projections once more
+    pore.HAWK(keep=5, weights=None),  # runs the first layer before the decoder does
 ]
 PROMPTS = [prompt(3, 1, 5), prompt(7, 1, 2, 1)]
 

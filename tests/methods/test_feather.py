@@ -12,6 +12,7 @@ import pore
 from helpers.models import N, batch, prompt, tiny_llava
 from pore.engine.stages import Selection, View
 from pore.errors import BudgetError, ProfileMismatchError
+from pore.families.registry import shape_of
 from pore.layout import Image, Layout, Tiling
 from pore.methods.feather import on_grid
 
@@ -162,7 +163,7 @@ class TestBudget:
         assert pore.FEATHER(4, (1, 2), stride=None).remaining(16) == [8, 4]
 
     def test_usual(self, model: Any) -> None:
-        shape = pore.families.registry.shape_of(model.config)
+        shape = shape_of(model.config)
         assert pore.FEATHER.usual(5, shape) == pore.FEATHER(5, (1, 3))
 
     @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
 import pore
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from pore.engine.stages import Selection, View
 from pore.errors import BudgetError, InputError, ScoreError
+from pore.families.registry import shape_of
 from pore.layout import Image, Layout
 from pore.methods.hawk import QWEN25_VL_7B, normalized, question_rows, weighted
 from pore.tensors.selection import top_k
@@ -173,8 +175,14 @@ class TestSettings:
         assert max(range(28), key=QWEN25_VL_7B.__getitem__) == 1
         with pore.HAWK(6)(model), pytest.raises(ScoreError, match="28 heads, but layer 0 of this"):
             model(**batch([prompt(3, 1, 5)]))
-        shape = pore.families.registry.shape_of(model.config)
-        assert pore.HAWK.usual(6, shape) == pore.HAWK(6, None)
+
+    def test_usual_takes_them_for_that_model_alone(self, model: Any) -> None:
+        alike = pore.HAWK(6, None, between=None)
+        assert pore.HAWK.usual(6, shape_of(model.config)) == alike
+        text = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+        assert pore.HAWK.usual(6, shape_of(Qwen2_5_VLConfig(text_config=text))) == pore.HAWK(6)
+        assert pore.HAWK.usual(6, shape_of(Qwen2VLConfig(text_config=text))) == alike
+        assert pore.HAWK.usual(6, shape_of(Qwen2_5_VLConfig())) == alike
 
     def test_lists_of_a_file_are_taken(self) -> None:
         assert pore.HAWK(6, [1.0, 2.0], between=[1, 2]) == pore.HAWK(  # type: ignore[arg-type]

@@ -85,8 +85,12 @@ class HAWK(BudgetPruner):
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> HAWK:
-        """All heads alike, since those of one model say nothing of another's."""
-        return cls(keep, weights=None)
+        """All heads alike, and all text; in a model of the sizes of Qwen2.5-VL-7B as published."""
+        decoder, tower = shape.decoder, shape.tower
+        windows = tower is not None and tower.window is not None  # its sister Qwen2-VL has none
+        if windows and (decoder.hidden, decoder.heads) == (3584, len(QWEN25_VL_7B)):
+            return cls(keep)
+        return cls(keep, weights=None, between=None)
 
     def kept(self, visual: int) -> int:
         """How many tokens stay of an image that came with so many."""
