@@ -196,7 +196,7 @@ class TestLoss:
         model, inputs = model_of(), batch([prompt(3, 1, 5)])
         with (
             pore.FastV(KEEP)(model),
-            pytest.raises(InputError, match="A loss is of all tokens"),
+            pytest.raises(InputError, match="A loss needs all tokens"),
         ):
             model(**inputs, labels=labelled(inputs), logits_to_keep=2)
 

@@ -127,7 +127,7 @@ def test_cropping_into_the_image_loses_nothing(name: str) -> None:
     with torch.no_grad(), usual(name, KEEP)(model):
         expected = go_on(model, inputs["attention_mask"], begun(model, inputs), NEW)
         cache = begun(model, inputs)
-        with pytest.raises(ModelStateError, match="no farther back than to the end of the image"):
+        with pytest.raises(ModelStateError, match="no further back than the end of the image"):
             cache.crop(-(5 + KEEP))
         got = go_on(model, inputs["attention_mask"], cache, NEW)
     torch.testing.assert_close(got, expected, **CLOSE)
@@ -200,7 +200,7 @@ def test_rows_changed_layer_by_layer_are_noticed(name: str) -> None:
         cache = begun(model, inputs)
         for layer in cache.layers:
             layer.batch_select_indices(torch.tensor([0]))
-        with pytest.raises(ModelStateError, match="otherwise than by its own methods"):
+        with pytest.raises(ModelStateError, match="other than by its own methods"):
             model(input_ids=NEW, past_key_values=cache)
 
 

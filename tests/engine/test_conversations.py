@@ -192,7 +192,7 @@ def test_a_question_is_taken_back(case: Case) -> None:
         elsewhere.go_on(case, cache, [16, 17])
         cache.crop(-2)
         assert torch.equal(elsewhere.go_on(case, cache, [9, 10, 11]), expected)
-        with pytest.raises(ModelStateError, match="no farther back than to the end of the image"):
+        with pytest.raises(ModelStateError, match="no further back than the end of the image"):
             cache.crop(-(3 + len([6, 7]) + len(case.image_ids(0)) - 1))
         cache.crop(-3)  # nothing was lost
         assert torch.equal(elsewhere.go_on(case, cache, [9, 10, 11]), expected)

@@ -1,6 +1,6 @@
-"""What the caller of a pruned model asks of its output: logits of some tokens, and a loss.
+"""What the caller asks for in the output of a pruned model: logits of some tokens, and a loss.
 
-Both are asked in positions of the whole prompt, of which the output has only what is left.
+Both are given by positions in the whole prompt, but the output holds only the tokens that are left.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pore.errors import InputError
 _IGNORED = -100
 
 
-"""The label of tokens that no loss is of."""
+"""The label of tokens that do not count in the loss."""
 
 
 class Asked:
@@ -33,10 +33,10 @@ class Asked:
 
     Attributes:
         kwargs: The arguments that the forward is to be called with, all by name.
-        positions: What of the prompt logits are asked of: so many last tokens, or (n,) positions;
-            None is all.
+        positions: Where logits are asked for: a number of last tokens, or (n,) positions in the
+            prompt; None means all.
         labels: (B, L) labels of the prompt's tokens, or None.
-        prefill: What the report is told of the call once its answer is there; None for nothing.
+        prefill: What goes into the report once the call has succeeded; None for nothing.
 
     Raises:
         InputError: What is asked for cannot be given.
@@ -58,12 +58,12 @@ class Asked:
             if wanted.dtype == torch.bool:
                 wanted = wanted.nonzero().flatten()
             self.positions = wanted
-            # The rows asked for are all that the head will be given.
+            # The head will only be given the rows that are asked for.
             self.kwargs[WANTED] = torch.arange(wanted.numel(), device=wanted.device)
         elif not wanted:
             self.positions = None
         if self.labels is not None and self.positions is not None:
-            raise InputError(f"A loss is of all tokens: give {LABELS} without {WANTED}.")
+            raise InputError(f"A loss needs all tokens: give {LABELS} without {WANTED}.")
 
     @property
     def single(self) -> bool:
@@ -71,7 +71,7 @@ class Asked:
         return isinstance(self.positions, Tensor)
 
     def note_left(self, slots: Tensor | None, valid: Tensor) -> None:
-        """Tell which of the prompt's tokens the decoder's output is of.
+        """Note which tokens of the prompt the decoder's output belongs to.
 
         Args:
             slots: (B, m) the position in the prompt of every token left; None where all are.
@@ -115,28 +115,28 @@ class Asked:
             row, place = lost.nonzero()[0].tolist()
             raise InputError(
                 f"{WANTED} asks for position {int(wanted[place])} of sample {row}, a token that "
-                "was dropped; ask for text, or for all that is left by leaving it away."
+                "was dropped; ask for text tokens, or leave {WANTED} out to get all that are left."
             )
         return where.clamp(min=0)
 
     def with_loss(self, model: nn.Module, output: Any) -> Any:
         """The output with the loss that the labels ask for.
 
-        A token that is left is asked for the label of the one after it in the whole prompt.
+        Every token that is left predicts the label of the token after it in the whole prompt.
 
         Args:
             model: The model.
             output: Its output, or a tuple of it.
 
         Raises:
-            InputError: A label is to be said by a token that was dropped.
+            InputError: A label would have to be predicted by a token that was dropped.
         """
         if self.labels is None:
             return output
         config: Any = model.config
         if self.kwargs.get(ROUTER_LOGITS, getattr(config.get_text_config(), ROUTER_LOGITS, False)):
             raise InputError(
-                f"The loss that balances experts is of all tokens; set {ROUTER_LOGITS}=False."
+                f"The loss that balances experts needs all tokens; set {ROUTER_LOGITS}=False."
             )
         is_tuple = isinstance(output, tuple)
         logits = output[0] if is_tuple else output.logits
@@ -154,7 +154,7 @@ class Asked:
 
 
 def _following(labels: Tensor, slots: Tensor, valid: Tensor) -> Tensor:
-    """(B, m) the label of the token after every one that is left."""
+    """(B, m) for every token that is left, the label of the token after it."""
     labels = labels.to(slots.device)
     after = nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORED)
     lost = (_where(slots, valid, labels.shape[1]) < 0) & (after != _IGNORED)
@@ -162,17 +162,17 @@ def _following(labels: Tensor, slots: Tensor, valid: Tensor) -> Tensor:
         row, place = lost.nonzero()[0].tolist()
         raise InputError(
             f"The label at position {place + 1} of sample {row} follows a token that was "
-            f"dropped or is padding, so nothing says it; set it to {_IGNORED}, or put text "
+            f"dropped or is padding, so nothing predicts it; set it to {_IGNORED}, or put text "
             "between the image and the answer."
         )
     return after.gather(1, slots).masked_fill(~valid, _IGNORED)
 
 
 def _where(slots: Tensor, valid: Tensor, length: int) -> Tensor:
-    """(B, length) which of the tokens left every position of the prompt is; -1 for none."""
+    """(B, length) for every position of the prompt, which of the tokens left it is; -1 for none."""
     batch, left = slots.shape
     numbers = torch.arange(left, device=slots.device).expand(batch, -1)
-    # What fills up goes to a column of its own, which is cut off.
+    # Filling goes to an extra column, which is cut off.
     columns = torch.where(valid.to(slots.device), slots, length)
     where = slots.new_full((batch, length + 1), -1).scatter_(1, columns, numbers)
     return where[:, :length]

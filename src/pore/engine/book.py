@@ -1,4 +1,4 @@
-"""What is known of the caches that a block is given: `CacheBook`, who looks a cache up."""
+"""What is known about the caches used in a block; `CacheBook` looks it up."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pore.tensors.gathering import take
 
 
 class CacheBook:
-    """Knows of every cache what it holds and lacks, and refuses one that cannot go on.
+    """Knows which tokens every cache holds and lacks, and refuses a cache that cannot be continued.
 
-    The records lie in the caches themselves (`records`), which may be copied, cropped or used in
-    another block meanwhile.
+    The records lie in the caches themselves (`records`), because a cache may be copied, cropped or
+    used in another block between two calls.
 
     Args:
         setup: The method in the model.
@@ -39,15 +39,15 @@ class CacheBook:
         ]
 
     def record(self, cache: Any, batch: int, length: int) -> CacheRecord:
-        """What there is to know of a cache, to be brought up to date by a call.
+        """What is known about a cache; a call brings it up to date.
 
         Args:
             cache: The cache, or None.
-            batch: Samples of the call.
-            length: Tokens of the call.
+            batch: Number of samples in the call.
+            length: Number of tokens in the call.
 
         Raises:
-            ModelStateError: It lacks tokens that others have dropped, or is not what it was.
+            ModelStateError: It lacks tokens that another method dropped, or was changed in between.
         """
         if cache is None:
             return CacheRecord()
@@ -64,21 +64,21 @@ class CacheBook:
         if not _same(known.settings, self._method):
             raise ModelStateError(
                 "Some layers of this cache lack tokens that were dropped in another block, by "
-                f"{known.settings!r}. A conversation goes on in the block where it began, or in "
-                "one of the same method and settings, over the same cache or a copy."
+                f"{known.settings!r}. Continue a conversation in the block where it began, or in "
+                "one of the same method and settings, with the same cache or a copy."
             )
         if cached != known.cached or batch != known.rows:
             raise ModelStateError(
-                f"This cache holds {cached} tokens, where {known.cached} of {known.rows} samples "
-                f"were left, and {batch} samples follow: a forward failed halfway, or it was "
-                "changed otherwise than by its own methods. Begin again with a new cache."
+                f"This cache was left with {known.cached} tokens for {known.rows} samples, but it "
+                f"holds {cached} tokens, and {batch} samples follow: a forward failed halfway, or "
+                "it was changed other than by its own methods. Begin again with a new cache."
             )
         return known.copied()
 
     def _begun_elsewhere(self, cache: Any, cached: int) -> CacheRecord:
-        """What there is to know of a cache without a record.
+        """What is known about a cache without a record.
 
-        It is empty, or of the unpruned model; or it was copied tensor by tensor.
+        It is empty, or was filled by the unpruned model, or was copied tensor by tensor.
         """
         if cached == 0:
             return CacheRecord()
@@ -95,11 +95,11 @@ class CacheBook:
     def check_goes_on(self, record: CacheRecord, inputs: dict[str, Any], length: int) -> None:
         """Refuse tokens that do not follow those in the cache.
 
-        `generate` cuts a whole conversation by the length of the cache, which lacks what was
-        dropped before the first layer.
+        `generate` cuts as many tokens off a whole conversation as the cache holds, but the cache
+        lacks tokens that were dropped before the first layer.
 
         Args:
-            record: What is known of the cache.
+            record: What is known about the cache.
             inputs: Arguments of the multimodal model by name.
             length: Tokens of the call.
 
@@ -125,7 +125,7 @@ class CacheBook:
             )
 
     def keep(self, cache: Any, record: CacheRecord) -> None:
-        """Make a record that of a cache, brought up to date by a call that has gone through."""
+        """Attach a record to a cache, once a successful call has brought it up to date."""
         if record.lacks:
             record.settings = self._method
             record.is_open = self._is_pruned
@@ -138,7 +138,11 @@ def _same(settings: Any, other: Any) -> bool:
         return True
     try:
         return type(settings) is type(other) and bool(settings == other)
-    except (RuntimeError, TypeError, ValueError):  # of settings that do not compare, as tensors
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # settings that cannot be compared, such as tensors
         return False
 
 

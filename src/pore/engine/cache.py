@@ -1,4 +1,4 @@
-"""What the layers of a shortened sequence have cached."""
+"""What the layers of a shortened sequence hold in the cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pore._compat.caches import cached_keys, slots_of
 
 
 def padding_before(tokens: Tensor) -> Tensor:
-    """(B,) how many of (B, n) tokens come before the first that is no padding."""
+    """(B,) for (B, n) tokens, how many come before the first that is not padding."""
     return (tokens.cumsum(1) == 0).sum(1)
 
 
 def keys_before(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """What `length` new tokens see in the cache of a layer.
+    """The part of a layer's cache that `length` new tokens see.
 
     Args:
         cache: The cache, or None.
@@ -25,7 +25,8 @@ def keys_before(cache: Any, layer: int, past: Tensor, length: int) -> tuple[Tens
         length: New tokens.
 
     Returns:
-        keys (B, G, m, d) and (B, m) bool, of the m latest slots that a sliding window leaves.
+        keys (B, G, m, d) and valid (B, m) bool, for the m latest slots that a sliding window
+        leaves.
     """
     keys, count = cached_keys(cache, layer), past.shape[1]
     if count == 0 or keys is None:
@@ -51,7 +52,7 @@ class CachedTokens:
 
     @classmethod
     def unpruned(cls, tokens: Tensor) -> CachedTokens:
-        """The track of a sequence that nothing was dropped from.
+        """The cached tokens of a sequence from which nothing was dropped.
 
         Args:
             tokens: (B, n) bool, False at padding.
@@ -60,7 +61,7 @@ class CachedTokens:
         return cls(columns, tokens, bool(tokens.all()))
 
     def extended(self, columns: Tensor, valid: Tensor, full: bool) -> CachedTokens:
-        """This track with further slots.
+        """These tokens with further slots.
 
         Args:
             columns: (B, m) positions of the new slots in the full sequence.
@@ -75,10 +76,10 @@ class CachedTokens:
         )
 
     def places(self, other: CachedTokens, span: int) -> Tensor:
-        """(B, m) where the slots of a track that kept some of these are among these.
+        """(B, m) for cached tokens that are some of these, where among these each of them is.
 
         Args:
-            other: That track.
+            other: The cached tokens to look for.
             span: Tokens of the full sequence.
         """
         columns = self.columns.to(other.columns.device)
@@ -87,9 +88,9 @@ class CachedTokens:
         return where.gather(1, other.columns)
 
     def cropped(self, count: int) -> CachedTokens:
-        """This track without its last `count` slots.
+        """These tokens without the last `count` slots.
 
-        Assisted decoding takes rejected tokens back from the end of the cache.
+        Assisted decoding removes rejected tokens from the end of the cache.
         """
         length = max(self.columns.shape[1] - count, 0)
         return CachedTokens(self.columns[:, :length], self.valid[:, :length], self.full)

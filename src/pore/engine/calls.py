@@ -1,4 +1,4 @@
-"""Calls of a pruned model: which have not ended, and what the one inside the model knows."""
+"""Calls of a pruned model: those that have not ended yet, and what is known in the current one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PATIENCE = 20.0  # seconds that a thread may stand still while another waits fo
 
 
 class Call:
-    """One call of the model, from its first hook on.
+    """One call of the model, starting at its first hook.
 
     Attributes:
         inputs: The multimodal model's arguments by name.
         thread: The thread that runs it.
-        forward: What is known once its tokens have reached the decoder.
+        forward: What is known about it once its tokens have reached the decoder.
     """
 
     def __init__(self, inputs: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ class Calls:
         model: The model.
         inputs: Names the arguments of its multimodal part, as `Family.inputs` does.
         method: The method.
-        keep: Called with every prefill whose call has ended well.
+        keep: Called with the prefill of every call that has succeeded.
 
     Attributes:
         inside: The call that is inside the model now.
@@ -83,10 +83,10 @@ class Calls:
 
     @property
     def forward(self) -> Forward:
-        """What the call inside knows.
+        """What is known about the call inside.
 
         Raises:
-            ModelStateError: There is none, so a part of the model was called by itself.
+            ModelStateError: There is none: a part of the model was called by itself.
         """
         call = self.inside
         if call is None or call.forward is None:
@@ -95,11 +95,11 @@ class Calls:
 
     @property
     def asked(self) -> Asked | None:
-        """What this thread's call asks of the output; None where the head is not called."""
+        """What this thread's call asks for in the output; None if the head is not called."""
         return self._asked.get(get_ident())
 
     def answered(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The forward of the whole model, of whose output the caller asks something."""
+        """The forward of the whole model; the caller may ask for parts of its output."""
         asked = Asked(forward, args, kwargs)
         thread = get_ident()
         self._asked[thread] = asked
@@ -116,22 +116,22 @@ class Calls:
         inside = self.inside
         if inside is not None and inside.thread != get_ident():
             raise ModelStateError(
-                "A pruned model was called while another thread runs it; let one thread at a time "
-                "in, by a lock around `generate`, or give every thread a model of its own."
+                "A pruned model was called while another thread runs it; let one thread in at "
+                "a time, with a lock around `generate`, or give every thread a model of its own."
             )
         self.inside = Call(self._inputs(self._model, args, kwargs))
 
     def model_done(self, *_: object) -> None:
-        """A hook of the multimodal model, where no error has come: its prefill counts.
+        """A hook after the multimodal model, if no error occurred: its prefill counts.
 
-        Unless it is part of a whole model, whose output is still to be made of this one's.
+        If it is part of a larger model, the prefill counts once that model's output is made.
         """
         forward = None if self.inside is None else self.inside.forward
         if forward is not None and forward.prefill is not None and forward.asked is None:
             self._keep(forward.prefill)
 
     def after_model(self, *_: object) -> None:
-        """A hook of the multimodal model, called after errors too: the call has gone out."""
+        """A hook after the multimodal model, also after errors: the call has left the model."""
         inside = self.inside
         if inside is not None and inside.thread == get_ident():
             self.inside = None
@@ -144,14 +144,14 @@ class Calls:
         makes_masks: bool = False,
         check: Callable[[dict[str, Any]], None] | None = None,
     ) -> Callable[..., Any]:
-        """A forward or `generate` whose end is known, also where it is an interrupt.
+        """Wrap a forward or `generate` so that its end is noticed, even if it is interrupted.
 
-        Hooks alone tell too little: torch runs none after Ctrl-C, and `generate` is many forwards.
+        Hooks do not suffice: torch runs none after Ctrl-C, and one `generate` is many forwards.
 
         Args:
             function: The forward or `generate`.
-            makes_masks: Whether it may make 4-D masks of a mask of padding.
-            check: Called with the keyword arguments first; raises where they cannot be.
+            makes_masks: Whether it may turn a padding mask into 4-D masks.
+            check: Called with the keyword arguments first; raises an error if they do not fit.
         """
 
         @functools.wraps(function)  # `generate` reads signatures, and so do trainers
@@ -164,7 +164,7 @@ class Calls:
             try:
                 self._unended.append(unended)
                 result = function(*args, **kwargs)
-            finally:  # at first what no interrupt can come between
+            finally:  # first the lines that no interrupt can come between
                 if self.inside is not None and self.inside.thread == unended.thread:
                     self.inside = None
                 if unended in self._unended:
@@ -172,8 +172,8 @@ class Calls:
             if unended.cut_short:
                 raise ModelStateError(
                     f"The model was pruned by {self._method.name} when this call began, and "
-                    "no more when it ended, so that what it gives is neither pruned nor unpruned; "
-                    "join the thread that calls before the `with` block ends."
+                    "no longer when it ended, so its result is neither pruned nor unpruned; join "
+                    "the calling thread before the `with` block ends."
                 )
             return result
 
@@ -185,14 +185,15 @@ class Calls:
         return any(one.makes_masks and one.thread == thread for one in list(self._unended))
 
     def cut_short(self) -> None:
-        """The model is unhooked: what still runs in another thread ends in an error."""
+        """Called when the model is unhooked: what other threads still run ends in an error."""
         for unended in list(self._unended):
             unended.cut_short = True
 
     def wait_for_others(self) -> None:
         """Wait until no other thread is inside the model or its `generate`.
 
-        One that streams its answer is, until the last token. It may itself wait for this thread.
+        A thread that streams its answer stays inside until the last token. It may itself wait
+        for this thread.
 
         Raises:
             ModelStateError: Another thread stands still.

@@ -48,8 +48,8 @@ def act(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) 
         selection = stage.rule(view_of(setup, left, visual, stage, hidden))
     if selection.features is not None and not stage.merges:
         raise ModelStateError(
-            f"{setup.method.name} gives tokens that stay new states and does not say so; make its "
-            "stage with merges=True."
+            f"{setup.method.name} gives new states to tokens that stay, without saying so; make "
+            "its stage with merges=True."
         )
     return choose(left, visual, stage.layer, selection, hidden)
 

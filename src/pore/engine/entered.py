@@ -21,11 +21,12 @@ class Entered:
     Attributes:
         length: Tokens that go in.
         start: Slots in the first layer's cache before them.
-        span: Tokens so far, these included, of the sequence that sliding windows count over.
+        span: Number of tokens so far, these included, in the sequence that sliding windows count
+            over.
         cached: (B, start) bool, False at padding, of the slots in the first layer's cache.
         columns: (B, length) where in the whole conversation they are; None where windows count over
             what the cache holds.
-        before: What of the whole conversation the cache holds before; None likewise.
+        before: The tokens of the whole conversation that the cache held before; None likewise.
         starts: Where they start in the masks that the model makes, of layers without and with a
             sliding window; None where those are of a cache with other slots.
         masks: The caller's own masks over the sequence of `span`, in place of all others; or None.

@@ -31,7 +31,7 @@ from pore.tensors.selection import check_features
 
 
 def as_it_came(came: Came, record: CacheRecord, own: Any) -> Entered:
-    """How the tokens of a call go into the first layer where none were dropped before.
+    """How the tokens of a call enter the first layer if none were dropped before it.
 
     Args:
         came: What the call was given.
@@ -136,7 +136,7 @@ def _dropped(
 
 
 def _counted(setup: Setup, came: Came, record: CacheRecord) -> Tensor:
-    """(B, L) positions counted from the first token that is no padding, dropped ones included."""
+    """(B, L) positions counted from the first token that is not padding, dropped ones included."""
     if record.total is None:
         record.total = came.past.sum(-1, keepdim=True).to(came.tokens.device)
     counted = (record.total + came.tokens.cumsum(-1) - 1).clamp(min=0)
@@ -147,7 +147,7 @@ def _counted(setup: Setup, came: Came, record: CacheRecord) -> Tensor:
 def _extended(
     before: CachedTokens, came: Came, record: CacheRecord, left: Left, embeds: Tensor
 ) -> CachedTokens:
-    """What the first layer's cache will hold."""
+    """The tokens that the first layer's cache will hold."""
     columns = left.index
     if columns is None:
         columns = torch.arange(came.length, device=embeds.device).expand(len(embeds), -1)
@@ -169,7 +169,7 @@ def _positions(
         came: What the call was given.
         record: What is known of its cache, these tokens included in `seen` and `entry`.
         left: The tokens that are left.
-        given: The positions that the model passes to its decoder, of the caller or of its own.
+        given: The positions that the model passes to its decoder, from the caller or its own.
         counted: (B, L) positions counted from the first token.
     """
     of_caller = came.inputs.get(POSITIONS) is not None and isinstance(given, Tensor)
@@ -194,12 +194,12 @@ def _positions(
 
 
 def _offset(setup: Setup, offset: Tensor, tokens: Tensor) -> Tensor:
-    """(B, 1) how far positions of the caller are from those counted from the first token."""
+    """(B, 1) the offset of the caller's positions from those counted from the first token."""
     last = offset.expand(len(tokens), -1).gather(1, _last_valid(tokens)[:, None])
     if tokens.shape[1] > 1 and bool(((offset != last) & tokens).any()):
         raise InputError(
-            f"{setup.method.name} numbers the tokens that are left anew, which it cannot where the "
-            f"{POSITIONS} given do not count up by one; leave them away, or use a method that "
+            f"{setup.method.name} numbers the tokens that are left anew, which it cannot do if the "
+            f"given {POSITIONS} do not count up by one; leave them out, or use a method that "
             "keeps positions."
         )
     return last
@@ -222,11 +222,10 @@ def _mask(
     entered: Entered,
     kwargs: dict[str, Any],
 ) -> tuple[Any, Entered]:
-    """What tells the decoder which tokens of a shortened prompt see each other.
+    """The mask that tells the decoder which tokens of a shortened prompt see each other.
 
-    That is the mask of padding alone, unless tokens of an image see those after them too; or where
-    there is a sliding window, which reaches as far as in the full sequence where positions are
-    kept.
+    It is the padding mask alone, with two exceptions: tokens of an image that also see tokens after
+    them, and sliding windows, which reach as far as in the full sequence if positions are kept.
 
     Args:
         setup: The method in the model.
@@ -265,13 +264,13 @@ def _mask(
     types = types.to(embeds.device) if left.index is None else take(types, left.index, -1)
     make = partial(setup.family.masks, setup.model, embeds)
     own = make(left.tokens, None, types) if entered.start else None
-    # What is in the cache comes before, like text.
+    # Cached tokens come before, like text.
     types = nn.functional.pad(types, (entered.start, 0))
     return make(track.valid, cache, types), replace(entered, own=own)
 
 
 def _padding_mask(setup: Setup, track: CachedTokens, given: Any, embeds: Tensor, cache: Any) -> Any:
-    """What tells the decoder which tokens of a shortened prompt are padding."""
+    """The mask that tells the decoder which tokens of a shortened prompt are padding."""
     config, length = setup.config, embeds.shape[1]
     if has_masks(config):
         return track.valid.long()

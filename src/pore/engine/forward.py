@@ -1,4 +1,4 @@
-"""What one call of the model knows, from when its tokens reach the decoder until it ends.
+"""What is known about one call of the model, from when its tokens reach the decoder to its end.
 
 came      what the call was given: tokens, masks                      never changes
 left      the tokens that are left of them                            stages change it
@@ -53,7 +53,7 @@ class Came:
     types: Tensor | None = None
 
     def fitting(self, start: int) -> tuple[int | None, int | None]:
-        """`starts`, but None where the model made masks for a cache of other than `start` slots."""
+        """`starts`, or None if the masks were made for a cache that has not `start` slots."""
         first, second = self.starts
         return (first if first == start else None), (second if second == start else None)
 
@@ -111,12 +111,12 @@ class Visual:
 
     Attributes:
         layout: Where their visual tokens lie among the tokens that are left.
-        prefill: What the report will be told of the call.
+        prefill: What will go into the report about the call.
         tower: What the vision tower saw last; None where the method does not read it.
-        encoded: Of every image, which of those that the tower saw last it is; empty likewise.
+        encoded: For every image, which of the images that the tower saw last it is; empty likewise.
         positions: (A, 1 or B, L) of the tokens that entered the first layer, on A axes.
         merged: Whether states of visual tokens were replaced.
-        memory: What each `prepare` of the stages made of the prompt.
+        memory: What each `prepare` of the stages returned for the prompt.
         attention: What the latest reader returned.
         beside: What the latest correction read beside it.
     """
@@ -136,17 +136,17 @@ class Forward:
     """One call of the model inside the decoder.
 
     Args:
-        record: What is known of the call's cache.
+        record: What is known about the call's cache.
         came: What the call was given.
         left: What is left of its tokens.
         visual: The images among them, or None.
         entered: How they went into the first layer.
-        prefill: What the report will be told of the call; None where it is no prefill.
-        asked: What the caller asks of the output; None where the model's head is not called.
+        prefill: What will go into the report about the call; None if it is not a prefill.
+        asked: What the caller asks for in the output; None if the model's head is not called.
 
     Attributes:
-        short: What the layers reached get; None: what the model passes.
-        held: What layers got at whose keys later ones look, by layer.
+        short: What the layers reached so far get; None if they get what the model passes.
+        held: By layer, what layers got whose keys are read by later layers.
         ahead: While a layer runs in advance, only to show its attention: the keys (B, G, n, d) that
             it has cached, None where it gets them with those of this call, and (B, n) bool, False
             at padding. Otherwise None.
@@ -190,7 +190,7 @@ class Forward:
         return track or CachedTokens.unpruned(self.entered.cached)
 
     def extended(self, track: CachedTokens) -> CachedTokens:
-        """What was cached, and the tokens of this call that are left."""
+        """The cached tokens, followed by the tokens of this call that are left."""
         index, tokens = self.left.index, self.left.tokens
         if index is None:
             index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)

@@ -1,4 +1,4 @@
-"""What the caller gives beside tokens and pixels: masks and positions, honoured or refused."""
+"""What the caller gives besides tokens and pixels: masks and positions, obeyed or refused."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def custom_masks(masks: Any, seen: int, length: int, made: bool) -> Any:
         masks: The model's mask argument.
         seen: Tokens that came before, dropped ones included.
         length: Tokens of this forward.
-        made: Whether transformers itself has made such masks, early, which then say no more than
-            which tokens are padding: in `generate`, and for caches with slots from the start.
+        made: Whether such masks may come from transformers itself and only tell which tokens are
+            padding, as in `generate` and for caches whose slots exist from the start.
 
     Returns:
-        A (B or 1, 1 or H, length, seen + length) mask or several by kind of layer; None where
+        A (B or 1, 1 or H, length, seen + length) mask or several by kind of layer; None if
         the masks only tell tokens from padding.
 
     Raises:
@@ -36,8 +36,8 @@ def custom_masks(masks: Any, seen: int, length: int, made: bool) -> Any:
     for part in parts:
         if tuple(part.shape[-2:]) != (length, seen + length):
             raise InputError(
-                f"A 4-D {MASK} must say of the {length} tokens given which of all {seen + length} "
-                f"tokens so far they see, dropped ones included; this one is {tuple(part.shape)}."
+                f"A 4-D {MASK} must say which of all {seen + length} tokens so far, dropped ones "
+                f"included, the {length} given tokens see; this one has shape {tuple(part.shape)}."
             )
     return masks
 
@@ -83,27 +83,27 @@ def positions_by_axis(given: Any, length: int, start: int, device: torch.device)
 
 
 def check_tower(inputs: Mapping[str, Any], config: Any) -> None:
-    """Refuse that the projector reads something else of the vision tower than the config says.
+    """Refuse arguments that make the projector read another tower layer than the config says.
 
     Args:
         inputs: The model's arguments by name.
         config: The model's config.
 
     Raises:
-        InputError: It is asked to, so that a method that reads the tower would read elsewhere.
+        InputError: There are such arguments; a method that reads the tower follows the config.
     """
     for name in TOWER_READ:
         given = inputs.get(name)
         if given is not None and given != getattr(config, name, given):
             raise InputError(
                 f"The method reads what goes through the vision tower, where the config says "
-                f"{name}={getattr(config, name)!r}; leave {name}={given!r} away, or set it in the "
+                f"{name}={getattr(config, name)!r}; leave {name}={given!r} out, or set it in the "
                 "config before the block."
             )
 
 
 def check_unpacked(inputs: Mapping[str, Any], cached: bool) -> None:
-    """Refuse prompts with images of which several lie in one row, told apart by their positions.
+    """Refuse several prompts with images in one row, told apart by their positions.
 
     Args:
         inputs: The model's arguments by name.
@@ -121,7 +121,7 @@ def check_unpacked(inputs: Mapping[str, Any], cached: bool) -> None:
             packed = bool(((steps < 1) if cached else (steps != 1)).any())
     if packed:
         raise InputError(
-            "Several prompts lie in one row, told apart by their positions, and each image is to "
-            "be pruned by the text of its own: give every prompt a row of the batch, padded, with "
-            "an attention_mask."
+            "Several prompts lie in one row, told apart by their positions, and each image must "
+            "be pruned by the text of its own prompt: give every prompt its own row of the batch, "
+            "padded, with an attention_mask."
         )

@@ -1,4 +1,4 @@
-"""Which images a call of the model has, and what the vision tower made of them."""
+"""Which images a call of the model has, and which of those in the vision tower they are."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pore.tower.run import TowerRun
 
 
 class Images:
-    """Finds the images of every call, in what was encoded for it and in the caller's marks.
+    """Finds the images of every call, from what was encoded for it and from the caller's marks.
 
-    `generate` encodes images before it calls the model, which is then not told their sizes; and
-    prompts that are given as embeddings do not tell visual tokens from text at all.
+    `generate` encodes images before it calls the model, and the model is then not told their sizes.
+    Prompts given as embeddings do not tell visual tokens from text at all.
 
     Args:
         model: The model.
@@ -99,7 +99,7 @@ def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
 
     Args:
         marked: (B, L) bool.
-        grid: (height, width) of the family's images; kept where a run has that many tokens.
+        grid: (height, width) of the family's images; used for runs with that many tokens.
 
     Returns:
         The images.
@@ -121,7 +121,7 @@ def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
 def placed(
     setup: Setup, images: Sequence[Image], tokens: Tensor, embeds: Tensor, tower: TowerRun | None
 ) -> tuple[Layout | None, list[int]]:
-    """Where the visual tokens of a call lie, of those that the attention mask shows.
+    """Where those visual tokens of a call lie that the attention mask shows.
 
     Args:
         setup: The method in the model.
@@ -163,7 +163,7 @@ def placed(
 
 
 def _shown_images(images: Sequence[Image], tokens: Tensor) -> list[tuple[int, Image]]:
-    """The number of every image of which tokens are shown, and the image with only those."""
+    """The number of every image with tokens that are shown, and the image with only those."""
     shown = tokens.tolist()
     found = []
     for number, image in enumerate(images):

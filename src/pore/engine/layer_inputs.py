@@ -1,7 +1,7 @@
 """What decoder layers get after tokens were dropped: positions, masks, keys of earlier layers.
 
-Rotary tables and positions are those that the model made for the long sequence, at the places that
-are left; masks, see `layer_masks`.
+Rotary tables and positions are taken from those that the model made for the long sequence, at the
+places that are left. For masks, see `layer_masks`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LayerInputs:
     Args:
         setup: The method in the model.
         entered: How the call's tokens went into the first layer.
-        index: (B, m) which of those the layers see; None: all.
-        track: What the layers' cache holds, these included.
+        index: (B, m) which of them the layers see; None means all.
+        track: What the layers' cache holds, these tokens included.
         renumbered: Whether their positions are numbered anew.
 
     Attributes:
@@ -70,15 +70,15 @@ class LayerInputs:
 
         Args:
             kwargs: What the model passes to the layer.
-            hidden: (B, m, D) the hidden states that enter the layer; of the last tokens alone where
-                the model has let go of the others.
+            hidden: (B, m, D) the hidden states that enter the layer; of the last tokens only if
+                the model has dropped the others itself.
             layer: Its number in the cache; None in a recurrent layer, which has none.
-            slots: Keys that its kernel gets, where they are those of an earlier layer.
-            source: What that layer got, where more tokens were there; they are numbered as there.
+            slots: Number of keys that its kernel gets, if they come from an earlier layer.
+            source: What that layer got, if it had more tokens; they are numbered as there.
 
         Returns:
-            A copy with mask, positions and rotary embedding shortened; the same object where
-            nothing is to be changed, as for most decoded tokens.
+            A copy with shortened mask, positions and rotary embedding; the same object if nothing
+            has to change, as for most decoded tokens.
         """
         number = layer or 0
         renumbered = self._renumbered if source is None else source._renumbered
@@ -116,12 +116,12 @@ class LayerInputs:
             source: What that layer got.
 
         Returns:
-            The two for the slots of this track.
+            Both, for the slots of this layer's cache.
         """
 
         def left(states: tuple[Tensor, Tensor], _: Tensor) -> tuple[Tensor, Tensor]:
             places = source.track.places(self.track, self._span).to(states[0].device)
-            # A cache lets go of what is out of a sliding window, which no mask shows.
+            # A cache drops what lies outside a sliding window, and no mask shows it.
             gone = max(source.track.columns.shape[1] - states[0].shape[2], 0)
             index = (places - gone).clamp(min=0)[:, None, :, None]
             keys, values = (
@@ -146,7 +146,7 @@ class LayerInputs:
         return family.rotary(model, hidden, positions, layer), positions
 
     def _present(self, track: CachedTokens, hidden: Tensor) -> Tensor | None:
-        """(B, m) which tokens of this call are no filling, for a layer that looks at no others."""
+        """(B, m) False at filling, for a layer that looks only at the tokens of this call."""
         if track.full or self._length == 1:
             return None
         return track.valid[:, -self._length :].to(hidden.device)

@@ -1,8 +1,8 @@
 """The masks of decoder layers for a sequence from which tokens were dropped.
 
-What the model has already made is not derived anew: among the tokens of a call, masks are those of
-the long sequence at the places that are left. So padding, sliding windows and blocks of an image
-that see each other stay what the model means by them.
+Masks that the model has made are reused: among the tokens of a call, a mask is the one of the long
+sequence at the places that are left. So padding, sliding windows, and blocks of an image whose
+tokens see each other keep the meaning that the model gives them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from pore.tensors.gathering import take
 See = Callable[[Any, Any, Any, Any], Any]
 
 
-"""Says of sample, head, query and key whether the query sees the key."""
+"""Tells, for a sample, head, query and key, whether the query sees the key."""
 
 
 class _Wanted(NamedTuple):
-    """What a mask is to be for.
+    """What a mask is needed for.
 
     Attributes:
-        slots: Keys that the kernel gets.
-        window: How many tokens a token looks at, itself included; None: all.
+        slots: Number of keys that the kernel gets.
+        window: How many tokens a token looks at, itself included; None means all.
         first: (B,) where each sample starts, in a layer that looks at chunks of that size; None
-            where the window slides.
+            if the window slides.
     """
 
     slots: int
@@ -47,13 +47,13 @@ class _Wanted(NamedTuple):
 
 
 class Memo:
-    """Things made once: layers are given the same few objects, each of which is shortened once."""
+    """Shortens each object once: all layers are given the same few objects."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, value: Any, hidden: Tensor, make: Callable[..., Any], *key: Any) -> Any:
-        """What `make(value, hidden)` gives, made once for a value, a device and a key."""
+        """The result of `make(value, hidden)`, computed once for a value, a device and a key."""
         name = (id(value), hidden.device, *key)
         if name not in self._made:
             # `value` is held too, so that no other object gets its id.
@@ -83,7 +83,7 @@ class LayerMasks:
         self._memo = Memo()
 
     def needed(self, given: Any, layer: int) -> bool:
-        """Whether a layer needs another mask than that it is given, or any."""
+        """Whether a layer needs another mask than the one it is given, or needs one at all."""
         if given is not None or not self._track.full or self._entered.masks is not None:
             return True
         window = self._windows[layer]
@@ -93,8 +93,8 @@ class LayerMasks:
         """The masks of all layers for the short sequence, as a decoder takes them.
 
         Args:
-            given: What the model made for the full sequence: a mask, or one by kind of layer.
-            hidden: (B, m, D) the states of the short one.
+            given: What the model made for the full sequence: a mask, or one for each kind of layer.
+            hidden: (B, m, D) the states of the short sequence.
             cache: The cache, or None.
         """
         kinds = getattr(self._config, "layer_types", None)
@@ -116,7 +116,7 @@ class LayerMasks:
             hidden: (B, m, D) the states that enter the layer.
             cache: The cache, or None.
             layer: The layer, from 0.
-            slots: Keys that its kernel gets; None where they are those of its cache.
+            slots: Number of keys that its kernel gets; None if they are those of its cache.
         """
         if slots is None and cache is not None:
             slots = slots_of(cache, self._length, layer)
@@ -131,7 +131,7 @@ class LayerMasks:
             given = of_layer(self._entered.own, self._config, layer)
             start, lost = 0, given is None and self._track.columns.shape[1] > self._length > 1
         if given is None and self._track.full and want.window is None and not lost:
-            return None  # purely causal, and an ascending choice of positions still is
+            return None  # purely causal, as an ascending choice of positions stays
         make = partial(self._mask, want=want, start=start or 0)
         return self._memo(given, hidden, make, slots, want.window, hidden.shape[1])
 
@@ -147,7 +147,7 @@ class LayerMasks:
         return None if window is None or self._entered.span <= window else window
 
     def _chosen(self, masks: Any, hidden: Tensor, *, slots: int) -> Any:
-        """The caller's mask at what is left."""
+        """The caller's mask at the tokens that are left."""
         columns = self._track.columns
         rows = columns[:, -hidden.shape[1] :] - (self._entered.span - masks.shape[-2])
         return _padded(chosen_masks(masks, rows, columns, self._track.valid), slots)
@@ -155,13 +155,13 @@ class LayerMasks:
     def _mask(self, mask: Any, hidden: Tensor, *, want: _Wanted, start: int) -> Any:
         """A mask from the one that the model made for the full sequence, or a causal one.
 
-        What the tokens of this call see of each other is what the model says. What is in the cache
-        they see, as far as a window reaches in the full sequence.
+        Which tokens of this call see each other is taken from the model's mask. Cached tokens are
+        seen, as far as a window reaches in the full sequence.
         """
         length = self._entered.length
         if isinstance(mask, Tensor) and mask.dim() == 2 and not has_masks(self._config):
             left = self._track.valid[:, -want.slots :].to(hidden.device)
-            # For a kernel of the user's own, as the caller gives it.
+            # A user's own kernel gets the mask as the caller gives it.
             return nn.functional.pad(left, (0, want.slots - left.shape[1])).to(mask.dtype)
         if length > 1 and hasattr(mask, "mask_mod"):  # FlexAttention's
             return self._causal(hidden, want, self._inside(mask, start, hidden.device))
@@ -170,7 +170,7 @@ class LayerMasks:
         return self._widened(self._own(own_part(mask, length, start), hidden), hidden, want)
 
     def _own(self, mask: Tensor, hidden: Tensor) -> Tensor:
-        """(B, H, rows, m) what the tokens left see of each other, of a mask for all there were."""
+        """(B, H, rows, m) which of the tokens left see each other, from a mask for all tokens."""
         rows = hidden.shape[1]
         mask = mask.expand(self._track.columns.shape[0], -1, -1, -1)
         whole = mask.shape[-2] == self._entered.length  # or the model has taken the last rows
@@ -182,7 +182,7 @@ class LayerMasks:
         return mask.gather(-1, index.expand(-1, *mask.shape[1:3], -1))
 
     def _widened(self, mask: Tensor, hidden: Tensor, want: _Wanted) -> Tensor:
-        """A mask of what tokens see of each other, with what they see of the cache before it."""
+        """A mask among tokens, extended by what they see of the cache before them."""
         columns, valid = (x.to(hidden.device) for x in (self._track.columns, self._track.valid))
         rows, past = hidden.shape[1], columns.shape[1] - self._length
         closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
@@ -198,7 +198,7 @@ class LayerMasks:
         return _padded(mask, want.slots)
 
     def _causal(self, hidden: Tensor, want: _Wanted, inside: See | None = None) -> Any:
-        """A mask made anew: tokens of this call see what is `inside`, or those before them."""
+        """A new mask: tokens of this call see each other as `inside` says, or those before them."""
         slots, window, first = want
         columns, valid = (
             x.to(hidden.device)[:, -slots:] for x in (self._track.columns, self._track.valid)
@@ -244,7 +244,7 @@ class LayerMasks:
         return lambda b, h, q, k: says(b, h, index[b, q], start + index[b, k])
 
     def _near(self, columns: Tensor, used: int, window: int, first: Tensor | None) -> Tensor:
-        """(B, slots) bool, what one new token sees: FlashAttention counts a window in slots."""
+        """(B, slots) bool, what one new token sees, as FlashAttention counts a window in slots."""
         if self._length > 1:
             raise UnsupportedModelError(
                 f"FlashAttention counts a sliding window of {window} tokens over the tokens kept, "
@@ -256,9 +256,9 @@ class LayerMasks:
 
 
 def _padded(mask: Tensor, slots: int) -> Tensor:
-    """A mask over the last slots of a cache alone, with none seen that are still empty.
+    """Fit a mask to the last slots of a cache; empty slots are not seen.
 
-    A cache lets go of what no later token can see; a static one has empty slots at the end.
+    A cache drops tokens that no later token can see; a static cache has empty slots at the end.
     """
     closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     mask = mask[..., -slots:]

@@ -17,11 +17,11 @@ from pore.engine.setup import Setup
 
 
 def pass_stage(setup: Setup, forward: Forward, number: int, hidden: Tensor) -> Tensor:
-    """Come to a stage: from here on the sequence of this call and the cache are shorter.
+    """Pass a stage: from here on, the sequence of this call and the cache are shorter.
 
     Args:
         setup: The method in the model.
-        forward: What the call knows.
+        forward: What is known about the call.
         number: Which of `setup.inner` the stage is.
         hidden: (B, m, D) the states that enter its layer.
 
@@ -52,7 +52,7 @@ def kwargs_for(
 
     Args:
         setup: The method in the model.
-        forward: What the call knows.
+        forward: What is known about the call.
         short: The tokens as the layer gets them.
         i: The layer.
         number: Its number in the cache; None in a recurrent layer.
@@ -88,7 +88,7 @@ def spare_rows(
     wanted: Any,
     **kwargs: Any,
 ) -> Any:
-    """Which tokens go through the layers that look at keys of earlier ones (Gemma 3n, Gemma 4)."""
+    """Which tokens enter layers that look at keys of earlier layers (Gemma 3n, Gemma 4)."""
     forward, first = calls.forward, min(setup.sources)
     late = any(stage.layer >= first for stage in setup.inner)
     if late and hidden.shape[1] > 1:
@@ -99,5 +99,5 @@ def spare_rows(
         )
     single = forward.asked is not None and forward.asked.single
     if late or single or (forward.left.slots is not None and wanted != 1):
-        wanted = 0  # all: the last ones of the full sequence need not be those left
+        wanted = 0  # all, as the last tokens of the full sequence may have been dropped
     return process(hidden, inputs, tables, masks, wanted, **kwargs)

@@ -1,4 +1,4 @@
-"""One prefill: what a run notes of it, and what that says of every sample."""
+"""One prefill: what a run notes about it, and the report of every sample made from that."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from pore.layout import Image, Layout
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What became of one image.
+    """What was kept of one image.
 
     Attributes:
         image: Which image of its sample, from 0.
         seen: Visual tokens it came with.
-        kept: Raster indices of those that reached the last layer, in the order of the sequence; a
-            merged token is the one it was merged into.
-        extra: Tokens that reached it and stand for no single patch: CLS, a merged rest.
+        kept: Raster indices of the tokens that reached the last layer, in the order of the
+            sequence; a merged token counts as the one it was merged into.
+        extra: Number of tokens that reached it and stand for no single patch, such as CLS or a
+            merged rest.
         grid: (height, width) of the image in tokens, or None where tokens lie on no grid.
         stages: For every stage, its layer and the raster indices that it left.
-        hidden: Tokens among those seen that the attention mask hides, which never counted.
+        hidden: Number of tokens in `seen` that the attention mask hides; they never count.
     """
 
     image: int
@@ -46,12 +47,12 @@ class ImageReport:
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What became of one prompt.
+    """What was kept of one prompt.
 
     Attributes:
         sample: Number of the prompt, in the order the run saw them, from 0.
-        images: Its images; empty for a prompt without image, of which nothing is dropped.
-        tokens: Tokens entering every decoder layer, padding left out.
+        images: Its images; empty for a prompt without an image, from which nothing is dropped.
+        tokens: Number of tokens that enter every decoder layer, without padding.
         unpruned: The same without pruning.
         cost: FLOPs of the prefill by part (true count); None for a model whose decoder pore does
             not know.
@@ -77,7 +78,7 @@ class SampleReport:
 
     @property
     def flops_of(self) -> str | None:
-        """What the FLOPs are of: "model", or "decoder" where those of the tower are unknown."""
+        """What the FLOPs cover: "model", or "decoder" if those of the tower are unknown."""
         if self.cost is None:
             return None
         return "model" if self.cost.tower is not None else "decoder"
@@ -137,7 +138,7 @@ class TowerWork(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a reader has computed beside the model's own attention.
+    """What a reader has computed in addition to the model's own attention.
 
     Attributes:
         layer: The decoder layer whose attention it read.
@@ -152,7 +153,7 @@ class Reading(NamedTuple):
     layout: Layout
 
     def extra(self, images: int, length: int) -> list[ExtraRows]:
-        """What it computed for a sample of so many images and tokens."""
+        """What it computed for a sample with this number of images and tokens."""
         if not images:
             return []
         again = [ExtraRows(self.layer, 0, length)] * (self.runs - 1)
@@ -161,7 +162,7 @@ class Reading(NamedTuple):
 
 @dataclass
 class Prefill:
-    """What a run notes of one prefill, and hands to the report when the model's call has ended.
+    """What a run notes about one prefill, and hands to the report when the model's call has ended.
 
     Its tensors stay on their device until somebody reads the report: reading them earlier would
     make the model wait.
@@ -184,11 +185,11 @@ class Prefill:
     tower_tokens: Sequence[int] = ()
 
     def samples(self, layers: int, shape: ModelShape | None) -> list[SampleReport]:
-        """What became of every prompt, numbered from 0.
+        """The report of every prompt, numbered from 0.
 
         Args:
             layers: Decoder layers.
-            shape: The model's sizes; None where pore does not know them.
+            shape: The model's sizes; None if pore does not know them.
         """
         steps = [(layer, layout.tokens.sum(-1).tolist()) for layer, layout in self.steps]
         lengths = [reading.layout.tokens.sum(-1).tolist() for reading in self.readings]
@@ -228,7 +229,7 @@ class Prefill:
         return reports
 
     def _images(self) -> list[tuple[Image, ImageReport]]:
-        """Every image, and what became of it."""
+        """Every image, and its report."""
         if self.layout is None:
             return []
         first = _rasters(self.layout)

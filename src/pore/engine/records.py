@@ -1,4 +1,4 @@
-"""What a key-value cache lacks: the record of what was dropped, which goes with the cache.
+"""Which tokens a key-value cache lacks: a record that stays with the cache.
 
 A cache is filled in one call of the model and read in the next, and in between it belongs to its
 owner, who may copy it, crop it, or repeat, select and reorder its rows. So the record is part of
@@ -29,7 +29,7 @@ _known: weakref.WeakSet[Any] = weakref.WeakSet()
 
 @dataclass
 class CacheRecord(CacheOwner):
-    """What there is to know of one key-value cache.
+    """What is known about one key-value cache.
 
     Its tensors are never written to, so that records may share them.
 
@@ -67,7 +67,7 @@ class CacheRecord(CacheOwner):
 
     @property
     def rows(self) -> int | None:
-        """Samples that the record is of; None where it says nothing of single ones."""
+        """Number of samples; None if the record says nothing about single samples."""
         return None if self.padding is None else len(self.padding)
 
     def copied(self) -> CacheRecord:
@@ -97,10 +97,10 @@ class CacheRecord(CacheOwner):
             self.last = take(self.last.movedim(-2, 0)).movedim(0, -2)
 
     def check_crop(self, count: int) -> None:
-        """Refuse to take back the last `count` slots where the layers hold different ones.
+        """Refuse to remove the last `count` slots if the layers hold different tokens in them.
 
         Raises:
-            ModelStateError: Some were dropped among them.
+            ModelStateError: Some of these tokens were dropped.
         """
         entry = [] if self.entry is None else [self.entry]
         for track in [] if count >= self.cached else [*entry, *self.tracks.values()]:
@@ -108,7 +108,7 @@ class CacheRecord(CacheOwner):
             if count and bool((gone[:, -1] - gone[:, 0] != count - 1).any()):
                 raise ModelStateError(
                     f"The last {count} tokens were to be cropped from the cache, but among them "
-                    "were some that are not in every layer; crop no farther back than to the end "
+                    "were some that are not in every layer; crop no further back than the end "
                     "of the image."
                 )
 
@@ -129,22 +129,22 @@ class CacheRecord(CacheOwner):
         self.adopt(CacheRecord())
 
     def check_use(self) -> None:
-        """Refuse that the unpruned model goes on over a cache that lacks tokens.
+        """Refuse to let the unpruned model continue with a cache that lacks tokens.
 
         Raises:
-            ModelStateError: It would.
+            ModelStateError: It would do so.
         """
         if self.lacks and not (self.is_open is not None and self.is_open()):
             raise ModelStateError(
-                f"This cache lacks visual tokens that {self.settings!r} has dropped in a block "
-                "that was left, and the model is not pruned now; go on inside a block of the same "
+                f"This cache lacks visual tokens that {self.settings!r} dropped in a block that "
+                "has ended, and the model is not pruned now; continue in a block of the same "
                 "method, or give the whole prompt with a new cache."
             )
 
     # -- changes ----------------------------------------------------------------------------------
 
     def adopt(self, other: CacheRecord) -> None:
-        """Become another record; who shares this one sees it."""
+        """Take over the content of another record, for all who share this one."""
         self.__dict__.update(other.copied().__dict__)
 
 
@@ -155,7 +155,7 @@ def record_of(cache: Any) -> CacheRecord | None:
 
 
 def keep_record(cache: Any, record: CacheRecord) -> None:
-    """Make a record that of a cache, now and in every copy.
+    """Attach a record to a cache and to all its copies.
 
     Args:
         cache: A cache.
@@ -184,7 +184,7 @@ def copied_record(cache: Any, layers: Sequence[int]) -> CacheRecord | None:
 
 
 def _same_keys(cache: Any, other: Any, layers: Sequence[int]) -> bool:
-    """Whether two caches hold the same: the last layer with keys tells most."""
+    """Whether two caches hold the same keys; the last layer with keys is compared first."""
     if any(int(cache.get_seq_length(i)) != int(other.get_seq_length(i)) for i in layers):
         return False
     for i in reversed(layers):

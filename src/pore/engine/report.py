@@ -1,4 +1,4 @@
-"""The report of a run: what was seen and kept, of every prompt."""
+"""The report of a run: what was seen and kept of every prompt."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pore.families.registry import shape_of
 class Report:
     """What a run kept, of every prefill: print it, iterate over samples, or write it as JSON.
 
-    A prefill that failed is not in it. It grows by every prefill, some kilobytes each, for as long
-    as the block lasts; that of an applied run is of the latest alone.
+    A prefill that failed is not in it. The report grows by a few kilobytes with every prefill, as
+    long as the block lasts; the report of an applied run holds only the latest prefill.
 
     Args:
         method: The method.
         layers: Decoder layers of the model.
         config: The model's config.
-        history: Prefills that are remembered; None remembers all.
+        history: How many prefills are remembered; None means all.
 
     Attributes:
-        notes: What was done otherwise than the method's authors or the caller say.
+        notes: Where the run differs from what the method's authors do or the caller asked for.
     """
 
     def __init__(self, method: Method, layers: int, config: Any, history: int | None) -> None:
@@ -44,7 +44,7 @@ class Report:
             self.notes = (*self.notes, text)
 
     def add(self, prefill: Prefill) -> None:
-        """Add a prefill whose call of the model has ended well."""
+        """Add a prefill whose call of the model has succeeded."""
         self._prefills.append(prefill)
 
     @property
@@ -52,7 +52,7 @@ class Report:
         """One entry per prompt, in the order the run saw them."""
         found: list[SampleReport] = []
         for i, prefill in enumerate(self._prefills):
-            if isinstance(prefill, Prefill):  # read once, and let go of what is on the device
+            if isinstance(prefill, Prefill):  # read once, to free what is on the device
                 self._prefills[i] = prefill = prefill.samples(self._layers, self._shape())
             found += [replace(one, sample=len(found) + one.sample) for one in prefill]
         return found

@@ -1,4 +1,4 @@
-"""What is known of a method and a model when a block is entered, and holds until it is left."""
+"""What is known about a method and a model from entering a block until leaving it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _checks: list[Callable[[nn.Module], None]] = []
 
 
 def before_entering(check: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
-    """Have every model looked at before it is pruned, by rooms that lie above this one.
+    """Register a check of every model before it is pruned, for rooms above this one.
 
     Args:
-        check: Called with the model, which fits the method; raises where it must not be pruned.
+        check: Called with the model, which fits the method; raises if it must not be pruned.
 
     Returns:
         The same, so that this is a decorator.
@@ -53,8 +53,8 @@ class Setup:
         reads_tower: Whether a stage reads what goes through the vision tower.
         dense: Whether a stage before the first layer, or in the tower, numbers positions anew.
         windows: The sliding window of every layer; None for a layer that looks at all tokens.
-        sources: Of every layer that looks at keys of an earlier one (Gemma 3n), which one.
-        generator: Source of chance for methods that draw.
+        sources: For a layer that looks at keys of an earlier layer (Gemma 3n), which one that is.
+        generator: Random generator for methods that draw.
     """
 
     method: Method
@@ -115,7 +115,7 @@ class Setup:
 
     @property
     def first(self) -> int:
-        """The first layer that may see other tokens, positions or masks than the model gives it."""
+        """The first layer that may get other tokens, positions or masks than the model passes."""
         if self.shortens_prompt and not self.dense:
             return 0
         return min((stage.layer for stage in self.inner), default=len(self.layers))

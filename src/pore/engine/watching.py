@@ -1,4 +1,4 @@
-"""Watching a model that nothing is dropped of: the stages of a method read, and that is all."""
+"""Watching a model without dropping anything: the stages of a method only read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pore.layout import Layout
 
 
 class Watcher(Pruner):
-    """A pruner that keeps everything, and tells what its stages read.
+    """A pruner that keeps everything and reports what its stages read.
 
     Args:
-        name: The method that the stages are of, for messages.
-        stages: Stages with a reader; of their rules, nothing is used.
-        told: Called with the number of a stage, the attention of its layer, and what its reader
-            took from that.
+        name: The method that the stages belong to, for messages.
+        stages: Stages with a reader; their rules are not used.
+        told: Called with the number of a stage, the attention of its layer, and the result of its
+            reader.
     """
 
     def __init__(
@@ -66,20 +66,20 @@ def keep_all(view: View) -> Selection:
 def read_stages(
     model: nn.Module, inputs: Mapping[str, Any], name: str, stages: Sequence[Stage]
 ) -> tuple[Layout, list[Any]]:
-    """What stages read of a batch in the unpruned model, computing nothing that comes after.
+    """Read a batch with the readers of stages in the unpruned model, and stop there.
 
     Of the last layer that is read, the attention itself, the output projection and the MLP do not
-    run, nor do later layers, the final norm and the head. PyTorch lets a hook leave a forward by an
-    exception only; a decoder cut short would still run the whole of its last layer.
+    run, nor do later layers, the final norm and the head. In PyTorch, a hook can leave a
+    forward only by an exception; a decoder with fewer layers would still run its whole last layer.
 
     Args:
         model: A supported model that is not pruned; it is left as it was.
-        inputs: What the processor makes, on the model's device, every prompt with an image.
-        name: The method that the stages are of, for messages.
+        inputs: The processor's output, on the model's device; every prompt has an image.
+        name: The method that the stages belong to, for messages.
         stages: Stages with a reader, at least one.
 
     Returns:
-        The layout of the batch, and what the reader of every stage took.
+        The layout of the batch, and the result of every stage's reader.
 
     Raises:
         InputError: A prompt ends with an image.

@@ -23,7 +23,7 @@ class BlockMerger:
     """Merges patches between attention and MLP of every block that the projector depends on.
 
     Args:
-        changes: What takes it out of the model.
+        changes: What undoes it in the model.
         model: The model.
         family: Its adapter.
         stage: The stage, which has a `merge`.
@@ -57,9 +57,9 @@ class BlockMerger:
     def _before_tower(self, *_: object) -> None:
         if torch.is_grad_enabled() and any(checkpointed(layer) for layer in self._layers):
             raise UnsupportedModelError(
-                "Patches are merged from block to block of the vision tower, which gradient "
-                "checkpointing computes again one by one; turn gradient checkpointing off for "
-                "the vision tower."
+                "Patches are merged from block to block of the vision tower, but gradient "
+                "checkpointing computes blocks again one by one; turn gradient checkpointing off "
+                "for the vision tower."
             )
         self.block = None
         self.tokens = []
@@ -74,13 +74,13 @@ class BlockMerger:
         self._keys[i] = key
 
     def _log_sizes(self) -> Tensor | None:
-        """Added to the logits of keys: a token of size 2 counts twice. None while all are 1."""
+        """Added to the logits of keys, so that a token of size 2 counts twice; None: all are 1."""
         return None if self.block is None else self.block.sizes.log()
 
     def _forward(self, i: int, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """A block by its own modules, in the order of CLIP and SigLIP, with a merge in the middle.
+        """Run a block with its own modules, in the order of CLIP and SigLIP, merging in the middle.
 
-        No hook can do this: the block adds the MLP's output to the states from before the merge.
+        A hook cannot do this: the block adds the MLP's output to the states from before the merge.
         """
         layer = self._layers[i]
         mask = args[0] if args else kwargs.pop(MASK, None)
@@ -105,7 +105,7 @@ class BlockMerger:
             sizes, raster = self.block.sizes, self.block.raster
         keys = self._keys.pop(i)
         if self._has_cls and not self._cls_first:
-            keys = keys.roll(1, 2)  # here, as what an observer makes has no graph
+            keys = keys.roll(1, 2)  # here, because tensors made in an observer have no graph
         return Block(
             number=i,
             count=self._count,

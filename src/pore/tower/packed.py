@@ -1,8 +1,8 @@
 """Pruning in vision towers that take all images in one sequence: Qwen-VL's, Pixtral.
 
-The rule is called for one image after the other. What it keeps goes through the projector alone;
-after it every token is put where it came from, with zeros between, so that it has its own place on
-the axes of M-RoPE. The engine then drops the zeros before the first decoder layer.
+The rule is called for one image after the other. Only the tokens that it keeps go through the
+projector. Then every token is put back where it came from, with zeros in between, so that it keeps
+its place on the axes of M-RoPE. The engine drops the zeros before the first decoder layer.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pore.tower.stages import Encoded, TowerSelection, TowerView
 class PackedTowerRun(TowerRun):
     """`TowerRun` of a tower without CLS token that takes all images in one sequence.
 
-    All that is held here of patches and tokens is in raster order, image after image: the tower may
-    have them in another, such as window after window, and `Packing` tells which.
+    Patches and tokens are held here in raster order, image after image. The tower may have them in
+    another order, such as window after window, and `Packing` tells which.
     """
 
     _packing: Packing
@@ -38,12 +38,12 @@ class PackedTowerRun(TowerRun):
     _all_kept: bool
 
     def encoded(self, image: int) -> Encoded:
-        """What was made of an image, where that was to be remembered."""
+        """What the tower made of an image, if it was to be remembered."""
         features = torch.split(self._features, self._packing.counts)[image]
         return Encoded(features[None], self._projected[image][None])
 
     def placed(self, layout: Layout, numbers: Sequence[int], features: Tensor) -> Placed:
-        """Which placeholders hold what the stage kept."""
+        """Which placeholders hold the tokens that the stage kept."""
         assert self._rasters is not None
         keep, raster = torch.zeros_like(layout.valid), torch.zeros_like(layout.raster)
         for i, number in enumerate(numbers):
@@ -93,7 +93,7 @@ class PackedTowerRun(TowerRun):
 
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
         counts, shape = self._packing.counts, output.shape
-        output = output.flatten(0, -2)  # of which some projectors make a batch of one
+        output = output.flatten(0, -2)  # some projectors return a batch of one
         whole = self._rasters is None or self._all_kept
         if whole:
             self._projected = list(torch.split(self._in_raster(output, 0), counts))
@@ -121,18 +121,18 @@ class PackedTowerRun(TowerRun):
         return states if self._to_raster is None else states.index_select(dim, self._to_raster)
 
     def _by_token(self, states: Tensor) -> Tensor:
-        """(T, g * C) features of the tokens, of states as the projector gets them."""
+        """(T, g * C) features of the tokens, from states as the projector gets them."""
         return self._in_raster(states.reshape(sum(self._packing.counts), -1), 0)
 
     def _by_image(self, i: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Queries and keys (1, H, n, d) of every image's patches, those of a token side by side."""
+        """Queries and keys (1, H, n, d) of every image; the patches of a token lie together."""
         queries, keys = (
             self._split(torch.cat(parts, 2)) for parts in zip(*self._parts[i], strict=True)
         )
         return queries, keys
 
     def _split(self, patches: Tensor) -> list[Tensor]:
-        """The patches (1, H, n, d) of every image, of those of the whole sequence."""
+        """Split the patches of the whole sequence into those of every image, (1, H, n, d)."""
         _, heads, _, width = patches.shape
         if self._packing.groups is None:
             tokens = patches.view(1, heads, -1, self._packing.patches, width)
@@ -175,7 +175,7 @@ class PackedTowerRun(TowerRun):
     def _check_merged(self, view: TowerView, selection: TowerSelection) -> None:
         """Refuse new features from a stage that does not say that it merges.
 
-        The decoder adds features of its own to tokens that stay what they were (`deepstack`).
+        The decoder adds further features to the original tokens (`deepstack`).
         """
         assert self._stage is not None
         if self._stage.merges or selection.features is view.features:
@@ -183,7 +183,7 @@ class PackedTowerRun(TowerRun):
         features, raster = _kept_of(selection)
         if bool((raster < 0).any()) or not torch.equal(features, view.features[0, raster]):
             raise ModelStateError(
-                "A rule in the vision tower gives tokens that stay new features and does not say "
+                "A rule in the vision tower gives new features to tokens that stay, without saying "
                 "so; make its stage with merges=True."
             )
 
@@ -197,10 +197,10 @@ def _kept_of(selection: TowerSelection) -> tuple[Tensor, Tensor]:
 
 
 def slots_of(raster: Tensor, n: int) -> Tensor:
-    """The placeholder of an image that every token kept fills.
+    """The placeholder of an image that every kept token fills.
 
-    That is the one of its patch. A merged rest, which stands for no patch, gets one of a token that
-    was dropped: of 6 tokens, [4, -1, 0] fill the placeholders [4, 5, 0].
+    A token fills the placeholder of its patch. A merged rest, which stands for no patch, fills one
+    of a dropped token: of 6 tokens, [4, -1, 0] fill the placeholders [4, 5, 0].
 
     Args:
         raster: (k,) the patch that each stands for, -1 for none.

@@ -1,8 +1,8 @@
 """One pass of images through the vision tower: what is read there, and what a stage keeps.
 
-Only what a stage keeps is projected. But the model counts image features against the placeholders
-of the prompt, so after the projector they are filled up with zeros to the number it expects: where
-a stage keeps 128 of 576 tokens, 448 placeholders get zeros. The engine drops those before the first
+Only the tokens that a stage keeps are projected. But the model compares the number of image
+features with the placeholders of the prompt, so zeros are added after the projector: if a stage
+keeps 128 of 576 tokens, 448 placeholders get zeros. The engine drops those before the first
 decoder layer; `TowerRun.placed` says which placeholders hold a token.
 """
 
@@ -38,9 +38,9 @@ class Placed:
         keep: (I, t) bool, False at placeholders that got zeros.
         raster: (I, t) which of its image's visual tokens the token at a placeholder stands for, -1
             for none; arbitrary where not `keep`.
-        features: (I, t, D) the features at the placeholders; None where the model has put them
-            there already.
-        structure: Of every image, whether tokens of it that show no patch (the end of a row) stay;
+        features: (I, t, D) the features at the placeholders; None if the model has put them there
+            already.
+        structure: For every image, whether its tokens that show no patch (the end of a row) stay;
             None keeps them.
     """
 
@@ -51,21 +51,21 @@ class Placed:
 
 
 class TowerRun(ABC):
-    """What went through the vision tower of a model last, and what a stage kept of it.
+    """The last pass through a model's vision tower, and what a stage kept of it.
 
     `generate` runs the tower before it calls the model, so this is held until the tower runs again.
-    Images are numbered as they went through the tower: an image of a prefill has the number that
-    `match` gives for it.
+    Images are numbered as they went through the tower; `match` gives the number of an image of a
+    prefill.
 
     Args:
         changes: What takes the hooks off the model.
         model: The model.
         family: Its adapter.
-        stage: The stage in the tower; None only looks on.
-        remember: Whether to hold on to what `encoded` gives.
+        stage: The stage in the tower; None only watches.
+        remember: Whether to keep what `encoded` returns.
 
     Attributes:
-        notes: What the report should say of how the method acts in this tower.
+        notes: What the report should say about the method in this tower.
     """
 
     def __init__(
@@ -99,21 +99,21 @@ class TowerRun(ABC):
         return [] if self._merger is None else self._merger.tokens
 
     def match(self, layout: Layout, embeds: Tensor) -> list[int] | None:
-        """Which of the images that went through the tower last every image of a prefill is.
+        """Find the images of a prefill among those that went through the tower last.
 
-        They come in the same order, but samples may be repeated meanwhile, as for beam search. And
-        the prompt may have come with features that were made long before. That shows in the
-        embeddings: each image begins with the first token that the projector made of it, or not.
+        They come in the same order, but samples may have been repeated, as for beam search. The
+        prompt may also have come with features that were made earlier. The embeddings show it: an
+        image that went through last begins with the first token that the projector made of it.
 
         Args:
             layout: The images of the prefill.
             embeds: (B, L, D) embeddings that enter the decoder.
 
         Returns:
-            The number of each image; None where these are not images that went through last.
+            The number of each image; None if they are not those that went through last.
 
         Raises:
-            ScoreError: The features hold NaN or infinity, which equals nothing.
+            ScoreError: The features hold NaN or infinity, so they cannot be compared.
         """
         numbers = None if self._first is None else sources(layout.images, len(self._first))
         if self._first is None or numbers is None:
@@ -129,7 +129,7 @@ class TowerRun(ABC):
         """Take note of how the images that are about to go through the tower are cut into tiles.
 
         Raises:
-            UnsupportedModelError: Their tokens are not patches of single images.
+            UnsupportedModelError: Their tokens are not the patches of single images.
         """
         if videos or any(tiling.blended for tiling in tilings):
             which = "a video" if videos else "an image as large as one of these"
@@ -142,11 +142,11 @@ class TowerRun(ABC):
 
     @abstractmethod
     def encoded(self, image: int) -> Encoded:
-        """What was made of an image, where that was to be remembered."""
+        """What the tower made of an image, if it was to be remembered."""
 
     @abstractmethod
     def placed(self, layout: Layout, numbers: Sequence[int], features: Tensor) -> Placed:
-        """Which placeholders hold what the stage kept.
+        """Which placeholders hold the tokens that the stage kept.
 
         Args:
             layout: The images of the prefill.
@@ -155,7 +155,7 @@ class TowerRun(ABC):
         """
 
     def pictures(self, numbers: Sequence[int]) -> Tensor:
-        """(I, 3, H, W) pixel values of images by number, of each the first tile.
+        """(I, 3, H, W) pixel values of images by number; of each image, its first tile.
 
         Only a tower that takes images of one size has them.
         """
@@ -183,7 +183,7 @@ class TowerRun(ABC):
 
     @abstractmethod
     def _after_projector(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
-        """Fill what the projector made up to the number that the model expects."""
+        """Add zeros to the projector's output, up to the number that the model expects."""
 
     def _install(self, changes: Changes) -> None:
         model, family, stage = self._model, self._family, self._stage
@@ -205,7 +205,7 @@ class TowerRun(ABC):
             tap_attention(changes, family.tower_attention(layers[i]), partial(self._observe, i))
 
     def _layers_read(self, stage: TowerStage, count: int, output: int) -> list[int]:
-        """The tower layers whose attention stands for that of the layers that a stage asks for.
+        """The tower layers that are read for the layers that a stage asks for.
 
         Args:
             stage: The stage.
@@ -217,7 +217,7 @@ class TowerRun(ABC):
         if not all(0 <= layer < count for layer in wanted):
             raise BudgetError(
                 f"The method reads attention of tower layers {wanted}, but the tower has "
-                f"{count} layers, of which the projector reads layer {output}."
+                f"{count} layers, and the projector reads the output of layer {output}."
             )
         attended = [family.tower_attended(model, layer) for layer in wanted]
         if attended != wanted:
@@ -242,13 +242,13 @@ class TowerRun(ABC):
         self._prompt = input_ids
 
     def _read_prompt_tilings(self) -> None:
-        """Learn from the prompt which tiles are of one image, where only the prompt says so."""
+        """Learn from the prompt which tiles belong to one image, if only the prompt says so."""
         if not self._family.tiled_prompts:
             return
         if self._prompt is None:
             raise InputError(
-                f"Which tiles of {self._family.name} are of one image is read from the token "
-                "ids of the prompt, which did not come with these pixels; pass input_ids and "
+                f"In {self._family.name}, only the token ids of the prompt say which tiles belong "
+                "to one image, and they did not come with these pixels; pass input_ids and "
                 "pixel_values together."
             )
         self._tilings = tuple(self._family.prompt_tilings(self._model, self._prompt))
@@ -264,7 +264,7 @@ class TowerRun(ABC):
             return self._stage.rule(view)
 
     def _check_graph(self, view: TowerView) -> None:
-        """Refuse weights of merged features whose gradients reentrant checkpoints would lose."""
+        """Refuse merged features if reentrant checkpointing would lose their gradients."""
         assert self._stage is not None
         if not (self._stage.merges and view.features.requires_grad):
             return
@@ -273,6 +273,6 @@ class TowerRun(ABC):
             trained = any(weight.requires_grad for weight in layers[i].parameters())
             if trained and checkpointed(layers[i]) and not key.requires_grad:
                 raise UnsupportedModelError(
-                    "Features are merged by what tower layers compute, which reentrant gradient "
-                    "checkpointing keeps from the gradients; use use_reentrant=False."
+                    "Features are merged with weights that tower layers compute, and reentrant "
+                    "gradient checkpointing loses their gradients; use use_reentrant=False."
                 )

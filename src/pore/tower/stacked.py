@@ -24,21 +24,21 @@ class StackedTowerRun(TowerRun):
     _output: Tensor  # (P, n, C) of the layer that the projector reads
     _real: Tensor | None = None  # (P, n) bool, False at tokens that are padding; None: all are real
     _selection: TowerSelection | None = None
-    _projected: Tensor  # (P, k, D) what was kept, or all there is
+    _projected: Tensor  # (P, k, D) what was kept, or all tokens
     _count: int  # how many features of an image or tile the model expects
 
     def encoded(self, image: int) -> Encoded:
-        """What was made of an image, where that was to be remembered."""
+        """What the tower made of an image, if it was to be remembered."""
         tiles = tiles_of(self._tilings, image)
         return Encoded(self._features[tiles], self._projected[tiles])
 
     def pictures(self, numbers: Sequence[int]) -> Tensor:
-        """(I, 3, H, W) pixel values of images by number, of each the first tile."""
+        """(I, 3, H, W) pixel values of images by number; of each image, its first tile."""
         assert self._pixels is not None
         return self._pixels[[tiles_of(self._tilings, number).start for number in numbers]]
 
     def placed(self, layout: Layout, numbers: Sequence[int], features: Tensor) -> Placed:
-        """Which placeholders hold what the stage kept."""
+        """Which placeholders hold the tokens that the stage kept."""
         assert self._selection is not None
         selection, t = self._selection, layout.raster.shape[1]
         raster, valid = selection.raster, selection.valid
@@ -62,7 +62,7 @@ class StackedTowerRun(TowerRun):
     def _place(
         self, placed: Placed, i: int, image: Image, number: int, raster: Tensor, stays: Tensor
     ) -> bool:
-        """Place the tokens of an image in tiles; whether the structure between them stays."""
+        """Place the tokens of an image in tiles; tells if the structure between them stays."""
         assert self._selection is not None
         assert self._tilings is not None
         tiling, tiles = self._tilings[number], tiles_of(self._tilings, number)
@@ -73,7 +73,7 @@ class StackedTowerRun(TowerRun):
         rank = self._selection.order
         rank = None if rank is None else rank[tiles].to(raster.device)
         chosen, places = in_prompt_order(tiling, raster, stays, rank)
-        # Rows keep their ends where every token stays at the placeholder of its patch.
+        # Rows keep their end tokens if every token stays at the placeholder of its patch.
         rows = rank is None and self._selection.structure and len(image.structure) > 0
         rows = rows and bool((places >= 0).all())
         slots = places if rows else torch.arange(len(places), device=places.device)
@@ -111,7 +111,7 @@ class StackedTowerRun(TowerRun):
     def _cls_first(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Queries or keys (P, H, n, d) of the tower with the CLS token, if there is one, in front.
 
-        Called for what a rule gets only when it gets it, as what an observer makes has no graph.
+        Called only when a rule gets them, because tensors made in an observer have no graph.
         """
         if not self._has_cls or self._family.cls_first:
             return parts
