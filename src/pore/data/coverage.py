@@ -27,7 +27,7 @@ from pore.layout import Image
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the visual tokens of one image in a prompt show of the picture it was made from.
+    """The part of a picture that each visual token of an image in a prompt shows.
 
     Boxes are (left, top, right, bottom) in pixels of the picture. They reach beyond it where it was
     padded, and are NaN in a view that shows nothing but padding. A *view* is what goes through the
@@ -47,7 +47,7 @@ class Coverage:
 
     @property
     def padding(self) -> Tensor:
-        """(n,) share of every token's box that is padding of the processor; 1 where it has no box.
+        """(n,) share of every token's box that is padding by the processor; 1 without a box.
 
         Padding is what lies outside of the picture.
         """
@@ -68,11 +68,11 @@ def coverage_of(
         picture: The picture; only its size matters.
         text: A prompt with the placeholder of one image; by default what the chat template makes of
             an image.
-        kwargs: Further arguments of the processor, those with which it is called otherwise.
+        kwargs: Further arguments of the processor, as in its other calls.
 
     Returns:
-        The coverage of every image that the picture becomes in the prompt: one, but for processors
-        that give crops as images of their own, as Gemma 3 with `do_pan_and_scan`.
+        The coverage of every image that the picture becomes in the prompt: one, except for
+        processors that make separate images of crops, such as Gemma 3 with `do_pan_and_scan`.
 
     Raises:
         InputError: The processor refuses the picture or has no chat template, or the visual tokens
@@ -113,7 +113,7 @@ def coverage_of(
         own = frames[first : first + count]
         high, wide = white[first].shape[-2:]
         first += count
-        # Towers leave out what is left over at the right and the bottom, where patches do not fit.
+        # Towers leave out the rest at the right and the bottom that is narrower than a patch.
         share = torch.tensor([wide // columns / wide, high // rows / high] * 2, dtype=own.dtype)
         start, end = own[of][:, [0, 1, 0, 1]], own[of][:, [2, 3, 2, 3]]
         found.append(Coverage(picture.size, start + cells * share * (end - start), of, own))

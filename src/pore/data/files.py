@@ -12,7 +12,7 @@ from pore.data.samples import Sample, text_of
 from pore.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""What the names of images in a folder end in."""
+"""The file name endings of images in a folder."""
 
 _TEXTS = ("answer", "id", "kind", "third")
 
@@ -25,8 +25,7 @@ def from_folder(
     """A sample for every image in a folder and the folders in it, in the order of their paths.
 
     Args:
-        folder: The folder. Hidden files are left out, and those whose names end in none of
-            `SUFFIXES`.
+        folder: The folder. Hidden files, and files without one of the `SUFFIXES`, are left out.
         questions: The questions, or a text file with one on each line; the images take them in
             turn.
 

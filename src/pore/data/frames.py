@@ -1,4 +1,4 @@
-"""Which part of a picture a processor has made each view of, read off what it makes of colours.
+"""Which part of a picture each view shows, read off the colours that the processor returns.
 
 A *view* is what goes through the vision tower as one picture: a tile, a crop or the whole picture.
 """
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# From this share of the picture (of the purest pixel's) on, a pixel is not blended with padding.
+# A pixel with this share of the picture (relative to the purest pixel) is free of padding.
 _PURE = 0.99
 
 # A view of which no pixel has a larger share of the picture shows nothing of it.
@@ -35,9 +35,10 @@ def frames_of(
     """The part of a picture that every view shows.
 
     Args:
-        white: What a white picture gives, views (3, H, W).
-        black: What a black one gives.
-        sloped: What one gives whose red goes from left to right and whose green from top to bottom.
+        white: The views (3, H, W) of a white picture.
+        black: The views of a black picture.
+        sloped: The views of a picture whose red grows from left to right and green from top to
+            bottom.
         size: (width, height) of the pictures.
 
     Returns:
@@ -48,7 +49,7 @@ def frames_of(
     full = torch.stack([span.amax((1, 2)) for span in spans]).amax(0).double().numpy()
     frames = []
     for span, dark, slope in zip(spans, black, sloped, strict=True):
-        # Resizing works on rows and columns one after the other, so that one of either tells all.
+        # Resizing works on rows and columns separately, so one row and one column suffice.
         # The middle is away from where padding, blended with the picture, bends a slope.
         row, column = _middle(span[0].sum(1)), _middle(span[1].sum(0))
         across = [view[0, row].double().numpy() for view in (span, dark, slope)]

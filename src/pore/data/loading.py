@@ -33,7 +33,7 @@ def load_model(
 
     Args:
         name: Hub id, folder or "embedded".
-        device: Such as "cpu", "cuda:1" or "mps"; "auto" is the accelerator there is, if any.
+        device: Such as "cpu", "cuda:1" or "mps"; "auto" takes the accelerator, if there is one.
         dtype: One of `DTYPES`.
         attn: Attention implementation, such as "sdpa", "flash_attention_2" or "eager"; None is
             the choice of transformers.
@@ -80,7 +80,7 @@ def _commit(path: str, revision: str | None) -> str | None:
     if os.path.isdir(path):
         return None
     found = try_to_load_from_cache(path, "config.json", revision=revision)
-    # In the cache a file lies in the folder of its commit, whatever branch or tag was asked for.
+    # In the cache, a file lies in the folder of its commit, whichever branch or tag was requested.
     return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else revision
 
 
@@ -128,7 +128,7 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
 
 
 def check_dtype(name: str) -> None:
-    """Refuse what is none of `DTYPES`.
+    """Refuse a name that is not in `DTYPES`.
 
     Args:
         name: The name of a number format.
@@ -144,7 +144,7 @@ def choose_device(name: str) -> Any:
     """A device by name.
 
     Args:
-        name: Such as "cpu", "cuda:1" or "mps"; "auto" is the accelerator there is, if any.
+        name: Such as "cpu", "cuda:1" or "mps"; "auto" takes the accelerator, if there is one.
 
     Returns:
         The `torch.device`.

@@ -17,7 +17,7 @@ from pore.errors import InputError
 if TYPE_CHECKING:
     from transformers import BatchFeature
 
-# The settings of an image processor that decide what a visual token sees.
+# The settings of an image processor that decide what a visual token shows.
 _SETTINGS = (
     "image_processor_type",
     "do_resize",
@@ -82,7 +82,7 @@ def render(processor: Any, question: str, *, image: bool = True) -> str:
 
 
 def prompt_template(processor: Any) -> str:
-    """The prompt with `{question}` where the question goes: what names a template in a profile.
+    """The prompt with `{question}` in place of the question, by which profiles name a template.
 
     Raises:
         InputError: The processor has no chat template.
@@ -91,7 +91,7 @@ def prompt_template(processor: Any) -> str:
 
 
 def processor_settings(processor: Any) -> dict[str, Any]:
-    """The settings of the image processor that decide what a visual token sees.
+    """The settings of the image processor that decide what a visual token shows.
 
     The class is named without its backend (PIL or torchvision).
 
@@ -125,7 +125,7 @@ def build_inputs(
 
     Args:
         processor: The model's processor, with a chat template.
-        samples: One to many samples; those whose image is None give prompts of text alone.
+        samples: One or more samples; samples without an image give text-only prompts.
         device: Where the tensors go.
         dtype: Floating dtype of the pixels, that of the model; None leaves float32.
 

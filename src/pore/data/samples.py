@@ -22,7 +22,7 @@ from pore.errors import InputError
 
 _WHOLE = 1e15  # above it, floats are written with an exponent
 
-_MISSING = ("NAType", "NaTType")  # of pandas, which need not be there
+_MISSING = ("NAType", "NaTType")  # of pandas, which may not be installed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Sample:
 
         Raises:
             InputError: There is no image; its file is missing, damaged or cut off; or its format or
-                shape is none of those that are opened.
+                shape is not supported.
         """
         if self.image is None:
             raise InputError(f"Sample {self.id} has no image.")
@@ -93,12 +93,12 @@ def is_missing(value: Any) -> bool:
     """Whether a value is None, NaN or one of the missing values of pandas."""
     if value is None or type(value).__name__ in _MISSING:
         return True
-    unequal = value != value  # as nothing but NaN and NaT is
+    unequal = value != value  # true only for NaN and NaT
     return isinstance(unequal, (bool, np.bool_)) and bool(unequal)
 
 
 def _reason(error: Exception) -> str:
-    """What an error of a decoder says, with its kind."""
+    """The message of a decoder's error, with its class."""
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Samples from whatever a name means: a folder, a JSONL file, a data set, the embedded scenes."""
+"""Samples by name: from a folder, a JSONL file, a data set or the embedded scenes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def load_samples(
             (`from_jsonl`), a folder of images (`from_folder`), or the hub id of a data set
             (`from_dataset`).
         questions: For a folder, the questions or the text file of them; required there.
-        limit: At most so many samples, from the first; None for all, and for
-            `EMBEDDED_SAMPLES` embedded ones.
+        limit: Largest number of samples, from the first; None for all, or for `EMBEDDED_SAMPLES`
+            embedded ones.
         split: Split of a data set.
         image: Column of a data set that holds the image.
         question: Column that holds the question.
@@ -81,7 +81,7 @@ def from_scenes(split: str, n: int) -> list[Sample]:
 
     Args:
         split: "calibration", "test" or "train".
-        n: Number of questions, each about a scene of its own.
+        n: Number of questions, each about a different scene.
 
     Returns:
         The samples, always the same.

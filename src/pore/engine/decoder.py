@@ -1,4 +1,4 @@
-"""Before and after the decoder: a call's tokens arrive there, and its cache and output leave."""
+"""Before and after the decoder: a call's tokens go in, and its cache and output come out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arrive(
     inputs: dict[str, Any],
     kwargs: dict[str, Any],
 ) -> tuple[Forward, dict[str, Any]]:
-    """A call's tokens have come to the decoder.
+    """Handle a call's tokens before they enter the decoder.
 
     Args:
         setup: The method in the model.
@@ -50,13 +50,13 @@ def arrive(
         kwargs: The decoder's arguments.
 
     Returns:
-        What the call knows from here on, and the decoder's arguments for the tokens that are left.
+        What is known about the call from here on, and the decoder's arguments for the tokens left.
     """
     embeds, cache = kwargs[EMBEDS], cache_in(kwargs)
     batch, length = embeds.shape[:2]
     record = book.record(cache, batch, length)
     found, record.marked = images.find(inputs, embeds, record)
-    # Of single tokens only the first is looked at: that asks the device.
+    # Of single tokens only the first is checked, because the check waits for the device.
     looks = length > 1 or not record.checked
     if looks:
         book.check_goes_on(record, inputs, length)
@@ -144,13 +144,13 @@ def _visual(
 
 
 def leave(book: CacheBook, forward: Forward, kwargs: dict[str, Any], output: Any) -> None:
-    """A call's tokens have gone through the decoder.
+    """Handle a call's output after the decoder.
 
     Args:
         book: Knows the caches.
-        forward: What the call knows.
+        forward: What is known about the call.
         kwargs: The decoder's arguments.
-        output: Its output, of which only what the caller asks for is left.
+        output: Its output, cut down here to what the caller asks for.
     """
     cache = cache_in(kwargs)
     if cache is None:  # made by the model where the caller gave none

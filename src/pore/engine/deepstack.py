@@ -22,7 +22,7 @@ def added_inside(
     visual: Tensor,
     embeds: Tensor,
 ) -> Tensor:
-    """Between two decoder layers: only the tokens that are left get their features."""
+    """Called between two decoder layers: only the tokens that are left get features."""
     forward = calls.forward
     if forward.left.index is not None:
         _check(setup, forward.visual)

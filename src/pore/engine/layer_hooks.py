@@ -22,9 +22,9 @@ LayerHook = Callable[
     ["nn.Module | None", tuple[Any, ...], dict[str, Any]],
     "tuple[tuple[Any, ...], dict[str, Any]] | None",
 ]
-"""A pre-hook: called with a layer and what enters it; gives what it gets in its place, or None.
+"""A pre-hook: called with a layer and its input; returns another input, or None.
 
-Where the layer's states are checkpointed it has acted before, without the layer, and rests."""
+If the layer's states are checkpointed, it has acted before the layer, and does nothing here."""
 
 
 def hook_layers(changes: Changes, setup: Setup, calls: Calls) -> Callable[[], None]:
@@ -102,7 +102,7 @@ def _act_before_checkpoints(
 ) -> None:
     """Let layers drop tokens before what is computed again in the backward.
 
-    There the prompt is not known any more, nor need the block last.
+    In the backward the prompt is no longer known, and the block may have ended.
 
     Args:
         changes: What takes this back.

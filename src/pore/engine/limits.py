@@ -1,4 +1,4 @@
-"""What a family, a model or a prompt does not take of a method."""
+"""What a method cannot do in a family, in a model or with a prompt."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Stages = Sequence[Stage | TowerStage]
 
 
 def family_limits(stages: Stages, family: Family) -> list[Limit]:
-    """What a family does not take of these stages, whatever the model.
+    """What these stages cannot do in a family, whatever the model.
 
     Args:
-        stages: A method's.
+        stages: The stages of a method.
         family: The adapter.
 
     Returns:
-        The limits; none where a method of these stages works.
+        The limits; empty if a method with these stages works.
     """
     found = [rule(stages, family) for rule in _RULES]
     return [limit for limit in found if limit is not None]
@@ -173,15 +173,15 @@ def check_recurrent(method: Method, stages: Sequence[Stage], attending: Sequence
 
 
 def check_sharing(method: Method, stages: Sequence[Stage], sources: Mapping[int, int]) -> None:
-    """Refuse to merge tokens where later layers look at keys that were made before.
+    """Refuse to merge tokens if later layers look at keys that were made before the merge.
 
     Args:
         method: The method.
         stages: Its stages in the decoder.
-        sources: Of every layer that looks at keys of an earlier one, which one.
+        sources: For every layer that looks at keys of an earlier one, which one.
 
     Raises:
-        UnsupportedModelError: A stage would.
+        UnsupportedModelError: A stage would merge so.
     """
     for stage in stages:
         if stage.merges and any(source < stage.layer for source in sources.values()):

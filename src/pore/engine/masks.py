@@ -20,8 +20,8 @@ def window_of(config: Any, layer: int) -> int | None:
         layer: The layer, from 0.
 
     Returns:
-        How many tokens a token looks at at most, itself and those before it; None where it looks
-        at all.
+        The largest number of tokens that a token looks at, itself included; None if it looks at
+        all of them.
     """
     kinds = getattr(config, "layer_types", None)
     if _chunked(config, layer):
@@ -75,7 +75,7 @@ def own_slots(cache: Any, sliding: bool) -> int:
         sliding: Whether the mask is that of layers with a sliding window.
 
     Returns:
-        The number of slots before, unless the cache has let go of some since.
+        The number of slots before, unless the cache has dropped some since.
     """
     if cache is None:
         return 0
@@ -122,7 +122,7 @@ def own_part(mask: Tensor, length: int, start: int) -> Tensor:
     Args:
         mask: (B, H, length, n) mask.
         length: Tokens of the forward.
-        start: Slots before them, of which the cache may have let go of some.
+        start: Slots before them, some of which the cache may have dropped.
 
     Returns:
         (B, H, length, length) part of the mask.
@@ -151,7 +151,7 @@ def token_mask(
     start: int = 0,
     padding: Tensor | None = None,
 ) -> Tensor:
-    """Which tokens of the sequence so far are no padding, read off whatever mask the model got.
+    """Which tokens of the sequence so far are not padding, read off the mask that the model got.
 
     Args:
         attention_mask: None, (B, n), a prepared (B, 1, q, n) bool or additive mask, or several of

@@ -59,7 +59,7 @@ class AyaVision(Family):
         """Put the tiles of each image of a sample together.
 
         The config does not name the tags, but the last tile of a prompt is a whole view, so its tag
-        is theirs.
+        is the tag of whole views.
 
         Args:
             tiles: The columns of every tile.

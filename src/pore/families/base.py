@@ -1,4 +1,4 @@
-"""What the engine needs to know of a family of vision-language models, and nothing more."""
+"""What the engine needs to know about a family of vision-language models, and nothing more."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ TAG = 90
 class Family(TowerParts):
     """An adapter: where a family keeps its parts, and where its visual tokens lie.
 
-    An adapter knows nothing of pruning methods. Where the modules are is said by what `ModelParts`
-    and `TowerParts` define; here is which tokens of a prompt are visual, what FLOPs follow from,
-    and what `pore check` needs. The defaults fit a model with one placeholder token in its prompts
-    for every visual token.
+    An adapter knows nothing about pruning methods. `ModelParts` and `TowerParts` define where the
+    modules are; this class adds which tokens of a prompt are visual, the sizes that FLOPs follow
+    from, and what `pore check` needs. The defaults fit a model whose prompts have
+    one placeholder token for every visual token.
 
-    From its definition on, a subclass that names `model_types` is the adapter of those. It may
-    take the place of an earlier one only as a subclass of that, or where the same class is defined
-    once more, as in a notebook.
+    As soon as it is defined, a subclass that names `model_types` is the adapter for them. It may
+    replace an earlier adapter only if it is a subclass of that one, or the same class defined
+    again, as in a notebook.
 
     Attributes:
         name: What people call the family.
         model_types: The `config.model_type` of the models that the adapter is for. Followed by "+"
-            and that of the vision tower where only those with such a tower are meant.
+            and the vision tower's type if only models with such a tower are meant.
         placeholder: The token id that stands for visual content in prompts, or the config's name
             for it.
-        encodes: Whether only what `get_image_features` is called with says how many tokens an image
+        encodes: Whether only the arguments of `get_image_features` say how many tokens an image
             becomes, see `tilings`.
-        encodes_videos: Whether there are videos; what `get_video_features` is called with says how
-            many tokens each becomes, see `video_tilings`.
+        encodes_videos: Whether there are videos; the arguments of `get_video_features` say how many
+            tokens each becomes, see `video_tilings`.
         tiles: Whether an image may be cut into tiles, so that its tokens lie on no single grid.
         tiled_prompts: Whether images go through the vision tower in tiles, and only the prompt says
-            which are of one image, see `prompt_tilings`.
+            which tiles belong to one image, see `prompt_tilings`.
         tiles_placed: Whether tilings say where in the image the tiles lie.
         registry: The adapter of every `model_type`.
     """
@@ -83,7 +83,7 @@ class Family(TowerParts):
 
     @classmethod
     def _check_free(cls, what: str, earlier: type[Family] | None) -> None:
-        """Refuse to take a name from a class that this one is no kind of."""
+        """Refuse a name that belongs to a class which this one is not derived from."""
         if earlier is None or issubclass(cls, earlier):
             return
         full, known = (f"{kind.__module__}.{kind.__qualname__}" for kind in (cls, earlier))
@@ -110,7 +110,7 @@ class Family(TowerParts):
             InputError: Placeholders and images do not fit together.
         """
         found: list[Image] = []
-        if comes_with(inputs, "image"):  # a placeholder that a model generated is no image
+        if comes_with(inputs, "image"):  # a placeholder that the model generated is not an image
             found += self.still_images(model, inputs)
         if self.encodes_videos and comes_with(inputs, "video"):
             columns = placeholder_runs(inputs["input_ids"], self.video_token(model))
@@ -121,8 +121,8 @@ class Family(TowerParts):
     def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
         """The images of a prompt, without its videos; called where some come with it.
 
-        By default every image is as many placeholders as its tiling says, in a family that
-        `encodes`, or else as its `grid` has places. Without a grid every unbroken run of
+        By default, every image has as many placeholders as its tiling says (in a family that
+        `encodes`) or as its `grid` has places. Without a grid every unbroken run of
         placeholders is an image.
 
         Args:
@@ -168,7 +168,7 @@ class Family(TowerParts):
     def prompt_tilings(self, model: nn.Module, input_ids: Tensor) -> list[Tiling]:
         """How the tiles that go through the vision tower for some prompts become tokens.
 
-        By default tile by tile, the whole image last, and nothing said of where the others lie.
+        By default tile by tile, with the whole image last, and without places for the others.
 
         Args:
             model: A model of a family with `tiled_prompts`, which has a `grid` for each tile.
@@ -208,7 +208,7 @@ class Family(TowerParts):
         return ModelShape.of_decoder(decoder, getattr(config, "model_type", None))
 
     def shrink(self, config: dict[str, Any]) -> None:
-        """Mend the config of a tiny twin (`pore check`), whose sizes were chosen by their names.
+        """Correct the config of a tiny twin (`pore check`), whose sizes were chosen by their names.
 
         Args:
             config: The config as plain types, which this changes.
@@ -224,8 +224,8 @@ class Family(TowerParts):
             noise: Makes random pixels of a shape.
 
         Returns:
-            The token ids that stand for the image in a prompt, tags and breaks among them, and what
-            the model gets besides; a batch is several of these, concatenated.
+            The token ids that stand for the image in a prompt, tags and breaks included, and what
+            else the model gets; a batch is several of these, concatenated.
 
         Raises:
             UnsupportedModelError: The family does not say.
@@ -242,17 +242,17 @@ class Family(TowerParts):
         return [self.placeholder_id(model)] * count, {"pixel_values": noise(1, 3, side, side)}
 
     def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
-        """What the model gets besides token ids and images, by token, for `pore check`.
+        """What else the model gets for every token, besides ids and images, for `pore check`.
 
         Args:
             model: The twin.
             ids: (B, L) token ids.
-            answer: How many of them, at the end, are of an answer.
+            answer: How many of them, at the end, belong to an answer.
         """
         if self.token_types is None:
             return {}
         return {self.token_types: (ids == self.placeholder_id(model)).long()}
 
     def pixels_name(self, model: nn.Module) -> str:
-        """What the model calls its argument of pixels."""
+        """The name of the model's argument for pixels."""
         return "pixel_values"

@@ -17,8 +17,8 @@ from pore.layout import Tiling
 class Gemma4(Family):
     """`Gemma4ForConditionalGeneration`, with experts or without: squares of patches are averaged.
 
-    In the small models the later decoder layers look at the keys of the last layer of their kind
-    before them; dropped there, a token is hidden from them. In the large ones tokens of an image
+    In the small models, later decoder layers look at the keys of the last earlier layer of their
+    kind; a token that was dropped there is hidden from them. In the large ones tokens of an image
     see each other in layers with a sliding window.
     """
 
@@ -62,7 +62,7 @@ class Gemma4(Family):
     def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """The same, frame by frame."""
         positions: Tensor = inputs["video_position_ids"]
-        if positions.dim() == 4:  # an older transformers has them as long as one another
+        if positions.dim() == 4:  # older versions of transformers need videos of equal length
             frames = [positions.shape[1]] * positions.shape[0]
             positions = positions.flatten(0, 1)
         else:

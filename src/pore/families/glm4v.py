@@ -16,14 +16,14 @@ from pore.families.qwen_vl import QwenVL
 class Glm4V(QwenVL):
     """`Glm4vForConditionalGeneration` (GLM-4.1V), GLM-4.5V, GLM-4.6V and GLM-OCR.
 
-    Images and videos have one placeholder between them, and the models take no prompts with both.
+    Images and videos share one placeholder, so a prompt cannot contain both.
     """
 
     name = "GLM-4V"
     model_types = ("glm4v", "glm46v", "glm4v_moe", "glm_ocr")
 
     def token_features(self, model: nn.Module) -> nn.Module:
-        """The convolution that makes a token of a square of patches, before the projector."""
+        """The convolution before the projector, which makes one token from a square of patches."""
         return self.tower(model).downsample  # type: ignore[return-value]
 
     def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:

@@ -99,7 +99,7 @@ class Idefics3(Family):
 
 
 def _rows(columns: Sequence[int], size: int) -> tuple[int, int] | None:
-    """(rows, columns) of the tiles before the last, None where rows are not equally long."""
+    """(rows, columns) of the tiles before the last; None if rows differ in length."""
     starts = columns[::size]
     ends = [i for i in range(1, len(starts)) if starts[i] - starts[i - 1] > size + 2]
     width = ends[0] if ends else 0
@@ -108,10 +108,10 @@ def _rows(columns: Sequence[int], size: int) -> tuple[int, int] | None:
 
 
 def _grouped(tiles: Sequence[Sequence[int]], ids: Sequence[int]) -> list[list[Sequence[int]]]:
-    """Put the tiles of each image together: its whole view is the last of them.
+    """Group the tiles by image: the whole view is the last tile of an image.
 
     The config does not name the tags, but the last tile of a prompt is a whole view, so its tag is
-    theirs. Tiles without the marks of the processor are images of their own.
+    the tag of whole views. Tiles without the marks of the processor are images of their own.
     """
     images: list[list[Sequence[int]]] = [[]]
     for tile in tiles:

@@ -44,7 +44,7 @@ class InternVL(Family):
         return True
 
     def merge_size(self, model: nn.Module) -> int:
-        """Two, as a rule: the pixel shuffle before the projector makes a token of 2 x 2 patches."""
+        """Usually 2: the pixel shuffle before the projector makes one token from 2 x 2 patches."""
         config: Any = model.config
         return int(1 / config.downsample_ratio)
 

@@ -21,8 +21,8 @@ class Llama4(Family):
 
     Between `<|image_start|>` and `<|image_end|>` an image is its tiles, row by row, with separators
     after them, and the whole image at low resolution; separators are structure. Layers without
-    rotary positions scale queries by how many tokens there are before them, in steps of
-    `floor_scale` (8192): they count those that are left.
+    rotary positions scale queries by the number of tokens before them, in steps of `floor_scale`
+    (8192); only tokens that are left count there.
     """
 
     name = "Llama 4"
@@ -57,7 +57,7 @@ class Llama4(Family):
         return tower.vision_adapter.mlp  # type: ignore[no-any-return]
 
     def merge_size(self, model: nn.Module) -> int:
-        """Two, as a rule: the pixel shuffle makes a token of 2 x 2 patches."""
+        """Usually 2: the pixel shuffle makes one token from 2 x 2 patches."""
         config: Any = model.config
         return int(1 / config.vision_config.pixel_shuffle_ratio)
 

@@ -30,7 +30,7 @@ class LlavaNext(Family):
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """How the images of a call of `get_image_features` become tokens.
 
-        The model's own packing is run on the numbers of the patches in place of their features.
+        The model's own packing is run on patch numbers in place of patch features.
         """
         base: Any = self.base(model)
         config = base.config
@@ -60,7 +60,7 @@ class LlavaNext(Family):
         return tiles_of(size, config.image_grid_pinpoints, config.vision_config.image_size)
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:
-        """One image, higher than wide, in two tiles of which padding is cut off."""
+        """One image that is taller than wide, in two tiles whose padding is cut off."""
         config: Any = model.config
         side = config.vision_config.image_size
         sizes = torch.tensor([[2 * side, side - side // 4]])
@@ -105,9 +105,9 @@ class LlavaNextVideo(LlavaNext):
 class LlavaOnevision(LlavaNext):
     """`LlavaOnevisionForConditionalGeneration`: SigLIP tower over tiles, MLP projector, Qwen2.
 
-    Images that come several in a sample have no tiles. The patches of a large image are blended
-    into fewer tokens (`anyres_max_9`), so that no method can choose among them in the tower; those
-    of a video's frames likewise.
+    If a sample has several images, they have no tiles. The patches of a large image are blended
+    into fewer tokens (`anyres_max_9`), and so are those of a video's frames; no method can choose
+    among them in the tower.
     """
 
     name = "LLaVA-OneVision"
@@ -117,7 +117,7 @@ class LlavaOnevision(LlavaNext):
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """How the images of a call of `get_image_features` become tokens.
 
-        The model's own packing is run on the coordinates of the patches in place of their features.
+        The model's own packing is run on patch coordinates in place of patch features.
         """
         base: Any = self.base(model)
         config = base.config

@@ -46,7 +46,7 @@ class Mistral3(Family):
         return False
 
     def token_features(self, model: nn.Module) -> nn.Module:
-        """The layer that makes a token of the patches of a square."""
+        """The layer that makes one token from a square of patches."""
         projector: Any = self.projector(model)
         return projector.patch_merger.merging_layer  # type: ignore[no-any-return]
 
@@ -85,7 +85,7 @@ class Mistral3(Family):
         return found
 
     def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images of a prompt: image tokens, cut by what each image comes to."""
+        """Images of a prompt: image tokens, cut by the number of tokens of each image."""
         found = super().still_images(model, inputs)
         visual = (inputs["input_ids"] == self.placeholder_id(model)).tolist()
         return [replace(image, structure=_breaks(image, visual[image.row])) for image in found]
@@ -147,7 +147,7 @@ class LightOnOcr(Mistral3):
         return self.base(model).vision_projection  # type: ignore[return-value]
 
     def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
-        """Images of a prompt: image tokens, cut by what each image comes to."""
+        """Images of a prompt: image tokens, cut by the number of tokens of each image."""
         return [replace(image, structure=()) for image in super().still_images(model, inputs)]
 
     def example(self, model: nn.Module, noise: Noise) -> tuple[list[int], dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from pore.layout import Image, Tiling
 def comes_with(inputs: Mapping[str, Any], kind: Literal["image", "video"]) -> bool:
     """Whether images or videos come with a forward: as pixels, or as features made before it.
 
-    A placeholder without either is a token that the model itself has generated.
+    A placeholder without either is a token that the model itself generated.
 
     Args:
         inputs: The arguments of the multimodal forward, by name.
@@ -43,7 +43,7 @@ def encoded_images(columns: Sequence[Sequence[int]], tilings: Sequence[Tiling]) 
 
     Args:
         columns: For each sample, the ascending columns of its visual tokens.
-        tilings: Those of the encoded images, in the order of the prompts. Where samples are
+        tilings: The tilings of the encoded images, in the order of the prompts. If samples are
             repeated for beam search, they hold each image once.
 
     Returns:
@@ -85,7 +85,7 @@ def tiled_image(row: int, index: int, columns: Sequence[int], grid: tuple[int, i
         grid: (height, width) of a tile in tokens.
 
     Raises:
-        InputError: The tokens are no whole tiles.
+        InputError: The tokens do not make whole tiles.
     """
     size = grid[0] * grid[1]
     if len(columns) % size:
@@ -149,7 +149,7 @@ def whole_tiles(row: int, columns: Sequence[int], size: int) -> list[Sequence[in
         The columns of every tile.
 
     Raises:
-        InputError: They are no whole tiles.
+        InputError: They do not make whole tiles.
     """
     tiles = [columns[start : start + size] for start in range(0, len(columns), size)]
     if any(tile[-1] - tile[0] != size - 1 for tile in tiles) or len(columns) % size:
@@ -174,7 +174,7 @@ def equal_images(
         The images.
 
     Raises:
-        InputError: A sample's visual tokens are no whole number of images.
+        InputError: A sample's visual tokens do not make a whole number of images.
     """
     images = []
     for row, where in enumerate(columns):

@@ -20,8 +20,8 @@ from pore.layout import Packing, Tiling
 class QwenVL(Family):
     """`Qwen2VLForConditionalGeneration` and `Qwen2_5_VLForConditionalGeneration`.
 
-    Visual tokens keep their places on the time, height and width axes, and text goes on from where
-    it would without pruning.
+    Visual tokens keep their positions on the time, height and width axes, and text has the same
+    positions as without pruning.
     """
 
     name = "Qwen2-VL"
@@ -46,7 +46,7 @@ class QwenVL(Family):
         return layer.attn  # type: ignore[return-value]
 
     def tower_attended(self, model: nn.Module, layer: int) -> int:
-        """In Qwen2.5-VL the last up to this layer that attends to whole images, or the first."""
+        """In Qwen2.5-VL, the last layer up to this one that sees whole images, or the first."""
         config: Any = self.tower(model).config
         full: list[int] = sorted(getattr(config, "fullatt_block_indexes", [layer]))
         return max((i for i in full if i <= layer), default=full[0])
@@ -56,7 +56,7 @@ class QwenVL(Family):
         return False
 
     def projector(self, model: nn.Module) -> nn.Module:
-        """What makes a token of the patches of a square."""
+        """What makes one token from a square of patches."""
         return self.tower(model).merger  # type: ignore[return-value]
 
     def merge_size(self, model: nn.Module) -> int:
@@ -121,7 +121,7 @@ class QwenVL(Family):
         return ids, {"pixel_values": noise(side**2, values), "image_grid_thw": grid}
 
     def prompt_types(self, model: nn.Module, ids: Tensor, answer: int) -> dict[str, Tensor]:
-        """Which tokens are of images: positions on three axes go by them."""
+        """Which tokens belong to images; positions on three axes depend on it."""
         return {"mm_token_type_ids": (ids == self.placeholder_id(model)).int()}
 
     def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
@@ -150,7 +150,7 @@ class Qwen3VL(QwenVL):
     deepstack = True
 
     def shrink(self, config: dict[str, Any]) -> None:
-        """As many tower layers give features to the decoder as before, and one more gives none."""
+        """Keep all tower layers that give features to the decoder, and add one that does not."""
         vision = config["vision_config"]
         count = len(vision["deepstack_visual_indexes"])
         vision["deepstack_visual_indexes"], vision["depth"] = list(range(count)), count + 1
@@ -159,8 +159,8 @@ class Qwen3VL(QwenVL):
 class Qwen35(QwenVL):
     """`Qwen3_5ForConditionalGeneration`, with experts or without.
 
-    Three of four decoder layers are recurrent: they go on as if dropped tokens had never been, and
-    have no attention to rank by.
+    Three of four decoder layers are recurrent. They continue as if dropped tokens had never been
+    there, and have no attention to rank by.
     """
 
     name = "Qwen3.5"

@@ -30,8 +30,8 @@ def families() -> dict[str, Family]:
     """All families, built in, defined since, or from the entry points `pore.families`.
 
     Returns:
-        The adapter for every `config.model_type`, and for those with a vision tower of some type
-        where that makes another family of them: "llava+pixtral".
+        The adapter for every `config.model_type`; keys such as "llava+pixtral" are for models whose
+        vision tower makes them another family.
 
     Raises:
         UnsupportedModelError: An entry point does not give a `Family`.

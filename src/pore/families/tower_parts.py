@@ -61,7 +61,7 @@ class TowerParts(ModelParts):
     def tower_attended(self, model: nn.Module, layer: int) -> int:
         """The tower layer whose attention is read in place of a layer's own.
 
-        That is the layer itself, unless it attends within windows only.
+        This is the layer itself, unless it attends only within windows.
         """
         return layer
 
@@ -79,7 +79,7 @@ class TowerParts(ModelParts):
     def token_features(self, model: nn.Module) -> nn.Module:
         """The module whose first argument is one feature for every visual token, (I, N, C).
 
-        That is the projector, or, where patches are merged, the part of it that comes after that.
+        This is the projector, or, if patches are merged, the part of it after the merging.
         """
         return self.projector(model)
 

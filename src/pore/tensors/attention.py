@@ -2,8 +2,8 @@
 
 Every attention module of transformers hands its final query and key (after q/k-norm, RoPE and the
 cache) to the function that `ALL_ATTENTION_FUNCTIONS` holds under the name in its config. A tap puts
-a function in between for one module: it looks at query and key, then calls the original kernel. So
-SDPA, FlashAttention and eager stay as they are, and only one query row is computed beside them.
+a function in between for one module: it reads query and key, and then calls the original kernel. So
+SDPA, FlashAttention and eager stay unchanged, and only one query row is computed in addition.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def row_logits(
 def visual_weights(
     logits: Tensor, columns: Tensor, valid: Tensor, normalize: Normalize = "prompt"
 ) -> Tensor:
-    """What some tokens pay the visual tokens of every image, in every head.
+    """The attention weights of some tokens on the visual tokens of every image, in every head.
 
     With `normalize="prompt"` each head's softmax runs over the whole prompt, as in the released
     code of FastV and PoRe; with "visual" over the image's visual tokens alone, as PoRe's Eq. 1 is
@@ -199,7 +199,7 @@ def mean_over_queries(logits: Tensor, real: Tensor | None = None) -> Tensor:
 
 
 def visible(mask: Tensor | None, images: int) -> Tensor | None:
-    """Which tokens of a vision tower the mask of its kernel lets be seen.
+    """Which tokens of a vision tower are visible under the mask of its kernel.
 
     Args:
         mask: (I or 1, 1, n, n) bool or additive, or (I, n), or None.

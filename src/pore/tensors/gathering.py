@@ -1,4 +1,4 @@
-"""Rows of tensors sorted, packed, taken and compared: what is done in many places, done once."""
+"""Sorting, packing, taking and comparing rows of tensors, as needed in many places."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def unit(features: Tensor) -> Tensor:
 def cosine(one: Tensor, other: Tensor) -> Tensor:
     """Cosine similarity between all pairs of tokens of two sets; 0 where a token is all zeros.
 
-    It is what tokens are chosen by, and has no graph.
+    Tokens are chosen by it, so it has no graph.
 
     Args:
         one: (I, a, d) tokens.
@@ -53,8 +53,8 @@ def pack(mask: Tensor, right: bool = True, width: int | None = None) -> tuple[Te
         mask: (I, n) bool.
         right: Whether shorter rows are filled on the right; on the left, the last marked position
             of every row stays last.
-        width: The length, no less than what the fullest row marks; None takes that, for which it
-            waits for the device.
+        width: The length, at least the largest number of marks in a row; None takes that number,
+            which waits for the device.
 
     Returns:
         index (I, width), the positions; and valid (I, width) bool, False at filling.

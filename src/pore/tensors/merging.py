@@ -1,4 +1,4 @@
-"""From many features to few: pure tensor functions that merge tokens.
+"""Pure tensor functions that merge many tokens into few.
 
 Sums over tokens are matrix products with 0-1 weights, not scattered additions, so that they give
 the same bits every time on every device.
@@ -53,7 +53,7 @@ def add_group_means(
 ) -> tuple[Tensor, Tensor]:
     """Add to every target the mean of the tokens in its group.
 
-    The sum of the target and of that mean, not the mean of all: as VisionZip's authors have it.
+    This is the sum of the target and that mean, not the mean of all, as in VisionZip's code.
 
     Args:
         features: (I, n, C) the tokens.

@@ -1,4 +1,4 @@
-"""Letterbox padding: how much of every patch it covers, and which patches it leaves.
+"""Letterbox padding: the share of every patch that it covers, and the patches that are left.
 
 LLaVA letterboxes an image to a square: it is centred, and two bars of the mean colour fill the
 rest. Bars mean nothing, but can draw attention. Version 2 of PoRe (arXiv 2508.17807v2) sets the

@@ -1,4 +1,4 @@
-"""What surrounds the model does not reach the scores: no autocast, and no graph."""
+"""Scores are computed without the surrounding autocast and graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 def full_precision() -> Iterator[None]:
     """Leave `torch.autocast`, on every device: tensors are multiplied in the types that they have.
 
-    For what makes new features of scores. What is scored alone goes into `scoring`.
+    For code that makes new features from scores. Code that only scores uses `scoring`.
     """
     accelerator = torch.accelerator.current_accelerator()
     kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
@@ -32,7 +32,7 @@ def scoring() -> Iterator[None]:
 
 
 def autocast_of_now(kind: str) -> Callable[[], torch.autocast]:
-    """Makes the autocast that is on or off now, for what is to run in it later.
+    """Remember the current autocast, on or off, for code that is to run in it later.
 
     Args:
         kind: The kind of device, such as "cuda".

@@ -18,11 +18,11 @@ _NOT_FINITE = (
 
 
 def check_finite(*scores: Tensor, what: str = "Scores") -> None:
-    """Refuse scores that nothing can be chosen by, for methods that do not end in `top_k`.
+    """Refuse scores by which nothing can be chosen, for methods that do not end in `top_k`.
 
     Args:
         scores: Any shapes.
-        what: What they are, where they are no scores, for the message.
+        what: What they are called in the message, if they are not scores.
 
     Raises:
         ScoreError: One is NaN or infinite.
@@ -32,7 +32,7 @@ def check_finite(*scores: Tensor, what: str = "Scores") -> None:
 
 
 def check_features(features: Tensor, valid: Tensor) -> None:
-    """Refuse visual tokens that say nothing, whatever a method makes of them; waits for the device.
+    """Refuse visual tokens that hold NaN or infinity; waits for the device.
 
     Args:
         features: (I, t, D) what a method chooses among.
@@ -46,14 +46,14 @@ def check_features(features: Tensor, valid: Tensor) -> None:
 
 
 def check_keep(keep: int | float) -> None:
-    """Refuse a `keep` that cannot be meant, before any model runs.
+    """Refuse a `keep` that makes no sense, before any model runs.
 
     Args:
         keep: Tokens kept per image (an `int` of at least 1), or the fraction kept (a `float` in
             (0, 1]).
 
     Raises:
-        BudgetError: `keep` is zero, negative, not finite, a fraction above one, or no number.
+        BudgetError: `keep` is zero, negative, not finite, a fraction above one, or not a number.
     """
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
         raise BudgetError(
@@ -126,8 +126,8 @@ def check_scores(scores: Tensor, counts: Tensor, valid: Tensor) -> None:
 def proportional_shares(total: int, weights: Sequence[int], room: Sequence[int]) -> list[int]:
     """Share a number out in proportion to weights, as far as there is room.
 
-    What is left over goes to the largest remainders, of equal ones to the first; what finds no room
-    is shared out anew among those that have some, by room once all that have weight are full.
+    What is left over goes to the largest remainders; of equal ones, to the first. What does not fit
+    is shared out again among those with room: by weight, and by room once all with weight are full.
 
     Args:
         total: What to share out.

@@ -134,14 +134,14 @@ class TowerView:
 
         Args:
             mask: (I, N) bool, the patches that stay.
-            counts: How many of each of the I, the sums of `mask`.
+            counts: How many patches each of the I keeps: the sums of `mask`.
             structure: Whether tokens that show no patch (the end of a row of tiles) stay.
 
         Returns:
             The selection.
         """
         if min(counts) == mask.shape[1]:
-            # A copy may be laid out otherwise in memory, and sums over it then round otherwise.
+            # A copy may have another memory layout, and sums over it may then round differently.
             return TowerSelection(self.features, self.raster, None, structure)
         widest = max(counts)
         order, valid = pack(mask, width=widest)
@@ -163,8 +163,8 @@ class TowerSelection:
             merged into; the CLS token and what stands for no single patch have -1, and come last
             in the prompt's order.
         valid: (I, k) bool, False where one of the I keeps fewer than k; None where all keep k.
-        structure: Whether tokens that show no patch (the end of a row of tiles) stay. They also go
-            where some feature stands for no single patch, as there are no rows then.
+        structure: Whether tokens that show no patch (the end of a row of tiles) stay. They are
+            also dropped if some feature stands for no single patch, as there are no rows then.
         order: (I, k) for methods that lay tiles out in a way of their own: the rank of each feature
             among those of its image, -1 for what is left out. Structure then goes. None is the
             prompt's order.
@@ -179,7 +179,7 @@ class TowerSelection:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the vision tower and the projector made of one image.
+    """The output of the vision tower and the projector for one image.
 
     Attributes:
         features: (tiles, N, C) all its patch features, as the tower gives them to the projector;
@@ -234,7 +234,7 @@ class TowerStage:
             former alone.
         merge: Called in every block up to the one that the projector reads, after its attention;
             gives the block with fewer states, and their sizes and rasters. None merges nothing.
-        proportional: Whether a token that was merged of several counts that often in attention.
+        proportional: Whether a token that was merged from several counts that often in attention.
         merges: Whether the rule gives tokens that stay new features.
     """
 

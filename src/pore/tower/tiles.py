@@ -1,4 +1,4 @@
-"""Tiles: which of them are of which image, and where what is left of them comes in the prompt.
+"""Tiles: which image they belong to, and where their remaining tokens lie in the prompt.
 
 An image that a family cuts into tiles goes through the vision tower as several pictures. Of a
 2 × 1 grid with an overview, say, tile 0 is the whole image at low resolution, and tiles 1 and 2 are
@@ -23,10 +23,10 @@ from pore.tower.stages import TowerSelection, TowerView
 
 
 def tiles_of(tilings: Sequence[Tiling] | None, image: int) -> slice:
-    """Which of the pictures that went through the tower are the tiles of an image.
+    """Which pictures of those that went through the tower are the tiles of an image.
 
     Args:
-        tilings: Of every image, in order; None where each goes in one piece.
+        tilings: The tiling of every image, in order; None if each goes in one piece.
         image: The number of the image.
     """
     if tilings is None:
@@ -36,10 +36,10 @@ def tiles_of(tilings: Sequence[Tiling] | None, image: int) -> slice:
 
 
 def in_own_runs(tiling: Tiling, raster: Tensor, stays: Tensor) -> tuple[Tensor, Tensor]:
-    """Where tokens come whose tiles own a run of placeholders each: where the model put them.
+    """Where tokens lie if every tile owns a run of placeholders: where the model put them.
 
     Args:
-        tiling: Of an image of T tiles.
+        tiling: The tiling of an image with T tiles.
         raster: (T, k) the patch of its tile that each token stands for, -1 for none.
         stays: (T, k) bool, which of them stay.
 
@@ -59,11 +59,11 @@ def in_prompt_order(
     """The order in which the prompt has the tokens of tiles that are laid side by side.
 
     Args:
-        tiling: Of an image of T tiles.
+        tiling: The tiling of an image with T tiles.
         raster: (T, k) the patch of its tile that each token stands for, -1 for none.
         stays: (T, k) bool, which of them stay.
-        rank: (T, k) an order of the method's own, -1 for what it leaves out; None is the prompt's,
-            tokens that stand for no patch last.
+        rank: (T, k) an order that the method chooses, -1 for tokens that it leaves out; None takes
+            the prompt's order, with tokens that stand for no patch last.
 
     Returns:
         chosen (n,), the tokens in order, as tile * k + number; and places (n,), which of the
@@ -94,10 +94,11 @@ def in_prompt_order(
 
 
 def whole_if_all_shown(selection: TowerSelection, view: TowerView) -> TowerSelection:
-    """Everything, as the tower gave it, in place of a selection of all that the prompt shows.
+    """Replace a selection of all that the prompt shows by the tower's whole output.
 
-    Patches of nothing but padding are projected then too, although the decoder never gets them:
-    without them sums round otherwise, and keeping all would not be bit-equal to no pruning.
+    Then patches of nothing but padding are projected too, although the decoder never gets them.
+    Without them sums would round differently, and keeping all would not equal no pruning, bit for
+    bit.
     """
     valid = selection.valid
     if valid is None or view.tilings is None or selection.order is not None:

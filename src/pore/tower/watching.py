@@ -1,4 +1,4 @@
-"""Noting what the vision tower is not told: how images are cut into tiles, and the prompt."""
+"""Noting what the vision tower does not get: how images are cut into tiles, and the prompt."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def watch_tiling(
     family: Family,
     note: Callable[[Sequence[Tiling], bool], None],
 ) -> None:
-    """Tell how images and videos are cut into tiles whenever a model encodes some.
+    """Note how images and videos are cut into tiles, whenever a model encodes some.
 
-    The sizes that say so are arguments of `get_image_features` and no other function. `generate`
-    calls that before it calls the model.
+    The sizes that determine this are arguments of `get_image_features` only, and `generate` calls
+    that function before it calls the model.
 
     Args:
-        changes: What ends this.
+        changes: What undoes this.
         model: The model.
         family: Its adapter, which says by `encodes` and `encodes_videos` whether there is
             something to tell.
@@ -65,12 +65,12 @@ def watch_tiling(
 def watch_prompt(
     changes: Changes, model: nn.Module, family: Family, note: Callable[[Tensor | None], None]
 ) -> None:
-    """Tell the token ids of a prompt before its images are encoded.
+    """Note the token ids of a prompt before its images are encoded.
 
-    `generate` encodes images before it calls the model, and without the token ids.
+    `generate` encodes images before it calls the model, without passing token ids.
 
     Args:
-        changes: What ends this.
+        changes: What undoes this.
         model: The model.
         family: Its adapter.
         note: Called with the ids (B, L), or None, before a prompt; and with None after it.
