@@ -35,6 +35,17 @@ def test_evaluate_with_and_without_p(
     assert (tmp_path / "results.csv").read_text().startswith("method,reweight,keep,layer")
 
 
+def test_a_method_that_needs_p_runs_with_it_alone(model: Path, data: Path, profile: Path) -> None:
+    common = ("-m", model, "--method", "d2pruner", "--keep", "4", "--max-new-tokens", "1")
+    asked = ("evaluate", *common, "-s", data / "samples.jsonl")
+    found = run(*asked, "--reweight", profile)
+    assert "D2Pruner + PoRe" in found.output
+    assert "− D2Pruner" not in found.output
+    assert "for --reweight" in run(*asked, code=1).stderr
+    one = ("generate", data / "0.png", "w6", *common)
+    assert "16 -> 4" in run(*one, "--reweight", profile).output
+
+
 def test_evaluate_all(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

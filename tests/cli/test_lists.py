@@ -23,7 +23,7 @@ def test_models_come_from_the_registry() -> None:
     for model_type, family in families().items():
         assert model_type in text
         assert family.name in text
-    assert "Set up with more than a model: SGL, Scored" in text
+    assert "Set up with more than a model: D2Pruner, SGL, Scored" in text
 
 
 def test_models_as_json_say_what_works_and_why_not() -> None:

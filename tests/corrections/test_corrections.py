@@ -14,6 +14,7 @@ from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from helpers.recording import Recording, Seen
 from pore.bias.where import Where
 from pore.corrections import HeadBiases, NullTokenPrior, Subtracted, WithoutRoPE
+from pore.cost.named import model_shape
 from pore.engine.corrections import AttentionCorrection
 from pore.engine.readers import null_row
 from pore.engine.run import Run
@@ -22,8 +23,14 @@ from pore.families.registry import shape_of
 from pore.layout import Image, Layout
 
 P = pore.PositionBias.exponential(0.3, N)
-# SGL ranks by what another model looked at; its own test holds what it refuses.
-HOSTS = [name for name, kind in pore.methods().items() if kind.reweightable and name != "SGL"]
+SHAPE = model_shape("llava-64x8")
+# What SGL refuses, which ranks by what another model looked at, and D2Pruner, which takes all but
+# None, their own tests hold.
+HOSTS = [
+    name
+    for name, kind in pore.methods().items()
+    if kind.reweightable and kind.usual(5, SHAPE) is not None
+]
 CORRECTIONS: dict[str, Any] = {
     "bias": P,
     "weaker": P.with_strength(0.5),

@@ -159,7 +159,9 @@ HOSTS = [
     name
     for name, kind in sorted(pore.methods().items())
     if kind.reweightable and kind.__module__.startswith("pore.")
-    if name != "SGL"  # what it divides comes from `pore.guide`, not from a pass of its own
+    # What SGL divides comes from `pore.guide`; without P there is no D2Pruner, and no attention of
+    # it that FastV would not read.
+    if name not in ("SGL", "D2Pruner")
 ]
 
 

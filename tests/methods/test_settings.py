@@ -37,6 +37,8 @@ HOW = {
     ("CDPruner", "relevance"): "pore.CDPruner(..., relevance=...)",
 }
 """What no text gives, beside `reweight`, and what the refusal says."""
+INSTEAD = {("ToMe", "r"), ("IVC-Prune", "foreground")}
+"""What is given instead of `keep`."""
 TEXTS = ("1", "0.5", "none", "[1, 2]", "[x]")
 
 
@@ -89,8 +91,8 @@ def check_refusal(method: str, name: str, text: str, message: str) -> None:
 
 
 def settable(method: str, name: str) -> bool:
-    """Whether the usual value can be set: not if the method is set up in Python only."""
-    return method != "Scored" and name != "reweight" and (method, name) not in HOW
+    """Whether the usual value can be set: not if the method is for Python only, or needs P."""
+    return method not in ("Scored", "D2Pruner") and name != "reweight" and (method, name) not in HOW
 
 
 @pytest.mark.parametrize(("method", "name"), [one for one in FIELDS if one[0] != "SGL"])
@@ -98,7 +100,7 @@ def test_every_setting_is_made_or_refused_with_what_to_do(method: str, name: str
     """As from the command line, of which the next test goes the whole way."""
     model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])
     shape = shape_of(model.config)
-    more = ["keep=none"] if (method, name) == ("ToMe", "r") else []
+    more = ["keep=none"] if (method, name) in INSTEAD else []
     for text in texts_for(method, name, methods()[method].usual(0.5, shape)):
         done = False
         try:
@@ -126,7 +128,7 @@ def test_every_setting_is_taken_or_refused_with_what_to_do(
     kind = methods()[method]
     usual = kind.usual(0.5, shape_of(loading.load_config(str(model))))
     given = ["--method", method, *(() if name == "keep" else ("--keep", "0.5"))]
-    if (method, name) == ("ToMe", "r"):
+    if (method, name) in INSTEAD:
         given[2:] = ["--set", "keep=none"]
     for text in texts_for(method, name, usual):
         common = ("evaluate", "-m", model, "-s", samples, "--limit", 1, "--max-new-tokens", 1)

@@ -254,8 +254,10 @@ def _ask_one(
     print_results(records)
     say(*skips(records), *footnotes(records))
     if biases is not None:
-        for without, with_p in zip(outcomes[1::2], outcomes[2::2], strict=True):
-            say(str(compare(without, with_p, seed=options.seed)))
+        hosts = {outcome.keep: outcome for outcome in outcomes[1:] if outcome.reweight is None}
+        for with_p in outcomes[1:]:
+            if with_p.reweight is not None and with_p.keep in hosts:
+                say(str(compare(hosts[with_p.keep], with_p, seed=options.seed)))
     if written:
         say(f"Wrote {' and '.join(map(str, written))}.")
 
@@ -267,7 +269,10 @@ def _pruners(
     biases: Sequence[PositionBias] | None,
     guiding: Guiding | None,
 ) -> list[Pruner | None]:
-    """None for the unpruned model, then the method at every budget: without P, and then with P."""
+    """None for the unpruned model, then the method at every budget, without P and then with P.
+
+    Without P it is left out if it cannot do without.
+    """
     from pore.evaluation.reweighting import reweighted
     from pore.methods.making import make
 
@@ -283,7 +288,10 @@ def _pruners(
             layer=options.layer,
             normalize=options.normalize,
         )
-        pruners += [pruner] if biases is None else [pruner, reweighted(pruner, biases)]
+        if biases is None or not pruner.always_reweighted:
+            pruners.append(pruner)
+        if biases is not None:
+            pruners.append(reweighted(pruner, biases))
     return pruners
 
 

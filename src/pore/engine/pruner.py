@@ -25,6 +25,7 @@ class Pruner(ABC):
         name: The method's name in tables and on the command line.
         paper: Where it was published.
         reweightable: Whether it ranks by text-visual attention and so takes `reweight`.
+        always_reweighted: Whether it cannot do without `reweight`.
         experimental: Whether it was built from a paper's description, with no code to compare with.
         draws: Whether it chooses by chance.
         reads_positions: Whether its scores change with the numbers that positions have, so that
@@ -36,6 +37,7 @@ class Pruner(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     reweightable: ClassVar[bool] = False
+    always_reweighted: ClassVar[bool] = False
     experimental: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     reads_positions: ClassVar[bool] = False
