@@ -16,16 +16,25 @@ import pore
 from helpers.calibrations import LAYERS, K, make_processor, make_samples
 from helpers.models import N, tiny_llava
 from helpers.whose import Call, ways
+from pore.calibration.batch import Batch
 from pore.calibration.calibrating import calibrate
 from pore.calibration.host import HostCalibration
-from pore.calibration.sums import Batch, Calibration
+from pore.calibration.sums import Calibration
+from pore.calibration.table import Rows, Table
 from pore.data.samples import Sample
+
+
+def everything(found: Calibration) -> Any:
+    """All sums of a calibration."""
+    assert found.halves is not None
+    assert sum(half.images for half in found.halves) == found.count
+    return found.sums, found.squares, found.halves, found.table
 
 
 class TestSums:
     """They depend on what the model computes of each sample, and on nothing else."""
 
-    empty = Calibration(pore.bias.Provenance(), "float32", ("",), samples=b"")
+    empty = Calibration(pore.bias.Provenance(), "float32", ("",), samples=b"", table=Table())
 
     @settings(max_examples=25)
     @given(
@@ -44,19 +53,22 @@ class TestSums:
                 part, order = order[:size], order[size:]
                 samples = [Sample(str(i), None, "w6") for i in part]
                 marks = b"".join(i.to_bytes(12, "big") for i in part)
-                read = [((4, 4), np.array([rows[i] for i in part]))]
+                attention = np.array([rows[i] for i in part])
+                distance = np.broadcast_to(np.arange(16, 0, -1), attention.shape)
+                read = [Rows((4, 4), attention, np.arange(size), distance)]
                 state = state.including(Batch(samples, marks, read, []))
             return state
 
         numbers = list(range(len(rows)))
         whole = through(numbers)
         random.shuffle(numbers)
-        assert (through(numbers).sums, through(numbers).squares) == (whole.sums, whole.squares)
+        assert everything(through(numbers)) == everything(whole)
         cut = random.randint(0, len(numbers))
         parts = through(numbers[:cut]), through(numbers[cut:])
         if all(part.count for part in parts):
             merged = parts[0].merge(parts[1])
-            assert (merged.sums, merged.squares) == (whole.sums, whole.squares)
+            assert everything(merged) == everything(whole)
+        assert Calibration.from_json(whole.to_json()) == whole
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @ways

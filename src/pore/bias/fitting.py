@@ -1,7 +1,8 @@
 """Curves fitted to a mean attention.
 
-The forms (`_exponential` and those after it) take the attention scaled to mean 1, of shape (n,).
-They return the curve, of shape (n,), and its parameters: amplitudes in that scale, rates per token.
+The forms (`_exponential` and those after it) take the attention scaled to mean 1, of shape (n,),
+and where it was measured. They return the curve, of shape (n,), and its parameters: amplitudes in
+that scale, rates per token.
 """
 
 from __future__ import annotations
@@ -39,12 +40,32 @@ class Fit(NamedTuple):
     residuals: Floats
 
 
-def fit(mean_attention: Tensor | npt.ArrayLike, kind: str) -> Fit:
+class Points(NamedTuple):
+    """Where a mean attention was measured.
+
+    Attributes:
+        t: (n,) the points, ascending from 0 to 1.
+        weight: (n,) what each counts, of mean 1.
+        length: How many tokens lie between the first and the last.
+    """
+
+    t: Floats
+    weight: Floats
+    length: float
+
+    @classmethod
+    def even(cls, n: int) -> Points:
+        """Those of the n tokens of an image, each of which counts alike."""
+        return cls(np.linspace(0, 1, n), np.ones(n), max(n - 1, 1))
+
+
+def fit(mean_attention: Tensor | npt.ArrayLike, kind: str, points: Points | None = None) -> Fit:
     """The curve of some form that is nearest to a mean attention, by least squares.
 
     Args:
         mean_attention: As in `PositionBias.fit`.
         kind: Likewise.
+        points: Where it was measured; None for the tokens of an image, one after another.
 
     Returns:
         The fit.
@@ -68,7 +89,8 @@ def fit(mean_attention: Tensor | npt.ArrayLike, kind: str) -> Fit:
         )
     scale = float(observed.mean())
     scaled = observed / scale
-    curve, parameters = form(scaled)
+    points = points or Points.even(len(observed))
+    curve, parameters = form(scaled, points)
     for name in parameters.keys() & {"amplitude", "offset"}:
         parameters[name] *= scale
     if not curve.min() > 0:
@@ -82,9 +104,10 @@ def fit(mean_attention: Tensor | npt.ArrayLike, kind: str) -> Fit:
             )
         )
     residuals = scaled - curve
-    spread = float(((scaled - scaled.mean()) ** 2).sum())
+    mean = np.average(scaled, weights=points.weight)
+    spread = float((points.weight * (scaled - mean) ** 2).sum())
     flat = spread <= len(scaled) * 1e-24
-    r2 = 1.0 if flat else 1.0 - float((residuals**2).sum()) / spread
+    r2 = 1.0 if flat else 1.0 - float((points.weight * residuals**2).sum()) / spread
     return Fit(curve, parameters, r2, residuals * scale)
 
 
@@ -116,18 +139,18 @@ def _observed(mean_attention: Tensor | npt.ArrayLike) -> Floats:
     return observed
 
 
-def _exponential(y: Floats) -> tuple[Floats, dict[str, float]]:
-    """Least squares of a·exp(β·t), t from 0 to 1."""
+def _exponential(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
+    """Least squares of a·exp(β·t)."""
     from scipy.optimize import least_squares
 
-    t = np.linspace(0, 1, len(y))
+    t, root = at.t, np.sqrt(at.weight)
 
     def amplitude(beta: float) -> float:
-        basis = np.exp(beta * t)
-        return float(basis @ y / (basis @ basis))
+        basis = root * np.exp(beta * t)
+        return float(basis @ (root * y) / (basis @ basis))
 
     def residuals(p: Floats) -> Floats:
-        return cast(Floats, p[0] * np.exp(p[1] * t) - y)
+        return cast(Floats, root * (p[0] * np.exp(p[1] * t) - y))
 
     # For a given rate the amplitude is linear, so that the best start is found by looking.
     rates = np.linspace(-_MAX_LOG_GROWTH, _MAX_LOG_GROWTH, 57)
@@ -138,29 +161,30 @@ def _exponential(y: Floats) -> tuple[Floats, dict[str, float]]:
     if not (a > 0 and abs(beta) < _MAX_LOG_GROWTH):
         _refuse_growth("exponential")
     curve = a * np.exp(beta * t)
-    return curve, {"amplitude": float(a), "rate": float(beta) / (len(y) - 1)}
+    return curve, {"amplitude": float(a), "rate": float(beta) / at.length}
 
 
-def _exponential_offset(y: Floats) -> tuple[Floats, dict[str, float]]:
-    """Least squares of a·exp(β·t) + c, t from 0 to 1, positive at both ends and so everywhere.
+def _exponential_offset(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
+    """Least squares of a·exp(β·t) + c, positive at both ends and so everywhere.
 
     Parametrised by its ends and its curvature β, in which it is well conditioned down to a
     straight line (β = 0).
     """
     from scipy.optimize import least_squares
 
-    t = np.linspace(0, 1, len(y))
+    t, root = at.t, np.sqrt(at.weight)
     floor = max(float(y.min()) / 2, 1e-6)
 
     def rise(beta: float) -> Floats:
         return cast(Floats, np.expm1(beta * t) / np.expm1(beta) if abs(beta) > 1e-9 else t)
 
     def residuals(p: Floats) -> Floats:
-        return cast(Floats, p[0] + (p[1] - p[0]) * rise(float(p[2])) - y)
+        return cast(Floats, root * (p[0] + (p[1] - p[0]) * rise(float(p[2])) - y))
 
     def start_at(beta: float) -> Floats:
         g = rise(beta)
-        ends = np.linalg.lstsq(np.stack([1 - g, g], axis=1), y, rcond=None)[0]
+        sides = np.stack([root * (1 - g), root * g], axis=1)
+        ends = np.linalg.lstsq(sides, root * y, rcond=None)[0]
         return np.array([*np.maximum(ends, floor * 1.001), beta])
 
     rates = np.linspace(-_MAX_LOG_GROWTH, _MAX_LOG_GROWTH, 58)
@@ -181,7 +205,7 @@ def _exponential_offset(y: Floats) -> tuple[Floats, dict[str, float]]:
     beta = math.copysign(max(abs(beta), 1e-6), beta)
     curve = first + (last - first) * rise(beta)
     a = (last - first) / math.expm1(beta)
-    return curve, {"amplitude": a, "rate": beta / (len(y) - 1), "offset": first - a}
+    return curve, {"amplitude": a, "rate": beta / at.length, "offset": first - a}
 
 
 def _refuse_growth(kind: str) -> NoReturn:
@@ -192,27 +216,28 @@ def _refuse_growth(kind: str) -> NoReturn:
     )
 
 
-def _spline(y: Floats) -> tuple[Floats, dict[str, float]]:
+def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
     """Least-squares cubic spline of evenly spaced knots, their number chosen by the BIC."""
     from scipy.interpolate import make_lsq_spline
 
     n = len(y)
-    t = np.linspace(0, 1, n)
     choices = []
     for interior in (0, 1, 3, 7):
         free = interior + 4
         if interior and n < 4 * free:
             break
-        knots = np.r_[[0.0] * 4, np.linspace(0, 1, interior + 2)[1:-1], [1.0] * 4]
-        curve = make_lsq_spline(t, y, knots)(t)
+        between = np.quantile(at.t, np.linspace(0, 1, interior + 2)[1:-1])
+        knots = np.r_[[0.0] * 4, between, [1.0] * 4]
+        # A spline's weights are those of the differences, not of their squares.
+        curve = make_lsq_spline(at.t, y, knots, w=np.sqrt(at.weight))(at.t)
         # Rounding of y (of mean 1) bounds from below what can be told from an exact fit.
-        variance = max(float(((y - curve) ** 2).mean()), 1e-24)
+        variance = max(float((at.weight * (y - curve) ** 2).mean()), 1e-24)
         choices.append((n * math.log(variance) + free * math.log(n), interior, curve))
     _, interior, curve = min(choices, key=lambda choice: choice[0])
     return curve, {"knots": float(interior)}
 
 
-def _itself(y: Floats) -> tuple[Floats, dict[str, float]]:
+def _itself(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
     return y, {}
 
 

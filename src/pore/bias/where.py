@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pore.layout import Layout
+from pore.errors import InputError
+from pore.layout import Image, Layout
 
 Positions = Literal["original", "dense"]
 
@@ -30,6 +32,11 @@ class Where:
     layout: Layout
     positions: Positions = "original"
     beside: Any = None
+
+    @property
+    def on_cpu(self) -> Where:
+        """The same with its layout on the CPU."""
+        return replace(self, layout=self.layout.to(torch.device("cpu")))
 
     @property
     def counts(self) -> Tensor:
@@ -63,3 +70,43 @@ class Where:
             columns[i, list(places)] = torch.as_tensor(image.columns)
         columns = columns.to(layout.columns.device)
         return layout.entered_last[layout.rows, None] - columns.gather(1, self.raster)
+
+    @property
+    def place(self) -> Tensor:
+        """(I, t, 2) relative row and column of every token in its picture, each from 0 to 1.
+
+        The first of 4 rows is at 1/8, the last at 7/8. Of an image in tiles or a video in frames,
+        the place is that in the tile or frame. A token that stands for no patch is at the middle.
+
+        Raises:
+            InputError: The tokens of an image lie on no grid.
+        """
+        layout = self.layout
+        tiles, patches = layout.shows() if self.positions == "original" else (None, self.raster)
+        found = torch.full((*layout.raster.shape, 2), 0.5, dtype=torch.float64)
+        found = found.to(patches.device)
+        for i, image in enumerate(layout.images):
+            rows, columns = grid_of(image)
+            patch = patches[i] if tiles is not None else patches[i] % (rows * columns)
+            row, column = patch // columns, patch % columns
+            both = torch.stack([(row + 0.5) / rows, (column + 0.5) / columns], -1)
+            found[i] = torch.where((patch < 0)[:, None], found[i], both.to(found))
+        return found
+
+
+def grid_of(image: Image) -> tuple[int, int]:
+    """Rows and columns of an image's tokens, or of those of each of its tiles.
+
+    Raises:
+        InputError: They lie on no grid.
+    """
+    if image.grid is not None:
+        return image.grid
+    if image.tiling is not None and image.tiling.tiles > 1:
+        side = math.isqrt(image.tiling.patches)
+        if side * side == image.tiling.patches:
+            return side, side
+    raise InputError(
+        f"The tokens of image {image.index} of sample {image.row} lie on no grid, so that they "
+        "have no row and column; use a position bias over the distance to the text."
+    )

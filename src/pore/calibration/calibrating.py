@@ -36,6 +36,7 @@ def calibrate(
     layer: int,
     *,
     normalize: Normalize | None = None,
+    heads: bool = False,
     **options: Unpack[Options],
 ) -> Calibration: ...
 
@@ -47,6 +48,7 @@ def calibrate(
     samples: Iterable[Sample],
     *,
     host: Pruner,
+    heads: bool = False,
     **options: Unpack[Options],
 ) -> HostCalibration: ...
 
@@ -59,6 +61,7 @@ def calibrate(
     *,
     host: Pruner | None = None,
     normalize: Normalize | None = None,
+    heads: bool = False,
     **options: Unpack[Options],
 ) -> Calibration | HostCalibration:
     """Average over samples what a host method divides by P (arXiv 2508.17807, Eq. 3).
@@ -86,6 +89,8 @@ def calibrate(
             budget counts only where its stages depend on it, and its `reweight` not at all.
         normalize: With `layer`, what the softmax runs over: the whole "prompt" (as if left out) or
             the "visual" tokens of the image. Prune with the same.
+        heads: Whether to keep the sums of every head as well, for `fit_heads`. Only where the
+            attention of the last token ranks, and for images of one size.
         **options: How to go through the samples.
 
             batch_size: Samples in one forward.
@@ -107,7 +112,7 @@ def calibrate(
         BudgetError: `layer`, or a layer of the host, is out of range.
         InputError: The processor has no chat template, or the host does not rank by attention.
         CalibrationError: An argument is out of range; more than `max_bad` of the samples are bad,
-            or all; images have different grids; the host reads what is no attention; the
+            or all; the host reads what is no attention, or heads cannot be told apart; the
             checkpoint is damaged, or (`StaleCheckpointError`) of other conditions or samples.
         ScoreError: `normalize` is unknown, or attention is NaN or infinite from the start.
         KeyboardInterrupt: Passed on, with a message that says how to go on.
@@ -124,11 +129,11 @@ def calibrate(
         layer = cast(int, layer)
         stage = layer_stage(layer, normalize or "prompt")
         check_layer(layer, family, model)
-        reader = stages_reader(RANKS_BY_A_LAYER, [stage])
+        reader = stages_reader(RANKS_BY_A_LAYER, [stage], heads)
         return through(model, processor, samples, reader).stages[0]
     host = without_bias(host)
     host.check(model, family)
-    reader = stages_reader(host.name, attention_stages(host))
+    reader = stages_reader(host.name, attention_stages(host), heads)
     return through(model, processor, samples, reader)
 
 

@@ -70,6 +70,11 @@ def deviation(sums: Sequence[int], squares: Sequence[int], count: int) -> list[f
     ]
 
 
+def largest_sum(count: int) -> int:
+    """The largest sum of `count` numbers from 0 to 2³⁰, in units."""
+    return (count * LARGEST) << _BITS
+
+
 def check(
     sums: Sequence[Any], squares: Sequence[Any], count: int, grid: tuple[int, int] | None
 ) -> None:
@@ -84,13 +89,13 @@ def check(
     Raises:
         ValueError: They cannot be.
     """
-    if len(sums) != len(squares) or bool(sums) != bool(count) or len(sums) > _MAX_POSITIONS:
+    if len(sums) != len(squares) or (sums and not count) or len(sums) > _MAX_POSITIONS:
         raise ValueError("sums and squares must have one number for every position.")
     if grid is not None and (min(grid) < 1 or grid[0] * grid[1] != len(sums)):
         raise ValueError("the grid does not have as many positions as there are sums.")
-    largest = LARGEST << _BITS
+    largest = largest_sum(1)
     for total, square in zip(sums, squares, strict=True):
-        if not (type(total) is int and type(square) is int and 0 <= total <= count * largest):
+        if not (type(total) is int and type(square) is int and 0 <= total <= largest_sum(count)):
             raise ValueError("a sum is no sum of attention.")
         if not total * total <= count * square <= count * total * largest:
             raise ValueError("a sum of squares does not go with its sum.")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pore._saved.forms import Form
 from pore._saved.saved import Saved
 from pore._saved.stages import STAGES, document_of, stages_of
+from pore.bias.any_size import AnySizeBias
+from pore.bias.coordinates import Over
 from pore.bias.curve import Kind
 from pore.bias.position_bias import PositionBias
-from pore.calibration.sums import SEVERAL, BadSample, Batch, Calibration
-from pore.errors import CalibrationError, ProfileError, ScoreError
+from pore.calibration.batch import BadSample, Batch
+from pore.calibration.fits import FitKind, of_part
+from pore.calibration.sums import SEVERAL, Calibration
+from pore.corrections.heads import HeadBiases
+from pore.errors import CalibrationError
+
+_Fitted = TypeVar("_Fitted")
 
 
 @dataclass(frozen=True)
@@ -44,28 +52,62 @@ class HostCalibration(Saved):
         """The samples skipped, with the reason."""
         return self.stages[0].bad
 
-    def fit(self, kind: Kind = "exponential") -> tuple[PositionBias, ...]:
+    @property
+    def mixed(self) -> bool:
+        """Whether images had different sizes, so that no position has a mean."""
+        return self.stages[0].mixed
+
+    def fit(self, kind: FitKind = "exponential") -> tuple[PositionBias, ...]:
         """The position bias of every stage, for the host's `reweight`.
 
         Args:
-            kind: Form of the curves, as in `PositionBias.fit`.
+            kind: Form of the curves, as in `Calibration.fit`.
 
         Returns:
             One bias for every stage.
 
         Raises:
-            CalibrationError: No image was measured.
-            PoreError: A curve cannot be fitted; see `PositionBias.fit`.
+            CalibrationError: No image was measured, or images have different sizes.
+            PoreError: A curve cannot be fitted; see `Calibration.fit`.
         """
-        biases = []
+        return self._of_every(lambda stage: stage.fit(kind))
+
+    def fit_any_size(
+        self, kind: FitKind = "spline", over: Over = "distance"
+    ) -> tuple[AnySizeBias, ...]:
+        """The position bias of every stage for images of any size, for the host's `reweight`.
+
+        Args:
+            kind: Form of the curves, as in `Calibration.fit`.
+            over: What they are a function of, see `AnySizeBias`.
+
+        Raises:
+            CalibrationError: No image was measured, or the file is of an older pore.
+            PoreError: A curve cannot be fitted.
+        """
+        return self._of_every(lambda stage: stage.fit_any_size(kind, over))
+
+    def fit_heads(self, kind: Kind = "exponential") -> tuple[HeadBiases, ...]:
+        """The position biases of every stage's heads, for the host's `reweight`.
+
+        Args:
+            kind: Form of the curves, as in `PositionBias.fit`.
+
+        Raises:
+            CalibrationError: As in `fit`, or heads were not told apart.
+            PoreError: A curve cannot be fitted.
+        """
+        return self._of_every(lambda stage: stage.fit_heads(kind))
+
+    def _of_every(self, fit: Callable[[Calibration], _Fitted]) -> tuple[_Fitted, ...]:
+        found = []
         for stage in self.stages:
-            try:
-                biases.append(stage.fit(kind))
-            except (ProfileError, ScoreError) as error:
-                layer = stage.provenance.layer
-                where = "the model that guides" if layer is None else f"decoder layer {layer - 1}"
-                raise type(error)(f"What is read of {where}: {error}") from error
-        return tuple(biases)
+            layer = stage.provenance.layer
+            with of_part(
+                "the model that guides" if layer is None else f"decoder layer {layer - 1}"
+            ):
+                found.append(fit(stage))
+        return tuple(found)
 
     def merge(self, other: HostCalibration) -> HostCalibration:
         """The calibration over the samples of both; see `Calibration.merge`.
@@ -135,7 +177,7 @@ class HostCalibration(Saved):
         """
         return HostCalibration(
             tuple(
-                stage.including(batch._replace(read=[(grid, rows[i]) for grid, rows in batch.read]))
+                stage.including(batch._replace(read=[rows.stage(i) for rows in batch.read]))
                 for i, stage in enumerate(self.stages)
             )
         )

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pore.calibration.batch import BadSample
 from pore.calibration.exact import LARGEST
 from pore.calibration.reading import Reader, Reading
-from pore.calibration.sums import BadSample
+from pore.calibration.table import Rows
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
 from pore.errors import CalibrationError, InputError
@@ -42,11 +43,11 @@ class Measured(NamedTuple):
     """What some samples gave.
 
     Attributes:
-        read: Of those measured together, the grid, and the (S, n, N) attention of S stages.
+        read: Of their images, those of one size together, what all stages read.
         bad: Those that gave nothing.
     """
 
-    read: list[tuple[tuple[int, int] | None, np.ndarray]]
+    read: list[Rows]
     bad: list[BadSample]
 
 
@@ -61,52 +62,85 @@ def measure(subject: Subject, samples: Sequence[Sample]) -> Measured:
         What they gave.
 
     Raises:
-        CalibrationError: Images differ in their number of visual tokens, or what is read is no
-            attention.
+        CalibrationError: What is read is no attention.
     """
-    good: list[Sample] = []
+    return _measured(subject, list(enumerate(samples)))
+
+
+def _measured(subject: Subject, samples: Sequence[tuple[int, Sample]]) -> Measured:
+    """Measure samples together, each with its number in the batch."""
+    good: list[tuple[int, Sample]] = []
     bad: list[BadSample] = []
-    for sample in samples:
+    for number, sample in samples:
         try:
-            good.append(replace(sample, image=sample.load_image()))
+            good.append((number, replace(sample, image=sample.load_image())))
         except InputError as error:
             bad.append(BadSample(sample.id, str(error)))
     if not good:
         return Measured([], bad)
+    together = [sample for _, sample in good]
     try:
-        inputs = build_inputs(subject.processor, good, subject.device, subject.dtype)
+        inputs = build_inputs(subject.processor, together, subject.device, subject.dtype)
         reading = subject.reader.read(subject.model, inputs)
     except InputError as error:
         if len(good) == 1:
-            return Measured([], [*bad, BadSample(good[0].id, str(error))])
-        alone = [measure(subject, [sample]) for sample in good]
+            return Measured([], [*bad, BadSample(together[0].id, str(error))])
+        alone = [_measured(subject, [one]) for one in good]
         return Measured(
             [each for one in alone for each in one.read],
             [*bad, *(each for one in alone for each in one.bad)],
         )
-    rows, finite = _checked(reading, subject.reader.host, good)
+    rows, finite = _checked(reading, subject.reader.host)
     spoiled = {image.row for image, fine in zip(reading.images, finite, strict=True) if not fine}
-    bad += [BadSample(good[row].id, NOT_FINITE) for row in sorted(spoiled)]
-    keep = [image.row not in spoiled for image in reading.images]
-    return Measured([(reading.images[0].grid, rows[:, keep])] if any(keep) else [], bad)
+    bad += [BadSample(together[row].id, NOT_FINITE) for row in sorted(spoiled)]
+    fine = [i for i, image in enumerate(reading.images) if image.row not in spoiled]
+    return Measured(_by_size(reading, rows, fine, [number for number, _ in good]), bad)
 
 
-def _checked(
-    reading: Reading, host: str, samples: Sequence[Sample]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The (S, I, t) numbers of a reading, and the (I,) images where all are finite."""
-    if not bool(reading.valid.all()):
-        raise CalibrationError(
-            f"The images of {', '.join(sample.id for sample in samples)} have different numbers of "
-            "visual tokens. A position bias is of one grid: calibrate with images of one size."
+def _by_size(
+    reading: Reading, rows: np.ndarray, fine: Sequence[int], numbers: Sequence[int]
+) -> list[Rows]:
+    """What was read of some images, those of one size together.
+
+    Args:
+        reading: Of all images.
+        rows: (S, I, t) what the stages read.
+        fine: Which images to take.
+        numbers: Of every prompt, the number of its sample.
+    """
+    sizes: dict[tuple[tuple[int, int] | None, int], list[int]] = {}
+    for i in fine:
+        image = reading.images[i]
+        sizes.setdefault((image.grid, len(image.columns)), []).append(i)
+    distance, place = _numbers(reading.distance).astype(int), _places(reading)
+    heads = None if reading.heads is None else np.stack([_numbers(x) for x in reading.heads])
+    return [
+        Rows(
+            grid,
+            rows[:, images, :tokens],
+            np.array([numbers[reading.images[i].row] for i in images]),
+            distance[images, :tokens],
+            None if place is None else place[images, :tokens],
+            None if heads is None else heads[:, images, :, :tokens],
         )
+        for (grid, tokens), images in sizes.items()
+    ]
+
+
+def _places(reading: Reading) -> np.ndarray | None:
+    return None if reading.place is None else _numbers(reading.place)
+
+
+def _checked(reading: Reading, host: str) -> tuple[np.ndarray, np.ndarray]:
+    """The (S, I, t) numbers of a reading, 0 where an image is smaller, and the (I,) images where
+    all are finite."""
     if any(curve.shape != reading.valid.shape for curve in reading.curves):
         raise CalibrationError(
             f"The stages of {host} read {[tuple(curve.shape) for curve in reading.curves]} of "
             f"visual tokens of shape {tuple(reading.valid.shape)}; the reader, or the stage's "
             "curve, must give one number for every token."
         )
-    rows = np.stack([curve.to("cpu", torch.float64).numpy() for curve in reading.curves])
+    rows = np.stack([_numbers(curve.masked_fill(~reading.valid, 0.0)) for curve in reading.curves])
     finite = np.isfinite(rows).all(axis=(0, 2))
     known = rows[:, finite]
     if (known < 0).any() or (known > LARGEST).any():
@@ -115,3 +149,8 @@ def _checked(
             f"{known.max():g}, where 0 to 2^30 can be."
         )
     return rows, finite
+
+
+def _numbers(x: Tensor) -> np.ndarray:
+    found: np.ndarray = x.to("cpu", torch.float64).numpy()
+    return found

@@ -38,12 +38,14 @@ from torch import nn
 from pore._compat.weights import execution_device
 from pore._progress import progress
 from pore.bias.provenance import Provenance
+from pore.calibration.batch import Batch, reasons
 from pore.calibration.checkpoint import Checkpoint
 from pore.calibration.host import HostCalibration
 from pore.calibration.measuring import NOT_FINITE, Subject, measure
 from pore.calibration.reading import Reader
 from pore.calibration.seen import marks_of, tokens_of
-from pore.calibration.sums import Batch, Calibration, reasons
+from pore.calibration.sums import Calibration
+from pore.calibration.table import Table
 from pore.data.prompts import processor_settings, prompt_template
 from pore.data.samples import Sample
 from pore.errors import CalibrationError, ScoreError
@@ -185,6 +187,7 @@ class Pass:
                     dtype=str(dtype).removeprefix("torch."),
                     passes=(reader.settings,),
                     samples=b"",
+                    table=Table(),
                 )
                 for stage in reader.stages
             )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from pore._compat.arguments import MASK
+from pore.bias.where import Where
 from pore.engine.pruner import Pruner
-from pore.engine.readers import LastToken
+from pore.engine.readers import LastToken, LayerAttention
 from pore.engine.stages import Stage
 from pore.engine.watching import keep_all, read_stages
 from pore.errors import CalibrationError, InputError
@@ -34,11 +36,29 @@ class Reading(NamedTuple):
         images: Its I images.
         valid: (I, t) bool, False where a smaller image is filled up.
         curves: For every stage, (I, t) numbers.
+        distance: (I, t) tokens from every visual token to the last one of its prompt.
+        place: (I, t, 2) relative row and column of every token; None without a grid.
+        heads: For every stage, (I, H, t) the same for every head; None where not asked for.
     """
 
     images: Sequence[Image]
     valid: Tensor
     curves: Sequence[Tensor]
+    distance: Tensor
+    place: Tensor | None = None
+    heads: Sequence[Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls, layout: Layout, curves: Sequence[Tensor], heads: Sequence[Tensor] | None = None
+    ) -> Reading:
+        """What was read of a batch that lies so."""
+        where = Where(layout)
+        try:
+            place = where.place
+        except InputError:
+            place = None
+        return cls(layout.images, layout.valid, curves, where.distance, place, heads)
 
 
 class Reader(NamedTuple):
@@ -59,13 +79,20 @@ class Reader(NamedTuple):
     read: Callable[[nn.Module, Mapping[str, Any]], Reading]
 
 
-def stages_reader(host: str, stages: Sequence[Stage]) -> Reader:
+def stages_reader(host: str, stages: Sequence[Stage], heads: bool = False) -> Reader:
     """What reads what some stages divide by P.
 
     Args:
         host: Name of their method.
         stages: The stages, each with a reader that says what it `measures`.
+        heads: Whether every head is told apart.
+
+    Raises:
+        CalibrationError: Heads are to be told apart, and a stage does not read the last token's
+            attention.
     """
+    if heads:
+        _ = [_last_token(stage) for stage in stages]
     layers = [cast(int, stage.reads_layer) for stage in stages]
     return Reader(
         host,
@@ -74,8 +101,8 @@ def stages_reader(host: str, stages: Sequence[Stage]) -> Reader:
             {"layer": layer + 1, "normalize": measured_by(stage)}
             for layer, stage in zip(layers, stages, strict=True)
         ],
-        "",
-        partial(_read_stages, name=host, stages=stages),
+        "heads" if heads else "",
+        partial(_read_stages, name=host, stages=stages, heads=heads),
     )
 
 
@@ -89,7 +116,10 @@ def guide_reader(max_new_tokens: int) -> Reader:
     def read(model: nn.Module, inputs: Mapping[str, Any]) -> Reading:
         _check_images(model, inputs)
         made = guide(model, inputs, max_new_tokens=max_new_tokens)
-        return Reading(made.images, made.valid, [made.importance])
+        tokens = inputs.get(MASK)
+        if tokens is None:
+            tokens = torch.ones_like(inputs["input_ids"])
+        return Reading.of(Layout.of(made.images, tokens.bool()), [made.importance])
 
     whose, settings = "the model that guides", f"answers of {max_new_tokens}"
     return Reader(GUIDED, whose, [{"normalize": GUIDE}], settings, read)
@@ -175,10 +205,37 @@ def attention_rows(
 
 
 def _read_stages(
-    model: nn.Module, inputs: Mapping[str, Any], name: str, stages: Sequence[Stage]
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    name: str,
+    stages: Sequence[Stage],
+    heads: bool,
 ) -> Reading:
-    layout, curves = attention_rows(model, inputs, stages, name)
-    return Reading(layout.images, layout.valid, curves)
+    if not heads:
+        return Reading.of(*attention_rows(model, inputs, stages, name))
+    told = [replace(stage, attention=_ByHead(_last_token(stage))) for stage in stages]
+    layout, found = attention_rows(model, inputs, told, name)
+    return Reading.of(layout, [each.mean(1) for each in found], found)
+
+
+@dataclass(frozen=True)
+class _ByHead:
+    """Reads what `LastToken` averages over the heads."""
+
+    reader: LastToken
+
+    def __call__(self, attention: LayerAttention) -> Tensor:
+        """(I, H, t) attention of the last token."""
+        return attention.weights(attention.last, normalize=self.reader.normalize)[:, :, 0]
+
+
+def _last_token(stage: Stage) -> LastToken:
+    if type(stage.attention) is not LastToken:
+        raise CalibrationError(
+            "Heads can be told apart where the attention of the last text token ranks, as in FastV "
+            "and PyramidDrop; this method reads something else. Leave heads away."
+        )
+    return stage.attention
 
 
 def _check_images(model: nn.Module, inputs: Mapping[str, Any]) -> None:

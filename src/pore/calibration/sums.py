@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import os
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pore._files import shown
 from pore._saved.forms import Form, whole_numbers
 from pore._saved.saved import Saved
-from pore.bias.curve import Kind
-from pore.bias.position_bias import PositionBias
 from pore.bias.provenance import Provenance
 from pore.calibration import exact
+from pore.calibration.batch import BadSample, Batch, reasons
 from pore.calibration.conditions import CONDITIONS, common, differences
+from pore.calibration.fits import Fitting
+from pore.calibration.positions import Half, PositionSums, halves_of, heads_of
 from pore.calibration.seen import digest, of_text, to_text, united
-from pore.data.samples import Sample
+from pore.calibration.table import Table
 from pore.errors import CalibrationError
 
 _log = logging.getLogger("pore.calibration")
@@ -51,43 +49,18 @@ _FORM = Form(
         "sums": list,
         "squares": list,
         "samples": (str, type(None)),
+        "halves": (list, type(None)),
+        "table": (dict, type(None)),
+        "heads": (list, type(None)),
     },
     most=256 << 20,
-    absent={"samples": None},
+    absent={"samples": None, "halves": None, "table": None, "heads": None},
     elsewhere={SEVERAL: "it is of several stages; read it with HostCalibration.load."},
 )
 
 
-class BadSample(NamedTuple):
-    """A sample that was skipped.
-
-    Attributes:
-        id: The sample's id.
-        reason: What was wrong with it.
-    """
-
-    id: str
-    reason: str
-
-
-class Batch(NamedTuple):
-    """What came of some samples that follow those gone through.
-
-    Attributes:
-        samples: The samples.
-        marks: What tells of each, see `pore.calibration.seen`.
-        read: Of those measured together, the grid, and the (n, N) attention of their n images.
-        bad: Those skipped.
-    """
-
-    samples: Sequence[Sample]
-    marks: bytes
-    read: Sequence[tuple[tuple[int, int] | None, np.ndarray]]
-    bad: Sequence[BadSample]
-
-
 @dataclass(frozen=True)
-class Calibration(Saved):
+class Calibration(Fitting, Saved):
     """Sums over a data set of the attention on every visual position, and how they came about.
 
     Attributes:
@@ -99,10 +72,15 @@ class Calibration(Saved):
         bad: The samples skipped, with the reason.
         grid: Rows and columns of the visual tokens, where known.
         sums: For each of the N positions the sum of the attention, in units of 2⁻⁶²; empty before
-            the first image.
+            the first image, and where images have different sizes (`mixed`).
         squares: The sum of its square, in units of 2⁻¹²⁴.
         samples: Of every sample gone through, 8 bytes for its picture and prompt and 4 for its id,
             in order; None where it is unknown, as in files of an older pore.
+        halves: Of the two halves of the images, the number of images and the sums; None where it is
+            unknown, likewise.
+        table: Sums for images of any size; None where it is unknown, likewise.
+        heads: For each head the sums of its attention, of the same images; None where heads were
+            not told apart.
     """
 
     provenance: Provenance
@@ -115,6 +93,9 @@ class Calibration(Saved):
     sums: tuple[int, ...] = field(default=(), repr=False)
     squares: tuple[int, ...] = field(default=(), repr=False)
     samples: bytes | None = field(default=None, repr=False)
+    halves: tuple[Half, Half] | None = field(default=None, repr=False)
+    table: Table | None = field(default=None, repr=False)
+    heads: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
 
     _form: ClassVar[Form] = _FORM
 
@@ -122,22 +103,27 @@ class Calibration(Saved):
         return len(self.sums)
 
     @property
+    def mixed(self) -> bool:
+        """Whether images had different sizes, so that no position has a mean."""
+        return self.count > 0 and not self.sums
+
+    @property
     def mean(self) -> Tensor:
         """Ā of every position, of shape (N,), float64.
 
         Raises:
-            CalibrationError: No image was measured.
+            CalibrationError: No image was measured, or images have different sizes.
         """
-        return torch.tensor(exact.mean(self.sums, self.images_measured()), dtype=torch.float64)
+        return torch.tensor(exact.mean(self.sums, self.images_of_one_size()), dtype=torch.float64)
 
     @property
     def std(self) -> Tensor:
         """Standard deviation of the attention over images, (N,) float64; NaN for one image.
 
         Raises:
-            CalibrationError: No image was measured.
+            CalibrationError: As for `mean`.
         """
-        count = self.images_measured()
+        count = self.images_of_one_size()
         if count == 1:
             return torch.full((len(self),), torch.nan, dtype=torch.float64)
         found = exact.deviation(self.sums, self.squares, count)
@@ -148,9 +134,9 @@ class Calibration(Saved):
         """Standard error of the mean, (N,) float64; NaN for one image.
 
         Raises:
-            CalibrationError: No image was measured.
+            CalibrationError: As for `mean`.
         """
-        return self.std / math.sqrt(self.images_measured())
+        return self.std / math.sqrt(self.images_of_one_size())
 
     def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """The confidence band of the mean at each position, images taken as independent.
@@ -162,28 +148,12 @@ class Calibration(Saved):
             Lower and upper bound, each (N,) float64, from the normal distribution.
 
         Raises:
-            CalibrationError: No image was measured, or `level` is no confidence.
+            CalibrationError: As for `mean`, or `level` is no confidence.
         """
         if not 0 < level < 1:
             raise CalibrationError(f"A confidence lies between 0 and 1, {level} does not.")
         reach = self.sem * statistics.NormalDist().inv_cdf((1 + level) / 2)
         return self.mean - reach, self.mean + reach
-
-    def fit(self, kind: Kind = "exponential") -> PositionBias:
-        """The position bias that fits the mean attention, with its provenance.
-
-        Args:
-            kind: Form of the curve, as in `PositionBias.fit`.
-
-        Returns:
-            The bias.
-
-        Raises:
-            CalibrationError: No image was measured.
-            PoreError: The curve cannot be fitted; see `PositionBias.fit`.
-        """
-        provenance = replace(self.provenance, samples=self.images_measured())
-        return PositionBias.fit(self.mean, kind, grid=self.grid, provenance=provenance)
 
     def merge(self, other: Calibration) -> Calibration:
         """The calibration over the samples of both: exact, and the same in any order.
@@ -222,7 +192,7 @@ class Calibration(Saved):
             if one.provenance.source is not None
             for source in one.provenance.source.split("; ")
         }
-        both = [one for one in (self, other) if one.count]
+        joined = self._joined(other._positions) if other.count else self._positions
         return replace(
             self,
             provenance=replace(
@@ -235,10 +205,13 @@ class Calibration(Saved):
             seen=self.seen + other.seen,
             count=self.count + other.count,
             bad=tuple(sorted(self.bad + other.bad)),
-            grid=both[0].grid if both else None,
-            sums=tuple(map(sum, zip(*(one.sums for one in both), strict=True))),
-            squares=tuple(map(sum, zip(*(one.squares for one in both), strict=True))),
             samples=samples,
+            table=(
+                None
+                if self.table is None or other.table is None
+                else self.table.merged(other.table)
+            ),
+            **joined.entries,
         )
 
     @classmethod
@@ -270,7 +243,9 @@ class Calibration(Saved):
 
     def document(self) -> dict[str, Any]:
         """What a file holds, but for the checksum."""
-        return self._form.document({**asdict(self), "samples": to_text(self.samples)})
+        table = None if self.table is None else self.table.document()
+        plain = asdict(replace(self, table=None))
+        return self._form.document({**plain, "samples": to_text(self.samples), "table": table})
 
     @classmethod
     def of_document(cls, document: Any) -> Calibration:
@@ -287,8 +262,11 @@ class Calibration(Saved):
                 raise ValueError("bad must be pairs of id and reason.")
         if not (count >= 0 and len(bad) <= seen):
             raise ValueError("the counts contradict each other.")
-        grid = whole_numbers(entries["grid"], "grid")
-        exact.check(entries["sums"], entries["squares"], count, grid)
+        grid, sums = whole_numbers(entries["grid"], "grid"), entries["sums"]
+        exact.check(sums, entries["squares"], count, grid)
+        table = None if entries["table"] is None else Table.of_document(entries["table"])
+        if count and not sums and table is None:
+            raise ValueError("there are images, but no sums of them.")
         return cls(
             provenance=Provenance.of(entries["provenance"]),
             dtype=entries["dtype"],
@@ -297,9 +275,12 @@ class Calibration(Saved):
             count=count,
             bad=tuple(BadSample(*one) for one in bad),
             grid=grid,
-            sums=tuple(entries["sums"]),
+            sums=tuple(sums),
             squares=tuple(entries["squares"]),
             samples=of_text(entries["samples"], seen),
+            halves=halves_of(entries["halves"], len(sums), count),
+            table=table,
+            heads=heads_of(entries["heads"], len(sums), count),
         )
 
     def images_measured(self) -> int:
@@ -311,12 +292,27 @@ class Calibration(Saved):
             )
         return self.count
 
+    def images_of_one_size(self) -> int:
+        """`count`, or CalibrationError where there is none, or images have different sizes."""
+        count = self.images_measured()
+        if self.mixed:
+            assert self.table is not None
+            sizes = sorted(self.table.sizes)
+            raise CalibrationError(
+                f"The images have from {sizes[0]} to {sizes[-1]} visual tokens, so no position has "
+                "a mean of its own. Fit a bias for images of any size, with fit_any_size(), or "
+                "calibrate with images of one size."
+            )
+        return count
+
     @property
     def _conditions(self) -> dict[str, Any]:
         """What must be the same in two calibrations that belong together, as far as it is known."""
         found = {name: getattr(self.provenance, name) for name in CONDITIONS}
         found["dtype"] = self.dtype
-        return {**found, "positions": len(self), "grid": self.grid} if self.count else found
+        if self.count and self.table is None:  # then images of another size cannot be added
+            found |= {"positions": len(self), "grid": self.grid}
+        return found
 
     def differences(self, other: Calibration) -> list[str]:
         """What differs in the conditions of this and another, in words."""
@@ -331,30 +327,28 @@ class Calibration(Saved):
             seen=self.seen + len(batch.samples),
             bad=(*self.bad, *batch.bad),
         )
-        for grid, rows in batch.read:
-            if not state.count:
-                nothing = (0,) * rows.shape[1]
-                state = replace(state, grid=grid, sums=nothing, squares=nothing)
-            if rows.shape[1] != len(state) or grid != state.grid:
-                raise CalibrationError(
-                    f"The images so far have {len(state)} visual tokens on the grid {state.grid}, "
-                    f"and one of {', '.join(s.id for s in batch.samples)} has {rows.shape[1]} on "
-                    f"{grid}. A position bias is of one grid: calibrate with images of one size."
-                )
-            units = exact.units(rows)
-            state = replace(
-                state,
-                count=state.count + len(units),
-                sums=tuple(map(operator.add, state.sums, units.sum(0))),
-                squares=tuple(map(operator.add, state.squares, (units * units).sum(0))),
-            )
+        for rows in batch.read:
+            halves = batch.halves(rows)
+            joined = state._joined(PositionSums.of(rows, halves))
+            table = None if state.table is None else state.table.including(rows, halves)
+            count = state.count + len(rows.attention)
+            state = replace(state, count=count, table=table, **joined.entries)
         return state
 
+    @property
+    def _positions(self) -> PositionSums:
+        return PositionSums(self.grid, self.sums, self.squares, self.halves, self.heads)
 
-def reasons(bad: Sequence[BadSample], opening: str) -> str:
-    """Why the first bad samples are bad, as a sentence; nothing where none is."""
-    if not bad:
-        return ""
-    listed = "; ".join(f"{one.id}: {one.reason}" for one in bad[:3])
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return f" {opening}: {listed}{more}"
+    def _joined(self, new: PositionSums) -> PositionSums:
+        """The sums of every position with those of more images; none where sizes differ."""
+        if not self.count:
+            return new
+        if self._positions.of_one_size_with(new):
+            return self._positions.plus(new)
+        if self.table is None:
+            raise CalibrationError(
+                f"The images so far have {len(self)} visual tokens on the grid {self.grid}, and "
+                f"others have {len(new.sums)} on {new.grid}. The file that they are in is of an "
+                "older pore, which could not tell images of different sizes apart: begin anew."
+            )
+        return PositionSums()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,14 @@ from pore.cli.options import (
 )
 from pore.cli.plot import draw_biases
 from pore.cli.printing import say
+from pore.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pore.calibration.fits import FitKind
+    from pore.calibration.host import HostCalibration
+    from pore.corrections.files import Calibrated
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,22 @@ class Options(Loading):
     normalize: Normalize = None
     settings: Set = None
     kind: Annotated[
-        str, typer.Option(help="exponential, exponential+offset, spline or empirical.")
-    ] = "exponential"
+        str,
+        typer.Option(
+            help="Form of P: exponential, exponential+offset, spline or empirical; auto takes the "
+            "first three's with the least error on the half of the data it was not fitted to."
+        ),
+    ] = "auto"
+    over: Annotated[
+        str | None,
+        typer.Option(
+            help="For images of different sizes, what P is a function of: distance (to the text), "
+            "place (row and column) or raster. [default: distance, if sizes differ]"
+        ),
+    ] = None
+    heads: Annotated[
+        bool, typer.Option("--heads", help="A P for every head, divided out before their mean.")
+    ] = False
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="File for the sums, to resume from. [default: OUT.calibration.json]"),
@@ -83,13 +105,14 @@ def calibrate(options: Options) -> None:
 
         pore calibrate -m llava-hf/llava-1.5-7b-hf -s photos --questions ask.txt -o llava.json
     """
-    from pore.bias.stages import save_biases
     from pore.calibration.calibrating import calibrate as measure
+    from pore.corrections.files import save_corrections
     from pore.data.loading import load_model
     from pore.data.sources import load_samples
     from pore.methods.making import make
 
     form = form_of_bias(options.kind)
+    check_form(form, options.over, options.heads)
     (keep,) = budgets([options.keep] if options.keep else None, options.settings)
     model, processor = load_model(options.model, **options.how)
     out = options.out
@@ -117,10 +140,39 @@ def calibrate(options: Options) -> None:
         checkpoint=sums,
         max_bad=options.max_bad,
         source=options.samples,
+        heads=options.heads,
     )
-    biases = measured.fit(form)
-    save_biases(out, biases)
+    biases = fitted(measured, form, options.over, options.heads)
+    save_corrections(out, biases)
     say(*map(repr, biases))
     say(f"Wrote {out}, and the sums to {sums}.")
-    if options.figures is not None:
-        draw_biases(measured, biases, options.figures)
+    if options.figures is None:
+        return
+    if measured.mixed:
+        say("No figures: the images have different sizes, so that there is no mean to draw.")
+    else:
+        draw_biases(measured, measured.fit(form), options.figures)
+
+
+def fitted(
+    measured: HostCalibration, form: FitKind, over: str | None, heads: bool
+) -> Sequence[Calibrated]:
+    """The corrections that the options ask for, one for every stage."""
+    if heads:
+        return measured.fit_heads(form)  # type: ignore[arg-type] # "auto" was refused
+    if over is not None or measured.mixed:
+        return measured.fit_any_size(form, over or "distance")  # type: ignore[arg-type] # checked
+    return measured.fit(form)
+
+
+def check_form(form: FitKind, over: str | None, heads: bool) -> None:
+    """Refuse what cannot be fitted, before anything is measured."""
+    from pore.bias.coordinates import OVER
+
+    if over is not None and over not in OVER:
+        raise InputError(f"P is a function of {', '.join(OVER)}, not of {over!r}.")
+    if heads and (over is not None or form == "auto"):
+        raise InputError(
+            "A P for every head is over the positions of images of one size, and of a kind that "
+            "you name: with --heads leave --over away, and give --kind, such as spline."
+        )

@@ -37,8 +37,8 @@ from pore.cli.printing import print_results, say, stdout
 from pore.errors import InputError
 
 if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
     from pore.data.samples import Sample
+    from pore.engine.corrections import Correction
     from pore.engine.pruner import Pruner
     from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import Outcome
@@ -266,7 +266,7 @@ def _pruners(
     options: Options,
     model: Any,
     keeps: Sequence[int | float],
-    biases: Sequence[PositionBias] | None,
+    biases: Sequence[Correction] | None,
     guiding: Guiding | None,
 ) -> list[Pruner | None]:
     """None for the unpruned model, then the method at every budget, without P and then with P.

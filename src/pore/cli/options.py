@@ -25,7 +25,7 @@ import typer
 from pore.errors import InputError
 
 if TYPE_CHECKING:
-    from pore.bias.curve import Kind
+    from pore.calibration.fits import FitKind
 
 _Options = TypeVar("_Options")
 
@@ -193,11 +193,11 @@ def budgets(
     return list(map(budget, keep or [default]))
 
 
-def form_of_bias(text: str) -> Kind:
+def form_of_bias(text: str) -> FitKind:
     """Refuse a form of P that cannot be fitted, before anything is measured."""
     from pore.bias.curve import Kind
 
-    forms = [form for form in get_args(Kind) if form != "rope"]
+    forms = ["auto", *(form for form in get_args(Kind) if form != "rope")]
     if text not in forms:
         raise InputError(
             f"P cannot be fitted in the form {text!r}; choose from {', '.join(forms)}."

@@ -1,5 +1,7 @@
 """Corrections of position bias beside `pore.PositionBias`, for the `reweight` of a method."""
 
+from pore.corrections.files import load_corrections as load_corrections
+from pore.corrections.files import save_corrections as save_corrections
 from pore.corrections.heads import HeadBiases as HeadBiases
 from pore.corrections.null_token import NullTokenPrior as NullTokenPrior
 from pore.corrections.subtracted import Subtracted as Subtracted

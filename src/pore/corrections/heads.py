@@ -80,6 +80,10 @@ class HeadBiases(AttentionCorrection, Saved):
         """Refuse to be used elsewhere than the biases were measured, as `PositionBias.check`."""
         self.biases[0].check(**conditions)
 
+    def allowing(self, *names: str) -> HeadBiases:
+        """The same, for use where the named fields differ, as `PositionBias.allowing`."""
+        return HeadBiases(tuple(bias.allowing(*names) for bias in self.biases))
+
     def document(self) -> dict[str, Any]:
         """What a file holds, but for the checksum."""
         return self._form.document({"heads": [seal(bias.document()) for bias in self.biases]})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pore.bias.position_bias import PositionBias
 from pore.bias.profiles import available, published
-from pore.bias.stages import load_biases
 from pore.calibration.reading import attention_stages
+from pore.corrections.files import load_corrections
+from pore.corrections.heads import HeadBiases
+from pore.corrections.null_token import NullTokenPrior
+from pore.corrections.without_rope import WithoutRoPE
 from pore.data.prompts import processor_settings, prompt_template
 from pore.data.samples import Sample
+from pore.engine.corrections import Correction
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import good_inputs
@@ -24,14 +28,24 @@ ROPE = "rope"
 """The name of the data-free RoPE prior."""
 
 
+UNCALIBRATED: Mapping[str, Correction] = {
+    "without-rope": WithoutRoPE(),
+    "null-token": NullTokenPrior(),
+    "null-token-ratio": NullTokenPrior("ratio"),
+}
+
+
+"""The names of corrections that take no calibration."""
+
+
 PUBLISHED = "published:"
 
 
 """What comes before the host and benchmark of a published bias."""
 
 
-def load_bias(name: str) -> tuple[PositionBias, ...]:
-    """The position biases of a host's stages, from a file, the hub, or among those published.
+def load_bias(name: str) -> tuple[Any, ...]:
+    """The corrections of a host's stages, from a file, the hub, or among those published.
 
     Args:
         name: A JSON file, a folder, a hub id, or "published:HOST/BENCHMARK".
@@ -43,7 +57,7 @@ def load_bias(name: str) -> tuple[PositionBias, ...]:
         PoreError: There is none by that name.
     """
     if not name.startswith(PUBLISHED):
-        return load_biases(name)
+        return load_corrections(name)
     host, slash, benchmark = name.removeprefix(PUBLISHED).partition("/")
     if not slash:
         names = ", ".join(f"{PUBLISHED}{'/'.join(pair)}" for pair in available()[:2])
@@ -57,11 +71,11 @@ def biases_named(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-) -> Sequence[PositionBias] | None:
+) -> Sequence[Correction] | None:
     """Load P by name, and check its processor and template; methods check the other conditions.
 
     Args:
-        name: What `load_bias` takes, or "rope"; None for no bias.
+        name: What `load_bias` takes, or "rope", or one of `UNCALIBRATED`; None for no correction.
         allow: Conditions that may differ from those under which it was measured.
         model: The model that it is for.
         processor: Its processor.
@@ -75,16 +89,20 @@ def biases_named(
     """
     if name is None:
         return None
+    if name in UNCALIBRATED:
+        return [UNCALIBRATED[name]]
     if name == ROPE:
         return [rope_bias(model, processor, samples)]
     biases = [bias.allowing(*allow) for bias in load_bias(name)]
     for bias in biases:
-        bias.check(processor=processor_settings(processor), template=prompt_template(processor))
+        # Every head of a stage was measured with the same.
+        one = bias.biases[0] if isinstance(bias, HeadBiases) else bias
+        one.check(processor=processor_settings(processor), template=prompt_template(processor))
     return biases
 
 
-def reweighted(pruner: Pruner, biases: Sequence[PositionBias]) -> Pruner:
-    """A method that divides by position biases.
+def reweighted(pruner: Pruner, biases: Sequence[Correction]) -> Pruner:
+    """A method that corrects its scores.
 
     Args:
         pruner: The method.

@@ -1,0 +1,149 @@
+"""Fitting P for images of any size to attention by bin and by size of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+
+from pore.bias.any_size import AnySizeBias, Axis
+from pore.bias.choosing import choose
+from pore.bias.coordinates import SIDE, Over, centers_of
+from pore.bias.curve import Kind
+from pore.bias.fitting import Floats, Points, fit
+from pore.bias.provenance import Provenance
+from pore.errors import ScoreError
+
+_ROUNDS = 100  # of turns between two factors; they settle in a few
+
+
+class Levels(NamedTuple):
+    """Attention by bin and by size of the image.
+
+    Attributes:
+        bins: (B,) the bins.
+        mean: (C, B) mean attention of every bin in images of C sizes.
+        tokens: (C, B) how many tokens it is the mean of; 0 where there is none.
+    """
+
+    bins: np.ndarray
+    mean: Floats
+    tokens: Floats
+
+
+def product(mean: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Two factors whose products are nearest to a table, by weighted least squares.
+
+    A token of an image of 2,000 tokens gets less than one of an image of 200 at the same distance,
+    and how much less depends on what else is in the prompt. So every size has a factor of its own,
+    and the bias is what all sizes have in common.
+
+    Args:
+        mean: (C, B) the table.
+        weight: (C, B) what each entry counts, 0 for nothing.
+
+    Returns:
+        (C,) and (B,), the second of weighted mean 1.
+    """
+    one = np.ones(len(mean))
+    other = np.ones(mean.shape[1])
+    for _ in range(_ROUNDS):
+        before = other
+        other = (weight * mean * one[:, None]).sum(0) / (weight * one[:, None] ** 2).sum(0)
+        one = (weight * mean * other).sum(1) / (weight * other**2).sum(1)
+        scale = np.average(other, weights=weight.sum(0))
+        other, one = other / scale, one * scale
+        if np.allclose(before, other, rtol=1e-12, atol=0):
+            break
+    return one, other
+
+
+def fit_any_size(
+    levels: Levels,
+    halves: Sequence[Levels],
+    over: Over,
+    kind: str,
+    sizes: tuple[int, int],
+    provenance: Provenance,
+) -> AnySizeBias:
+    """The bias over some coordinate that is nearest to what was measured.
+
+    Args:
+        levels: The attention of all images.
+        halves: That of each of two halves of them, for "auto"; empty otherwise.
+        over: What the bins are of.
+        kind: A kind of curve, or "auto" for that of the least held-out error.
+        sizes: The smallest and largest number of visual tokens of the images.
+        provenance: Where they come from.
+
+    Raises:
+        ScoreError: The attention is none that a curve can be fitted to.
+        ProfileError: The curve that fits best is none to divide by.
+    """
+    curves = _curves(levels, over)
+    others = [_curves(half, over) for half in halves]
+    axes, parameters, kinds = [], dict[str, float](), []
+    for number, (name, points, measured) in enumerate(curves):
+        if kind == "auto":
+            apart = [_at(points, each[number]) for each in others]
+            chosen = choose(measured, apart, points.by("spline"))
+            kinds.append(chosen.kind)
+            parameters[f"{name} held-out error"] = chosen.errors[chosen.kind]
+        else:
+            kinds.append(kind)
+        found = fit(measured, kinds[-1], points.by(kinds[-1]))
+        parameters |= {f"{name} {key}": value for key, value in found.parameters.items()}
+        parameters[f"{name} r2"] = found.r2
+        axes.append(Axis(torch.from_numpy(points.at), torch.from_numpy(found.curve)))
+    # The axes of a place may take different forms; the more general one names them.
+    form = cast(
+        Kind, max(kinds, key=("exponential", "exponential+offset", "spline", "empirical").index)
+    )
+    return AnySizeBias(over, form, tuple(axes), sizes, parameters, provenance)
+
+
+class _Measured(NamedTuple):
+    """Where a curve was measured: coordinates, and what each counts."""
+
+    at: Floats
+    weight: Floats
+    logarithmic: bool
+
+    def by(self, kind: str) -> Points:
+        """The points of a fit: a spline over distances is one over their logarithm."""
+        at = np.log(self.at) if self.logarithmic and kind in ("spline", "empirical") else self.at
+        width = max(at[-1] - at[0], 1e-12)
+        weight = self.weight / self.weight.mean()
+        return Points((at - at[0]) / width, weight, float(self.at[-1] - self.at[0]) or 1.0)
+
+
+def _curves(levels: Levels, over: Over) -> list[tuple[str, _Measured, Floats]]:
+    """For every axis its name, where it was measured, and the attention there."""
+    if not len(levels.bins):
+        raise ScoreError(f"No attention was measured over the {over}.")
+    _, shape = product(levels.mean, levels.tokens)
+    weight = levels.tokens.sum(0)
+    if over != "place":
+        at = centers_of(over, levels.bins)
+        return [(over, _Measured(at, weight, over == "distance"), shape)]
+    table, weights = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
+    table[levels.bins // SIDE, levels.bins % SIDE] = shape
+    weights[levels.bins // SIDE, levels.bins % SIDE] = weight
+    rows, columns = weights.sum(1) > 0, weights.sum(0) > 0
+    factors = product(table[rows][:, columns], weights[rows][:, columns])
+    found = []
+    for name, there, factor, count in zip(
+        ("row", "column"), (rows, columns), factors, (weights.sum(1), weights.sum(0)), strict=True
+    ):
+        bins = there.nonzero()[0]
+        measured = _Measured(centers_of("place", bins), count[bins], False)
+        found.append((name, measured, factor / np.average(factor, weights=count[bins])))
+    return found
+
+
+def _at(points: _Measured, other: tuple[str, _Measured, Floats]) -> Floats:
+    """The attention of a half at the points of the whole, read on straight lines where it has
+    none."""
+    return np.interp(points.at, other[1].at, other[2])

@@ -1,0 +1,122 @@
+"""Sums over images of one size, position by position."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pore.calibration import exact
+from pore.calibration.table import Rows
+
+
+class Half(NamedTuple):
+    """One half of the images.
+
+    Attributes:
+        images: How many there are.
+        sums: For each position the sum of their attention, in units of 2⁻⁶².
+    """
+
+    images: int
+    sums: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PositionSums:
+    """What `Calibration` holds of every position under the same names; empty where sizes differ."""
+
+    grid: tuple[int, int] | None = None
+    sums: tuple[int, ...] = ()
+    squares: tuple[int, ...] = ()
+    halves: tuple[Half, Half] | None = None
+    heads: tuple[tuple[int, ...], ...] | None = None
+
+    @classmethod
+    def of(cls, rows: Rows, halves: np.ndarray) -> PositionSums:
+        """The sums of images of one size.
+
+        Args:
+            rows: What was read of them.
+            halves: (n,) which half each is in.
+        """
+        units = exact.units(rows.attention)
+        nothing = np.zeros(units.shape[1], dtype=object)  # the sum of no rows is none of numbers
+        both = (units[halves == half] for half in (0, 1))
+        heads = None if rows.heads is None else exact.units(rows.heads).sum(0)
+        return cls(
+            rows.grid,
+            tuple(units.sum(0)),
+            tuple((units * units).sum(0)),
+            tuple(Half(len(part), tuple(part.sum(0, initial=0) + nothing)) for part in both),  # type: ignore[arg-type] # of two
+            None if heads is None else tuple(map(tuple, heads)),
+        )
+
+    def of_one_size_with(self, other: PositionSums) -> bool:
+        """Whether others are of images of the same size."""
+        return self.grid == other.grid and len(self.sums) == len(other.sums)
+
+    def plus(self, other: PositionSums) -> PositionSums:
+        """The sums over the images of both, of one size; what one of them does not know is lost."""
+        halves = heads = None
+        if self.halves is not None and other.halves is not None:
+            halves = tuple(
+                Half(a.images + b.images, _added(a.sums, b.sums))
+                for a, b in zip(self.halves, other.halves, strict=True)
+            )
+        if self.heads is not None and other.heads is not None:
+            heads = tuple(_added(a, b) for a, b in zip(self.heads, other.heads, strict=True))
+        return PositionSums(
+            self.grid,
+            _added(self.sums, other.sums),
+            _added(self.squares, other.squares),
+            halves,  # type: ignore[arg-type] # of two
+            heads,
+        )
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """By name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def halves_of(value: Any, positions: int, count: int) -> tuple[Half, Half] | None:
+    """The halves of JSON of any origin, or ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("there must be two halves.")
+    halves = (_half(value[0], positions), _half(value[1], positions))
+    if positions and halves[0].images + halves[1].images != count:
+        raise ValueError("the halves do not have as many images as there are.")
+    return halves
+
+
+def heads_of(value: Any, positions: int, count: int) -> tuple[tuple[int, ...], ...] | None:
+    """The sums of heads of JSON of any origin, or ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise ValueError("heads must be lists of sums.")
+    return tuple(_sums(head, positions, count) for head in value)
+
+
+def _half(value: Any, positions: int) -> Half:
+    if not isinstance(value, list) or len(value) != 2 or type(value[0]) is not int or value[0] < 0:
+        raise ValueError("a half must be a number of images and their sums.")
+    return Half(value[0], _sums(value[1], positions, value[0]))
+
+
+def _sums(sums: Any, positions: int, count: int) -> tuple[int, ...]:
+    most = exact.largest_sum(count)
+    if not isinstance(sums, list) or len(sums) != positions:
+        raise ValueError("a half or a head must have one sum for every position.")
+    if not all(type(x) is int and 0 <= x <= most for x in sums):
+        raise ValueError("a sum of a half or a head is no sum of attention.")
+    return tuple(sums)
+
+
+def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(operator.add, one, other))

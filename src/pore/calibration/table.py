@@ -1,0 +1,171 @@
+"""Sums over images of any size: by the distance of a token to the text, and by its place.
+
+P over the positions of an image is for images of one size. A function of the distance to the last
+text token, or of the place in the image, holds for any. What it is fitted to is kept here: the
+attention of every token is added to one cell by its distance, to another by its raster position and
+to a third by its row and column. Cells are apart for images of different sizes, since a token of a
+large image gets less of the attention than one of a small image, and for the two halves of the data
+set, so that what is fitted to one half can be tested on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pore.bias.any_size_fitting import Levels
+from pore.bias.coordinates import BINS, OVER, Over, bins_of
+from pore.calibration import exact
+
+Key = tuple[Over, int, int, int]
+
+
+"""What a cell is over, which half of the samples (0 or 1), the size of its images (in half octaves
+of their number of tokens) and the bin."""
+
+
+class Rows(NamedTuple):
+    """What one stage read of n images of one size.
+
+    Attributes:
+        grid: Rows and columns of their visual tokens, or None where they lie on no single grid.
+        attention: (n, N) attention on every visual token; of several stages (S, n, N).
+        sample: (n,) which sample of the batch each image is of.
+        distance: (n, N) tokens from every visual token to the last one of its prompt.
+        place: (n, N, 2) relative row and column of every token, from 0 to 1; None without a grid.
+        heads: (n, H, N) the same for every head; of several stages (S, n, H, N). None where heads
+            are not told apart.
+    """
+
+    grid: tuple[int, int] | None
+    attention: np.ndarray
+    sample: np.ndarray
+    distance: np.ndarray
+    place: np.ndarray | None = None
+    heads: np.ndarray | None = None
+
+    def stage(self, number: int) -> Rows:
+        """The rows of one of several stages."""
+        heads = None if self.heads is None else self.heads[number]
+        return self._replace(attention=self.attention[number], heads=heads)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Exact sums of attention over cells.
+
+    Attributes:
+        cells: For each cell, the number of tokens and the sum of their attention times the number
+            of tokens of their image, in units of 2⁻⁶².
+        sizes: How many images of each number of visual tokens were measured.
+    """
+
+    cells: Mapping[Key, tuple[int, int]] = field(default_factory=dict)
+    sizes: Mapping[int, int] = field(default_factory=dict)
+
+    def including(self, rows: Rows, halves: np.ndarray) -> Table:
+        """With more images.
+
+        Args:
+            rows: Theirs.
+            halves: (n,) which half of the samples each is in, 0 or 1.
+        """
+        images, tokens = rows.attention.shape
+        cells, sizes = dict(self.cells), dict(self.sizes)
+        sizes[tokens] = sizes.get(tokens, 0) + images
+        size = size_class(tokens)
+        units = exact.units(rows.attention * tokens)
+        raster = np.broadcast_to((np.arange(tokens) + 0.5) / tokens, (images, tokens))
+        of = {"distance": rows.distance, "raster": raster, "place": rows.place}
+        for over in OVER:
+            where = of[over]
+            if where is None:
+                continue
+            found = bins_of(over, where)
+            for half in (0, 1):
+                mine = halves == half
+                bins, part = found[mine].reshape(-1), units[mine].reshape(-1)
+                counts = np.bincount(bins, minlength=BINS[over])
+                sums = np.zeros(BINS[over], dtype=object)
+                np.add.at(sums, bins, part)
+                for b in counts.nonzero()[0].tolist():
+                    count, total = cells.get((over, half, size, b), (0, 0))
+                    cells[over, half, size, b] = count + int(counts[b]), total + int(sums[b])
+        return Table(cells, sizes)
+
+    def merged(self, other: Table) -> Table:
+        """With the images of another."""
+        cells, sizes = dict(self.cells), dict(self.sizes)
+        for key, (count, total) in other.cells.items():
+            before = cells.get(key, (0, 0))
+            cells[key] = before[0] + count, before[1] + total
+        for tokens, images in other.sizes.items():
+            sizes[tokens] = sizes.get(tokens, 0) + images
+        return Table(cells, sizes)
+
+    def levels(self, over: Over, half: int | None = None) -> Levels:
+        """The mean attention of every bin, relative to 1 / N, for images of every size.
+
+        Args:
+            over: What the bins are of.
+            half: Of which half of the samples, 0 or 1; None for all.
+        """
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        for (what, part, size, b), (count, total) in self.cells.items():
+            if what == over and half in (None, part):
+                before = found.get((size, b), (0, 0))
+                found[size, b] = before[0] + count, before[1] + total
+        sizes = sorted({size for size, _ in found})
+        bins = sorted({b for _, b in found})
+        mean, counts = (np.zeros((len(sizes), len(bins))) for _ in range(2))
+        for (size, b), (count, total) in found.items():
+            at = sizes.index(size), bins.index(b)
+            mean[at], counts[at] = exact.mean([total], count)[0], count
+        return Levels(np.array(bins, dtype=int), mean, counts)
+
+    def document(self) -> dict[str, Any]:
+        """What JSON can hold of it."""
+        return {
+            "sizes": sorted(map(list, self.sizes.items())),
+            "cells": [[*key, *cell] for key, cell in sorted(self.cells.items())],
+        }
+
+    @classmethod
+    def of_document(cls, document: Any) -> Table:
+        """The table of JSON of any origin, or ValueError."""
+        if not isinstance(document, dict) or document.keys() != {"sizes", "cells"}:
+            raise ValueError("the table must have sizes and cells.")
+        cells, sizes = document["cells"], document["sizes"]
+        if not (isinstance(cells, list) and isinstance(sizes, list)):
+            raise ValueError("sizes and cells must be lists.")
+        for one in sizes:
+            if not (isinstance(one, list) and len(one) == 2 and all(map(_counts, one))):
+                raise ValueError("sizes must be pairs of tokens and images.")
+        for one in cells:
+            if not (isinstance(one, list) and len(one) == 6 and one[0] in OVER):
+                raise ValueError("a cell must say what it is over, its half, size, bin and sums.")
+            _, half, size, b, count, total = one
+            whole = all(type(each) is int and each >= 0 for each in one[1:])
+            if not whole or half > 1 or b >= BINS[one[0]] or not count or size > _LARGEST:
+                raise ValueError("a cell is none that attention can be added to.")
+            if total > exact.largest_sum(count) << _TOKENS:
+                raise ValueError("the sum of a cell is no sum of attention.")
+        return cls({tuple(one[:4]): (one[4], one[5]) for one in cells}, dict(map(tuple, sizes)))
+
+
+_LARGEST, _TOKENS = 60, 30
+
+
+"""The largest class of sizes; and of a number of visual tokens, the bits."""
+
+
+def size_class(tokens: int) -> int:
+    """Of a number of visual tokens, the half octave: 576 is in 18, from 512 to 724."""
+    return int(2 * np.log2(tokens) + 1e-9)
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and value > 0
