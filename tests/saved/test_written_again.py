@@ -122,16 +122,28 @@ def sums_are(one: Calibration, document: dict[str, Any]) -> bool:
     )
 
 
+def same_with_what_is_unknown(written: Path, path: Path) -> bool:
+    """Whether a file has all that an older one has, and says of the rest that it is unknown."""
+
+    def content(one: Path) -> list[dict[str, Any]]:
+        document = plain(one)
+        stages: list[dict[str, Any]] = document.get("stages", [document])
+        return [{**stage, "checksum": None} for stage in stages]
+
+    unknown = {"halves": None, "table": None, "heads": None}
+    return content(written) == [{**stage, **unknown} for stage in content(path)]
+
+
 @pytest.mark.parametrize("name", CALIBRATIONS)
 def test_a_calibration(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = OLD / f"{name}.json"
     found = Calibration.load(path)
     assert sums_are(found, plain(path))
     assert not caplog.text
-    assert found.save(tmp_path / "c.json").read_bytes() == path.read_bytes()
+    assert same_with_what_is_unknown(found.save(tmp_path / "c.json"), path)
     host = HostCalibration.load(path)
     assert host.stages == (found,)
-    assert host.save(tmp_path / "c.json").read_bytes() == path.read_bytes()
+    assert same_with_what_is_unknown(host.save(tmp_path / "c.json"), path)
 
 
 @pytest.mark.parametrize("name", HOSTS)
@@ -140,7 +152,7 @@ def test_a_calibration_of_several_stages(name: str, tmp_path: Path) -> None:
     found = HostCalibration.load(path)
     assert all(map(sums_are, found.stages, plain(path)["stages"]))
     assert len(found.stages) == 3
-    assert found.save(tmp_path / "c.json").read_bytes() == path.read_bytes()
+    assert same_with_what_is_unknown(found.save(tmp_path / "c.json"), path)
 
 
 def test_what_is_fitted_to_them() -> None:
