@@ -40,6 +40,8 @@ HOW = {
 INSTEAD = {("ToMe", "r"), ("IVC-Prune", "foreground")}
 """What is given instead of `keep`."""
 TEXTS = ("1", "0.5", "none", "[1, 2]", "[x]")
+UNSET = {"ratio": "0.5", "weights": "[1, 1, 1, 1]", "between": "[1, 2]"}
+"""What stands for the usual value of a setting that is usually None, where 1 cannot."""
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def ask(samples: Path, model: Path, *more: object, code: int = 0) -> Any:
 def texts_for(method: str, name: str, usual: Any) -> tuple[str, ...]:
     """What is tried, and last the setting's usual value."""
     value = getattr(methods()[method] if usual is None else usual, name, None)
-    return (*TEXTS, json.dumps(value) if value is not None else "0.5" if name == "ratio" else "1")
+    return (*TEXTS, json.dumps(value) if value is not None else UNSET.get(name, "1"))
 
 
 def check_refusal(method: str, name: str, text: str, message: str) -> None:
