@@ -50,7 +50,7 @@ def test_patches_are_those_of_the_objects_asked_about(side: int) -> None:
         assert not (one.patches & ~shown).any()
         if one.question.kind in ("color", "shape", "reading", "existence"):
             (thing,) = named
-            words = (thing.noun, thing.color, thing.family)
+            words = (thing.noun, thing.color, thing.category)
             assert any(word in one.question.question for word in words)
             grid = side // PATCH
             row = thing.y * grid // side

@@ -1,0 +1,223 @@
+"""Which form of P holds for pictures of sizes that it was not fitted to.
+
+    python training/size_forms.py --rows runs/smollm2/rows --out out.json
+
+P is fitted to calibration pictures of two sizes and tried on those of the third. Fits are of ln A by
+least squares, with a constant of its own for every question, since attention thins out as pictures
+grow and the scale of P does not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attention_rows import LAYERS, Rows, load
+from kept_objects import budgets, result
+from log_curves import spline
+from scipy.ndimage import zoom
+
+from corrections import Floats, LayerRows, at_layer, halves
+
+SIZES = (144, 256, 576)
+KNOTS = 4
+"""Inner knots along rows and along columns."""
+NEAR, FAR = 10, 700
+"""Distances between which the knots of a spline in the logarithm of the distance lie."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where Q · N visual tokens lie, each ``(Q, N)``.
+
+    Attributes:
+        distance: Tokens from a visual token to the last one of the prompt.
+        raster: Place in reading order, from 0 to 1.
+        row: Place from top to bottom, from 0 to 1.
+        column: Place from left to right, from 0 to 1.
+    """
+
+    distance: Floats
+    raster: Floats
+    row: Floats
+    column: Floats
+
+    @classmethod
+    def of(cls, rows: Rows) -> Places:
+        """The places of all visual tokens of some records."""
+        n = rows.patches.shape[1]
+        side = round(n**0.5)
+        index = np.broadcast_to(np.arange(n), rows.patches.shape)
+        return cls(
+            (rows.after[:, None] + n - 1 - index).astype(np.float64),
+            index / (n - 1),
+            index // side / (side - 1),
+            index % side / (side - 1),
+        )
+
+
+def _one(values: Floats) -> Floats:
+    return values[..., None]
+
+
+def _spline(values: Floats, knots: int) -> Floats:
+    return spline(values.reshape(-1), knots).reshape(*values.shape, -1)
+
+
+def _nearness(distance: Floats) -> Floats:
+    """The logarithm of the distance, from 0 at `NEAR` to 1 at `FAR`."""
+    found: Floats = np.log(distance / NEAR) / np.log(FAR / NEAR)
+    return found
+
+
+def _axes(places: Places) -> Floats:
+    return np.concatenate([_spline(places.row, KNOTS), _spline(places.column, KNOTS)], -1)
+
+
+FORMS: Mapping[str, Callable[[Places], Floats]] = {
+    "distance, exponential": lambda p: _one(p.distance),
+    "distance, power": lambda p: _one(_nearness(p.distance)),
+    "distance, spline of its logarithm": lambda p: _spline(_nearness(p.distance), KNOTS),
+    "raster place, exponential": lambda p: _one(p.raster),
+    "raster place, spline": lambda p: _spline(p.raster, 7),
+    "row x column, splines": _axes,
+    "distance and row x column": lambda p: np.concatenate(
+        [_axes(p), _spline(_nearness(p.distance), KNOTS)], -1
+    ),
+}
+"""By name what turns places into ``(Q, N, C)`` columns, of which ln P is a combination."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Records of pictures of one size at one layer."""
+
+    rows: LayerRows
+    places: Places
+    patches: Any
+
+    @classmethod
+    def of(cls, rows: Rows, layer: int) -> Size:
+        """The records of one layer with their places."""
+        return cls(at_layer(rows, layer), Places.of(rows), rows.patches)
+
+
+def _centred(values: Floats) -> Floats:
+    found: Floats = values - values.mean(1, keepdims=True)
+    return found
+
+
+def fit(sizes: Sequence[Size], form: Callable[[Places], Floats]) -> Floats:
+    """``(C,)``: the combination of a form's columns that is nearest to ln A; all sizes weigh alike."""
+    square, product = 0.0, 0.0
+    for size in sizes:
+        columns = _centred(form(size.places))
+        logs = _centred(np.log(size.rows.scores.astype(np.float64)))
+        square = square + np.einsum("qnc,qnd->cd", columns, columns) / logs.size
+        product = product + np.einsum("qnc,qn->c", columns, logs) / logs.size
+    # Columns of a spline add up to 1, which is no combination that can be told from none.
+    found: Floats = np.linalg.lstsq(np.asarray(square), np.asarray(product), rcond=1e-9)[0]
+    return found
+
+
+def bias(size: Size, form: Callable[[Places], Floats], weights: Floats) -> Floats:
+    """``(Q, N)``: P for every visual token."""
+    found: Floats = np.exp(_centred(form(size.places) @ weights))
+    return found
+
+
+def resized(sizes: Sequence[Size], n: int) -> Floats:
+    """``(N,)``: the geometric means of other sizes on this grid, between theirs on straight lines."""
+    side = round(n**0.5)
+    found = []
+    for size in sizes:
+        logs = _centred(size.rows.log_mean[None])[0]
+        own = round(len(logs) ** 0.5)
+        square = logs.reshape(own, own)
+        found.append(zoom(square, side / own, order=1, mode="nearest", grid_mode=True))
+    result: Floats = np.exp(np.mean(found, 0).reshape(-1))
+    return result
+
+
+def error(size: Size, p: Floats) -> float:
+    """Standard deviation over positions of how far ln P is from the mean of ln A, both centred."""
+    difference = np.log(size.rows.scores.astype(np.float64)) - np.log(p)
+    return float(_centred(difference).mean(0).std())
+
+
+def judge(known: Size, asked: Size, make: Callable[[Size], Floats]) -> dict[str, Any]:
+    """What a P does on a size: error on its calibration questions, what it keeps of test ones."""
+    scores = asked.rows.scores
+    keeps = budgets(scores.shape[1])
+    made = scores / make(asked)
+    return {
+        "held_out_error": round(error(known, make(known)), 4),
+        "results": {str(k): result(made, scores, asked.patches, k) for k in keeps},
+    }
+
+
+def own_error(known: Size) -> float:
+    """The error of the size's own geometric mean, of one half on the other: mere noise."""
+    one, other = halves(len(known.rows.scores))
+    logs = np.log(known.rows.scores.astype(np.float64))
+    difference = logs[one].mean(0) - logs[other].mean(0)
+    return float(difference.std())
+
+
+def compare(known: Mapping[int, Size], asked: Mapping[int, Size]) -> dict[str, Any]:
+    """All forms, fitted to every two sizes and tried on the third, and fitted to all three."""
+    found: dict[str, Any] = {}
+    for n in known:
+        others = [known[m] for m in known if m != n]
+        flat = judge(known[n], asked[n], lambda size: np.ones(size.rows.scores.shape[1]))
+        own = np.exp(known[n].rows.log_mean)
+        forms = {"none": flat, "its own geometric mean": judge(known[n], asked[n], lambda _: own)}  # noqa: B023
+        forms["its own geometric mean"]["held_out_error"] = round(own_error(known[n]), 4)
+        stretched = resized(others, n)
+        forms["others' geometric means, resized"] = judge(known[n], asked[n], lambda _: stretched)  # noqa: B023
+        for name, form in FORMS.items():
+            for which, sizes in (("", others), (", all sizes", [*known.values()])):
+                make = partial(bias, form=form, weights=fit(sizes, form))
+                forms[name + which] = judge(known[n], asked[n], make)
+        found[str(n)] = forms
+    return found
+
+
+def main() -> None:
+    """Compare, print and write."""
+    parser = argparse.ArgumentParser(description="Forms of P over pictures of several sizes.")
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--test", default="test", help="split that is scored")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    records = {
+        split: {n: load(arguments.rows / f"{n}-{split}") for n in SIZES}
+        for split in ("calibration", arguments.test)
+    }
+    found = {}
+    for layer in LAYERS:
+        sizes = {
+            split: {n: Size.of(rows, layer) for n, rows in by_size.items()}
+            for split, by_size in records.items()
+        }
+        found[f"K = {layer + 1}"] = compare(sizes["calibration"], sizes[arguments.test])
+        for n, forms in found[f"K = {layer + 1}"].items():
+            print(f"\nK = {layer + 1}, tried on {n}")
+            for name, one in forms.items():
+                cells = [
+                    f"{r['kept']:5.1f} {r['difference']:+5.1f} ± {r['half_width']:3.1f}"
+                    for r in one["results"].values()
+                ]
+                print(f"  {name:46} {one['held_out_error']:6.3f}", " | ".join(cells))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
