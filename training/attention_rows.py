@@ -1,7 +1,6 @@
 """What corrections of text-visual attention read, recorded once and kept for trying them all.
 
-    python training/attention_rows.py --model runs/smollm2/144 --split test --questions 350 \
-        --out runs/smollm2/rows/144-test
+    python training/attention_rows.py --folder runs/smollm2 --tokens 144 --split test
 
 A method that drops tokens before layer K scores them by the attention of layer K - 1. Nothing of a
 correction changes the layers before, so that one pass per question is enough for all of them.
@@ -33,6 +32,9 @@ LAYERS = (0, 1, 2, 4, 7)
 
 FIRST: dict[Split, int] = {"train": 3_900_000, "calibration": 1_000_000, "test": 2_000_000}
 """Number of the first picture of a split. No scene that anything else here looks at comes near."""
+
+EVERY = "every-layer"
+"""In the name of a folder of records of all layers, in place of the split."""
 
 PART = 25
 Floats = npt.NDArray[np.float32]
@@ -69,6 +71,11 @@ class Rows:
         return Rows(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
 
+def records_of(folder: Path, tokens: int, what: str) -> Path:
+    """The folder of the records of one size: of a split, or of `EVERY` layer."""
+    return folder / "rows" / f"{tokens}-{what}"
+
+
 def load(folder: Path) -> Rows:
     """All records of a folder, in the order of the questions.
 
@@ -93,18 +100,18 @@ def inputs_of(processor: LlavaProcessor, one: Asked) -> Any:
 class Recorder:
     """A model with its processor, cut off after the last layer that is looked at."""
 
-    def __init__(self, folder: str, layers: Sequence[int]) -> None:
+    def __init__(self, folder: str, layers: Sequence[int] | None = LAYERS) -> None:
         """Load the model.
 
         Args:
             folder: Of the checkpoint.
-            layers: Indices of the layers to be looked at.
+            layers: Indices of the layers to be looked at; None for all.
         """
         self.model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
         self.processor = LlavaProcessor.from_pretrained(folder)
-        self.layers = tuple(layers)
         decoder = self.model.model.language_model
-        decoder.layers = decoder.layers[: max(layers) + 1]
+        self.layers = tuple(range(len(decoder.layers)) if layers is None else layers)
+        decoder.layers = decoder.layers[: max(self.layers) + 1]
         self.inputs: dict[int, dict[str, Any]] = {}
         for i in self.layers:
             decoder.layers[i].self_attn.register_forward_pre_hook(
@@ -176,17 +183,20 @@ def missing(folder: Path, parts: int) -> Iterator[tuple[int, Path]]:
 def main() -> None:
     """Record the questions of one split."""
     parser = argparse.ArgumentParser(description="Record attention over visual tokens.")
-    parser.add_argument("--model", required=True, help="a checkpoint folder")
+    parser.add_argument("--folder", type=Path, required=True, help="where the model was built")
+    parser.add_argument("--tokens", type=int, default=144, help="which of its sizes")
     parser.add_argument("--split", choices=list(FIRST), required=True)
     parser.add_argument("--questions", type=int, default=350, help=f"a multiple of {PART}")
-    parser.add_argument("--layers", type=int, nargs="+", default=list(LAYERS))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--every-layer", action="store_true", help="record all layers")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(arguments.model, arguments.layers)
+    what = EVERY if arguments.every_layer else arguments.split
+    out = records_of(arguments.folder, arguments.tokens, what)
+    out.mkdir(parents=True, exist_ok=True)
+    layers = None if arguments.every_layer else LAYERS
+    recorder = Recorder(str(arguments.folder / str(arguments.tokens)), layers)
     stream = asked(arguments.split, FIRST[arguments.split], arguments.questions, recorder.side)
     done = 0
-    for i, path in missing(arguments.out, arguments.questions // PART):
+    for i, path in missing(out, arguments.questions // PART):
         for _ in islice(stream, i * PART - done):
             pass
         records = joined([recorder(one) for one in islice(stream, PART)])

@@ -1,23 +1,29 @@
 """Compare corrections of the position bias on recorded attention of a real language model.
 
-    python training/compare_corrections.py --rows runs/smollm2/rows --tokens 144 576 --out out.json
+    python training/compare_corrections.py --folder runs/smollm2 \
+        --out benchmarks/results/real-language-model.json
 
-Everything that is chosen is chosen on calibration questions; test questions are scored once.
+The folder is the one that the model was built in and its attention recorded. Everything that is
+chosen is chosen on calibration questions; test questions are only scored.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attention_rows import LAYERS, Rows, load
+import size_forms
+import smollm2
+import torch
+from attention_rows import EVERY, FIRST, LAYERS, Rows, load, records_of
+from every_layer import every_layer
 from kept_objects import budgets, result, shares
-
-from corrections import (
+from offline_corrections import (
     CHOSEN,
     CURVES,
     FIXED,
@@ -28,16 +34,24 @@ from corrections import (
     best_curve,
     best_strength,
     divided,
+    explained_by_position,
     held_out_error,
+    span,
+    spread_follows_mean,
 )
+from real_language_model import SIZES, about_of
+
+from pore.bench.setup import hardware, versions
 from pore.bias import PositionBias
 from pore.errors import ProfileError
 
+SURELY = 2.576 / 1.96
+"""From half the width of a 95 % interval to that of a 99 % one."""
 
-def span(curve: Floats) -> float:
-    """Mean over the last twelfth of the positions over that of the first."""
-    twelfth = len(curve) // 12
-    return float(curve[-twelfth:].mean() / curve[:twelfth].mean())
+
+def command_line() -> str:
+    """The command as it was given."""
+    return " ".join(["python", *sys.argv])
 
 
 def about_curve(rows: LayerRows, kind: Any) -> dict[str, Any]:
@@ -56,25 +70,9 @@ def about_curve(rows: LayerRows, kind: Any) -> dict[str, Any]:
     }
 
 
-def spread_follows_mean(rows: LayerRows) -> float:
-    """Slope of ln(standard deviation over questions) on ln(mean), over positions.
-
-    Where attention is P times what a token is worth, the standard deviation is in proportion to the
-    mean, and the slope is 1; where position adds to attention, it is 0.
-    """
-    scores = rows.scores.astype(np.float64)
-    slope: float = np.polyfit(np.log(scores.mean(0)), np.log(scores.std(0)), 1)[0]
-    return round(float(slope), 2)
-
-
-def explained_by_position(rows: LayerRows) -> float:
-    """Share of the variance of ln A within an image that the position explains.
-
-    It needs no labels: it can be told of any model and any pictures.
-    """
-    logs = np.log(rows.scores.astype(np.float64))
-    logs -= logs.mean(1, keepdims=True)
-    return round(float(logs.mean(0).var() / logs.var()), 3)
+def curve(values: Floats) -> list[float]:
+    """A curve over positions for a file, of mean 1."""
+    return [float(f"{x:.4g}") for x in values / values.mean()]
 
 
 def chosen(
@@ -122,6 +120,8 @@ def compare(calibration: Rows, test: Rows) -> dict[str, Any]:
             "spread_follows_mean": spread_follows_mean(known),
             "explained_by_position": explained_by_position(known),
             "geometric_span": round(span(np.exp(known.log_mean)), 2),
+            "mean": curve(known.mean),
+            "geometric_mean": curve(np.exp(known.log_mean)),
             "curves": {kind: about_curve(known, kind) for kind in CURVES},
             "settings": settings,
             "results": results,
@@ -129,22 +129,68 @@ def compare(calibration: Rows, test: Rows) -> dict[str, Any]:
     return {"calibration": len(calibration), "test": len(test), "layers": found}
 
 
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """For every correction the mean over layers and budgets, and where it harms with p < 0.01."""
+    told: dict[str, Any] = {}
+    for name in {name for layer in found["layers"].values() for name in layer["results"]}:
+        cells = {
+            f"{layer}, keep {keep}": one
+            for layer, all_of in found["layers"].items()
+            for keep, one in all_of["results"].get(name, {}).items()
+            if keep != "refused"
+        }
+        harmed = [
+            where
+            for where, one in cells.items()
+            if one["difference"] + SURELY * one["half_width"] < 0
+        ]
+        differences = [one["difference"] for one in cells.values()]
+        told[name] = {
+            "mean": round(float(np.mean(differences)), 2),
+            "least": min(differences),
+            "cells": len(cells),
+            "harmed": harmed,
+        }
+    return dict(sorted(told.items(), key=lambda item: -item[1]["mean"]))
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """All results, from what the other scripts left in a folder."""
+    records = {
+        split: {n: load(records_of(folder, n, split)) for n in SIZES}
+        for split in ("calibration", "test")
+    }
+    sizes = {}
+    for n in SIZES:
+        sizes[str(n)] = compare(records["calibration"][n], records["test"][n])
+        sizes[str(n)]["summary"] = summary(sizes[str(n)])
+        show(n, sizes[str(n)])
+    forms = size_forms.compare(records["calibration"], records["test"])
+    size_forms.show(forms)
+    return {
+        "what": "Share of the patches of the objects asked about that is kept, in per cent.",
+        "command": command_line(),
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
+        "package": {"name": smollm2.PACKAGE, "sha256": smollm2.SHA256},
+        "first_pictures": FIRST,
+        "models": {n: json.loads(about_of(folder, n).read_text()) for n in SIZES},
+        "sizes": sizes,
+        "forms": forms,
+        "every_layer": {
+            n: every_layer(load(records_of(folder, n, EVERY))) for n in (min(SIZES), max(SIZES))
+        },
+    }
+
+
 def main() -> None:
     """Compare, print and write."""
     parser = argparse.ArgumentParser(description="Compare corrections of the position bias.")
-    parser.add_argument("--rows", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[144, 576])
-    parser.add_argument("--test", default="test", help="split that is scored")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    found = {}
-    for tokens in arguments.tokens:
-        calibration = load(arguments.rows / f"{tokens}-calibration")
-        test = load(arguments.rows / f"{tokens}-{arguments.test}")
-        found[str(tokens)] = compare(calibration, test)
-        show(tokens, found[str(tokens)])
-    if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    found = everything(arguments.folder)
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def show(tokens: int, found: dict[str, Any]) -> None:

@@ -50,6 +50,11 @@ WINDOW, WINDOWS = 512, 16
 """Of the measurement of perplexity: tokens in a piece of text, and how many pieces at most."""
 
 
+def about_of(folder: Path, tokens: int) -> Path:
+    """The file beside a checkpoint that says how it came out."""
+    return folder / f"{tokens}.json"
+
+
 def tower_of(side: int) -> CLIPVisionModel:
     """The embedded model's tower for pictures of another size, position embeddings interpolated."""
     embedded = LlavaForConditionalGeneration.from_pretrained(embedded_model())
@@ -214,7 +219,9 @@ def main() -> None:
             },
             "says": says(model, folder, "What is the capital of France?"),
         }
-        print(json.dumps({"folder": str(folder), **about}, indent=2))
+        told = json.dumps(about, indent=2) + "\n"
+        about_of(arguments.folder, tokens).write_text(told, encoding="utf-8")
+        print(folder, told, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,25 @@
 """Which form of P holds for pictures of sizes that it was not fitted to.
 
-    python training/size_forms.py --rows runs/smollm2/rows --out out.json
-
-P is fitted to calibration pictures of two sizes and tried on those of the third. Fits are of ln A by
-least squares, with a constant of its own for every question, since attention thins out as pictures
-grow and the scale of P does not matter.
+P is fitted to calibration pictures of two sizes and tried on those of the third. Fits are of ln A
+by least squares, with a constant of its own for every question, since attention thins out as
+pictures grow and the scale of P does not matter.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attention_rows import LAYERS, Rows, load
+from attention_rows import LAYERS, Rows
 from kept_objects import budgets, result
 from log_curves import spline
+from offline_corrections import Floats, LayerRows, at_layer, halves
 from scipy.ndimage import zoom
 
-from corrections import Floats, LayerRows, at_layer, halves
-
-SIZES = (144, 256, 576)
+OWN = "its own geometric mean"
 KNOTS = 4
 """Inner knots along rows and along columns."""
 NEAR, FAR = 10, 700
@@ -114,7 +108,7 @@ def _centred(values: Floats) -> Floats:
 
 
 def fit(sizes: Sequence[Size], form: Callable[[Places], Floats]) -> Floats:
-    """``(C,)``: the combination of a form's columns that is nearest to ln A; all sizes weigh alike."""
+    """``(C,)``: the combination of a form's columns nearest to ln A; all sizes weigh alike."""
     square, product = 0.0, 0.0
     for size in sizes:
         columns = _centred(form(size.places))
@@ -133,7 +127,7 @@ def bias(size: Size, form: Callable[[Places], Floats], weights: Floats) -> Float
 
 
 def resized(sizes: Sequence[Size], n: int) -> Floats:
-    """``(N,)``: the geometric means of other sizes on this grid, between theirs on straight lines."""
+    """``(N,)``: geometric means of other sizes on this grid, on straight lines between theirs."""
     side = round(n**0.5)
     found = []
     for size in sizes:
@@ -167,57 +161,46 @@ def own_error(known: Size) -> float:
     one, other = halves(len(known.rows.scores))
     logs = np.log(known.rows.scores.astype(np.float64))
     difference = logs[one].mean(0) - logs[other].mean(0)
-    return float(difference.std())
+    return round(float(difference.std()), 4)
 
 
-def compare(known: Mapping[int, Size], asked: Mapping[int, Size]) -> dict[str, Any]:
-    """All forms, fitted to every two sizes and tried on the third, and fitted to all three."""
-    found: dict[str, Any] = {}
-    for n in known:
-        others = [known[m] for m in known if m != n]
-        flat = judge(known[n], asked[n], lambda size: np.ones(size.rows.scores.shape[1]))
-        own = np.exp(known[n].rows.log_mean)
-        forms = {"none": flat, "its own geometric mean": judge(known[n], asked[n], lambda _: own)}  # noqa: B023
-        forms["its own geometric mean"]["held_out_error"] = round(own_error(known[n]), 4)
-        stretched = resized(others, n)
-        forms["others' geometric means, resized"] = judge(known[n], asked[n], lambda _: stretched)  # noqa: B023
-        for name, form in FORMS.items():
-            for which, sizes in (("", others), (", all sizes", [*known.values()])):
-                make = partial(bias, form=form, weights=fit(sizes, form))
-                forms[name + which] = judge(known[n], asked[n], make)
-        found[str(n)] = forms
+def tried_on(known: Mapping[int, Size], asked: Size, n: int) -> dict[str, Any]:
+    """All forms on pictures of `n` tokens, fitted to the other sizes and fitted to all."""
+    others = [size for m, size in known.items() if m != n]
+    flat, own = np.ones(n), np.exp(known[n].rows.log_mean)
+    stretched = resized(others, n)
+    found = {
+        "none": judge(known[n], asked, lambda _: flat),
+        OWN: judge(known[n], asked, lambda _: own) | {"held_out_error": own_error(known[n])},
+        "others' geometric means, resized": judge(known[n], asked, lambda _: stretched),
+    }
+    for name, form in FORMS.items():
+        for which, sizes in (("", others), (", all sizes", [*known.values()])):
+            make = partial(bias, form=form, weights=fit(sizes, form))
+            found[name + which] = judge(known[n], asked, make)
     return found
 
 
-def main() -> None:
-    """Compare, print and write."""
-    parser = argparse.ArgumentParser(description="Forms of P over pictures of several sizes.")
-    parser.add_argument("--rows", type=Path, required=True)
-    parser.add_argument("--test", default="test", help="split that is scored")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    records = {
-        split: {n: load(arguments.rows / f"{n}-{split}") for n in SIZES}
-        for split in ("calibration", arguments.test)
-    }
-    found = {}
+def compare(calibration: Mapping[int, Rows], test: Mapping[int, Rows]) -> dict[str, Any]:
+    """All forms at all layers, tried on every size."""
+    found: dict[str, Any] = {}
     for layer in LAYERS:
-        sizes = {
-            split: {n: Size.of(rows, layer) for n, rows in by_size.items()}
-            for split, by_size in records.items()
-        }
-        found[f"K = {layer + 1}"] = compare(sizes["calibration"], sizes[arguments.test])
-        for n, forms in found[f"K = {layer + 1}"].items():
-            print(f"\nK = {layer + 1}, tried on {n}")
+        known, asked = (
+            {n: Size.of(rows, layer) for n, rows in records.items()}
+            for records in (calibration, test)
+        )
+        found[f"K = {layer + 1}"] = {str(n): tried_on(known, asked[n], n) for n in known}
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the tables."""
+    for layer, sizes in found.items():
+        for n, forms in sizes.items():
+            print(f"\n{layer}, tried on {n}")
             for name, one in forms.items():
                 cells = [
                     f"{r['kept']:5.1f} {r['difference']:+5.1f} ± {r['half_width']:3.1f}"
                     for r in one["results"].values()
                 ]
                 print(f"  {name:46} {one['held_out_error']:6.3f}", " | ".join(cells))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -119,6 +119,15 @@ def divided_by_middle(rows: LayerRows, middle: str, strength: float = 1.0) -> Sc
     return lambda given: given.scores / p**strength
 
 
+def geometric_by_share(rows: LayerRows) -> Scorer:
+    """A / P^s, P the geometric mean and s the share of the variance of ln A that it explains.
+
+    Where position explains little this does little, and no question has to be understood for it.
+    """
+    p = np.exp(rows.log_mean * explained_by_position(rows))
+    return lambda given: given.scores / p
+
+
 def rows_and_columns(rows: LayerRows) -> Scorer:
     """A / P, with P a factor for the row times a factor for the column."""
     side = round(len(rows.mean) ** 0.5)
@@ -205,6 +214,7 @@ FIXED: Mapping[str, Correction] = {
     "line through ln A": partial(divided_by_middle, middle="line"),
     "spline through ln A": partial(divided_by_middle, middle="spline"),
     "geometric mean": partial(divided_by_middle, middle="geometric"),
+    "geometric mean, by its share": geometric_by_share,
     "median": partial(divided_by_middle, middle="median"),
     "exponential by head": partial(by_head, kind="exponential"),
     "empirical by head": partial(by_head, kind="empirical"),
@@ -232,6 +242,33 @@ CHOSEN: Mapping[str, Mapping[float, Correction]] = {
 
 
 # -- what is chosen and told without looking at test questions -------------------------------------
+
+
+def span(curve: Floats) -> float:
+    """Mean over the last twelfth of the positions over that of the first."""
+    twelfth = len(curve) // 12
+    return float(curve[-twelfth:].mean() / curve[:twelfth].mean())
+
+
+def spread_follows_mean(rows: LayerRows) -> float:
+    """Slope of ln(standard deviation over questions) on ln(mean), over positions.
+
+    Where attention is P times what a token is worth, the standard deviation is in proportion to the
+    mean, and the slope is 1; where position adds to attention, it is 0.
+    """
+    scores = rows.scores.astype(np.float64)
+    slope: float = np.polyfit(np.log(scores.mean(0)), np.log(scores.std(0)), 1)[0]
+    return round(float(slope), 2)
+
+
+def explained_by_position(rows: LayerRows) -> float:
+    """Share of the variance of ln A within an image that the position explains.
+
+    It needs no labels: it can be told of any model and any pictures.
+    """
+    logs = np.log(rows.scores.astype(np.float64))
+    logs -= logs.mean(1, keepdims=True)
+    return round(float(logs.mean(0).var() / logs.var()), 3)
 
 
 def halves(n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -6,21 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import attention_rows
-import compare_corrections
 import kept_objects
 import numpy as np
+import offline_corrections as offline
 import pytest
 from canvas import asked
 from transformers import LlavaForConditionalGeneration
 
-import corrections
 import pore
 from pore.embedded import embedded_model
 
 N, HEADS = 36, 3
 
 
-def made_up(questions: int, seed: int) -> tuple[corrections.LayerRows, np.ndarray, np.ndarray]:
+def made_up(questions: int, seed: int) -> tuple[offline.LayerRows, np.ndarray, np.ndarray]:
     """Attention P · Â with a bias over two axes and a few patches that are 8 times as strong.
 
     Returns:
@@ -36,7 +35,7 @@ def made_up(questions: int, seed: int) -> tuple[corrections.LayerRows, np.ndarra
     attention = (bias * worth)[:, None] * np.ones((1, HEADS, 1))
     flat = np.broadcast_to(bias, (questions, N))
     return (
-        corrections.LayerRows(attention, np.log(worth)[:, None], flat, attention.mean(1)),
+        offline.LayerRows(attention, np.log(worth)[:, None], flat, attention.mean(1)),
         bias,
         patches,
     )
@@ -60,17 +59,17 @@ TEST, _, PATCHES = made_up(200, 1)
     ],
 )
 def test_what_is_asked_about_is_found_under_the_bias(name: str) -> None:
-    def share(correction: corrections.Correction) -> float:
+    def share(correction: offline.Correction) -> float:
         scores = correction(CALIBRATION)(TEST)
         return float(kept_objects.shares(scores, PATCHES, 4).mean())
 
-    assert share(corrections.nothing) < 0.9
-    assert share(corrections.FIXED[name]) > 0.97
+    assert share(offline.nothing) < 0.9
+    assert share(offline.FIXED[name]) > 0.97
 
 
 def test_every_correction_gives_a_score_to_every_token() -> None:
-    options = [*corrections.FIXED.values()]
-    options += [one for named in corrections.CHOSEN.values() for one in named.values()]
+    options = [*offline.FIXED.values()]
+    options += [one for named in offline.CHOSEN.values() for one in named.values()]
     for correction in options:
         scores = correction(CALIBRATION)(TEST)
         assert scores.shape == PATCHES.shape
@@ -78,26 +77,24 @@ def test_every_correction_gives_a_score_to_every_token() -> None:
 
 
 def test_an_error_is_a_factor_that_differs_from_place_to_place() -> None:
-    assert corrections.log_error(BIAS * 7, BIAS) == pytest.approx(0)
+    assert offline.log_error(BIAS * 7, BIAS) == pytest.approx(0)
     off = np.where(np.arange(N) % 2, 2.0, 0.5)
-    assert corrections.log_error(BIAS * off, BIAS) == pytest.approx(np.log(2))
+    assert offline.log_error(BIAS * off, BIAS) == pytest.approx(np.log(2))
 
 
 def test_the_curve_with_the_least_held_out_error_is_chosen() -> None:
-    assert corrections.best_curve(CALIBRATION) == "empirical"
+    assert offline.best_curve(CALIBRATION) == "empirical"
     few = replace(CALIBRATION[:4], attention=np.exp(np.linspace(0, 1, N)) * np.ones((4, 1, N)))
     rng = np.random.default_rng(0)
     noisy = replace(few, attention=few.attention * np.exp(rng.standard_normal((4, 1, N))))
-    assert corrections.best_curve(noisy).startswith("exponential")
+    assert offline.best_curve(noisy).startswith("exponential")
 
 
 def test_a_strength_is_chosen_on_the_other_half() -> None:
     def judge(scores: np.ndarray, questions: np.ndarray) -> float:
         return -float(np.log(scores.mean(0)).std())
 
-    chosen = corrections.best_strength(
-        CALIBRATION, corrections.CHOSEN["geometric mean, strength"], judge
-    )
+    chosen = offline.best_strength(CALIBRATION, offline.CHOSEN["geometric mean, strength"], judge)
     assert chosen == 1.0
 
 
@@ -130,9 +127,9 @@ def test_a_difference_is_paired() -> None:
 
 def test_position_explains_what_it_was_given_to_explain() -> None:
     flat = replace(CALIBRATION, attention=CALIBRATION.attention / BIAS)
-    assert compare_corrections.explained_by_position(flat) < 0.02
-    assert compare_corrections.explained_by_position(CALIBRATION) > 0.3
-    assert compare_corrections.spread_follows_mean(CALIBRATION) == pytest.approx(1, abs=0.2)
+    assert offline.explained_by_position(flat) < 0.02
+    assert offline.explained_by_position(CALIBRATION) > 0.3
+    assert offline.spread_follows_mean(CALIBRATION) == pytest.approx(1, abs=0.2)
 
 
 def test_recorded_rows_keep_what_the_library_keeps(tmp_path: Path) -> None:
