@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import attention_rows
 import kept_objects
 import numpy as np
 import offline_corrections as offline
 import pytest
+import torch
 from canvas import asked
 from transformers import LlavaForConditionalGeneration
 
@@ -17,6 +19,11 @@ import pore
 from pore.embedded import embedded_model
 
 N, HEADS = 36, 3
+
+
+@pytest.fixture(scope="module")
+def model() -> LlavaForConditionalGeneration:
+    return LlavaForConditionalGeneration.from_pretrained(embedded_model()).eval()
 
 
 def made_up(questions: int, seed: int) -> tuple[offline.LayerRows, np.ndarray, np.ndarray]:
@@ -132,21 +139,68 @@ def test_position_explains_what_it_was_given_to_explain() -> None:
     assert offline.spread_follows_mean(CALIBRATION) == pytest.approx(1, abs=0.2)
 
 
-def test_recorded_rows_keep_what_the_library_keeps(tmp_path: Path) -> None:
-    recorder = attention_rows.Recorder(embedded_model(), (1, 4))
-    stream = list(asked("train", 0, 3, 96))
-    records = attention_rows.joined([recorder(one) for one in stream])
-    np.savez(tmp_path / "0000.npz", **vars(records))
-    records = attention_rows.load(tmp_path)
-    assert len(records) == 3
-    curve = np.exp(0.02 * np.arange(144))
-    bias = pore.PositionBias.fit(curve)
-    model = LlavaForConditionalGeneration.from_pretrained(embedded_model()).eval()
-    for layer, found in zip((1, 4), np.moveaxis(records.attention, 1, 0), strict=True):
-        wanted = kept_objects.kept(found.mean(1) / bias.values.numpy(), 36)
-        with pore.FastV(keep=36, layer=layer + 1, reweight=bias)(model) as run:
-            for one in stream:
-                model(**attention_rows.inputs_of(recorder.processor, one))
+LAYERS = (1, 4)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[attention_rows.Rows, list[Any]]:
+    """Rows of the embedded model about four questions, and what the model is given for them."""
+    recorder = attention_rows.Recorder(embedded_model(), LAYERS)
+    stream = list(asked("train", 0, 4, 96))
+    folder = tmp_path_factory.mktemp("rows")
+    for i, one in enumerate(stream):
+        np.savez(folder / f"{i}.npz", **vars(recorder(one)))
+    return attention_rows.load(folder), [
+        attention_rows.inputs_of(recorder.processor, one) for one in stream
+    ]
+
+
+def in_the_library(name: str, rows: offline.LayerRows) -> Any:
+    """The library's correction of a name in `offline.FIXED`, fitted to the same rows."""
+    if name.endswith(" by head"):
+        kind = name.removesuffix(" by head")
+        means = rows.attention.astype(np.float64).mean(0)
+        return pore.corrections.HeadBiases(tuple(pore.PositionBias.fit(m, kind) for m in means))
+    if name.startswith("null token"):
+        by = "ratio" if name.endswith("P/Q") else "log ratio"
+        return pore.corrections.NullTokenPrior(by=by)
+    if name == "without RoPE":
+        return pore.corrections.WithoutRoPE()
+    return None if name == "none" else pore.PositionBias.fit(rows.mean, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none",
+        "exponential",
+        "empirical",
+        "empirical by head",
+        "without RoPE",
+        "null token, P ln(P/Q)",
+        "null token, P/Q",
+    ],
+)
+def test_recorded_rows_keep_what_the_library_keeps(
+    name: str,
+    recorded: tuple[attention_rows.Rows, list[Any]],
+    model: LlavaForConditionalGeneration,
+) -> None:
+    rows, inputs = recorded
+    for i, layer in enumerate(LAYERS):
+        here = offline.LayerRows(
+            rows.attention[:, i], rows.plain[:, i], rows.null[:, i], rows.text[:, i]
+        )
+        wanted = kept_objects.kept(offline.FIXED[name](here)(here), 36)
+        pruner = pore.FastV(
+            keep=36,
+            layer=layer + 1,
+            reweight=in_the_library(name, here),
+            normalize="visual" if name == "without RoPE" else "prompt",
+        )
+        with torch.inference_mode(), pruner(model) as run:
+            for one in inputs:
+                model(**one)
         for sample, keep in zip(run.report, wanted, strict=True):
             assert list(sample.images[0].kept) == np.flatnonzero(keep).tolist()
 
