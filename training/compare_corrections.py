@@ -22,6 +22,7 @@ import smollm2
 import torch
 from attention_rows import EVERY, FIRST, LAYERS, Rows, load, records_of
 from every_layer import every_layer
+from fewer_questions import fewer_questions, from_few
 from kept_objects import budgets, result, shares
 from offline_corrections import (
     CHOSEN,
@@ -118,6 +119,7 @@ def compare(calibration: Rows, test: Rows) -> dict[str, Any]:
             "measured_greatest_over_least": round(float(known.mean.max() / known.mean.min()), 2),
             "visual_share": round(float(known.scores.sum(-1).mean()), 3),
             "spread_follows_mean": spread_follows_mean(known),
+            "from_few_questions": from_few(known),
             "explained_by_position": explained_by_position(known),
             "geometric_span": round(span(np.exp(known.log_mean)), 2),
             "mean": curve(known.mean),
@@ -177,6 +179,10 @@ def everything(folder: Path) -> dict[str, Any]:
         "models": {n: json.loads(about_of(folder, n).read_text()) for n in SIZES},
         "sizes": sizes,
         "forms": forms,
+        "fewer_questions": {
+            n: fewer_questions(records["calibration"][n], records["test"][n])
+            for n in (min(SIZES), max(SIZES))
+        },
         "every_layer": {
             n: every_layer(load(records_of(folder, n, EVERY))) for n in (min(SIZES), max(SIZES))
         },
