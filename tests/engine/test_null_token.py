@@ -36,14 +36,14 @@ class TestNullRow:
     @pytest.mark.parametrize("padding", [0, -2])
     def test_a_last_token_alone_is_refused(self, padding: int) -> None:
         length = 4 - padding
-        with pytest.raises(InputError, match="image 0 of sample 0"):
+        with pytest.raises(InputError, match="Image 0 of sample 0"):
             null_row(layout_of([Image(0, 0, [1, 2])], length, (padding,)))
 
     def test_too_little_text_is_refused(self) -> None:
         layout = layout_of([Image(0, 0, [1, 2])], 6)
         assert null_row(layout, 1).tolist() == [[4]]
         for offset in (2, 7):
-            with pytest.raises(InputError, match=f"there are not {offset + 1} tokens"):
+            with pytest.raises(InputError, match=f"fewer than {offset + 2} tokens"):
                 null_row(layout, offset)
 
 

@@ -134,7 +134,7 @@ class TestSettings:
         ids = [5, 6, *[IMAGE] * N, 7, 8]
         with (
             pore.PriorTR(6, (2,), offset=1)(model),
-            pytest.raises(InputError, match="not 2 tokens"),
+            pytest.raises(InputError, match="fewer than 3"),
         ):
             model(**batch([ids]))
 

@@ -76,9 +76,9 @@ def null_row(layout: Layout, offset: int = 0) -> Tensor:
     if not bool(enough.all()):
         image = layout.images[int((~enough).nonzero()[0])]
         raise InputError(
-            f"Between image {image.index} of sample {image.row} and the last token of the prompt "
-            f"there are not {offset + 1} tokens of text, so none tells how the image is looked at "
-            "before the question is read; put the question after the image."
+            f"Image {image.index} of sample {image.row} is followed by fewer than {offset + 2} "
+            "tokens of text, so none of them tells how the image is looked at before the question "
+            "is read; put the question after the image."
         )
     return index[:, offset, None]
 
