@@ -187,3 +187,11 @@ class TestUse:
     def test_scores_must_be_floating(self) -> None:
         with pytest.raises(ScoreError, match="floating"):
             self.bias().correct(torch.ones(1, 36, dtype=torch.long), Where(layout_of((6, 6), 3)))
+
+
+def test_the_prior_of_rope_is_that_of_every_distance() -> None:
+    bias = AnySizeBias.rope(head_dim=64, theta=1e5)
+    where = Where(layout_of((6, 6), 9))
+    fixed = pore.PositionBias.rope(36, head_dim=64, theta=1e5, text_tokens=9)
+    ratio = bias.at(where)[0] / fixed.values
+    torch.testing.assert_close(ratio, ratio[:1].expand(36))

@@ -16,6 +16,7 @@ from pore.bias.coordinates import OVER, Over
 from pore.bias.curve import MAX_POSITIONS, Kind
 from pore.bias.measured import Measured
 from pore.bias.provenance import Provenance
+from pore.bias.rope import floored_prior
 from pore.bias.where import Where
 from pore.errors import ProfileError, ScoreError
 
@@ -24,6 +25,12 @@ _AXES: dict[Over, tuple[str, ...]] = {
     "raster": ("raster",),
     "place": ("row", "column"),
 }
+
+
+_REACH = 1 << 15
+
+
+"""The largest distance that the prior of RoPE is made for."""
 
 
 _FORM = Form(
@@ -128,6 +135,28 @@ class AnySizeBias(Measured, OnHub):
             raise ProfileError(f"A bias over {self.over} has {len(_AXES[self.over])} curves.")
         if not 1 <= self.sizes[0] <= self.sizes[1] <= MAX_POSITIONS:
             raise ProfileError(f"sizes={brief(self.sizes)} are no numbers of visual tokens.")
+
+    @classmethod
+    def rope(cls, *, head_dim: int, theta: float = 1e4) -> AnySizeBias:
+        """The data-free prior of SparseVLM+, over the distance: see `PositionBias.rope`.
+
+        Distances are counted in tokens, also in models whose positions have several axes.
+
+        Args:
+            head_dim: Size of a rotated attention head.
+            theta: Base of the rotary embedding, unscaled.
+
+        Returns:
+            The bias, for distances up to 32,768 tokens and images of any size.
+
+        Raises:
+            ProfileError: A number is out of range.
+        """
+        prior, raised = floored_prior(_REACH, head_dim=head_dim, theta=theta, text_tokens=1)
+        # The nearest comes last there.
+        axis = Axis(torch.arange(1, _REACH + 1, dtype=torch.float64), prior.flip(0))
+        parameters = {"head_dim": head_dim, "theta": theta, "raised": raised}
+        return cls("distance", "rope", (axis,), (1, MAX_POSITIONS), parameters)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AnySizeBias):

@@ -116,7 +116,7 @@ class _Measured(NamedTuple):
         at = np.log(self.at) if self.logarithmic and kind in ("spline", "empirical") else self.at
         width = max(at[-1] - at[0], 1e-12)
         weight = self.weight / self.weight.mean()
-        return Points((at - at[0]) / width, weight, float(self.at[-1] - self.at[0]) or 1.0)
+        return Points((at - at[0]) / width, weight, float(self.at[-1] - self.at[0]) or 1.0, True)
 
 
 def _curves(levels: Levels, over: Over) -> list[tuple[str, _Measured, Floats]]:

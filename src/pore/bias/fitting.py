@@ -47,11 +47,14 @@ class Points(NamedTuple):
         t: (n,) the points, ascending from 0 to 1.
         weight: (n,) what each counts, of mean 1.
         length: How many tokens lie between the first and the last.
+        logs: Whether a spline is fitted to the logarithm of the attention. It is positive then,
+            however few samples there are.
     """
 
     t: Floats
     weight: Floats
     length: float
+    logs: bool = False
 
     @classmethod
     def even(cls, n: int) -> Points:
@@ -220,8 +223,9 @@ def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
     """Least-squares cubic spline of evenly spaced knots, their number chosen by the BIC."""
     from scipy.interpolate import make_lsq_spline
 
-    n = len(y)
-    choices = []
+    n, choices = len(y), []
+    if at.logs:
+        y = np.log(np.maximum(y, 1e-3 * y.mean()))
     for interior in (0, 1, 3, 7):
         free = interior + 4
         if interior and n < 4 * free:
@@ -234,7 +238,7 @@ def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
         variance = max(float((at.weight * (y - curve) ** 2).mean()), 1e-24)
         choices.append((n * math.log(variance) + free * math.log(n), interior, curve))
     _, interior, curve = min(choices, key=lambda choice: choice[0])
-    return curve, {"knots": float(interior)}
+    return np.exp(curve) if at.logs else curve, {"knots": float(interior)}
 
 
 def _itself(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:

@@ -17,7 +17,7 @@ from pore.engine.readers import LastToken, LayerAttention
 from pore.engine.stages import Stage
 from pore.engine.watching import keep_all, read_stages
 from pore.errors import CalibrationError, InputError
-from pore.families.registry import family_of
+from pore.families.registry import images_of
 from pore.layout import Image, Layout
 from pore.methods.guides import GUIDE, GUIDED
 from pore.methods.guiding import guide
@@ -240,7 +240,7 @@ def _last_token(stage: Stage) -> LastToken:
 
 def _check_images(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     """Refuse a prompt without an image."""
-    images = family_of(model).images(model, inputs)
-    without = set(range(len(inputs["input_ids"]))) - {image.row for image in images}
+    rows = {image.row for image in images_of(model, inputs)}
+    without = set(range(len(inputs["input_ids"]))) - rows
     if without:
         raise InputError(f"The prompt of sample {min(without)} has no image to look at.")

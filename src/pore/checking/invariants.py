@@ -14,6 +14,7 @@ from pore._compat.attention import kernel_names
 from pore._compat.modules import AFTER, BEFORE
 from pore.checking.reference import hidden_from
 from pore.checking.subject import ANSWER, KEEP, Finding, Subject
+from pore.families.registry import images_of
 
 
 def keep_all(subject: Subject, place: str) -> Finding:
@@ -47,7 +48,7 @@ def scores(subject: Subject, place: str) -> Finding:
     with hidden_from(subject.model, subject.family, 0, nothing, tokens) as weights:
         subject.forward(subject.all, use_cache=False)
     rows = weights[subject.layer - 1][:, :, -1].mean(1)
-    for image in subject.family.images(subject.model, subject.all):
+    for image in images_of(subject.model, subject.all):
         best = rows[image.row, list(image.columns)].topk(KEEP).indices.sort().values.tolist()
         kept = list(samples[image.row].images[image.index].kept)
         if kept != best:

@@ -16,6 +16,7 @@ from pore.engine.prefill import SampleReport
 from pore.engine.pruner import Pruner
 from pore.errors import ScoreError
 from pore.families.base import Family
+from pore.families.registry import images_of
 from pore.methods.divprune import DivPrune
 from pore.methods.fastervlm import FasterVLM
 from pore.methods.fastv import FastV
@@ -178,8 +179,7 @@ class Subject:
     def dropped(self, samples: Sequence[SampleReport]) -> Tensor:
         """(B, L) bool, True at the tokens that a report says were dropped."""
         found = torch.zeros_like(self.all["input_ids"], dtype=torch.bool)
-        named = self.family.inputs(self.model, (), self.all)
-        for image in self.family.images(self.model, named):
+        for image in images_of(self.model, self.all):
             kept = set(samples[image.row].images[image.index].kept)
             gone = [column for i, column in enumerate(image.columns) if i not in kept]
             found[image.row, gone] = True

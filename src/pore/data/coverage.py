@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pore.data.frames import frames_of
 from pore.data.prompts import render
 from pore.errors import InputError
-from pore.families.registry import family_of
+from pore.families.registry import family_of, images_of
 from pore.layout import Image
 
 
@@ -106,7 +106,7 @@ def coverage_of(
 
     frames = torch.tensor(frames_of(white, black, sloped, picture.size), dtype=torch.float64)
     found, first = [], 0
-    for image in family.images(model, inputs):
+    for image in images_of(model, inputs):
         of, cells, (rows, columns), count = _places(image, family.grid(model))
         if first + count > len(frames):
             break

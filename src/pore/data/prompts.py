@@ -137,7 +137,10 @@ def build_inputs(
         InputError: An image cannot be read, or the processor refuses the samples; for a batch of
             several, ask for one at a time to learn which.
     """
-    images = [sample.load_image() for sample in samples if sample.image is not None]
+    images: list[Any] = [sample.load_image() for sample in samples if sample.image is not None]
+    if len(images) == len(samples):
+        # Of a flat list some processors, such as Gemma 3's, take all for images of one prompt.
+        images = [[image] for image in images]
     prompts = [render(processor, s.question, image=s.image is not None) for s in samples]
     start = getattr(processor.tokenizer, "bos_token", None)
     try:

@@ -96,6 +96,7 @@ def run(
     samples = work.through(calibration, _CALIBRATION_COST)
     measured, bias = _measure(model, processor, samples, out, settings, about.calibration)
     rope = rope_bias(model, processor, calibration[:_ROPE_SAMPLES])
+    assert isinstance(rope, PositionBias)  # as all images have one grid
     planned = lineup(settings, bias, rope, grid)
     outcomes = _ask(model, processor, batches, planned, work, each)
     work.start("timing the prefill, methods in turns")

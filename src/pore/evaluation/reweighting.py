@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pore.bias.any_size import AnySizeBias
 from pore.bias.position_bias import PositionBias
 from pore.bias.profiles import available, published
 from pore.calibration.reading import attention_stages
@@ -20,7 +21,7 @@ from pore.engine.corrections import Correction
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import good_inputs
-from pore.families.registry import family_of
+from pore.families.registry import family_of, images_of
 
 ROPE = "rope"
 
@@ -129,11 +130,12 @@ def reweighted(pruner: Pruner, biases: Sequence[Correction]) -> Pruner:
     return replace(pruner, reweight=bias)  # type: ignore[type-var]
 
 
-def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> PositionBias:
+def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> PositionBias | AnySizeBias:
     """The data-free prior of SparseVLM+ for a model and its prompts.
 
-    The prior depends on the distance to the querying token, and so on the number of text tokens
-    after the image; the median over the samples is taken.
+    The prior depends on the distance to the querying token. Where all images have one grid it is a
+    list over their positions, for the median number of text tokens after them; otherwise it is read
+    at the distance of every token.
 
     Args:
         model: The model, with rotary embeddings.
@@ -141,7 +143,7 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
         samples: Some samples, each with an image; bad ones are skipped.
 
     Returns:
-        The prior over the visual tokens of the first image.
+        The prior.
 
     Raises:
         PoreError: The samples have no images, or the model no rotary embedding of one base.
@@ -150,23 +152,25 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     if not inputs:
         raise InputError(f"All samples for the RoPE prior are bad: {'; '.join(bad.values())}")
     family = family_of(model)
-    images = family.images(model, inputs)
+    images = images_of(model, inputs)
     if not images:
         raise InputError("The RoPE prior needs an image in the samples; there is none.")
-    # Prompts are padded on the left, so all end in the last column.
-    length = inputs["input_ids"].shape[1]
-    after = statistics.median_low(length - 1 - image.columns[-1] for image in images)
     config: Any = family.decoder(model).config
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     if theta is None:
         raise InputError(
             f"{type(config).__name__} has no `rope_theta`, which the RoPE prior needs."
         )
-    return PositionBias.rope(
-        len(images[0].columns),
-        head_dim=getattr(config, "head_dim", None)
+    rotary = {
+        "head_dim": getattr(config, "head_dim", None)
         or config.hidden_size // config.num_attention_heads,
-        text_tokens=after,
-        theta=float(theta),
-        grid=images[0].grid,
+        "theta": float(theta),
+    }
+    if family.grid(model) is None:
+        return AnySizeBias.rope(**rotary)
+    # Prompts are padded on the left, so all end in the last column.
+    length = inputs["input_ids"].shape[1]
+    after = statistics.median_low(length - 1 - image.columns[-1] for image in images)
+    return PositionBias.rope(
+        len(images[0].columns), text_tokens=after, grid=images[0].grid, **rotary
     )

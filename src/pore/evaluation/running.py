@@ -23,7 +23,7 @@ from pore.evaluation.batches import Batches
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.work import Progress
-from pore.families.registry import family_of, shape_of
+from pore.families.registry import family_of, images_of, shape_of
 from pore.identity import names_of, weights_of
 
 # Samples in the batch that `time_some` measures on, and measurements per method.
@@ -133,7 +133,7 @@ def _unpruned(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     """The visual tokens of every sample, all kept, and the FLOPs of its prefill."""
     family = family_of(model)
     layers = len(family.layers(model))
-    images = family.images(model, inputs)
+    images = images_of(model, inputs)
     lengths = inputs["attention_mask"].sum(-1).tolist()
     shape = None
     with suppress(UnsupportedModelError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -13,6 +14,7 @@ from pore.cost.reading import part
 from pore.cost.shapes import ModelShape
 from pore.errors import UnsupportedModelError
 from pore.families.base import Family
+from pore.layout import Image
 
 
 @cache
@@ -88,6 +90,24 @@ def _known(config: Any) -> Family | None:
     vision = getattr(getattr(config, "vision_config", None), "model_type", None)
     known = families()
     return known.get(f"{model_type}+{vision}") or known.get(str(model_type))
+
+
+def images_of(model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
+    """The images of a batch, whatever the arguments are called that they come in.
+
+    Args:
+        model: A supported model.
+        inputs: What its processor makes.
+
+    Returns:
+        The images, by sample and then by place in the prompt.
+
+    Raises:
+        UnsupportedModelError: The model belongs to no family.
+        InputError: Images and placeholders do not fit together.
+    """
+    family = family_of(model)
+    return family.images(model, family.inputs(model, (), inputs))
 
 
 def shape_of(config: Any) -> ModelShape:

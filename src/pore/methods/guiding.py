@@ -20,7 +20,7 @@ from pore.engine.images import marked_images
 from pore.engine.masks import window_of
 from pore.engine.run import unpruned
 from pore.errors import InputError, ScoreError
-from pore.families.registry import family_of
+from pore.families.registry import family_of, images_of
 from pore.hooks import tap_attention
 from pore.identity import identity
 from pore.layout import Layout
@@ -164,7 +164,7 @@ def _layout(model: nn.Module, inputs: Mapping[str, Any], visual: Tensor | None) 
             )
         images = marked_images(visual.bool().cpu(), family.grid(model))
     else:
-        images = family.images(model, inputs)
+        images = images_of(model, inputs)
     mask = inputs.get(MASK)
     tokens = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
     if not bool(tokens[:, -1].all()):
