@@ -24,13 +24,17 @@ class Levels(NamedTuple):
 
     Attributes:
         bins: (B,) the bins.
+        sizes: (C,) the sizes of images, in half octaves of their number of tokens.
         mean: (C, B) mean attention of every bin in images of C sizes.
         tokens: (C, B) how many tokens it is the mean of; 0 where there is none.
+        spread: (C, B) the standard deviation of the attention of these tokens.
     """
 
     bins: np.ndarray
+    sizes: np.ndarray
     mean: Floats
     tokens: Floats
+    spread: Floats
 
 
 def product(mean: Floats, weight: Floats) -> tuple[Floats, Floats]:
@@ -82,13 +86,13 @@ def fit_any_size(
         ScoreError: The attention is none that a curve can be fitted to.
         ProfileError: The curve that fits best is none to divide by.
     """
-    curves = _curves(levels, over)
-    others = [_curves(half, over) for half in halves]
+    curves = curves_of(levels, over)
+    others = [curves_of(half, over) for half in halves]
     axes, parameters, kinds = [], dict[str, float](), []
     for number, (name, points, measured) in enumerate(curves):
         if kind == "auto":
-            apart = [_at(points, each[number]) for each in others]
-            chosen = choose(measured, apart, points.by("spline"))
+            apart = [each[number].at(points) for each in others]
+            chosen = choose(measured, apart, points.by)
             kinds.append(chosen.kind)
             parameters[f"{name} held-out error"] = chosen.errors[chosen.kind]
         else:
@@ -104,7 +108,7 @@ def fit_any_size(
     return AnySizeBias(over, form, tuple(axes), sizes, parameters, provenance)
 
 
-class _Measured(NamedTuple):
+class Grades(NamedTuple):
     """Where a curve was measured: coordinates, and what each counts."""
 
     at: Floats
@@ -119,15 +123,38 @@ class _Measured(NamedTuple):
         return Points((at - at[0]) / width, weight, float(self.at[-1] - self.at[0]) or 1.0, True)
 
 
-def _curves(levels: Levels, over: Over) -> list[tuple[str, _Measured, Floats]]:
-    """For every axis its name, where it was measured, and the attention there."""
+class Measured(NamedTuple):
+    """The attention over an axis.
+
+    Attributes:
+        name: The axis: "distance", "raster", "row" or "column".
+        points: (K) where it was measured.
+        attention: (K,) the attention there, of weighted mean 1.
+    """
+
+    name: str
+    points: Grades
+    attention: Floats
+
+    def at(self, points: Grades) -> Floats:
+        """The attention at other points, read on straight lines."""
+        return np.interp(points.at, self.points.at, self.attention)
+
+
+def curves_of(levels: Levels, over: Over) -> list[Measured]:
+    """The attention over every axis of a coordinate, or ScoreError where there is none.
+
+    Args:
+        levels: The attention by bin and size.
+        over: What the bins are of.
+    """
     if not len(levels.bins):
         raise ScoreError(f"No attention was measured over the {over}.")
     _, shape = product(levels.mean, levels.tokens)
     weight = levels.tokens.sum(0)
     if over != "place":
         at = centers_of(over, levels.bins)
-        return [(over, _Measured(at, weight, over == "distance"), shape)]
+        return [Measured(over, Grades(at, weight, over == "distance"), shape)]
     table, weights = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
     table[levels.bins // SIDE, levels.bins % SIDE] = shape
     weights[levels.bins // SIDE, levels.bins % SIDE] = weight
@@ -138,12 +165,6 @@ def _curves(levels: Levels, over: Over) -> list[tuple[str, _Measured, Floats]]:
         ("row", "column"), (rows, columns), factors, (weights.sum(1), weights.sum(0)), strict=True
     ):
         bins = there.nonzero()[0]
-        measured = _Measured(centers_of("place", bins), count[bins], False)
-        found.append((name, measured, factor / np.average(factor, weights=count[bins])))
+        points = Grades(centers_of("place", bins), count[bins], False)
+        found.append(Measured(name, points, factor / np.average(factor, weights=count[bins])))
     return found
-
-
-def _at(points: _Measured, other: tuple[str, _Measured, Floats]) -> Floats:
-    """The attention of a half at the points of the whole, read on straight lines where it has
-    none."""
-    return np.interp(points.at, other[1].at, other[2])

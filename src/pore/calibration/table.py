@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,12 @@ Key = tuple[Over, int, int, int]
 
 """What a cell is over, which half of the samples (0 or 1), the size of its images (in half octaves
 of their number of tokens) and the bin."""
+
+
+Cell = tuple[int, int, int]
+
+
+"""What is kept of the tokens in a cell: their number, sum and sum of squares."""
 
 
 class Rows(NamedTuple):
@@ -58,12 +64,12 @@ class Table:
     """Exact sums of attention over cells.
 
     Attributes:
-        cells: For each cell, the number of tokens and the sum of their attention times the number
-            of tokens of their image, in units of 2⁻⁶².
+        cells: For each cell, the number of tokens, the sum of their attention times the number of
+            tokens of their image, in units of 2⁻⁶², and the sum of its square, in units of 2⁻¹²⁴.
         sizes: How many images of each number of visual tokens were measured.
     """
 
-    cells: Mapping[Key, tuple[int, int]] = field(default_factory=dict)
+    cells: Mapping[Key, Cell] = field(default_factory=dict)
     sizes: Mapping[int, int] = field(default_factory=dict)
 
     def including(self, rows: Rows, halves: np.ndarray) -> Table:
@@ -89,42 +95,43 @@ class Table:
                 mine = halves == half
                 bins, part = found[mine].reshape(-1), units[mine].reshape(-1)
                 counts = np.bincount(bins, minlength=BINS[over])
-                sums = np.zeros(BINS[over], dtype=object)
+                sums, squares = np.zeros((2, BINS[over]), dtype=object)
                 np.add.at(sums, bins, part)
+                np.add.at(squares, bins, part * part)
                 for b in counts.nonzero()[0].tolist():
-                    count, total = cells.get((over, half, size, b), (0, 0))
-                    cells[over, half, size, b] = count + int(counts[b]), total + int(sums[b])
+                    new = int(counts[b]), int(sums[b]), int(squares[b])
+                    _add(cells, (over, half, size, b), new)
         return Table(cells, sizes)
 
     def merged(self, other: Table) -> Table:
         """With the images of another."""
         cells, sizes = dict(self.cells), dict(self.sizes)
-        for key, (count, total) in other.cells.items():
-            before = cells.get(key, (0, 0))
-            cells[key] = before[0] + count, before[1] + total
+        for key, cell in other.cells.items():
+            _add(cells, key, cell)
         for tokens, images in other.sizes.items():
             sizes[tokens] = sizes.get(tokens, 0) + images
         return Table(cells, sizes)
 
     def levels(self, over: Over, half: int | None = None) -> Levels:
-        """The mean attention of every bin, relative to 1 / N, for images of every size.
+        """The mean and spread of every bin's attention, relative to 1 / N, by size of the image.
 
         Args:
             over: What the bins are of.
             half: Of which half of the samples, 0 or 1; None for all.
         """
-        found: dict[tuple[int, int], tuple[int, int]] = {}
-        for (what, part, size, b), (count, total) in self.cells.items():
+        found: dict[tuple[int, int], Cell] = {}
+        for (what, part, size, b), cell in self.cells.items():
             if what == over and half in (None, part):
-                before = found.get((size, b), (0, 0))
-                found[size, b] = before[0] + count, before[1] + total
+                _add(found, (size, b), cell)
         sizes = sorted({size for size, _ in found})
         bins = sorted({b for _, b in found})
-        mean, counts = (np.zeros((len(sizes), len(bins))) for _ in range(2))
-        for (size, b), (count, total) in found.items():
+        mean, counts, spread = (np.zeros((len(sizes), len(bins))) for _ in range(3))
+        for (size, b), (count, total, square) in found.items():
             at = sizes.index(size), bins.index(b)
             mean[at], counts[at] = exact.mean([total], count)[0], count
-        return Levels(np.array(bins, dtype=int), mean, counts)
+            if count > 1:
+                spread[at] = exact.deviation([total], [square], count)[0]
+        return Levels(np.array(bins, dtype=int), np.array(sizes, dtype=int), mean, counts, spread)
 
     def document(self) -> dict[str, Any]:
         """What JSON can hold of it."""
@@ -145,15 +152,18 @@ class Table:
             if not (isinstance(one, list) and len(one) == 2 and all(map(_counts, one))):
                 raise ValueError("sizes must be pairs of tokens and images.")
         for one in cells:
-            if not (isinstance(one, list) and len(one) == 6 and one[0] in OVER):
+            if not (isinstance(one, list) and len(one) == 7 and one[0] in OVER):
                 raise ValueError("a cell must say what it is over, its half, size, bin and sums.")
-            _, half, size, b, count, total = one
+            _, half, size, b, count, total, square = one
             whole = all(type(each) is int and each >= 0 for each in one[1:])
             if not whole or half > 1 or b >= BINS[one[0]] or not count or size > _LARGEST:
                 raise ValueError("a cell is none that attention can be added to.")
-            if total > exact.largest_sum(count) << _TOKENS:
-                raise ValueError("the sum of a cell is no sum of attention.")
-        return cls({tuple(one[:4]): (one[4], one[5]) for one in cells}, dict(map(tuple, sizes)))
+            largest = exact.largest_sum(1) << _TOKENS
+            if total > count * largest or not total * total <= count * square <= (
+                count * total * largest
+            ):
+                raise ValueError("the sums of a cell are no sums of attention.")
+        return cls({tuple(one[:4]): tuple(one[4:]) for one in cells}, dict(map(tuple, sizes)))
 
 
 _LARGEST, _TOKENS = 60, 30
@@ -165,6 +175,15 @@ _LARGEST, _TOKENS = 60, 30
 def size_class(tokens: int) -> int:
     """Of a number of visual tokens, the half octave: 576 is in 18, from 512 to 724."""
     return int(2 * np.log2(tokens) + 1e-9)
+
+
+_Key = TypeVar("_Key")
+
+
+def _add(cells: dict[_Key, Cell], key: _Key, new: Cell) -> None:
+    """Add to a cell what further tokens give."""
+    count, total, square = cells.get(key, (0, 0, 0))
+    cells[key] = count + new[0], total + new[1], square + new[2]
 
 
 def _counts(value: Any) -> bool:

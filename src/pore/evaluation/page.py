@@ -1,15 +1,13 @@
-"""Reports: a single HTML file that contains all it shows, so that it opens without a network."""
+"""Reports of the demo and of the survey."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 
 from pore._files import write_atomic
-from pore._text import Html, for_html
+from pore._page import filled, html, items, joined, picture, row
+from pore._text import Html
 from pore.bias.position_bias import PositionBias
 from pore.evaluation import tables
 from pore.evaluation.findings import bias_found, facts, findings, footnotes, is_pore, verdicts
@@ -38,14 +36,14 @@ def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
         "demo.html",
         f"PoRe on {about.model}",
         about,
-        summary=_items(facts(result) + verdicts(result)),
+        summary=items(facts(result) + verdicts(result)),
         table=_table(result.records),
         differences=_differences(result.differences),
         figure1=_picture(folder / "figure1.png"),
         figure2=_picture(folder / "figure2.png"),
         figure3=_picture(folder / "figure3.png"),
-        examples=_lines(
-            _html(
+        examples=joined(
+            html(
                 "<figure><img src='{}' alt='{}'><figcaption>{}.</figcaption></figure>",
                 _picture(example.path),
                 example.title,
@@ -89,14 +87,14 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
         methods=len({record["method"] for record in records[1:]}),
         n=records[0]["n"],
         layers=result.layers,
-        summary=_items(findings(result)),
+        summary=items(findings(result)),
         chance=f"If PoRe had no effect at all, about {len(tests) / 20:.1f} of its {len(tests)} "
         "comparisons would still be clear, by chance; p is not corrected for that.",
         accuracy=_picture(folder / "accuracy.png"),
         budgets=f"Budgets are visual tokens of {result.visual}, {counted}.",
         table=_table(records, mean=True, taught=result.taught),
-        footnotes=_lines(
-            _html("<p><small>{}</small></p>", line) for line in footnotes(records, result.taught)
+        footnotes=joined(
+            html("<p><small>{}</small></p>", line) for line in footnotes(records, result.taught)
         ),
         seed=result.settings.seed,
         pore=_picture(folder / "pore.png"),
@@ -109,55 +107,13 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
     return write_atomic(folder / "report.html", text)
 
 
-def _resource(name: str) -> str:
-    return resources.files("pore").joinpath(f"templates/{name}").read_text(encoding="utf-8")
-
-
-def _filled(template: str, title: str, about: About, **values: object) -> str:
-    """Fill a template and put it into the page; every value that is not `Html` is escaped."""
+def _filled(template: str, title: str, about: About, **values: object) -> Html:
     named = {"model": about.model, "calibration": about.calibration, "test": about.test}
-    body = _substituted(template, **named, **values)
-    return _substituted(
-        "page.html",
-        title=title,
-        style=Html(_resource("style.css")),
-        body=body,
-        command=about.command,
-        setup=_setup(about),
-    )
-
-
-def _substituted(template: str, **values: object) -> Html:
-    shown = {name: for_html(value) for name, value in values.items()}
-    return Html(Template(_resource(template)).substitute(shown))
-
-
-def _html(pattern: str, *values: object) -> Html:
-    """HTML with text in its braces, escaped unless it is `Html`."""
-    return Html(pattern.format(*map(for_html, values)))
-
-
-def _lines(parts: Iterable[Html]) -> Html:
-    return Html("\n".join(parts))
-
-
-def _items(lines: Iterable[str]) -> Html:
-    return _lines(_html("<li>{}</li>", line) for line in lines)
-
-
-def _setup(about: About) -> Html:
-    return _lines(
-        _html("<tr><th>{}</th><td>{}</td></tr>", name, value) for name, value in about.setup.items()
-    )
+    return filled(template, title, command=about.command, setup=about.setup, **named, **values)
 
 
 def _picture(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def _row(cells: Iterable[object], tag: str = "td", own: bool = False) -> Html:
-    inner = Html("".join(_html(f"<{tag}>{{}}</{tag}>", cell) for cell in cells))
-    return _html("<tr class='own'>{}</tr>" if own else "<tr>{}</tr>", inner)
+    return picture(path.read_bytes())
 
 
 def _table(records: Sequence[Record], *, mean: bool = False, taught: int | None = None) -> Html:
@@ -170,22 +126,22 @@ def _table(records: Sequence[Record], *, mean: bool = False, taught: int | None 
         spans += f"<th colspan='{len(thirds)}' class='span'>by third of the image</th>"
     costs = ("tokens", *(["mean"] if mean else []), "GFLOPs", "prefill ms")
     headings = ("method", *costs, "accuracy %", *kinds, *thirds)
-    lines = [f"<thead>{spans}</tr>{_row(headings, 'th')}</thead>"]
+    lines = [f"<thead>{spans}</tr>{row(headings, 'th')}</thead>"]
     for budget, block in tables.groups(records):
         opening = f"<tbody><tr class='budget'><td colspan='{len(headings)}'>"
-        lines.append(_html(opening + "{}</td></tr>", budget))
+        lines.append(html(opening + "{}</td></tr>", budget))
         for record in block:
             own = record["reweight"] not in (None, "rope")
             by_kind, by_third = record["accuracy_by_kind"], record["accuracy_by_third"]
             lines.append(
-                _row(
+                row(
                     (
                         label(record["method"], record["reweight"]) + marks(record, taught),
                         tables.tokens(record["tokens_after"]),
                         *([tables.number(record["mean_tokens"])] if mean else []),
                         tables.number(record["flops"], 1e9),
                         tables.number(record["prefill_ms"]),
-                        _html(
+                        html(
                             "<b>{}</b> <small>{}</small>",
                             tables.percent(record["accuracy"]),
                             tables.interval(record),
@@ -205,26 +161,26 @@ def _differences(
 ) -> Html:
     which = ("questions",) if thirds else ()
     headings = ("budget", "method", *which, "difference", "95 % interval", "won", "lost", "p")
-    lines = [f"<thead>{_row(headings, 'th')}</thead><tbody>"]
+    lines = [f"<thead>{row(headings, 'th')}</thead><tbody>"]
     for d in differences:
         paired = d.paired
         cells = (
             budget_label(d.second.keep),
             d.second.label + marks(d.record(), taught),
             *([d.third or "all"] if thirds else ()),
-            _html("<b>{}</b>" if paired.clear else "{}", points(paired.difference)),
+            html("<b>{}</b>" if paired.clear else "{}", points(paired.difference)),
             d.interval,
             str(paired.gained),
             str(paired.lost),
             f"{paired.p:.2g}",
         )
-        lines.append(_row(cells, own=d.third is None if thirds else is_pore(d)))
+        lines.append(row(cells, own=d.third is None if thirds else is_pore(d)))
     return Html("<table class='differences'>" + "\n".join(lines) + "</tbody></table>")
 
 
 def _biases(biases: Mapping[str, Sequence[PositionBias]]) -> Html:
     headings = ("host", "layer looked at", "what is averaged", "form", "growth", "R²")
-    lines = [f"<thead>{_row(headings, 'th')}</thead><tbody>"]
+    lines = [f"<thead>{row(headings, 'th')}</thead><tbody>"]
     for stages in biases.values():
         for bias in stages:
             origin = bias.provenance
@@ -236,11 +192,11 @@ def _biases(biases: Mapping[str, Sequence[PositionBias]]) -> Html:
                 f"{bias.growth:.3g}",
                 "-" if bias.r2 is None else f"{bias.r2:.2f}",
             )
-            lines.append(_row(cells))
+            lines.append(row(cells))
     return Html("<table>" + "\n".join(lines) + "</tbody></table>")
 
 
 def _left_out(result: SurveyResult) -> Html:
     if not result.left_out:
         return Html("<p>Nothing: every method that is installed was asked at every budget.</p>")
-    return _html("<ul>{}</ul>", _items(result.reasons))
+    return html("<ul>{}</ul>", items(result.reasons))
