@@ -30,10 +30,12 @@ def turns(tables: Any) -> tuple[Tensor, Tensor]:
 class Reading(Pruner):
     """A method whose one stage hands its rule the values of the layer before."""
 
-    name = "Reading"  # type: ignore[misc]
-
     def __init__(self, method: Pruner) -> None:
         self.method = method
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # no string, so that it is not registered
+        return self.method.name
 
     def stages(self) -> list[Any]:
         def read(attention: LayerAttention) -> Tensor | None:
