@@ -55,6 +55,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.fitprune import FitPrune as FitPrune
     from pore.methods.gprune import GPrune as GPrune
     from pore.methods.hawk import HAWK as HAWK
+    from pore.methods.himap import HiMAP as HiMAP
     from pore.methods.hiprune import HiPrune as HiPrune
     from pore.methods.hired import HiRED as HiRED
     from pore.methods.ivcprune import IVCPrune as IVCPrune
