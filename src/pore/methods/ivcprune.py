@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.engine.readers import LayerAttention, text_rows
@@ -21,9 +22,6 @@ from pore.methods._checks import check_share, check_whole
 from pore.tensors.attention import Normalize, check_normalize
 from pore.tensors.gathering import pack, widened
 from pore.tensors.selection import budget, check_keep, check_scores, top_k
-
-if TYPE_CHECKING:
-    from pore.cost.shapes import ModelShape
 
 _CHUNK = 1 << 23
 """Weights computed at a time, over all images and heads, to bound memory."""
