@@ -156,8 +156,8 @@ class Watched(Pruner):
         def watch(attention: Any) -> Any:
             with self._look("attention"):
                 got = reader(attention)
-            query, key = attention.query.double(), attention.key.double()
-            self._exact[i] = reader(replace(attention, query=query, key=key, read=[]))
+            wide = {name: getattr(attention, name).double() for name in ("query", "key", "value")}
+            self._exact[i] = reader(replace(attention, **wide, read=[]))
             close(got, self._exact[i])
             return got
 
