@@ -63,6 +63,22 @@ def test_evaluate_all(
     assert "--all takes every method" in run(*common, "--layer", "3", code=1).stderr
 
 
+def test_evaluate_corrections(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: methods()[name] for name in ("FastV", "FasterVLM")}
+    monkeypatch.setattr(pore.Pruner, "registry", some)
+    common = ("evaluate", "--corrections", "-m", model, "--limit", "3", "--images", "4")
+    common = (*common, "--no-timing", "--max-new-tokens", "2", "--keep", "4", "-o", tmp_path)
+    found = run(*common)
+    assert "spline, half strength" in found.output
+    assert "3 questions were asked under every setting" in found.output
+    assert {"FastV", "unpruned"} == {
+        record["method"] for record in read_records(tmp_path / "results.json")
+    }
+    assert "two jobs" in run(*common, "--all", code=1).stderr
+    assert "--corrections takes every method" in run(*common, "--layer", "3", code=1).stderr
+    assert "not --average" in run(*common, "--average", code=1).stderr
+
+
 def test_evaluate_all_with_a_model_that_guides(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from pore._progress import progress
 from pore.cli.about import about
+from pore.cli.comparing import ask_corrections
 from pore.cli.options import (
     LARGEST_SEED,
     Allow,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from pore.engine.pruner import Pruner
     from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import Outcome
+    from pore.evaluation.results import SurveySettings
 
 # How many questions --all asks without --limit.
 _ASKED_OF_ALL = 700
@@ -63,17 +65,24 @@ class Options(Loading):
         bool,
         typer.Option("--all", help="Evaluate every method, and PoRe on every host that takes it."),
     ] = False
-    calibration: Annotated[str, typer.Option(help="With --all: samples that P is measured on.")] = (
-        "embedded:calibration"
-    )
+    corrections: Annotated[
+        bool,
+        typer.Option(
+            "--corrections",
+            help="Evaluate every correction of position bias on every host that takes one.",
+        ),
+    ] = False
+    calibration: Annotated[
+        str, typer.Option(help="With --all or --corrections: samples that P is measured on.")
+    ] = "embedded:calibration"
     images: Annotated[
-        int, typer.Option(min=1, help="With --all: calibration samples, at most.")
+        int, typer.Option(min=1, help="With --all or --corrections: calibration samples, at most.")
     ] = 700
     guide: Annotated[
         str | None,
         typer.Option(
-            help="With --all or --method SGL: a smaller model that guides SGL; it must cut images "
-            "into the same tokens. [default: the model itself]"
+            help="With --all, --corrections or --method SGL: a smaller model that guides SGL; it "
+            "must cut images into the same tokens. [default: the model itself]"
         ),
     ] = None
     method: Method = "FastV"
@@ -81,7 +90,8 @@ class Options(Loading):
         list[str] | None,
         typer.Option(
             help="Visual tokens kept: 128, 0.25 or 25%. Repeatable. "
-            "[default: 25%; with --all 1/3, 2/9 and 1/9, which is 192, 128 and 64 of 576]"
+            "[default: 25%; with --all or --corrections 1/3, 2/9 and 1/9, which is 192, 128 and 64 "
+            "of 576]"
         ),
     ] = None
     average: Average = False
@@ -97,7 +107,10 @@ class Options(Loading):
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Folder for results. [default: none; runs/all with --all]"
+            "--out",
+            "-o",
+            help="Folder for results. [default: none; runs/all with --all, runs/corrections with "
+            "--corrections]",
         ),
     ] = None
     max_bad: MaxBad = 0.01
@@ -119,13 +132,17 @@ def evaluate(options: Options) -> None:
     With --reweight, every budget is run without P and with it, and the two are compared question
     by question. With --all, every method is set up as by its authors and answers the same 700
     questions (--limit); methods that rank by attention also run with P; and a report is written.
-    If it is interrupted, the same command resumes where it stopped.
+    If it is interrupted, the same command resumes where it stopped. With --corrections, every
+    correction runs on every such method; with a larger --limit the same command asks only the
+    further questions.
 
     Examples:
 
         pore evaluate --keep 25% --keep 10% --reweight profile.json
 
         pore evaluate --all --limit 2100 --out runs/all
+
+        pore evaluate --corrections -s embedded:fresh --limit 210 --keep 32 --keep 16
 
         pore evaluate --method SGL -m llava-hf/llava-1.5-13b-hf --guide llava-hf/llava-1.5-7b-hf
 
@@ -135,17 +152,22 @@ def evaluate(options: Options) -> None:
     from pore.data.sources import load_samples
 
     keeps = budgets(options.keep, options.settings)
-    if options.guide is not None and not options.every and not _is_guided(options.method):
+    every = options.every or options.corrections
+    if options.every and options.corrections:
+        raise InputError("--all and --corrections are two jobs; give one of them at a time.")
+    if options.guide is not None and not every and not _is_guided(options.method):
         raise InputError(
             f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
         )
     model, processor = load_model(options.model, **options.how)
-    limit = _ASKED_OF_ALL if options.every and options.limit is None else options.limit
+    limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
     samples = list(
         load_samples(options.samples, questions=options.questions, limit=limit, split=options.split)
     )
     if options.every:
         _ask_all(options, model, processor, samples)
+    elif options.corrections:
+        _ask_corrections(options, model, processor, samples)
     else:
         _ask_one(options, model, processor, samples, keeps)
 
@@ -174,17 +196,11 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
     from pore.data.sources import load_samples
     from pore.evaluation import survey
     from pore.evaluation.findings import findings, footnotes
-    from pore.evaluation.results import SurveySettings
     from pore.evaluation.tables import table
 
-    if options.layer is not None or options.reweight or options.normalize or options.settings:
-        raise InputError(
-            "--all takes every method as its authors set it up; leave out --layer, --reweight, "
-            "--normalize and --set."
-        )
+    settings = _settings(options, "--all")
     calibration = list(load_samples(options.calibration, limit=options.images))
     guide = _guide(options)
-    keeps = tuple(map(budget, options.keep)) if options.keep else SurveySettings.keeps
     began = time.monotonic()
     with progress() as told:
         result = survey.run(
@@ -193,15 +209,7 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
             calibration=calibration,
             test=samples,
             out=options.out or Path("runs/all"),
-            settings=SurveySettings(
-                keeps=keeps,
-                average=options.average,
-                batch_size=options.batch_size,
-                max_new_tokens=options.max_new_tokens,
-                timing=options.timing,
-                seed=options.seed,
-                max_bad=options.max_bad,
-            ),
+            settings=settings,
             about=about(
                 options.model,
                 model,
@@ -218,6 +226,44 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
     say(*footnotes(result.records, result.taught), "", *findings(result))
     say(*(f"Left out: {line}" for line in result.reasons))
     say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
+
+
+def _settings(options: Options, flag: str) -> SurveySettings:
+    """The settings of a job over all methods."""
+    from pore.evaluation.results import SurveySettings
+
+    if options.layer is not None or options.reweight or options.normalize or options.settings:
+        raise InputError(
+            f"{flag} takes every method as its authors set it up; leave out --layer, --reweight, "
+            "--normalize and --set."
+        )
+    return SurveySettings(
+        keeps=tuple(map(budget, options.keep)) if options.keep else SurveySettings.keeps,
+        average=options.average,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        timing=options.timing,
+        seed=options.seed,
+        max_bad=options.max_bad,
+    )
+
+
+def _ask_corrections(
+    options: Options, model: Any, processor: Any, samples: Sequence[Sample]
+) -> None:
+    """Evaluate every correction on every host, and print the results."""
+    if options.average:
+        raise InputError("--corrections takes --keep as the tokens left at the end, not --average.")
+    ask_corrections(
+        model,
+        processor,
+        samples,
+        _settings(options, "--corrections"),
+        calibration=options.calibration,
+        images=options.images,
+        guide=_guide(options),
+        out=options.out or Path("runs/corrections"),
+    )
 
 
 # -- one method -----------------------------------------------------------------------------------

@@ -92,8 +92,8 @@ Samples = Annotated[
     typer.Option(
         "--samples",
         "-s",
-        help="embedded:calibration, embedded:test, a JSONL file, a folder of images, or the hub "
-        "id of a data set.",
+        help="embedded:calibration, embedded:test, embedded:fresh, a JSONL file, a folder of "
+        "images, or the hub id of a data set.",
     ),
 ]
 Questions = Annotated[

@@ -80,7 +80,7 @@ def from_scenes(split: str, n: int) -> list[Sample]:
     """Questions about the scenes of the embedded model, balanced over kinds and thirds.
 
     Args:
-        split: "calibration", "test" or "train".
+        split: "calibration", "test", "fresh" or "train".
         n: Number of questions, each about a different scene.
 
     Returns:

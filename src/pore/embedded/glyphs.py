@@ -20,5 +20,5 @@ def glyphs() -> dict[str, np.ndarray]:
 @cache
 def handwritten(split: Split, label: int) -> np.ndarray:
     """Indices of the handwritten samples of one digit in one split."""
-    mine = glyphs()["digit_splits"] == SPLITS.index(split)
+    mine = glyphs()["digit_splits"] == SPLITS.index("test" if split == "fresh" else split)
     return np.flatnonzero(mine & (glyphs()["digit_labels"] == label))

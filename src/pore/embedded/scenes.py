@@ -5,7 +5,7 @@ printed letters) on a textured background, with questions that have one right an
 shape, existence, place, count, relation and reading, in the manner of CLEVR, POPE and TextVQA.
 
 Scenes are a function of ``(split, index)``. The splits draw from disjoint seeds, and the
-handwritten digits are split by sample, so that no digit of the test was seen in training.
+handwritten digits are split by sample, so that no digit of the tests was seen in training.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def scene(split: Split, index: int, objects: tuple[int, int] = (4, 10), each: in
     """Scene ``index`` of a split, always the same.
 
     Args:
-        split: ``"train"``, ``"calibration"`` or ``"test"``.
+        split: One of `SPLITS`.
         index: Number of the scene within the split.
         objects: Fewest and most objects.
         each: How many questions of each kind, at most.

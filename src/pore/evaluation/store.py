@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from pore._files import write_atomic
 from pore._saved.parsing import read_json
+from pore._saved.saved import Saved
 from pore._saved.seals import sealed_text, unseal
 from pore.bias.position_bias import PositionBias
 from pore.data.samples import Sample
@@ -57,6 +58,33 @@ class Store:
         write_atomic(path, sealed_text(document))
 
 
+def kept_times(
+    path: Path,
+    conditions: Mapping[str, Any],
+    pruners: Sequence[Pruner | None],
+    measure: Callable[[], list[float]],
+) -> list[float]:
+    """The prefill times of some settings: from a file, if they were measured under the conditions.
+
+    Args:
+        path: The file; written after measuring.
+        conditions: What times depend on other than the method.
+        pruners: The methods; None is the unpruned model.
+        measure: Measures them.
+
+    Returns:
+        A time for each.
+    """
+    settings = [digest([conditions, described(pruner)]) for pruner in pruners]
+    kept = read_kept(path)
+    times = kept.get("prefill_ms")
+    if isinstance(times, list) and kept.get("settings") == settings:
+        return times
+    times = measure()
+    write_atomic(path, sealed_text({"settings": settings, "prefill_ms": times}))
+    return times
+
+
 def _answer(entry: Mapping[str, Any]) -> Answer:
     return Answer(**{**entry, "kept": tuple(tuple(image) for image in entry["kept"])})
 
@@ -91,7 +119,8 @@ def kept_under(
 def described(pruner: Pruner | None) -> Any:
     """A method's name and settings as JSON.
 
-    A bias is described by a digest of its values, a guiding model by all that its guides depend on.
+    A bias is described by a digest of its values, another correction by its settings, a guiding
+    model by all that its guides depend on.
     """
 
     def plain(value: Any) -> Any:
@@ -99,6 +128,11 @@ def described(pruner: Pruner | None) -> Any:
             return f"{value.kind} {digest(value.values.tolist())[:16]}"
         if isinstance(value, Guiding):
             return value.conditions
+        if isinstance(value, Saved):
+            return f"{type(value).__name__} {digest(value.document())[:16]}"
+        if is_dataclass(value) and callable(getattr(value, "correct", None)):
+            parts = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+            return {"name": type(value).__name__, **parts}
         if isinstance(value, (tuple, list)):
             return [plain(each) for each in value]
         return value if isinstance(value, (int, float, str, type(None))) else repr(value)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pore import plotting
 from pore._files import write_atomic
-from pore._saved.seals import sealed_list, sealed_text
+from pore._saved.seals import sealed_list
 from pore.bias.position_bias import PositionBias
 from pore.bias.stages import save_biases
 from pore.data.samples import Sample
@@ -32,7 +32,7 @@ from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.results import About, LeftOut, SurveyResult, SurveySettings
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import asked_model, evaluate, time_some, timed_samples
-from pore.evaluation.store import Store, described, digest, kept_under, read_kept
+from pore.evaluation.store import Store, kept_times, kept_under
 from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import family_of, shape_of
 from pore.identity import forget, names_of
@@ -192,17 +192,14 @@ class _Asking:
 
     def _times(self, pruners: Sequence[Pruner | None]) -> list[float]:
         """The prefill of every setting, measured in turns, or taken from the file."""
-        path = self._out / "timing.json"
         here = {**self._store.conditions, "device": str(self._model.device)}
-        settings = [digest([here, described(pruner)]) for pruner in pruners]
-        kept = read_kept(path)
-        times = kept.get("prefill_ms")
-        if isinstance(times, list) and kept.get("settings") == settings:
-            return times
         good, advance = self._batches.good, self._work.done(1.0)
-        times = time_some(self._model, self._processor, good, pruners, advance)
-        write_atomic(path, sealed_text({"settings": settings, "prefill_ms": times}))
-        return times
+        return kept_times(
+            self._out / "timing.json",
+            here,
+            pruners,
+            lambda: time_some(self._model, self._processor, good, pruners, advance),
+        )
 
 
 def _all_work(

@@ -3,6 +3,7 @@
 from pore.plotting.accuracy import accuracy_over_flops as accuracy_over_flops
 from pore.plotting.bias import figure1 as figure1
 from pore.plotting.bias import figure2 as figure2
+from pore.plotting.corrections import corrections as corrections
 from pore.plotting.coverage import layout as layout
 from pore.plotting.differences import differences as differences
 from pore.plotting.kept import Panel as Panel

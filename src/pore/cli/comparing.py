@@ -1,0 +1,99 @@
+"""`pore evaluate --corrections`: every correction on every host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pore._progress import progress
+from pore._text import cell
+from pore.cli.printing import plain_table, say, stdout
+
+if TYPE_CHECKING:
+    from pore.data.samples import Sample
+    from pore.evaluation.comparing import Comparison
+    from pore.evaluation.results import SurveySettings
+
+
+def ask_corrections(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    settings: SurveySettings,
+    *,
+    calibration: str,
+    images: int,
+    guide: tuple[Any, Any] | None,
+    out: Path,
+) -> None:
+    """Evaluate every correction on every host, and print the results.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        samples: The questions.
+        settings: Budgets, batches and seed.
+        calibration: What corrections are calibrated on, as `load_samples` takes it.
+        images: How many of that, at most.
+        guide: The model that guides SGL and its processor; None for the model itself.
+        out: Folder for the results.
+    """
+    from pore.data.sources import load_samples
+    from pore.evaluation import comparing
+    from pore.evaluation.findings import footnotes
+
+    began = time.monotonic()
+    with progress() as told:
+        result = comparing.run(
+            model,
+            processor,
+            calibration=list(load_samples(calibration, limit=images)),
+            test=samples,
+            out=out,
+            settings=settings,
+            source=calibration,
+            guide=guide,
+            progress=told,
+        )
+    stdout().print(_table(result))
+    records = [one.record() for one in result.compared]
+    say(*footnotes(records, result.taught))
+    say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
+    say(
+        f"\n{result.questions} questions were asked under every setting. Wrote {out}/results.json, "
+        f"differences.json and corrections.png in {time.monotonic() - began:.0f} s."
+    )
+
+
+def _table(result: Comparison) -> Any:
+    """A row for every setting: how many are right, and how that differs from the host alone."""
+    from pore.evaluation.candidates import NONE
+    from pore.evaluation.tables import number, percent
+    from pore.plotting.labels import marks, points
+
+    thirds = list(dict.fromkeys(d.third for one in result.compared for d in one.differences))
+    names = [str(third) for third in thirds if third is not None]
+    made = plain_table(
+        "kept", "host", "correction", "right, %", "difference, points", "p", *names, "GFLOPs", "ms"
+    )
+    for one in result.compared:
+        record = one.record()
+        cells = ["", "", *("" for _ in names)]
+        if one.differences:
+            first, *others = one.differences
+            by_third = {d.third: points(d.paired.difference) for d in others}
+            cells = [f"{points(first.paired.difference)} {first.interval}", f"{first.paired.p:.2g}"]
+            cells += [by_third.get(name, "-") for name in names]
+        correction = one.setting.correction
+        made.add_row(
+            cell("all" if one.setting.keep is None else str(one.setting.keep)),
+            cell(record["method"] + marks(record, result.taught)),
+            cell("" if correction == NONE else correction),
+            cell(percent(record["accuracy"])),
+            *map(cell, cells),
+            cell(number(record["flops"], 1e9)),
+            cell(number(record["prefill_ms"])),
+        )
+    return made
