@@ -1,17 +1,19 @@
-"""Draw the figures of results-real-language-model.md from its results.
+"""Draw the figures of results-real-language-model.md from its results, and write its tables.
 
     python docs/real_language_model_figures.py
 
-Reads `benchmarks/results/real-language-model.json`, writes into `docs/images`.
+Reads `benchmarks/results/real-language-model.json`, writes into `docs/images` and into the page.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import real_language_model_tables as tables
 
 from pore.bias import PositionBias
 from pore.errors import ProfileError
@@ -25,17 +27,34 @@ LOWEST, HIGHEST = 1e-2, 30.0
 
 
 def main() -> None:
-    """Draw both figures."""
+    """Draw both figures and write the tables."""
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     from matplotlib.figure import Figure
 
     with style():
         figure = Figure(figsize=(12, 5.4), layout="constrained")
         bias(figure, {n: found["sizes"][n]["layers"] for n in ("144", "576")})
-        figure.savefig(DOCS / "images" / "real-language-model-bias.png", dpi=150)
+        figure.savefig(DOCS / "images" / "real-language-model-bias.png", dpi=110)
         figure = Figure(figsize=(12, 3.4), layout="constrained")
         every_layer(figure, found["every_layer"])
-        figure.savefig(DOCS / "images" / "real-language-model-layers.png", dpi=150)
+        figure.savefig(DOCS / "images" / "real-language-model-layers.png", dpi=110)
+    page = DOCS / "results-real-language-model.md"
+    text = page.read_text(encoding="utf-8")
+    for name, table in {
+        "biases": tables.biases(found),
+        "overview": tables.overview(found),
+        **{f"quarter-{n}": tables.quarter(found, n) for n in ("144", "576")},
+        **{f"budgets-{n}": tables.budgets_of(found, n) for n in ("144", "576")},
+        "thirds": tables.thirds(found),
+        "forms": tables.forms(found),
+        "fewer": tables.fewer(found),
+    }.items():
+        text = re.sub(
+            rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda found, table=table: f"{found[1]}{table}\n{found[2]}",
+            text,
+        )
+    page.write_text(text, encoding="utf-8")
 
 
 def bias(figure: Any, sizes: dict[str, Any]) -> None:
@@ -57,6 +76,7 @@ def bias(figure: Any, sizes: dict[str, Any]) -> None:
             panel.set_title(f"{n} tokens, {name}")
             panel.set_ylim(LOWEST, HIGHEST)
             panel.set_xlim(0, len(mean) - 1)
+            plain_numbers(panel)
             if refused:
                 text = f"{' and '.join(refused)}:\nno fit that can be divided by"
                 panel.text(0.03, 0.04, text, transform=panel.transAxes, fontsize=8)
@@ -65,6 +85,11 @@ def bias(figure: Any, sizes: dict[str, Any]) -> None:
         panel.set_xlabel("visual token, in reading order")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
+def plain_numbers(panel: Any) -> None:
+    """Powers of ten as numbers: the style reads no formulas."""
+    panel.yaxis.set_major_formatter("{x:g}")
 
 
 def every_layer(figure: Any, sizes: dict[str, Any]) -> None:
@@ -77,16 +102,18 @@ def every_layer(figure: Any, sizes: dict[str, Any]) -> None:
         spans = [one["geometric_span"] for one in layers]
         left.semilogy(index, spans, line, color=GREEN, label=f"geometric mean, {n} tokens")
     left.axhline(1, color=BLACK, linewidth=0.6)
-    left.set_title("Last twelfth over first")
-    left.legend()
+    left.set_title("Attention of the last twelfth over the first")
+    left.set_ylim(3e-3, 3e4)
+    left.legend(loc="upper right", fontsize=8)
+    plain_numbers(left)
     for panel, (n, layers) in zip(right, sizes.items(), strict=True):
         for name, color in KEPT.items():
             index = [one["layer"] for one in layers]
             panel.plot(index, [one["kept"][name] for one in layers], color=color, label=name)
         panel.axhline(25, color=GREY, linewidth=0.8, linestyle=":", label="chance")
         panel.set_ylim(0, 100)
-        panel.set_title(f"Asked objects kept at a quarter of {n}, %")
-        panel.legend()
+        panel.set_title(f"Objects kept, %: a quarter of {n} tokens")
+        panel.legend(ncols=2, loc="lower right", fontsize=8)
     for panel in (left, *right):
         panel.set_xlabel("layer whose attention ranks")
 

@@ -128,12 +128,21 @@ def compare(calibration: Rows, test: Rows) -> dict[str, Any]:
             "settings": settings,
             "results": results,
         }
-    return {"calibration": len(calibration), "test": len(test), "layers": found}
+    return {
+        "tokens": n,
+        "calibration": len(calibration),
+        "test": len(test),
+        "layers": found,
+    }
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """For every correction the mean over layers and budgets, and where it harms with p < 0.01."""
+    """For every correction the mean over layers and budgets, and where it harms with p < 0.01.
+
+    Where a correction was refused, nothing is corrected, and the difference is 0.
+    """
     told: dict[str, Any] = {}
+    every = len(found["layers"]) * len(budgets(found["tokens"]))
     for name in {name for layer in found["layers"].values() for name in layer["results"]}:
         cells = {
             f"{layer}, keep {keep}": one
@@ -148,12 +157,12 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         ]
         differences = [one["difference"] for one in cells.values()]
         told[name] = {
-            "mean": round(float(np.mean(differences)), 2),
-            "least": min(differences),
+            "mean": round(sum(differences) / every, 2),
+            "least": min([*differences, 0.0]) if len(cells) < every else min(differences),
             "cells": len(cells),
             "harmed": harmed,
         }
-    return dict(sorted(told.items(), key=lambda item: -item[1]["mean"]))
+    return dict(sorted(told.items(), key=lambda item: (-item[1]["mean"], item[0])))
 
 
 def everything(folder: Path) -> dict[str, Any]:
@@ -196,7 +205,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     found = everything(arguments.folder)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    parts = [f"{json.dumps(name)}: {json.dumps(part)}" for name, part in found.items()]
+    text = "{\n" + ",\n".join(parts) + "\n}\n"
+    arguments.out.write_text(text, encoding="utf-8")
 
 
 def show(tokens: int, found: dict[str, Any]) -> None:
