@@ -115,7 +115,7 @@ class Asked:
             row, place = lost.nonzero()[0].tolist()
             raise InputError(
                 f"{WANTED} asks for position {int(wanted[place])} of sample {row}, a token that "
-                "was dropped; ask for text tokens, or leave {WANTED} out to get all that are left."
+                f"was dropped; ask for text tokens, or leave {WANTED} out to get all that are left."
             )
         return where.clamp(min=0)
 
