@@ -64,6 +64,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
     from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
     from pore.methods.random import Random as Random
+    from pore.methods.scope import SCOPE as SCOPE
     from pore.methods.scored import Scored as Scored
     from pore.methods.sgl import SGL as SGL
     from pore.methods.sparsevlm import SparseVLM as SparseVLM
