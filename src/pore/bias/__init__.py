@@ -1,4 +1,4 @@
-"""Position bias: P, where it comes from, how it is fitted, divided by, saved."""
+"""The position bias P: where it comes from, and how it is fitted, divided by and saved."""
 
 from pore.bias.position_bias import PositionBias as PositionBias
 from pore.bias.provenance import Provenance as Provenance

@@ -30,7 +30,7 @@ _AXES: dict[Over, tuple[str, ...]] = {
 _REACH = 1 << 15
 
 
-"""The largest distance that the prior of RoPE is made for."""
+"""The largest distance for which the prior of RoPE is computed."""
 
 
 _FORM = Form(
@@ -53,8 +53,8 @@ class Axis:
     """A positive curve of one coordinate.
 
     Attributes:
-        at: (K,) where it is known, ascending, float64.
-        values: (K,) what it is there, positive, float64.
+        at: (K,) coordinates of its points, ascending, float64.
+        values: (K,) its values there, positive, float64.
     """
 
     at: Tensor
@@ -65,20 +65,20 @@ class Axis:
             numbers = torch.as_tensor(getattr(self, name), dtype=torch.float64, device="cpu")
             object.__setattr__(self, name, numbers)
         if self.at.ndim != 1 or not 1 <= len(self.at) <= MAX_POSITIONS:
-            raise ProfileError("A curve is known at a list of points, of which there is none here.")
+            raise ProfileError("A curve needs a list of points, and here is none.")
         if self.at.shape != self.values.shape or not bool((self.at.diff() > 0).all()):
-            raise ProfileError("A curve has one value at each of its points, which ascend.")
+            raise ProfileError("A curve needs one value for each of its points, which must ascend.")
         fine = torch.isfinite(self.values) & (self.values > 0) & torch.isfinite(self.at)
         if not bool(fine.all()):
             raise ProfileError(
-                "A position bias must be finite and positive everywhere, for attention is divided "
+                "A position bias must be finite and positive everywhere, as attention is divided "
                 f"by it; the least value here is {self.values.min().item():g}."
             )
 
     def __call__(self, where: Tensor) -> Tensor:
-        """The curve at some places, float64; its ends where they are beyond them.
+        """The curve at some coordinates, float64; beyond its ends, the value at the nearest end.
 
-        Between the points log P is read on straight lines.
+        Between the points log P is interpolated linearly.
         """
         at, logs = self.at.to(where.device), self.values.log().to(where.device)
         if len(at) == 1:
@@ -91,24 +91,24 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class AnySizeBias(Measured, OnHub):
-    """How much attention a visual token gets for where it is, whatever the size of its image.
+    """How much attention a visual token gets for its place alone, for images of any size.
 
         measured = pore.calibrate(model, processor, photographs, layer=2)
         pruner = pore.FastV(keep=0.25, layer=2, reweight=measured.fit_any_size())
 
-    Only ratios within an image matter to a ranking, so that P has no unit here.
+    Only ratios within an image matter to a ranking, so P has no unit here.
 
     Attributes:
-        over: What it is a function of. "distance": tokens between the visual token and the last
-            one of its prompt, so that text, tiles and further images between them count. "raster":
-            how far into its image a token comes in reading order, from 0 to 1. "place": the
-            relative row times the relative column, each a factor of its own.
+        over: What P is a function of. "distance": tokens between the visual token and the last
+            token of its prompt, so that text, tiles and further images between them count.
+            "raster": the token's relative place in reading order, from 0 to 1. "place": a function
+            of the relative row times one of the relative column.
         kind: The form of the curve.
-        axes: The curve; of "place", that of rows and that of columns.
+        axes: The curve; for "place", the curve over rows and the curve over columns.
         sizes: The smallest and largest number of visual tokens of the images measured.
-        parameters: What the curve was made from.
+        parameters: The numbers that the curve was computed from.
         provenance: Where it comes from.
-        allowed: Fields of the provenance that `check` passes over; see `allowing`. Not saved.
+        allowed: Fields of the provenance that `check` does not compare; see `allowing`. Not saved.
 
     Raises:
         ProfileError: A field does not fit the others.
@@ -128,13 +128,13 @@ class AnySizeBias(Measured, OnHub):
     def __post_init__(self) -> None:
         if self.over not in OVER or self.kind not in get_args(Kind):
             raise ProfileError(
-                f"A position bias is over one of {', '.join(OVER)} and of one of the kinds "
+                f"A position bias is over one of {', '.join(OVER)}, and its kind is one of "
                 f"{', '.join(get_args(Kind))}, not {brief(self.over)} and {brief(self.kind)}."
             )
         if len(self.axes) != len(_AXES[self.over]):
             raise ProfileError(f"A bias over {self.over} has {len(_AXES[self.over])} curves.")
         if not 1 <= self.sizes[0] <= self.sizes[1] <= MAX_POSITIONS:
-            raise ProfileError(f"sizes={brief(self.sizes)} are no numbers of visual tokens.")
+            raise ProfileError(f"sizes={brief(self.sizes)} are not numbers of visual tokens.")
 
     @classmethod
     def rope(cls, *, head_dim: int, theta: float = 1e4) -> AnySizeBias:
@@ -153,7 +153,7 @@ class AnySizeBias(Measured, OnHub):
             ProfileError: A number is out of range.
         """
         prior, raised = floored_prior(_REACH, head_dim=head_dim, theta=theta, text_tokens=1)
-        # The nearest comes last there.
+        # There the nearest token comes last; here distances ascend.
         axis = Axis(torch.arange(1, _REACH + 1, dtype=torch.float64), prior.flip(0))
         parameters = {"head_dim": head_dim, "theta": theta, "raised": raised}
         return cls("distance", "rope", (axis,), (1, MAX_POSITIONS), parameters)
@@ -188,7 +188,7 @@ class AnySizeBias(Measured, OnHub):
             (I, t) P, float64.
 
         Raises:
-            InputError: It is over the place, and the tokens of an image lie on no grid.
+            InputError: P is a function of the place, and the tokens of an image lie on no grid.
         """
         if self.over == "distance":
             return self.axes[0](where.distance)
@@ -201,11 +201,11 @@ class AnySizeBias(Measured, OnHub):
         """Scores divided by P: PoRe Eq. 2. Warns of images of sizes that were not measured.
 
         Args:
-            scores: (I, t) scores of the visual tokens of I images, with the bias in them.
+            scores: (I, t) scores of the visual tokens of I images, which contain the bias.
             where: Where the tokens lie.
 
         Returns:
-            (I, t) scores without, at least float32.
+            (I, t) scores without the bias, at least float32.
 
         Raises:
             ScoreError: `scores` are not floating.
@@ -226,7 +226,7 @@ class AnySizeBias(Measured, OnHub):
         return scores.to(dtype) / self.at(where.on_cpu).to(dtype).to(scores.device)
 
     def with_strength(self, strength: float) -> AnySizeBias:
-        """The bias P^strength, as `PositionBias.with_strength`.
+        """The bias P^strength; see `PositionBias.with_strength`.
 
         Args:
             strength: λ from 0, which corrects nothing, to 1, the bias itself.

@@ -1,4 +1,4 @@
-"""Fitting P for images of any size to attention by bin and by size of the image."""
+"""Fits P for images of any size to attention that is summed by bin and by size of the image."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pore.bias.fitting import Floats, Points, fit
 from pore.bias.provenance import Provenance
 from pore.errors import ScoreError
 
-_ROUNDS = 100  # of turns between two factors; they settle in a few
+_ROUNDS = 100  # at most, of fitting two factors in turn; they converge in a few
 
 
 class Levels(NamedTuple):
-    """Attention by bin and by size of the image.
+    """The mean attention by bin and by size of the image.
 
     Attributes:
         bins: (B,) the bins.
         sizes: (C,) the sizes of images, in half octaves of their number of tokens.
         mean: (C, B) mean attention of every bin in images of C sizes.
-        tokens: (C, B) how many tokens it is the mean of; 0 where there is none.
+        tokens: (C, B) number of tokens in this mean; 0 where there is none.
         spread: (C, B) the standard deviation of the attention of these tokens.
     """
 
@@ -40,13 +40,13 @@ class Levels(NamedTuple):
 def product(mean: Floats, weight: Floats) -> tuple[Floats, Floats]:
     """Two factors whose products are nearest to a table, by weighted least squares.
 
-    A token of an image of 2,000 tokens gets less than one of an image of 200 at the same distance,
-    and how much less depends on what else is in the prompt. So every size has a factor of its own,
-    and the bias is what all sizes have in common.
+    A token of an image of 2,000 tokens gets less attention than one of an image of 200 at the same
+    distance, and how much less depends on what else is in the prompt. So every size has its own
+    factor, and the bias is the factor that all sizes share.
 
     Args:
         mean: (C, B) the table.
-        weight: (C, B) what each entry counts, 0 for nothing.
+        weight: (C, B) weight of each entry; 0 for entries that do not count.
 
     Returns:
         (C,) and (B,), the second of weighted mean 1.
@@ -76,15 +76,15 @@ def fit_any_size(
 
     Args:
         levels: The attention of all images.
-        halves: That of each of two halves of them, for "auto"; empty otherwise.
-        over: What the bins are of.
-        kind: A kind of curve, or "auto" for that of the least held-out error.
+        halves: The attention of each of two halves of the images, for "auto"; empty otherwise.
+        over: The coordinate that the bins divide.
+        kind: A kind of curve, or "auto" for the kind with the least held-out error.
         sizes: The smallest and largest number of visual tokens of the images.
         provenance: Where they come from.
 
     Raises:
-        ScoreError: The attention is none that a curve can be fitted to.
-        ProfileError: The curve that fits best is none to divide by.
+        ScoreError: No curve can be fitted to this attention.
+        ProfileError: The curve that fits best cannot be divided by.
     """
     curves = curves_of(levels, over)
     others = [curves_of(half, over) for half in halves]
@@ -101,7 +101,7 @@ def fit_any_size(
         parameters |= {f"{name} {key}": value for key, value in found.parameters.items()}
         parameters[f"{name} r2"] = found.r2
         axes.append(Axis(torch.from_numpy(points.at), torch.from_numpy(found.curve)))
-    # The axes of a place may take different forms; the more general one names them.
+    # The two axes of a place may have different kinds; the bias is named by the more general one.
     form = cast(
         Kind, max(kinds, key=("exponential", "exponential+offset", "spline", "empirical").index)
     )
@@ -109,14 +109,14 @@ def fit_any_size(
 
 
 class Grades(NamedTuple):
-    """Where a curve was measured: coordinates, and what each counts."""
+    """Where a curve was measured: the coordinates and their weights."""
 
     at: Floats
     weight: Floats
     logarithmic: bool
 
     def by(self, kind: str) -> Points:
-        """The points of a fit: a spline over distances is one over their logarithm."""
+        """The points of a fit; a spline over distances is fitted over their logarithm."""
         at = np.log(self.at) if self.logarithmic and kind in ("spline", "empirical") else self.at
         width = max(at[-1] - at[0], 1e-12)
         weight = self.weight / self.weight.mean()
@@ -124,7 +124,7 @@ class Grades(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The attention over an axis.
+    """The mean attention along an axis.
 
     Attributes:
         name: The axis: "distance", "raster", "row" or "column".
@@ -137,16 +137,16 @@ class Measured(NamedTuple):
     attention: Floats
 
     def at(self, points: Grades) -> Floats:
-        """The attention at other points, read on straight lines."""
+        """The attention at other points, interpolated linearly."""
         return np.interp(points.at, self.points.at, self.attention)
 
 
 def curves_of(levels: Levels, over: Over) -> list[Measured]:
-    """The attention over every axis of a coordinate, or ScoreError where there is none.
+    """The mean attention along every axis of a coordinate; ScoreError if none was measured.
 
     Args:
         levels: The attention by bin and size.
-        over: What the bins are of.
+        over: The coordinate that the bins divide.
     """
     if not len(levels.bins):
         raise ScoreError(f"No attention was measured over the {over}.")

@@ -1,4 +1,4 @@
-"""Choosing the curve of a position bias by its error on data that it was not fitted to."""
+"""Chooses the curve of a position bias by its error on data that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pore.errors import ProfileError, ScoreError
 CHOICES = ("exponential", "exponential+offset", "spline")
 
 
-"""The kinds to choose from, simpler ones first. The raw mean is none: what it knows of the pictures
-of the calibration set it takes for bias."""
+"""The kinds to choose from, simpler ones first. The raw mean is not among them: it would count what
+the pictures of the calibration set show as bias."""
 
 
 class Judged(NamedTuple):
     """How every kind of curve does on data that it was not fitted to.
 
     Attributes:
-        errors: Of every kind that could be fitted, "flat" and "empirical" for comparison: the
-            held-out error, see `log_error`.
-        refused: Of kinds that cannot be divided by, the reason.
-        fits: Of every kind that could be fitted, the fit to all data.
+        errors: The held-out error (see `log_error`) of every kind that could be fitted, and of
+            "flat" and "empirical" for comparison.
+        refused: The reason for every kind that cannot be divided by.
+        fits: For every kind that could be fitted, the fit to all data.
     """
 
     errors: Mapping[str, float]
@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 
     @property
     def best(self) -> str | None:
-        """Of the kinds to choose from that can be divided by, that of the least error, or None."""
+        """The kind with the least error among `CHOICES` that can be divided by, or None."""
         able = [kind for kind in CHOICES if kind in self.errors and kind not in self.refused]
         return min(able, key=self.errors.__getitem__, default=None)
 
@@ -43,8 +43,8 @@ class Choice(NamedTuple):
     """What was chosen, and from what.
 
     Attributes:
-        kind: The kind of the least held-out error among those that can be divided by.
-        fit: It, fitted to all.
+        kind: The kind with the least held-out error among those that can be divided by.
+        fit: Its fit to all data.
         errors: As in `Judged`.
         refused: As in `Judged`.
     """
@@ -58,11 +58,11 @@ class Choice(NamedTuple):
 PointsOf = Callable[[str], Points]
 
 
-"""Gives the points that a kind of curve is fitted at."""
+"""Returns the points at which a kind of curve is fitted."""
 
 
 def held_out(halves: Sequence[Floats], kind: str, points: Points) -> float:
-    """The error of a kind on either half of the data when fitted to the other, on average.
+    """The error of a kind on one half of the data if fitted to the other, averaged over both ways.
 
     Args:
         halves: Two (n,) mean attentions.
@@ -70,7 +70,7 @@ def held_out(halves: Sequence[Floats], kind: str, points: Points) -> float:
         points: Where they were measured.
 
     Raises:
-        PoreError: It cannot be fitted to a half.
+        PoreError: The kind cannot be fitted to one of the halves.
     """
     errors = []
     for mine, other in (halves, halves[::-1]):
@@ -84,11 +84,11 @@ def judge(measured: Floats, halves: Sequence[Floats], points: PointsOf | None = 
 
     Args:
         measured: (n,) the mean attention of all images.
-        halves: That of each of two halves of the images.
+        halves: The mean attention of each of two halves of the images.
         points: Where it was measured; None for the tokens of an image, one after another.
 
     Raises:
-        ScoreError: The attention is none that a curve can be fitted to.
+        ScoreError: No curve can be fitted to this attention.
     """
     points = points or (lambda kind: Points.even(len(measured)))
     errors, refused, fits = {}, {}, {}
@@ -102,23 +102,23 @@ def judge(measured: Floats, halves: Sequence[Floats], points: PointsOf | None = 
             continue
         if kind in CHOICES and (times := too_little(fits[kind].curve, measured)) > NOTHING:
             refused[kind] = (
-                f"it lies {times:.3g} times below the attention in a part of the image, which a "
-                "division would raise as often"
+                f"in a part of the image it is {times:.3g} times smaller than the attention, and "
+                "dividing by it would raise that part as much"
             )
     return Judged(errors, refused, fits)
 
 
 def choose(measured: Floats, halves: Sequence[Floats], points: PointsOf | None = None) -> Choice:
-    """The curve that describes best what it was not fitted to.
+    """The curve that best describes data that it was not fitted to.
 
     Args:
         measured: (n,) the mean attention of all images.
-        halves: That of each of two halves of the images.
+        halves: The mean attention of each of two halves of the images.
         points: Where it was measured; None for the tokens of an image, one after another.
 
     Raises:
-        ScoreError: The attention is none that a curve can be fitted to.
-        ProfileError: No curve can be divided by; the message says why of each.
+        ScoreError: No curve can be fitted to this attention.
+        ProfileError: No curve can be divided by; the message says why for each.
     """
     judged = judge(measured, halves, points)
     kind = judged.best
@@ -133,9 +133,9 @@ def listed(refused: Mapping[str, str]) -> str:
 
 
 def need_halves(images: Sequence[int]) -> None:
-    """Refuse halves of which one has no image, or ScoreError."""
+    """Raise ScoreError if one of the halves has no image."""
     if min(images) < 1:
         raise ScoreError(
-            f"To choose a curve by its held-out error takes images in both halves of the data; "
+            f"Choosing a curve by its held-out error needs images in both halves of the data; "
             f"here they have {images[0]} and {images[1]}. Calibrate on more images, or name a kind."
         )

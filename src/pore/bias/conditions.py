@@ -14,13 +14,13 @@ from pore.identity import same_weights
 NAMES = ("model", "revision")
 
 
-"""What a model is called. Under another name, its weights and its config may be others too."""
+"""What a model is called. A model of another name may have other weights and another config."""
 
 
 CONTENT = ("weights", "config")
 
 
-"""What a model is, told by its content."""
+"""What a model is, by its content."""
 
 
 CHECKED = (*NAMES, *CONTENT, "layer", "normalize", "processor", "template")
@@ -35,13 +35,13 @@ OTHER_LENGTH = "For another number of positions, ask for bias.resample(n)."
 def differences(
     origin: Provenance, here: Mapping[str, Any], allowed: Collection[str]
 ) -> dict[str, list[str]]:
-    """What differs between the conditions of a measurement and those at hand, in words.
+    """What differs between the conditions of a measurement and the present ones, in words.
 
     Args:
         origin: The conditions of the measurement.
-        here: Those at hand, by the names of `CHECKED`. One may be a function that gives it, which
-            is called only where it is compared.
-        allowed: Names that are passed over.
+        here: The present conditions, by the names of `CHECKED`. A value may be a function that
+            returns it; the function is called only if the value is compared.
+        allowed: Names that are not compared.
 
     Returns:
         By name, all that differs.
@@ -56,11 +56,11 @@ def differences(
 
 
 def refuse(positions: str | None, others: Mapping[str, list[str]]) -> None:
-    """Refuse a bias for all that differs, and say what to do.
+    """Refuse a bias if anything differs, and say what to do.
 
     Args:
         positions: How the number of positions differs, or None.
-        others: As `differences` gives them.
+        others: What `differences` returns.
 
     Raises:
         ProfileMismatchError: Anything differs.
@@ -70,7 +70,7 @@ def refuse(positions: str | None, others: Mapping[str, list[str]]) -> None:
     ways = [] if positions is None else [OTHER_LENGTH]
     if others:
         ways.append(
-            "If you know that it holds here all the same, say so with bias.allowing("
+            "If you know that it holds here nevertheless, say so with bias.allowing("
             + ", ".join(map(repr, others))
             + ")."
         )
@@ -78,13 +78,13 @@ def refuse(positions: str | None, others: Mapping[str, list[str]]) -> None:
     raise ProfileMismatchError(
         "The position bias was measured under other conditions: "
         + "; ".join(listed if positions is None else [positions, *listed])
-        + ". Calibrate under the conditions at hand (pore calibrate). "
+        + ". Calibrate under the present conditions (pore calibrate). "
         + " ".join(ways)
     )
 
 
 def _difference(name: str, profile: Any, here: Any) -> list[str]:
-    """What differs in one condition, in words; nothing where either side is unknown."""
+    """What differs in one condition, in words; nothing if either side is unknown."""
     if profile is None:
         return []
     here = here() if callable(here) else here
@@ -108,15 +108,15 @@ def _same_model(one: str, other: str) -> bool:
     return name == other_name and (owner == other_owner or not owner or not other_owner)
 
 
-# What counts as the same in a field, where that is more than what is equal.
+# When two values of a field count as the same although they are not equal.
 _ALIKE: dict[str, Callable[[Any, Any], bool]] = {"model": _same_model, "weights": same_weights}
 
 
 def _model_name(model: str) -> tuple[str, str]:
-    """Owner and name of a model, in one spelling for a checkpoint and its conversion.
+    """Owner and name of a model, spelled the same for a checkpoint and its conversion.
 
-    "liuhaotian/llava-v1.5-7b" and "llava-hf/llava-1.5-7b-hf" are the same weights. A path gives
-    no owner, unless it lies in the cache of the hub.
+    "liuhaotian/llava-v1.5-7b" and "llava-hf/llava-1.5-7b-hf" have the same weights. A path has no
+    owner, unless it lies in the cache of the hub.
     """
     path = model.replace("\\", "/").rstrip("/").lower()
     cached = re.search(r"(?:^|/)models--([^/]+?)--([^/]+)(?:/|$)", path)

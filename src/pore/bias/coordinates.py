@@ -1,8 +1,8 @@
-"""What a position bias for images of any size is a function of, and the bins to measure it in.
+"""The coordinates that a position bias for images of any size depends on, and their bins.
 
-- "distance": how many tokens farther on the last token of the prompt is, from 1 on. The bins are
+- "distance": how many tokens later the last token of the prompt comes, from 1 on. The bins are
   eighths of an octave: fine near the text, where attention changes fast, and coarse far away.
-- "raster": how far into the image a token comes in reading order, from 0 to 1.
+- "raster": the relative place of a token in reading order, from 0 to 1.
 - "place": the relative row and the relative column of a token, each from 0 to 1.
 """
 
@@ -24,20 +24,20 @@ _PER_OCTAVE = 8
 SIDE = 16
 
 
-"""Rows and columns that an image is divided into, whatever its own are."""
+"""Number of rows and columns that every image is divided into, whatever its grid."""
 
 
 BINS: dict[Over, int] = {"distance": 24 * _PER_OCTAVE, "place": SIDE * SIDE, "raster": 48}
 
 
-"""How many bins there are; distances go up to 2^24."""
+"""The number of bins; distances go up to 2^24."""
 
 
 def bins_of(over: Over, where: np.ndarray) -> np.ndarray:
     """The bin of every token.
 
     Args:
-        over: What the coordinates are.
+        over: The name of the coordinate.
         where: (..., N) distances or relative raster positions, or (..., N, 2) rows and columns.
 
     Returns:
@@ -55,14 +55,14 @@ def bins_of(over: Over, where: np.ndarray) -> np.ndarray:
 
 
 def centers_of(over: Over, bins: np.ndarray) -> np.ndarray:
-    """Where the middle of bins lies.
+    """The centre of every bin.
 
     Args:
-        over: What they are of: "distance" or "raster"; of "place", rows or columns of `SIDE`.
+        over: The coordinate: "distance" or "raster"; with "place", bins are rows or columns.
         bins: (B,) bins.
 
     Returns:
-        (B,) coordinates; of distances, the mean of the whole numbers in the bin.
+        (B,) coordinates; for a distance, the mean of the whole numbers in the bin.
     """
     if over == "distance":
         least, most = (np.ceil(2 ** ((bins + more) / _PER_OCTAVE) - 1e-6) for more in (0, 1))

@@ -1,4 +1,4 @@
-"""P as numbers: a positive curve over the positions of an image, of mean 1."""
+"""P as numbers: a positive curve of mean 1 over the positions of an image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Curve:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ProfileError(
-                f"{brief(self.kind)} is no kind of position bias; "
+                f"{brief(self.kind)} is not a kind of position bias; "
                 f"there are {', '.join(get_args(Kind))}."
             )
         values = _own(self.values)
@@ -47,10 +47,10 @@ class Curve:
             )
         if not (torch.isfinite(values) & (values > 0)).all():
             raise ProfileError(
-                "A position bias must be finite and positive everywhere, for attention is "
+                "A position bias must be finite and positive everywhere, as attention is "
                 f"divided by it; the least value here is {values.min().item():g}."
             )
-        # Saved values have mean 1 but for rounding, and come back to the last bit.
+        # Saved values have mean 1 up to rounding; left as they are, they are equal to the last bit.
         mean = values.mean()
         if abs(mean.item() - 1) > 1e-9:
             values = (values / values.max()) / (values / values.max()).mean()
@@ -84,16 +84,16 @@ class Curve:
 
     @property
     def growth(self) -> float:
-        """P of the last position over P of the first: how much the end is favoured."""
+        """P at the last position divided by P at the first: how much the end is favoured."""
         return float(self.values[-1] / self.values[0])
 
     @property
     def rate(self) -> float:
-        """Mean growth of log P per token; b of an exponential; 0 for a single position."""
+        """Mean growth of log P per token (b of an exponential); 0 for a single position."""
         return math.log(self.growth) / max(len(self) - 1, 1)
 
     def check_length(self, n: int) -> None:
-        """Refuse another number of positions, or ProfileMismatchError."""
+        """Raise ProfileMismatchError for another number of positions."""
         refuse(self.other_length(n), {})
 
     def other_length(self, n: int) -> str | None:
@@ -104,11 +104,11 @@ class Curve:
         """Scores divided by P: PoRe Eq. 2.
 
         Args:
-            scores: (I, t) scores of the visual tokens of I images, with the bias in them.
+            scores: (I, t) scores of the visual tokens of I images, which contain the bias.
             where: Where the tokens lie.
 
         Returns:
-            (I, t) scores without.
+            (I, t) scores without the bias.
 
         Raises:
             ProfileMismatchError: An image has another number of tokens than P has positions.
@@ -122,19 +122,19 @@ class Curve:
 
         Args:
             attention: A, of shape (..., n), floating, on any device.
-            index: Raster position of every column, integer, broadcastable to (..., n), each from
-                0 to N − 1; columns that stand for nothing may name any of them. None when the
-                columns are the N positions in order.
+            index: Raster position of every column, integer, broadcastable to (..., n), each from 0
+                to N − 1; columns that are padding may have any of them. None if the columns are the
+                N positions in order.
 
         Returns:
             Â, of shape (..., n), on the device of `attention`, in its precision but at least
-            float32. Its unit is that of `attention`, P being of mean 1.
+            float32. It has the unit of `attention`, because P has mean 1.
 
         Raises:
-            ScoreError: `attention` is not floating, or `index` holds no integers or no such
-                shape or (seen on the CPU only, elsewhere it costs a synchronisation) no
-                positions of this bias.
-            ProfileMismatchError: There are not N columns and no `index`.
+            ScoreError: `attention` is not floating point, `index` holds no integers or has the
+                wrong shape, or (checked on the CPU only, as elsewhere it costs a synchronisation)
+                it holds positions that this bias does not have.
+            ProfileMismatchError: `index` is None and there are not N columns.
         """
         if not attention.is_floating_point():
             raise ScoreError(f"Attention must be floating point, not {attention.dtype}.")
@@ -164,7 +164,7 @@ class Curve:
         return attention.to(dtype) / bias
 
     def _stretched(self, n: int) -> Tensor:
-        """The values at `n` positions, read between these on straight lines of their logarithm."""
+        """The values at `n` positions; between the known ones log P is interpolated linearly."""
         old = len(self)
         places = (np.arange(n) + 0.5) * old / n - 0.5
         logs = self.values.log().numpy()
@@ -181,7 +181,7 @@ def need_count(n: int) -> None:
 
 
 def _own(values: Tensor) -> Tensor:
-    """A copy for ourselves: float64, on the CPU, outside autograd and inference mode."""
+    """A private copy: float64, on the CPU, outside autograd and inference mode."""
     with torch.inference_mode(False):
         return values.detach().to("cpu", torch.float64).clone()
 

@@ -1,8 +1,8 @@
 """Curves fitted to a mean attention.
 
-The forms (`_exponential` and those after it) take the attention scaled to mean 1, of shape (n,),
-and where it was measured. They return the curve, of shape (n,), and its parameters: amplitudes in
-that scale, rates per token.
+The forms (`_exponential` and the following) take the attention scaled to mean 1, of shape (n,), and
+where it was measured. They return the curve, of shape (n,), and its parameters: amplitudes in that
+scale, rates per token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Fit(NamedTuple):
 
     Attributes:
         curve: (n,) the curve, positive, for an attention of mean 1.
-        parameters: What it is made from, in units of the attention.
+        parameters: The numbers that it is computed from, in units of the attention.
         r2: Share of the attention's variance that it explains.
         residuals: (n,) the attention minus the curve, in units of the attention.
     """
@@ -45,9 +45,9 @@ class Points(NamedTuple):
 
     Attributes:
         t: (n,) the points, ascending from 0 to 1.
-        weight: (n,) what each counts, of mean 1.
+        weight: (n,) weights of the points, of mean 1.
         length: How many tokens lie between the first and the last.
-        logs: Whether a spline is fitted to the logarithm of the attention. It is positive then,
+        logs: Whether a spline is fitted to the logarithm of the attention, which makes it positive
             however few samples there are.
     """
 
@@ -58,25 +58,25 @@ class Points(NamedTuple):
 
     @classmethod
     def even(cls, n: int) -> Points:
-        """Those of the n tokens of an image, each of which counts alike."""
+        """The points of the n tokens of an image, all with the same weight."""
         return cls(np.linspace(0, 1, n), np.ones(n), max(n - 1, 1))
 
 
 def fit(mean_attention: Tensor | npt.ArrayLike, kind: str, points: Points | None = None) -> Fit:
-    """The curve of some form that is nearest to a mean attention, by least squares.
+    """The curve of a kind that is nearest to a mean attention, by least squares.
 
     Args:
         mean_attention: As in `PositionBias.fit`.
-        kind: Likewise.
+        kind: As in `PositionBias.fit`.
         points: Where it was measured; None for the tokens of an image, one after another.
 
     Returns:
         The fit.
 
     Raises:
-        ScoreError: The attention is no vector of enough finite, non-negative numbers that are not
-            all zero.
-        ProfileError: No such kind, or the curve that fits best is not a positive, finite one.
+        ScoreError: The attention is not a vector of enough finite, non-negative numbers, not all of
+            them zero.
+        ProfileError: There is no such kind, or the best fit is not positive and finite.
     """
     if kind not in _FORMS:
         raise ProfileError(
@@ -115,7 +115,7 @@ def fit(mean_attention: Tensor | npt.ArrayLike, kind: str, points: Points | None
 
 
 def _observed(mean_attention: Tensor | npt.ArrayLike) -> Floats:
-    """The mean attention as a vector, or ScoreError."""
+    """The mean attention as a vector; ScoreError if it cannot be used."""
     if isinstance(mean_attention, Tensor):
         mean_attention = mean_attention.detach().to("cpu", torch.float64).numpy()
     observed = np.asarray(mean_attention, dtype=np.float64)
@@ -155,7 +155,7 @@ def _exponential(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
     def residuals(p: Floats) -> Floats:
         return cast(Floats, root * (p[0] * np.exp(p[1] * t) - y))
 
-    # For a given rate the amplitude is linear, so that the best start is found by looking.
+    # For a given rate the amplitude is linear, so the best start is found by trying rates.
     rates = np.linspace(-_MAX_LOG_GROWTH, _MAX_LOG_GROWTH, 57)
     starts = [np.array([amplitude(beta), beta]) for beta in rates]
     start = min(starts, key=lambda p: float((residuals(p) ** 2).sum()))
@@ -170,8 +170,8 @@ def _exponential(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
 def _exponential_offset(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
     """Least squares of a·exp(β·t) + c, positive at both ends and so everywhere.
 
-    Parametrised by its ends and its curvature β, in which it is well conditioned down to a
-    straight line (β = 0).
+    Parametrised by its values at both ends and its curvature β, so that it is well conditioned even
+    for a straight line (β = 0).
     """
     from scipy.optimize import least_squares
 
@@ -204,7 +204,7 @@ def _exponential_offset(y: Floats, at: Points) -> tuple[Floats, dict[str, float]
     first, last, beta = (float(x) for x in found.x)
     if abs(beta) >= _MAX_LOG_GROWTH:
         _refuse_growth("exponential+offset")
-    # A straight line has no finite a and c; one this little curved cannot be told from it.
+    # A straight line has no finite a and c; a curve as flat as this cannot be told from one.
     beta = math.copysign(max(abs(beta), 1e-6), beta)
     curve = first + (last - first) * rise(beta)
     a = (last - first) / math.expm1(beta)
@@ -220,7 +220,7 @@ def _refuse_growth(kind: str) -> NoReturn:
 
 
 def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
-    """Least-squares cubic spline of evenly spaced knots, their number chosen by the BIC."""
+    """Least-squares cubic spline with evenly spaced knots; the BIC chooses their number."""
     from scipy.interpolate import make_lsq_spline
 
     n, choices = len(y), []
@@ -232,9 +232,9 @@ def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
             break
         between = np.quantile(at.t, np.linspace(0, 1, interior + 2)[1:-1])
         knots = np.r_[[0.0] * 4, between, [1.0] * 4]
-        # A spline's weights are those of the differences, not of their squares.
+        # A spline's weights multiply the differences, not their squares.
         curve = make_lsq_spline(at.t, y, knots, w=np.sqrt(at.weight))(at.t)
-        # Rounding of y (of mean 1) bounds from below what can be told from an exact fit.
+        # y (of mean 1) is rounded, so smaller variances cannot be told from an exact fit.
         variance = max(float((at.weight * (y - curve) ** 2).mean()), 1e-24)
         choices.append((n * math.log(variance) + free * math.log(n), interior, curve))
     _, interior, curve = min(choices, key=lambda choice: choice[0])
@@ -245,7 +245,7 @@ def _itself(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
     return y, {}
 
 
-# By kind, the fewest positions that it can be fitted to, and its form.
+# For every kind, the fewest positions that it can be fitted to, and its form.
 _FORMS = {
     "exponential": (3, _exponential),
     "exponential+offset": (4, _exponential_offset),

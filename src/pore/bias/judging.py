@@ -1,9 +1,10 @@
-"""How well a position bias describes the attention, told on data that it was not fitted to.
+"""How well a position bias describes the attention, judged on data that it was not fitted to.
 
-R² does not tell. At decoder layer 2 of a real language model an exponential of R² 0.8 was found
-that falls 5,199-fold from the bottom of the image to the top, where the measured attention falls
-13-fold: the last positions hold nearly all of the variance. Dividing by it multiplies the top of
-the image by hundreds. What counts for a division is the ratio of curve and attention, everywhere.
+R² does not tell this. At decoder layer 2 of a real language model we found an exponential with an
+R² of 0.8 that falls 5,199-fold from the bottom of the image to the top, while the measured
+attention falls 13-fold: the last positions hold nearly all of the variance. Dividing by it
+multiplies the top of the image by hundreds. What counts for a division is the ratio of curve and
+attention at every position.
 """
 
 from __future__ import annotations
@@ -17,35 +18,33 @@ Floats = npt.NDArray[np.float64]
 BLOCKS = 12
 
 
-"""Parts that an image is divided into, in reading order, to compare spans without noise."""
+"""Number of parts of an image, in reading order, whose means are compared to reduce noise."""
 
 
 FAR = 2.0
 
 
-"""How many times a curve may span more, or less, than the attention before it is warned about."""
+"""By what factor the span of a curve may differ from the attention's without a warning."""
 
 
 NOTHING = 10.0
 
 
-"""How many times a curve may lie below the attention of a part of the image, or be refused."""
+"""By what factor a curve may lie below the attention in a part of the image without refusal."""
 
 
-_LEAST = (
-    1e-3  # of the mean, that attention counts as where it is less: a logarithm needs more than 0
-)
+_LEAST = 1e-3  # attention below this share of its mean counts as this share: its logarithm is taken
 
 
 def log_error(curve: Floats, measured: Floats, weight: Floats | None = None) -> float:
-    """By what factor a curve misses the measured attention, typically, as a logarithm.
+    """By what factor a curve typically misses the measured attention, as a logarithm.
 
-    0.1 stands for 10 %. Their scales do not matter, as they do not to a ranking.
+    0.1 means about 10 %. The scales of both do not matter, because they do not change a ranking.
 
     Args:
         curve: (n,) the curve, positive.
         measured: (n,) mean attention.
-        weight: (n,) what each position counts; None for all alike.
+        weight: (n,) weights of the positions; None if all count alike.
 
     Returns:
         The standard deviation of ln(measured / curve).
@@ -56,19 +55,19 @@ def log_error(curve: Floats, measured: Floats, weight: Floats | None = None) -> 
 
 
 def block_means(values: Floats) -> Floats:
-    """(b,) the means over `BLOCKS` parts of equal length, or over single positions if fewer."""
+    """(b,) means over `BLOCKS` parts of equal length, or the single values if there are fewer."""
     parts = np.array_split(values, min(BLOCKS, len(values)))
     return np.array([part.mean() for part in parts])
 
 
 def span(values: Floats) -> float:
-    """How many times more the part with the most gets than the part with the least."""
+    """How many times more the largest part gets than the smallest."""
     blocks = block_means(values)
     return float(blocks.max() / max(blocks.min(), _LEAST * blocks.mean()))
 
 
 def too_little(curve: Floats, measured: Floats) -> float:
-    """How many times a curve lies below the attention in the part where it does most.
+    """By what factor a curve lies below the attention in the part where that factor is largest.
 
     Args:
         curve: (n,) the curve.
@@ -79,7 +78,7 @@ def too_little(curve: Floats, measured: Floats) -> float:
 
 
 def warning_of(kind: str, curve: Floats, measured: Floats) -> str | None:
-    """What is to be said of a curve that spans far more, or less, than the attention.
+    """The warning about a curve that spans far more, or less, than the attention.
 
     Args:
         kind: Its form.
@@ -87,15 +86,15 @@ def warning_of(kind: str, curve: Floats, measured: Floats) -> str | None:
         measured: (n,) mean attention.
 
     Returns:
-        The warning; None where there is nothing to say.
+        The warning; None if there is nothing to warn about.
     """
     mine, theirs = span(curve), span(measured)
     if 1 / FAR <= mine / theirs <= FAR:
         return None
     more = "more" if mine > theirs else "less"
     return (
-        f"The {kind} curve spans {mine:.3g} between the parts of the image, and the attention that "
-        f"it was fitted to {theirs:.3g}, far {more}. Divided by it, the ranking prefers a part of "
-        'the image for no reason; fit kind="spline", or kind="auto", which chooses by held-out '
-        "error."
+        f"The {kind} curve spans a factor of {mine:.3g} between the parts of the image, far {more} "
+        f"than the attention that it was fitted to, which spans {theirs:.3g}. Divided by this "
+        'curve, the ranking would prefer a part of the image for no reason; fit kind="spline", or '
+        'kind="auto", which chooses by held-out error.'
     )

@@ -1,4 +1,4 @@
-"""What was measured in a model, and is checked against the model where it is used."""
+"""Corrections that were measured in one model, and are checked against the one they are used in."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pore.errors import ProfileError
 
 
 class Measured:
-    """What has a provenance, which is compared with the conditions at hand.
+    """Has a provenance, which is compared with the conditions where it is used.
 
     Attributes:
         provenance: Where it comes from.
-        allowed: Fields of the provenance that `check` passes over; see `allowing`.
+        allowed: Fields of the provenance that `check` does not compare; see `allowing`.
     """
 
     provenance: Provenance
     allowed: frozenset[str]
 
     def other_length(self, n: int) -> str | None:
-        """How a number of visual positions differs from those measured, in words, or None."""
+        """How a number of visual positions differs from the measured one, in words, or None."""
         return None
 
     def check(
@@ -44,28 +44,28 @@ class Measured:
     ) -> None:
         """Refuse to be used under other conditions than those it was measured under.
 
-        What is unknown (None) on either side is not compared; of `processor` and `config`, the
-        settings that both sides name are. Of `model`, a local path is compared by its last part,
+        What is unknown (None) on either side is not compared; of `processor` and `config` only the
+        settings that both sides name are. If `model` is a local path, its last part is compared,
         and the authors' checkpoints and their conversions by llava-hf count as the same model.
 
-        `weights` and `config` are of a model by its name, so they are compared where that is the
-        same: a model or a revision that is another, or was allowed, has others. Weights in another
-        number format cannot be compared, and pass.
+        `weights` and `config` are compared only if model and revision are the same: if these
+        differ, or differences were allowed, others are to be expected. Weights in another number
+        format cannot be compared, and pass.
 
         Args:
-            n: Number of visual positions at hand.
-            model: Name or path of the model at hand.
+            n: Number of visual positions.
+            model: Name or path of the model.
             revision: Its revision.
             layer: The layer to be pruned.
             normalize: The word for what the host reads.
             processor: Settings of the image processor.
             template: The prompt template.
-            weights: The fingerprint of the model's weights, or what gives it where it is needed.
-            config: The settings of the model's config, or what gives them.
+            weights: The fingerprint of the model's weights, or a function that returns it.
+            config: The settings of the model's config, or a function that returns them.
 
         Raises:
-            ProfileMismatchError: Something differs; the message names all of it, and the way
-                round it.
+            ProfileMismatchError: Something differs; the message names everything that does, and how
+                to allow it.
         """
         here = {
             "model": model,
@@ -84,15 +84,15 @@ class Measured:
         """The same, for use where the named fields differ. The override is not saved.
 
         Args:
-            names: Of "model", "revision", "weights", "config", "layer", "normalize", "processor",
-                "template". Another model or revision has other weights and another config, which
-                are then not compared either.
+            names: One or more of "model", "revision", "weights", "config", "layer", "normalize",
+                "processor", "template". If the model or revision may differ, weights and config are
+                not compared either.
 
         Returns:
-            A copy whose `check` passes over these fields.
+            A copy whose `check` does not compare these fields.
 
         Raises:
-            ProfileError: There is no such field, or it cannot be passed over, as the number of
+            ProfileError: There is no such field, or it must always be compared, as the number of
                 positions.
         """
         for name in names:
@@ -100,6 +100,6 @@ class Measured:
                 raise ProfileError(f"The number of positions cannot be allowed. {OTHER_LENGTH}")
             if name not in CHECKED:
                 raise ProfileError(
-                    f"{brief(name)} is nothing that is checked; choose from {', '.join(CHECKED)}."
+                    f"{brief(name)} is no field that is checked; choose from {', '.join(CHECKED)}."
                 )
         return replace(self, allowed=self.allowed | set(names))  # type: ignore[type-var] # a mixin

@@ -1,9 +1,9 @@
 """The position bias P of text-visual attention: fitted, divided out, compared, saved and loaded.
 
 PoRe models the attention A_i that the last text token pays to visual token i as P_i · Â_i: a
-bias that depends on the position alone, times what the token is worth (arXiv 2508.17807, Eq. 2).
-P is fitted to Ā, the mean of A over a data set (Eq. 3), and divided out before the host method
-ranks the tokens (Eq. 4). Only the shape of P matters to a ranking, so it is kept at mean 1.
+bias that depends only on the position, times what the token is worth (arXiv 2508.17807, Eq. 2). P
+is fitted to Ā, the mean of A over a data set (Eq. 3), and divided out before the host method ranks
+the tokens (Eq. 4). Only the shape of P matters to a ranking, so it is kept at mean 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FILENAME = "position_bias.json"
 SEVERAL = "pore.position_biases"
 
 
-"""The schema of the biases of several stages; see `pore.bias.stages`."""
+"""The schema for the biases of several stages; see `pore.bias.stages`."""
 
 
 _FORM = Form(
@@ -49,7 +49,7 @@ _FORM = Form(
         "values": list,
         "residuals": (list, type(None)),
     },
-    elsewhere={SEVERAL: "it is of several stages; read it with pore.bias.load_biases."},
+    elsewhere={SEVERAL: "it holds several stages; read it with pore.bias.load_biases."},
 )
 
 
@@ -57,21 +57,22 @@ _FORM = Form(
 class PositionBias(Curve, Measured, OnHub):
     """How much attention a visual token gets for its position alone.
 
-    Two are equal when everything they hold is equal.
+    Two biases are equal if everything they hold is equal.
 
     Attributes:
         values: P, of shape (N,), float64 on the CPU, positive, of mean 1; indexed by the raster
             position of a visual token in its image.
         kind: The form of the curve.
-        grid: Rows and columns of the N positions, where known.
-        parameters: What the curve was made from. For the exponentials, `amplitude` and `offset`
-            in units of the attention and `rate` per token: amplitude · exp(rate · i) + offset.
-        r2: Share of the variance of the mean attention Ā that the fit explains; None when
-            nothing was fitted.
+        grid: Rows and columns of the N positions, if known.
+        parameters: The numbers that the curve was computed from. For the exponentials, `amplitude`
+            and `offset` in units of the attention and `rate` per token: amplitude · exp(rate · i) +
+            offset.
+        r2: Share of the variance of the mean attention Ā that the fit explains; None if nothing was
+            fitted.
         residuals: Ā minus the fitted curve, of shape (N,), float64, in units of the attention;
-            None when nothing was fitted.
+            None if nothing was fitted.
         provenance: Where it comes from.
-        allowed: Fields of the provenance that `check` passes over; see `allowing`. Not saved.
+        allowed: Fields of the provenance that `check` does not compare; see `allowing`. Not saved.
 
     Raises:
         ProfileError: `values` is not a finite, positive vector, or another field does not fit it.
@@ -97,12 +98,12 @@ class PositionBias(Curve, Measured, OnHub):
         Least squares on the attention itself, as in the paper, not on its logarithm. The kinds:
 
         - "exponential": a·exp(b·i), the paper's. b > 0 favours the last tokens; b < 0, a bias
-          towards the first, is fitted and reported just so.
-        - "exponential+offset": a·exp(b·i) + c, held above half the least attention seen, so that
-          it cannot cross zero.
-        - "spline": a cubic spline of 0, 1, 3 or 7 interior knots, as many as the Bayesian
-          information criterion asks for. With none it is one cubic, the form of the weight that
-          version 2 of the paper released for FastV.
+          towards the first, is fitted and reported as well.
+        - "exponential+offset": a·exp(b·i) + c, kept above half of the smallest attention measured,
+          so that it cannot cross zero.
+        - "spline": a cubic spline with 0, 1, 3 or 7 interior knots; the Bayesian information
+          criterion chooses how many. With none it is one cubic, the form of the weights that were
+          released for FastV with version 2 of the paper.
         - "empirical": the mean attention itself, noise and all.
 
         Args:
@@ -116,10 +117,10 @@ class PositionBias(Curve, Measured, OnHub):
             The bias, with its goodness of fit.
 
         Raises:
-            ScoreError: The attention is no vector of enough finite, non-negative numbers that
-                are not all zero.
-            ProfileError: No such kind, the grid does not fit, or the curve that fits best is
-                not a positive, finite one.
+            ScoreError: The attention is not a vector of enough finite, non-negative numbers, not
+                all of them zero.
+            ProfileError: There is no such kind, the grid does not fit, or the best fit is not
+                positive and finite.
         """
         found = fitting.fit(mean_attention, kind)
         return cls(
@@ -154,14 +155,14 @@ class PositionBias(Curve, Measured, OnHub):
             The bias.
 
         Raises:
-            ProfileError: `rate` is not finite or spans more than float64 can, or `n` is no
-                number of positions.
+            ProfileError: `rate` is not finite, P would span more than float64 can hold, or `n` is
+                out of range.
         """
         need_count(n)
         if not math.isfinite(rate):
             raise ProfileError(f"The rate of a position bias must be finite, not {rate}.")
         positions = torch.arange(n, dtype=torch.float64)
-        # Of the largest value 1, so that no rate overflows.
+        # The largest value is 1, so that no rate overflows.
         values = torch.exp(rate * positions - max(rate * (n - 1), 0.0))
         return cls(
             values,
@@ -181,18 +182,18 @@ class PositionBias(Curve, Measured, OnHub):
         theta: float = 1e4,
         grid: tuple[int, int] | None = None,
     ) -> PositionBias:
-        """The data-free prior of SparseVLM+: what RoPE alone makes of equal queries and keys.
+        """The data-free prior of SparseVLM+: what RoPE alone does to equal queries and keys.
 
         Seen from the last text token, visual token i is n − 1 − i + `text_tokens` positions
         away. The prior oscillates and turns negative at long distances (for a head of 128 and
-        theta 1e4, from 1707 on), where it would turn the ranking round. Values below
-        `ROPE_FLOOR` times the value at distance 0 are therefore raised to it;
-        `parameters["raised"]` counts them.
+        theta 1e4, from 1707 on), where it would reverse the ranking. Values below `ROPE_FLOOR`
+        times the value at distance 0 are therefore raised to it; `parameters["raised"]` counts
+        them.
 
         Args:
             n: Number of visual tokens, one after another.
             head_dim: Size of a rotated attention head.
-            text_tokens: Tokens after the last visual token, the querying one included.
+            text_tokens: Tokens after the last visual token, including the querying one.
             theta: Base of the rotary embedding, unscaled.
             grid: Rows and columns of the visual tokens.
 
@@ -239,8 +240,8 @@ class PositionBias(Curve, Measured, OnHub):
             strength: λ from 0, which corrects nothing, to 1, the bias itself.
 
         Returns:
-            The weaker bias; `provenance.source` names the strength. The quality of the fit is not
-            carried over.
+            The weaker bias; `provenance.source` names the strength. `r2` and `residuals` are not
+            kept.
 
         Raises:
             ProfileError: `strength` is not from 0 to 1.
@@ -259,13 +260,13 @@ class PositionBias(Curve, Measured, OnHub):
     ) -> PositionBias:
         """The bias stretched to another number of positions, by relative raster position.
 
-        Position i of n sits at (i + ½) / n of the whole. Between positions log P is read on
-        straight lines, which keeps an exponential one. That a bias measured on one grid holds on
-        another is an assumption; nothing in pore makes it unasked, and `provenance.source` of
-        the result names it. The quality of the fit is not carried over.
+        Position i of n lies at (i + ½) / n of the whole. Between positions log P is interpolated
+        linearly, so an exponential stays exponential. It is an assumption that a bias measured on
+        one grid holds on another; nothing in pore makes it unless asked, and `provenance.source` of
+        the result names it. `r2` and `residuals` are not kept.
 
         Args:
-            n: Number of positions wanted; given by `grid` if left out.
+            n: Number of positions wanted; if omitted, that of `grid`.
             grid: Rows and columns wanted.
 
         Returns:

@@ -2,12 +2,12 @@
 
 The authors of PoRe released, with version 2 of the paper (arXiv 2508.17807v2, code
 intcomp/attention-bias @ e75ebe7), the weights P_0 / P_i that they measured over the 576 visual
-tokens of LLaVA-1.5-7B, one per host method and benchmark. All but FastV's are pure exponentials;
-their rates, to the 1e-5 per token given here, are all there is to them. FastV's is a cubic curve
-with last/first = 2.79, of which only that is reported, so it is not among them: calibrate.
+tokens of LLaVA-1.5-7B, one per host method and benchmark. All but FastV's are pure exponentials,
+which their rates, given here to 1e-5 per token, describe fully. FastV's is a cubic curve of which
+only last/first = 2.79 is reported, so it is not among them: calibrate for FastV.
 
-The layer, the normalisation, the processor and the template they were measured with are not
-known, so they are not checked.
+The layer, normalisation, processor and template of these measurements are not known, so they are
+not checked.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def published(*, host: str, benchmark: str) -> PositionBias:
     host, benchmark = host.lower(), benchmark.lower()
     if host not in _RATES:
         why = (
-            " Of FastV's only last/first = 2.79 is reported; calibrate for it (pore calibrate)."
+            " For FastV only last/first = 2.79 is reported; calibrate for it (pore calibrate)."
             if host == "fastv"
             else ""
         )

@@ -20,16 +20,17 @@ class Provenance:
         model: Hub id or path of the model measured.
         revision: Its revision on the hub.
         layer: The pruned layer K, 0-based; the attention is that of layer K − 1.
-        normalize: What was averaged, in a word: "prompt" or "visual" for the attention of the last
-            text token after a softmax over either, another for a host that `measures` otherwise.
+        normalize: A word for what was averaged: "prompt" or "visual" for the attention of the last
+            text token after a softmax over either; another word for a host that `measures`
+            something else.
         processor: The image processor's settings, such as `{"do_pad": False}`.
         template: The prompt template.
         samples: How many images were averaged.
-        date: When, as an ISO 8601 date.
+        date: When it was measured, as an ISO 8601 date.
         host: The pruning method whose scores were averaged.
         source: The data set, or the paper and table.
         weights: The fingerprint of the model's weights (`pore.identity.weights_of`).
-        config: The settings in its config that decide what it computes (`config_of` there).
+        config: The settings in its config that decide what it computes (`pore.identity.config_of`).
 
     Raises:
         ProfileError: A field has the wrong type, or `processor` or `config` cannot be written as
@@ -51,7 +52,7 @@ class Provenance:
 
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> Provenance:
-        """A provenance of JSON of any origin, or ProfileError."""
+        """The provenance in JSON of any origin; ProfileError if it holds none."""
         known = {each.name for each in fields(cls)}
         if not entries.keys() <= known:
             wrong = sorted(entries.keys() - known)
@@ -74,9 +75,9 @@ class Provenance:
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON would give them back, or ProfileError."""
+    """Settings as they come back from JSON; ProfileError if JSON cannot hold them."""
     try:
-        # So deep that it can still be read within what holds it.
+        # Half of the depth, so that the document around it can still be read.
         plain = parse_json(json.dumps(dict(settings), allow_nan=False), depth=MAX_DEPTH // 2)
     except (TypeError, ValueError, RecursionError) as error:
         raise ProfileError(
@@ -86,7 +87,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it, which half of a surrogate pair it cannot."""
+    """Whether UTF-8 can hold it; it cannot hold half of a surrogate pair."""
     try:
         value.encode()
     except UnicodeEncodeError:

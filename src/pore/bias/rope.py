@@ -1,4 +1,4 @@
-"""The prior of RoPE: what the rotary embedding alone makes of equal queries and keys."""
+"""The prior of RoPE: what the rotary embedding alone does to equal queries and keys."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pore.errors import ProfileError
 ROPE_FLOOR = 0.1
 
 
-"""The least share of its value at distance 0 that the prior may fall to: `PositionBias.rope`."""
+"""The prior is at least this share of its value at distance 0; see `PositionBias.rope`."""
 
 
 def rope_prior(distance: Tensor, *, head_dim: int, theta: float = 1e4) -> Tensor:
-    """The scaled dot product of all-ones query and key after RoPE, as SparseVLM+ divides by.
+    """The scaled dot product of an all-ones query and key after RoPE; SparseVLM+ divides by it.
 
     W(Δ) = 2 / √d · Σ_f cos(Δ · theta^(−2f/d)), f from 0 to d/2 − 1 (arXiv 2410.04417, code
-    version 2.0). √d at Δ = 0; it oscillates and can be zero or negative.
+    version 2.0). It is √d at Δ = 0, oscillates, and can be zero or negative.
 
     Args:
         distance: Δ, in positions, of any shape.
@@ -44,13 +44,13 @@ def rope_prior(distance: Tensor, *, head_dim: int, theta: float = 1e4) -> Tensor
 
 
 def floored_prior(n: int, *, head_dim: int, theta: float, text_tokens: int) -> tuple[Tensor, int]:
-    """The prior of visual tokens one after another, as `PositionBias.rope` has it.
+    """The prior at visual tokens that follow each other, as in `PositionBias.rope`.
 
     Args:
         n: Number of visual tokens.
         head_dim: As in `rope_prior`.
         theta: As in `rope_prior`.
-        text_tokens: Tokens after the last visual token, the querying one included.
+        text_tokens: Tokens after the last visual token, including the querying one.
 
     Returns:
         (n,) the prior, and how many of its values were raised to the floor.

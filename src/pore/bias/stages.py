@@ -23,7 +23,7 @@ def save_biases(path: str | os.PathLike[str], biases: Sequence[PositionBias]) ->
 
     Args:
         path: The file; missing folders are made.
-        biases: One for every stage; a single one is written as `PositionBias.save` does.
+        biases: One for every stage; a single one is written as by `PositionBias.save`.
 
     Returns:
         The path written.
@@ -48,7 +48,7 @@ def load_biases(
         repo_id_or_path: "owner/name" of a model repository, or a local folder or file.
         filename: Path of the file in the repository or folder.
         revision: Branch, tag or commit of the repository.
-        token: Access token; None for the one logged in with.
+        token: Access token; None for the one of your login.
 
     Returns:
         One bias for every stage.

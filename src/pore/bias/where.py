@@ -1,4 +1,4 @@
-"""Where the visual tokens lie whose attention is corrected."""
+"""The positions of the visual tokens whose attention is corrected."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pore.layout import Image, Layout
 Positions = Literal["original", "dense"]
 
 
-"""How tokens that stay are numbered: as they came, or anew as if the dropped ones never were."""
+"""How kept tokens are numbered: as they came, or anew as if the dropped ones had never been."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where the visual tokens of I images lie whose attention is corrected.
+    """The positions of the visual tokens of I images whose attention is corrected.
 
     Attributes:
         layout: Where they lie in the sequence as it is now.
-        positions: Where a position counts. "original": where the token was when the prompt entered
-            the model. "dense", for methods that number positions anew: where it is now.
-        beside: What the correction read beside the attention that it corrects; None if nothing.
+        positions: Which position of a token counts. "original": where it was when the prompt
+            entered the model. "dense", for methods that number positions anew: where it is now.
+        beside: What the correction read besides the attention that it corrects; None if nothing.
     """
 
     layout: Layout
@@ -48,8 +48,8 @@ class Where:
     def raster(self) -> Tensor:
         """(I, t) positions in the image, from 0 to its number of tokens - 1, in raster order.
 
-        With "dense", the position that is as far from the end of the image as the token
-        is now: of 100 tokens that came and 20 that are left, the first has 80.
+        With "dense", the position as far from the end of the image as the token is now: if 20 of
+        100 tokens are left, the first has position 80.
         """
         if self.positions == "original":
             return self.layout.places(self.counts)
@@ -59,7 +59,7 @@ class Where:
 
     @property
     def distance(self) -> Tensor:
-        """(I, t) how many tokens farther on the last token of the prompt is; 1 for the next."""
+        """(I, t) how many tokens later the last token of the prompt comes, at least 1."""
         layout = self.layout
         if self.positions == "dense":
             return layout.last[layout.rows, None] - layout.columns
@@ -75,8 +75,8 @@ class Where:
     def place(self) -> Tensor:
         """(I, t, 2) relative row and column of every token in its picture, each from 0 to 1.
 
-        The first of 4 rows is at 1/8, the last at 7/8. Of an image in tiles or a video in frames,
-        the place is that in the tile or frame. A token that stands for no patch is at the middle.
+        The first of 4 rows is at 1/8, the last at 7/8. For an image in tiles or a video in frames,
+        it is the place in the tile or frame. A token that stands for no patch is put in the middle.
 
         Raises:
             InputError: The tokens of an image lie on no grid.
@@ -95,7 +95,7 @@ class Where:
 
 
 def grid_of(image: Image) -> tuple[int, int]:
-    """Rows and columns of an image's tokens, or of those of each of its tiles.
+    """Rows and columns of an image's tokens, or of the tokens of each of its tiles.
 
     Raises:
         InputError: They lie on no grid.
@@ -107,6 +107,6 @@ def grid_of(image: Image) -> tuple[int, int]:
         if side * side == image.tiling.patches:
             return side, side
     raise InputError(
-        f"The tokens of image {image.index} of sample {image.row} lie on no grid, so that they "
+        f"The tokens of image {image.index} of sample {image.row} lie on no grid, so they "
         "have no row and column; use a position bias over the distance to the text."
     )

@@ -1,4 +1,4 @@
-"""Corrections of position bias beside `pore.PositionBias`, for the `reweight` of a method."""
+"""Other corrections of position bias than `pore.PositionBias`, for a method's `reweight`."""
 
 from pore.corrections.files import load_corrections as load_corrections
 from pore.corrections.files import save_corrections as save_corrections

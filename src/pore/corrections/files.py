@@ -1,4 +1,4 @@
-"""Files of corrections that were calibrated, of one stage or of several."""
+"""Files of calibrated corrections, for one stage or for several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pore.errors import ProfileError
 Calibrated = PositionBias | AnySizeBias | HeadBiases
 
 
-"""A correction that was calibrated, and is kept in a file."""
+"""A calibrated correction, which can be saved in a file."""
 
 
 _FORM = Form(schema=SEVERAL, what="position bias", error=ProfileError, entries=STAGES)
@@ -52,13 +52,13 @@ def load_corrections(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[Calibrated, ...]:
-    """Read what `save_corrections` wrote, or `save` of one, from the hub, a folder or a file.
+    """Read what `save_corrections`, or `save` of one, wrote: from the hub, a folder or a file.
 
     Args:
         repo_id_or_path: "owner/name" of a model repository, or a local folder or file.
         filename: Path of the file in the repository or folder.
         revision: Branch, tag or commit of the repository.
-        token: Access token; None for the one logged in with.
+        token: Access token; None for the one of your login.
 
     Returns:
         One correction for every stage.
@@ -73,7 +73,7 @@ def load_corrections(
 
 
 class _Any(Saved):
-    """Reads whichever of them a document is of."""
+    """Reads whichever kind of correction a document holds."""
 
     @classmethod
     def of_document(cls, document: Any) -> Any:

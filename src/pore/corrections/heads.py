@@ -21,17 +21,17 @@ _MOST = 1 << 10
 
 @dataclass(frozen=True)
 class HeadBiases(AttentionCorrection, Saved):
-    """Divides every head by a position bias of its own, before heads are averaged.
+    """Divides every head by its own position bias, before heads are averaged.
 
     Some heads look at a place, whatever is there; others look for what the text is about. One P for
-    their mean divides both alike. Here a head of place is flattened and a head of content is left
-    as it is.
+    their mean divides both alike. Here heads of the first sort are flattened, and heads of the
+    second sort are left as they are.
 
         measured = pore.calibrate(model, processor, samples, host=pore.FastV(keep=128), heads=True)
         pruner = pore.FastV(keep=128, reweight=measured.fit_heads("spline")[0])
 
     Attributes:
-        biases: One for every query head, of the same positions.
+        biases: One for every query head, all over the same positions.
 
     Raises:
         ProfileError: There is none, or their positions differ.
@@ -55,15 +55,15 @@ class HeadBiases(AttentionCorrection, Saved):
 
     @property
     def kind(self) -> str:  # type: ignore[override] # of every instance
-        """Its word in tables."""
+        """Its name in tables."""
         return f"{self.biases[0].kind}, per head"
 
     def heads(self, weights: Tensor, where: Where) -> Tensor:
-        """(I, H, R, t) weights of every head divided by its P.
+        """(I, H, R, t) weights, every head divided by its P.
 
         Raises:
-            ProfileMismatchError: The layer has another number of heads, or an image another number
-                of tokens.
+            ProfileMismatchError: The layer has another number of heads, or an image has another
+                number of tokens.
         """
         if weights.shape[1] != len(self.biases):
             raise ProfileMismatchError(
@@ -77,11 +77,11 @@ class HeadBiases(AttentionCorrection, Saved):
         return weights / each[:, raster].transpose(0, 1)[:, :, None]
 
     def check(self, **conditions: Any) -> None:
-        """Refuse to be used elsewhere than the biases were measured, as `PositionBias.check`."""
+        """Refuse other conditions than those of the measurement; see `PositionBias.check`."""
         self.biases[0].check(**conditions)
 
     def allowing(self, *names: str) -> HeadBiases:
-        """The same, for use where the named fields differ, as `PositionBias.allowing`."""
+        """The same, for use where the named fields differ; see `PositionBias.allowing`."""
         return HeadBiases(tuple(bias.allowing(*names) for bias in self.biases))
 
     def document(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a token pays that cannot see the question, as a prior."""
+"""The attention of a token that cannot see the question, as a prior."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class NullTokenPrior(AttentionCorrection):
     """Compares the attention with that of the token after the image, which sees no question.
 
     That token, the null token, is in the same prompt and looks at the same image from nearly the
-    same place. What it attends to, it attends to whatever is asked (PriorTR, arXiv 2606.24156).
-    With P the share of the scores that a visual token has, and Q its share of the null token's
-    attention, tokens are ranked by P · ln(P / Q), or by P / Q. Nothing is calibrated.
+    same place. Its attention does not depend on the question (PriorTR, arXiv 2606.24156). With P
+    for a visual token's share of the scores, and Q for its share of the null token's attention,
+    tokens are ranked by P · ln(P / Q), or by P / Q. Nothing is calibrated.
 
         pruner = pore.FastV(keep=128, reweight=pore.corrections.NullTokenPrior())
 
@@ -43,19 +43,19 @@ class NullTokenPrior(AttentionCorrection):
 
     @property
     def kind(self) -> str:  # type: ignore[override] # of every instance
-        """Its word in tables."""
+        """Its name in tables."""
         return f"null token, {self.by}"
 
     def beside(self, attention: LayerAttention) -> Tensor:
-        """(I, t) Q, what the null token of every image pays its visual tokens.
+        """(I, t) Q, the attention of every image's null token to its visual tokens.
 
         Raises:
-            InputError: No text but the last token comes after an image.
+            InputError: Only the last token comes after an image.
         """
         return NullToken(offset=self.offset)(attention)
 
     def correct(self, scores: Tensor, where: Where) -> Tensor:
-        """(I, t) P · ln(P / Q) or P / Q, of the scores."""
+        """(I, t) P · ln(P / Q) or P / Q, where P are shares of the scores."""
         valid = where.layout.valid
         mine, prior = (
             part / (part.sum(-1, keepdim=True) + _LEAST)

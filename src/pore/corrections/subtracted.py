@@ -16,9 +16,9 @@ from pore.errors import ProfileError
 class Subtracted:
     """Ranks by A - c · m · P, with m the mean of A over the tokens of the image.
 
-    PoRe takes the bias for a factor, A = P · Â. If it is a sink that attention falls into whatever
-    is there, it is a term: A = Â + c · m · P. P has mean 1, so that c is the share of the attention
-    that is taken for bias.
+    PoRe models the bias as a factor, A = P · Â. If it is rather a sink that takes attention
+    whatever is there, it is a term: A = Â + c · m · P. P has mean 1, so c is the share of the
+    attention that counts as bias.
 
     Attributes:
         bias: The position bias P.
@@ -37,16 +37,16 @@ class Subtracted:
 
     @property
     def kind(self) -> str:
-        """Its word in tables."""
+        """Its name in tables."""
         return f"{self.bias.kind}, subtracted"
 
     def correct(self, scores: Tensor, where: Where) -> Tensor:
-        """(I, t) scores from which the share of their mean is taken away, as P says."""
+        """(I, t) scores minus share · m · P, with m their mean over the image."""
         valid = where.layout.valid
         mean = scores.masked_fill(~valid, 0.0).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)
         ones = scores.new_ones(()).expand_as(scores)
         return scores - self.share * mean / self.bias.correct(ones, where)
 
     def check(self, **conditions: Any) -> None:
-        """Refuse to be used elsewhere than `bias` was measured, as `PositionBias.check`."""
+        """Refuse other conditions than those of the measurement; see `PositionBias.check`."""
         self.bias.check(**conditions)

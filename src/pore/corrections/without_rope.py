@@ -1,4 +1,4 @@
-"""Attention as it were without RoPE."""
+"""Attention as it would be without RoPE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pore.engine.readers import LayerAttention
 
 @dataclass(frozen=True)
 class WithoutRoPE(AttentionCorrection):
-    """Ranks by what the layer would look at if RoPE turned neither queries nor keys.
+    """Ranks by the attention that the layer would have if RoPE rotated neither queries nor keys.
 
     The decay of attention with distance comes from RoPE; without it a near token has no advantage
     (FEATHER, arXiv 2412.13180). Nothing is calibrated. The layer's projections run once more.
