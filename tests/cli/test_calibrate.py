@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pore
 from helpers.calibrations import Stepwise
 from helpers.command_line import run
+from helpers.sums import WHERE, attention_of, measured, sums_of
 from pore.bias.position_bias import PositionBias
 from pore.bias.stages import load_biases
+from pore.calibration.host import HostCalibration
 
 
 def test_calibrate_writes_profile_sums_and_figures(profile: Path) -> None:
@@ -57,3 +60,56 @@ def test_plot(model: Path, data: Path, profile: Path, tmp_path: Path) -> None:
     run("plot", sums, tmp_path / "results.json", "-o", tmp_path / "figures", "--kind", "spline")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"figure1.png", "figure2.png", "accuracy.png"}
+
+
+def test_what_is_said_of_p(model: Path, data: Path, tmp_path: Path) -> None:
+    samples = ("-m", model, "-s", data / "samples.jsonl", "-o", tmp_path / "p.json")
+    page = tmp_path / "page.html"
+    found = run("calibrate", *samples, "--page", page, "--keep", "4")
+    assert "Decoder layer 1: " in found.output
+    assert "Error on images not fitted to: flat (no bias) " in found.output
+    assert "The mean of 6 images has a standard error of " in found.output
+    assert found.output.count("keep 4") >= 1
+    text = page.read_text()
+    assert "pore " in text
+    assert text.count("data:image/png;base64,") == 2
+    again = ("--heads", "--checkpoint", tmp_path / "heads.json")
+    found = run("calibrate", *samples, "--kind", "spline", *again)
+    assert "P of every head is not judged by itself" in found.output
+
+
+def test_one_image_is_no_diagnosis(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    common = ("-m", model, "-s", data / "samples.jsonl", "-o", out, "--limit", "1")
+    found = run("calibrate", *common, "--kind", "empirical")
+    assert "No diagnosis. To choose a curve by its held-out error takes images" in found.output
+    assert PositionBias.load(out).provenance.samples == 1
+
+
+def test_a_page_says_why_there_is_no_p(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spike = np.where(WHERE > 11 / 12, 4.8, 0.4)
+    spiked = HostCalibration((sums_of(attention_of(spike, 50)),))
+    monkeypatch.setattr("pore.calibration.calibrating.calibrate", lambda *_, **__: spiked)
+    common = ("-m", model, "-s", data / "samples.jsonl", "-o", tmp_path / "p.json")
+    found = run("calibrate", *common, "--page", tmp_path / "page.html", code=1)
+    assert "Do not divide by P. No curve can be divided by." in found.output
+    assert "No curve can be divided by" in found.stderr
+    assert "Do not divide by P." in (tmp_path / "page.html").read_text()
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_images_of_several_sizes_have_a_figure(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = HostCalibration((measured("distance"),))
+    monkeypatch.setattr("pore.calibration.calibrating.calibrate", lambda *_, **__: mixed)
+    common = ("-m", model, "-s", data / "samples.jsonl", "-o", tmp_path / "p.json")
+    found = run("calibrate", *common, "--figures", tmp_path / "figures", "--over", "place")
+    assert "Divide by P. P (" in found.output
+    assert "over the column" in found.output
+    sums = mixed.save(tmp_path / "sums.json")
+    run("plot", sums, "-o", tmp_path / "again", "--kind", "spline")
+    for folder in ("figures", "again"):
+        assert [path.name for path in (tmp_path / folder).iterdir()] == ["any_size.png"]

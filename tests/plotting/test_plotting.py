@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 from matplotlib.figure import Figure
 
+from helpers.sums import measured
 from pore import plotting
 from pore.bias.position_bias import PositionBias
 from pore.errors import InputError, PoreError
@@ -220,3 +221,29 @@ def test_style_is_put_back() -> None:
     before = dict(matplotlib.rcParams)
     plotting.figure2(MEAN, BIAS)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_sizes_lie_on_one_curve_where_the_bias_is_of_none() -> None:
+    sums = measured("place")
+    bias = sums.fit_any_size("spline", "place")
+    assert sums.table is not None
+    figure = plotting.any_size(sums.table.levels("place"), bias)
+    rows, columns = figure.axes
+    assert [axis.get_xlabel().split(",")[0] for axis in (rows, columns)] == ["row", "column"]
+    large, curve = line(rows, "512 to 724 tokens"), line(rows, "P (spline)")
+    assert len(large) == len(curve) == 16
+    np.testing.assert_allclose(large, curve, rtol=0.05)
+    small = next(one for one in rows.lines if str(one.get_label()).startswith("32 to 45"))
+    at = np.asarray(small.get_xdata())
+    fit = np.interp(at, np.asarray(rows.lines[-2].get_xdata(), dtype=float), curve)
+    np.testing.assert_allclose(np.asarray(small.get_ydata()), fit, rtol=0.1)
+
+
+def test_distances_are_drawn_in_plain_numbers() -> None:
+    sums = measured("distance", count=10)
+    assert sums.table is not None
+    bias = sums.fit_any_size("spline")
+    (axis,) = plotting.any_size(sums.table.levels("distance"), bias).axes
+    axis.figure.canvas.draw()
+    shown = {label.get_text() for label in axis.get_xticklabels()}
+    assert {"10", "100"} <= shown

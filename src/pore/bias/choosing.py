@@ -102,7 +102,7 @@ def judge(measured: Floats, halves: Sequence[Floats], points: PointsOf | None = 
             continue
         if kind in CHOICES and (times := too_little(fits[kind].curve, measured)) > NOTHING:
             refused[kind] = (
-                f"in a part of the image it is {times:.3g} times smaller than the attention, and "
+                f"in a part of the image it is {times:,.0f} times smaller than the attention, and "
                 "dividing by it would raise that part as much"
             )
     return Judged(errors, refused, fits)

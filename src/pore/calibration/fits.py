@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from pore.bias.any_size import AnySizeBias
@@ -17,10 +17,13 @@ from pore.bias.any_size_fitting import fit_any_size
 from pore.bias.choosing import Choice, choose, need_halves
 from pore.bias.coordinates import Over
 from pore.bias.curve import Kind
+from pore.bias.fitting import Floats
 from pore.bias.judging import warning_of
 from pore.bias.position_bias import PositionBias
 from pore.bias.provenance import Provenance
 from pore.calibration import exact
+from pore.calibration.diagnosing import of_any_size, of_positions
+from pore.calibration.diagnosis import Diagnosis
 from pore.calibration.positions import Half
 from pore.calibration.table import Table
 from pore.corrections.heads import HeadBiases
@@ -46,6 +49,11 @@ class Fitting:
     @abstractmethod
     def mean(self) -> Tensor:
         """(N,) the mean attention of every position."""
+
+    @property
+    @abstractmethod
+    def std(self) -> Tensor:
+        """(N,) its standard deviation over images."""
 
     @abstractmethod
     def images_measured(self) -> int:
@@ -93,14 +101,80 @@ class Fitting:
             ProfileError: No curve can be divided by.
         """
         mean = self.mean
+        return choose(mean.numpy(), [half for _, half in self._halves()])
+
+    def diagnose(self, kind: FitKind = "auto", keep: int | float = 0.25) -> Diagnosis:
+        """Whether `fit(kind)` will help, before anything is pruned by it.
+
+            print(measured.diagnose())
+
+        Args:
+            kind: Form of the curve, as in `fit`.
+            keep: How many visual tokens will be kept, or which share of them.
+
+        Returns:
+            The diagnosis; what cannot be fitted or divided by is a part of it.
+
+        Raises:
+            CalibrationError: No image was measured, images have different sizes, or the file is
+                of an older pore, which kept no halves.
+            ScoreError: All images are in one half, or the attention is none to fit a curve to.
+            BudgetError: An image has no such number of tokens to keep.
+        """
+        mean = self.mean.numpy()
+        return of_positions(mean, self.std.numpy(), self._halves(), kind, keep)
+
+    def diagnose_any_size(
+        self, kind: FitKind = "auto", over: Over = "distance", keep: int | float = 0.25
+    ) -> Diagnosis:
+        """Whether `fit_any_size(kind, over)` will help, before anything is pruned by it.
+
+        What would be kept is that of an image of a usual size.
+
+        Args:
+            kind: Form of the curve, as in `fit`.
+            over: What it is a function of, see `AnySizeBias`.
+            keep: As in `diagnose`.
+
+        Returns:
+            The diagnosis.
+
+        Raises:
+            CalibrationError: No image was measured, or the file is of an older pore.
+            ScoreError: As in `diagnose`.
+            BudgetError: As in `diagnose`.
+        """
+        table = self._table()
+        levels = table.levels(over)
+        return of_any_size(
+            levels,
+            table.halves(over),
+            over,
+            kind,
+            keep,
+            images=self.count,
+            tokens=table.usual_size(),
+        )
+
+    def _halves(self) -> list[tuple[int, Floats]]:
+        """Of either half of the images, how many it has and their mean attention."""
+        self.images_of_one_size()
         if self.halves is None:
             raise CalibrationError(
                 "These sums are of an older pore, which did not keep the two halves of the data "
-                'apart that kind="auto" needs; calibrate again, or name a kind.'
+                'apart that kind="auto" and a diagnosis need; calibrate again, or name a kind.'
             )
         need_halves([half.images for half in self.halves])
-        both = [torch.tensor(exact.mean(half.sums, half.images)).numpy() for half in self.halves]
-        return choose(mean.numpy(), both)
+        return [(half.images, np.array(exact.mean(half.sums, half.images))) for half in self.halves]
+
+    def _table(self) -> Table:
+        self.images_measured()
+        if self.table is None:
+            raise CalibrationError(
+                "These sums are of an older pore, which kept nothing for images of any size; "
+                "calibrate again."
+            )
+        return self.table
 
     def fit_any_size(self, kind: FitKind = "spline", over: Over = "distance") -> AnySizeBias:
         """The position bias for images of any size, with its provenance.
@@ -116,19 +190,11 @@ class Fitting:
             CalibrationError: No image was measured, or the file is of an older pore.
             PoreError: The curve cannot be fitted.
         """
-        self.images_measured()
-        if self.table is None:
-            raise CalibrationError(
-                "These sums are of an older pore, which kept nothing for images of any size; "
-                "calibrate again."
-            )
-        halves = []
-        if kind == "auto":
-            halves = [self.table.levels(over, half) for half in (0, 1)]
-            need_halves([len(half.bins) for half in halves])
-        sizes = min(self.table.sizes), max(self.table.sizes)
+        table = self._table()
+        halves = table.halves(over) if kind == "auto" else []
+        sizes = min(table.sizes), max(table.sizes)
         provenance = replace(self.provenance, samples=self.count)
-        return fit_any_size(self.table.levels(over), halves, over, kind, sizes, provenance)
+        return fit_any_size(table.levels(over), halves, over, kind, sizes, provenance)
 
     def fit_heads(self, kind: Kind = "exponential") -> HeadBiases:
         """A position bias for every head.
@@ -155,6 +221,11 @@ class Fitting:
             with of_part(f"head {number}"):
                 biases.append(PositionBias.fit(mean, kind, grid=self.grid, provenance=provenance))
         return HeadBiases(tuple(biases))
+
+
+def part_read(layer: int | None) -> str:
+    """Where the attention is read that ranks tokens before a layer; None of a model that guides."""
+    return "the model that guides" if layer is None else f"decoder layer {layer - 1}"
 
 
 @contextmanager

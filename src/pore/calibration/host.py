@@ -15,7 +15,8 @@ from pore.bias.coordinates import Over
 from pore.bias.curve import Kind
 from pore.bias.position_bias import PositionBias
 from pore.calibration.batch import BadSample, Batch
-from pore.calibration.fits import FitKind, of_part
+from pore.calibration.diagnosis import Diagnosis
+from pore.calibration.fits import FitKind, of_part, part_read
 from pore.calibration.sums import SEVERAL, Calibration
 from pore.corrections.heads import HeadBiases
 from pore.errors import CalibrationError
@@ -99,13 +100,37 @@ class HostCalibration(Saved):
         """
         return self._of_every(lambda stage: stage.fit_heads(kind))
 
+    def diagnose(self, kind: FitKind = "auto", keep: int | float = 0.25) -> tuple[Diagnosis, ...]:
+        """Whether the position bias of every stage will help; see `Calibration.diagnose`.
+
+        Args:
+            kind: Form of the curves, as in `Calibration.fit`.
+            keep: How many visual tokens will be kept, or which share of them.
+
+        Raises:
+            PoreError: As in `Calibration.diagnose`.
+        """
+        return self._of_every(lambda stage: stage.diagnose(kind, keep))
+
+    def diagnose_any_size(
+        self, kind: FitKind = "auto", over: Over = "distance", keep: int | float = 0.25
+    ) -> tuple[Diagnosis, ...]:
+        """The same for images of any size; see `Calibration.diagnose_any_size`.
+
+        Args:
+            kind: Form of the curves, as in `Calibration.fit`.
+            over: What they are a function of, see `AnySizeBias`.
+            keep: How many visual tokens will be kept, or which share of them.
+
+        Raises:
+            PoreError: As in `Calibration.diagnose_any_size`.
+        """
+        return self._of_every(lambda stage: stage.diagnose_any_size(kind, over, keep))
+
     def _of_every(self, fit: Callable[[Calibration], _Fitted]) -> tuple[_Fitted, ...]:
         found = []
         for stage in self.stages:
-            layer = stage.provenance.layer
-            with of_part(
-                "the model that guides" if layer is None else f"decoder layer {layer - 1}"
-            ):
+            with of_part(part_read(stage.provenance.layer)):
                 found.append(fit(stage))
         return tuple(found)
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pore.bias.any_size_fitting import Levels
+from pore.bias.choosing import need_halves
 from pore.bias.coordinates import BINS, OVER, Over, bins_of
 from pore.calibration import exact
 
@@ -132,6 +133,21 @@ class Table:
             if count > 1:
                 spread[at] = exact.deviation([total], [square], count)[0]
         return Levels(np.array(bins, dtype=int), np.array(sizes, dtype=int), mean, counts, spread)
+
+    def halves(self, over: Over) -> list[Levels]:
+        """The same of either half of the samples, or ScoreError where one has none."""
+        found = [self.levels(over, half) for half in (0, 1)]
+        need_halves([len(half.bins) for half in found])
+        return found
+
+    def usual_size(self) -> int:
+        """The number of tokens of a usual image, of the class of sizes with the most tokens."""
+        tokens: dict[int, int] = {}
+        for size, images in self.sizes.items():
+            tokens[size_class(size)] = tokens.get(size_class(size), 0) + size * images
+        usual = max(tokens, key=tokens.__getitem__)
+        of_it = {s: n for s, n in self.sizes.items() if size_class(s) == usual}
+        return max(of_it, key=of_it.__getitem__)
 
     def document(self) -> dict[str, Any]:
         """What JSON can hold of it."""

@@ -34,16 +34,23 @@ def about(
     from pore.evaluation.results import About
 
     return About(
-        model="the embedded model" if model == "embedded" else model,
+        model=name_of(model),
         command=command_line(),
         calibration=calibration,
         test=test,
-        setup=_setup(loaded, seed),
+        setup=setup_of(loaded)
+        | {"seeds": f"{seed} for Random and the bootstrap; the scenes have seeds of their own"},
         choice=choice,
     )
 
 
-def _setup(model: Any, seed: int) -> dict[str, str]:
+def name_of(model: str) -> str:
+    """The name that the user gave for a model, in words."""
+    return "the embedded model" if model == "embedded" else model
+
+
+def setup_of(model: Any) -> dict[str, str]:
+    """The machine, the versions and how a model is run, in words by name."""
     from pore import bench
     from pore._compat.attention import attention_name
 
@@ -56,6 +63,5 @@ def _setup(model: Any, seed: int) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "model": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}, "
         f"{attention_name(model.config)} attention",
-        "seeds": f"{seed} for Random and the bootstrap; the scenes have seeds of their own",
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,13 +25,15 @@ from pore.cli.options import (
 )
 from pore.cli.plot import draw_biases
 from pore.cli.printing import say
-from pore.errors import InputError
+from pore.errors import InputError, PoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pore.calibration.diagnosis import Diagnosis
     from pore.calibration.fits import FitKind
     from pore.calibration.host import HostCalibration
+    from pore.calibration.page import Drawn
     from pore.corrections.files import Calibrated
 
 
@@ -52,8 +54,8 @@ class Options(Loading):
     keep: Annotated[
         str | None,
         typer.Option(
-            help="The method's budget; it matters only if the layers that it reads depend on it. "
-            "[default: 25%]"
+            help="The method's budget, for what is said of P; the measurement depends on it only "
+            "if the layers that are read do. [default: 25%]"
         ),
     ] = None
     layer: Layer = None
@@ -84,7 +86,14 @@ class Options(Loading):
         float, typer.Option(help="Largest share of bad samples to skip; more stop the run.")
     ] = 0.01
     figures: Annotated[
-        Path | None, typer.Option(help="Folder for figure1.png and figure2.png.")
+        Path | None,
+        typer.Option(
+            help="Folder for figure1.png and figure2.png, or any_size.png of a P for any size."
+        ),
+    ] = None
+    page: Annotated[
+        Path | None,
+        typer.Option(help="HTML file that shows what was measured, and whether P will help."),
     ] = None
     batch_size: Batch = 8
 
@@ -97,19 +106,21 @@ def calibrate(options: Options) -> None:
     the vision tower runs, and the decoder up to the last layer whose attention is read. If it is
     interrupted, the same command resumes where it stopped.
 
+    Says whether to divide by P, and why; --page shows the figures and all the numbers.
+
     Examples:
 
-        pore calibrate --out profile.json --figures figures
+        pore calibrate --out profile.json --page profile.html
 
         pore calibrate --method PyramidDrop --out pyramid.json
 
         pore calibrate -m llava-hf/llava-1.5-7b-hf -s photos --questions ask.txt -o llava.json
     """
-    from pore.calibration.calibrating import calibrate as measure
+    from pore.calibration.fits import part_read
+    from pore.calibration.page import write_page
+    from pore.cli.about import command_line, name_of, setup_of
     from pore.corrections.files import save_corrections
     from pore.data.loading import load_model
-    from pore.data.sources import load_samples
-    from pore.methods.making import make
 
     form = form_of_bias(options.kind)
     check_form(form, options.over, options.heads)
@@ -117,52 +128,93 @@ def calibrate(options: Options) -> None:
     model, processor = load_model(options.model, **options.how)
     out = options.out
     sums = options.checkpoint or out.with_name(f"{out.stem}.calibration.json")
-    measured = measure(
+    measured = measure(options, model, processor, keep, sums)
+    told = diagnosed(measured, form, options.over, keep)
+    for stage, one in zip(measured.stages, told, strict=True):
+        about = part_read(stage.provenance.layer).capitalize()
+        say(f"{about}: {f'No diagnosis. {one}' if isinstance(one, str) else one}\n")
+    if options.heads:
+        say("This is about the mean over heads; P of every head is not judged by itself.\n")
+
+    def show(drawn: Sequence[Drawn] | None) -> None:
+        if options.page is not None:
+            about = {"model": name_of(options.model), "command": command_line()}
+            write_page(options.page, measured, drawn, told, **about, setup=setup_of(model))
+            say(f"Wrote {options.page}.")
+
+    try:
+        biases, drawn = fitted(measured, form, options.over, options.heads)
+    except PoreError:
+        show(None)  # which says why there is no P
+        raise
+    save_corrections(out, biases)
+    say(*map(repr, biases))
+    say(f"Wrote {out}, and the sums to {sums}.")
+    show(drawn)
+    if options.figures is not None:
+        draw_biases(measured, drawn, options.figures)
+
+
+def measure(
+    options: Options, model: Any, processor: Any, keep: int | float, checkpoint: Path
+) -> HostCalibration:
+    """The sums over the samples that the options name, for the host that they name."""
+    from pore.calibration.calibrating import calibrate
+    from pore.data.sources import load_samples
+    from pore.methods.making import make
+
+    samples = load_samples(
+        options.samples, questions=options.questions, limit=options.limit, split=options.split
+    )
+    host = make(
+        options.method,
+        model,
+        keep,
+        texts=options.settings or (),
+        layer=options.layer,
+        normalize=options.normalize,
+    )
+    return calibrate(
         model,
         processor,
-        list(
-            load_samples(
-                options.samples,
-                questions=options.questions,
-                limit=options.limit,
-                split=options.split,
-            )
-        ),
-        host=make(
-            options.method,
-            model,
-            keep,
-            texts=options.settings or (),
-            layer=options.layer,
-            normalize=options.normalize,
-        ),
+        list(samples),
+        host=host,
         batch_size=options.batch_size,
-        checkpoint=sums,
+        checkpoint=checkpoint,
         max_bad=options.max_bad,
         source=options.samples,
         heads=options.heads,
     )
-    biases = fitted(measured, form, options.over, options.heads)
-    save_corrections(out, biases)
-    say(*map(repr, biases))
-    say(f"Wrote {out}, and the sums to {sums}.")
-    if options.figures is None:
-        return
-    if measured.mixed:
-        say("No figures: the images have different sizes, so that there is no mean to draw.")
-    else:
-        draw_biases(measured, measured.fit(form), options.figures)
+
+
+def diagnosed(
+    measured: HostCalibration, form: FitKind, over: str | None, keep: int | float
+) -> list[Diagnosis | str]:
+    """Of every stage whether P will help, or why that cannot be told."""
+    found: list[Diagnosis | str] = []
+    for stage in measured.stages:
+        try:
+            if over is not None or measured.mixed:
+                one = stage.diagnose_any_size(form, over or "distance", keep)  # type: ignore[arg-type] # checked
+            else:
+                one = stage.diagnose(form, keep)
+            found.append(one)
+        except PoreError as error:
+            found.append(str(error))
+    return found
 
 
 def fitted(
     measured: HostCalibration, form: FitKind, over: str | None, heads: bool
-) -> Sequence[Calibrated]:
-    """The corrections that the options ask for, one for every stage."""
+) -> tuple[Sequence[Calibrated], Sequence[Drawn]]:
+    """The corrections that the options ask for, one for every stage, and what is drawn of them."""
     if heads:
-        return measured.fit_heads(form)  # type: ignore[arg-type] # "auto" was refused
+        return measured.fit_heads(form), measured.fit(form)  # type: ignore[arg-type] # "auto" was refused
     if over is not None or measured.mixed:
-        return measured.fit_any_size(form, over or "distance")  # type: ignore[arg-type] # checked
-    return measured.fit(form)
+        any_size = measured.fit_any_size(form, over or "distance")  # type: ignore[arg-type] # checked
+        return any_size, any_size
+    biases = measured.fit(form)
+    return biases, biases
 
 
 def check_form(form: FitKind, over: str | None, heads: bool) -> None:

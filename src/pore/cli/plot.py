@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pore._files import write_atomic
 from pore.cli.options import form_of_bias, takes
 from pore.cli.printing import say, stdout
 
 if TYPE_CHECKING:
-    from pore.bias.position_bias import PositionBias
     from pore.calibration.host import HostCalibration
+    from pore.calibration.page import Drawn
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def plot(options: Options) -> None:
     """Draw the figures of saved results.
 
     A calibration gives figure1.png (mean attention on the image grid, before and after division by
-    P) and figure2.png (mean attention over position, with the fit and a confidence band). Results
-    give accuracy.png (accuracy over FLOPs).
+    P) and figure2.png (mean attention over position, with the fit and a confidence band); one of
+    images of several sizes gives any_size.png (mean attention over the distance to the text, with
+    the fit). Results give accuracy.png (accuracy over FLOPs).
 
     Examples:
 
@@ -63,18 +65,16 @@ def plot(options: Options) -> None:
             say(f"Wrote {drawn}.")
         else:
             measured = HostCalibration.load(path)
-            draw_biases(measured, measured.fit(form), options.out)
+            biases = measured.fit_any_size(form) if measured.mixed else measured.fit(form)
+            draw_biases(measured, biases, options.out)
 
 
-def draw_biases(measured: HostCalibration, biases: Sequence[PositionBias], folder: Path) -> None:
-    """Draw Figure 1 and Figure 2 of every stage of a calibration."""
-    from pore import plotting
+def draw_biases(measured: HostCalibration, biases: Sequence[Drawn], folder: Path) -> None:
+    """Draw the figures of every stage of a calibration."""
+    from pore.calibration.page import figures
 
     for stage, bias in zip(measured.stages, biases, strict=True):
         which = f"-layer{bias.provenance.layer}" if len(biases) > 1 else ""
-        for name, figure in (
-            ("figure1", plotting.figure1(stage.mean, bias)),
-            ("figure2", plotting.figure2(stage.mean, bias, stage.sem)),
-        ):
-            path = plotting.save(figure, folder / f"{name}{which}.png")
+        for name, _, png in figures(stage, bias):
+            path = write_atomic(folder / f"{name}{which}.png", png)
             stdout().print(f"Wrote {path}.", highlight=False)

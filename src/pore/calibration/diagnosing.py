@@ -1,0 +1,215 @@
+"""From the sums that a position bias is fitted to, to a diagnosis of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pore.bias.any_size_fitting import Levels, Measured, curves_of
+from pore.bias.choosing import Judged, PointsOf, judge
+from pore.bias.coordinates import SIDE, Over
+from pore.bias.fitting import Floats, Points, fit
+from pore.bias.judging import log_error, span
+from pore.calibration.diagnosis import AxisDiagnosis, Diagnosis
+from pore.calibration.typical import PARTS, Tokens, Typical
+from pore.errors import ProfileError
+
+_Z95 = 1.96
+
+
+_LEAST = 1e-3  # of the mean, that attention counts as where it is less, as in `log_error`
+
+
+class _Axis(NamedTuple):
+    """The attention along one axis.
+
+    Attributes:
+        name: The axis.
+        points: Gives the points where it was measured, for a kind of curve.
+        weight: (K,) what each of them counts.
+        attention: (K,) the mean attention there.
+        halves: Two of (K,), that of either half of the images.
+        error: (K,) the standard error of the mean, relative to it.
+        noise: The held-out error that a curve without fault would have.
+        tokens: (N,) at which of the points every token of a typical image is.
+    """
+
+    name: str
+    points: PointsOf
+    weight: Floats
+    attention: Floats
+    halves: Sequence[Floats]
+    error: Floats
+    noise: float
+    tokens: np.ndarray
+
+
+def of_positions(
+    mean: Floats, spread: Floats, halves: Sequence[tuple[int, Floats]], kind: str, keep: int | float
+) -> Diagnosis:
+    """The diagnosis of a bias over the positions of images of one size.
+
+    Args:
+        mean: (N,) the mean attention.
+        spread: (N,) its standard deviation over images.
+        halves: Of either half, how many images it has and their mean attention.
+        kind: A kind of curve, or "auto".
+        keep: How many tokens are kept, or which share of them.
+
+    Raises:
+        PoreError: The attention is none that a curve can be fitted to, or `keep` is no budget.
+    """
+    n, counts = len(mean), [images for images, _ in halves]
+    relative = np.divide(spread, mean, out=np.zeros(n), where=mean > 0)
+    axis = _Axis(
+        "position",
+        lambda kind: Points.even(n),
+        np.ones(n),
+        mean,
+        [half for _, half in halves],
+        relative / math.sqrt(sum(counts)),
+        math.sqrt(float((relative**2).mean()) * float(np.mean([1 / count for count in counts]))),
+        np.arange(n),
+    )
+    tokens = Tokens(mean, spread, np.arange(n) * PARTS // n)
+    return _diagnosis([axis], tokens, kind, keep, sum(counts))
+
+
+def of_any_size(
+    levels: Levels,
+    halves: Sequence[Levels],
+    over: Over,
+    kind: str,
+    keep: int | float,
+    images: int,
+    tokens: int,
+) -> Diagnosis:
+    """The diagnosis of a bias for images of any size.
+
+    Args:
+        levels: The attention of all images.
+        halves: That of either half of them.
+        over: What the bins are of.
+        kind: A kind of curve, or "auto".
+        keep: How many tokens are kept, or which share of them.
+        images: How many images there are.
+        tokens: How many tokens a typical one has, of the size that most tokens are of.
+
+    Raises:
+        PoreError: As in `of_positions`.
+    """
+    usual = int(levels.tokens.sum(1).argmax())
+    # A typical image has tokens in every bin as often as the measured ones of its size.
+    shares = levels.tokens[usual].cumsum() / levels.tokens[usual].sum()
+    order = np.arange(tokens)
+    at = np.searchsorted(shares, (order + 0.5) / tokens)
+    others = [curves_of(half, over) for half in halves]
+    axes = [
+        _of_bins(one, [each[number] for each in others], _index(levels.bins, at, one.name))
+        for number, one in enumerate(curves_of(levels, over))
+    ]
+    # Bins ascend in reading order, but for distances: the nearest to the text come last.
+    part = (order[::-1] if over == "distance" else order) * PARTS // tokens
+    typical = Tokens(levels.mean[usual][at], levels.spread[usual][at], part)
+    return _diagnosis(axes, typical, kind, keep, images)
+
+
+def _of_bins(one: Measured, others: Sequence[Measured], index: np.ndarray) -> _Axis:
+    """An axis measured in bins. How sure their means are is told by how far the halves differ."""
+    points, halves = one.points, [other.at(one.points) for other in others]
+    first, second = (np.maximum(half, _LEAST * half.mean()) for half in halves)
+    apart = log_error(first, second, points.weight)
+    error = np.full(len(points.at), apart / 2)
+    name, weight = one.name, points.weight
+    return _Axis(name, points.by, weight, one.attention, halves, error, apart / math.sqrt(2), index)
+
+
+def _index(bins: np.ndarray, at: np.ndarray, axis: str) -> np.ndarray:
+    """At which point of an axis tokens in some bins are."""
+    if axis not in ("row", "column"):
+        return at
+    side = bins // SIDE if axis == "row" else bins % SIDE
+    found: np.ndarray = np.searchsorted(np.unique(side), side[at])
+    return found
+
+
+def _diagnosis(
+    axes: Sequence[_Axis], tokens: Tokens, kind: str, keep: int | float, images: int
+) -> Diagnosis:
+    judged = [judge(axis.attention, axis.halves, axis.points) for axis in axes]
+    kinds = [each.best if kind == "auto" else kind for each in judged]
+    curves = [_curve(each, form) for each, form in zip(judged, kinds, strict=True)]
+    typical = Typical(tokens, keep)
+    plain, after, changed, within = typical.kept(), None, None, None
+    if (whole := _at_tokens(curves, axes)) is not None:
+        kept = typical.kept(whole)
+        after, changed = typical.parts(kept), typical.apart(plain, kept)
+        within = sum(map(_within, axes, curves))
+    return Diagnosis(
+        axes=tuple(map(_of_axis, axes, judged, kinds, curves)),
+        images=images,
+        keep=keep,
+        standard_error=tuple(np.concatenate([axis.error for axis in axes]).tolist()),
+        within=within,
+        before=typical.parts(plain),
+        after=after,
+        changed=changed,
+        unsure=_unsure(axes, kinds, typical),
+    )
+
+
+def _of_axis(axis: _Axis, judged: Judged, kind: str | None, curve: Floats | None) -> AxisDiagnosis:
+    return AxisDiagnosis(
+        name=axis.name,
+        kind=kind,
+        span=span(axis.attention),
+        fitted=None if curve is None else span(curve),
+        errors=dict(judged.errors),
+        refused=dict(judged.refused),
+        noise=axis.noise,
+    )
+
+
+def _curve(judged: Judged, kind: str | None) -> Floats | None:
+    """The curve of a kind; None where there is none, or it cannot be fitted."""
+    found = judged.fits.get(kind or "")
+    return None if found is None else found.curve
+
+
+def _at_tokens(curves: Sequence[Floats | None], axes: Sequence[_Axis]) -> Floats | None:
+    """(N,) P at every token of a typical image; None where an axis has none."""
+    found = np.ones(len(axes[0].tokens))
+    for curve, axis in zip(curves, axes, strict=True):
+        if curve is None:
+            return None
+        found = found * curve[axis.tokens]
+    return found
+
+
+def _within(axis: _Axis, curve: Floats | None) -> int:
+    """At how many points the curve is within the confidence band of the mean."""
+    assert curve is not None
+    ratio = np.log(np.maximum(axis.attention, _LEAST * axis.attention.mean()) / curve)
+    ratio -= np.average(ratio, weights=axis.weight)
+    return int((np.abs(ratio) <= _Z95 * axis.error).sum())
+
+
+def _unsure(axes: Sequence[_Axis], kinds: Sequence[str | None], typical: Typical) -> float | None:
+    """The share of what is kept that P of either half of the images does not agree on."""
+    kept = []
+    for half in (0, 1):
+        curves: list[Floats | None] = []
+        for axis, kind in zip(axes, kinds, strict=True):
+            if kind is None:
+                return None
+            try:
+                curves.append(fit(axis.halves[half], kind, axis.points(kind)).curve)
+            except ProfileError:
+                return None
+        curve = _at_tokens(curves, axes)
+        assert curve is not None
+        kept.append(typical.kept(curve))
+    return typical.apart(*kept)
