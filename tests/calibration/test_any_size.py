@@ -108,7 +108,7 @@ def test_an_older_file_has_one_size() -> None:
         old.fit_any_size()
     layout = layout_of((4, 4), 5)
     rows = Rows((4, 4), true_bias("place", layout), np.zeros(1, int), np.ones((1, 16), int))
-    with pytest.raises(CalibrationError, match="begin anew"):
+    with pytest.raises(CalibrationError, match="begin again"):
         old.including(Batch([Sample("a", None, "w6")], bytes(12), [rows], []))
 
 

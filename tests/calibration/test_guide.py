@@ -64,7 +64,7 @@ class TestGuide:
 
         with pytest.raises(KeyboardInterrupt, match="after 4 samples"):
             go(broken())
-        with pytest.raises(CalibrationError, match="with answers of another length"):
+        with pytest.raises(CalibrationError, match="answers have another length"):
             go(samples, longest=3)
         whole = calibrate_guide(model, processor, samples, max_new_tokens=2, batch_size=4)
         assert go(samples) == whole == Calibration.load(path)
@@ -74,7 +74,7 @@ class TestGuide:
     def test_what_cannot_be_fitted_is_named(self, model: Any, processor: Any) -> None:
         found = calibrate_guide(model, processor, make_samples(2), max_new_tokens=1)
         flat = replace(found, sums=(0,) * N, squares=(0,) * N)
-        with pytest.raises(ScoreError, match="What is read of the model that guides: "):
+        with pytest.raises(ScoreError, match="The attention of the guiding model: "):
             HostCalibration((flat,)).fit()
 
     def test_samples_without_an_image_are_bad(

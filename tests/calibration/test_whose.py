@@ -216,7 +216,7 @@ class TestMerge:
         named = [replace(call.samples[2], id="other name"), call.samples[3]]
         with caplog.at_level(logging.WARNING, "pore.calibration"):
             assert one.merge(by_layer(call, named)).count == 5
-        assert "shares 1 samples by picture and question" in caplog.text
+        assert "share 1 samples with the same picture and question" in caplog.text
 
 
 class TestProfile:

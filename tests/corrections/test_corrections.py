@@ -204,7 +204,7 @@ class TestHeads:
 def test_what_is_no_correction_is_refused(model: Any) -> None:
     with pytest.raises(ScoreError, match="is none of them"):
         pore.FastV(keep=5, reweight=3).stages()  # type: ignore[arg-type]
-    with pytest.raises(ScoreError, match="must give as many back"):
+    with pytest.raises(ScoreError, match="must return the same shape"):
         scores_of(pore.FastV(keep=5, reweight=lambda scores, where: scores[:, :1]), model)
     with pytest.raises(BudgetError, match="faithful=False"):
         pore.FastV(keep=5, faithful=True, reweight=WithoutRoPE())

@@ -143,7 +143,7 @@ def test_a_form_that_does_not_fit_gives_way(surveyed: Any, monkeypatch: pytest.M
 
     monkeypatch.setattr(pore.Calibration, "fit", picky)
     assert fitted(measured, "exponential").kind == "spline"
-    with pytest.raises(ProfileError, match="What is read of decoder layer 1: no exponential"):
+    with pytest.raises(ProfileError, match="The attention of decoder layer 1: no exponential"):
         pore.HostCalibration((measured,)).fit()
     refused.add("spline")
     assert fitted(measured, "exponential").kind == "empirical"

@@ -193,7 +193,7 @@ class TestOld:
     ) -> None:
         with caplog.at_level(logging.WARNING, "pore.calibration"):
             found = HostCalibration.load(OLD / f"{name}.json")
-        assert "does not say which weights and pictures it is of" in caplog.text
+        assert "does not say from which weights and pictures it comes" in caplog.text
         assert (found.count, found.stages[0].samples) == (13, None)
         old = load_biases(OLD / f"{name.replace('calibration', 'profile')}.json")
         for bias, was in zip(found.fit(old[0].kind), old, strict=True):  # fitted on another machine

@@ -1,4 +1,4 @@
-"""What comes of one batch of samples."""
+"""The result of one batch of samples."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class BadSample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What came of some samples that follow those gone through.
+    """The result of some samples that follow those already processed.
 
     Attributes:
         samples: The samples.
-        marks: What tells of each, see `pore.calibration.seen`.
-        read: What was read of their images, those of one size together.
-        bad: Those skipped.
+        marks: A mark of each sample, see `pore.calibration.seen`.
+        read: What was read for their images, grouped by size.
+        bad: The samples that were skipped.
     """
 
     samples: Sequence[Sample]
@@ -42,18 +42,19 @@ class Batch(NamedTuple):
     bad: Sequence[BadSample]
 
     def halves(self, rows: Rows) -> np.ndarray:
-        """(n,) which half of the samples images are in: by their picture and question, so that it
-        does not depend on their order.
+        """(n,) which half of the data every image is in.
+
+        Picture and question decide this, so that it does not depend on the order of the samples.
 
         Args:
-            rows: What was read of them.
+            rows: What was read for the images.
         """
         marks = one_by_one(self.marks)
         return np.array([marks[sample][0] & 1 for sample in rows.sample], dtype=int)
 
 
 def reasons(bad: Sequence[BadSample], opening: str) -> str:
-    """Why the first bad samples are bad, as a sentence; nothing where none is."""
+    """Why the first bad samples are bad, as a sentence; empty if there are none."""
     if not bad:
         return ""
     listed = "; ".join(f"{one.id}: {one.reason}" for one in bad[:3])

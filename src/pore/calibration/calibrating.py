@@ -1,4 +1,4 @@
-"""Calibrating: from a model and samples to a position bias."""
+"""Calibration: from a model and samples to a position bias."""
 
 from __future__ import annotations
 
@@ -64,33 +64,34 @@ def calibrate(
     heads: bool = False,
     **options: Unpack[Options],
 ) -> Calibration | HostCalibration:
-    """Average over samples what a host method divides by P (arXiv 2508.17807, Eq. 3).
+    """Average over samples the attention that a host method divides by P (arXiv 2508.17807, Eq. 3).
 
-    For `layer`, the text-visual attention of layer K − 1, as FastV ranks by it. For another `host`,
-    what each of its stages ranks by, all stages in one pass over the unpruned model:
+    With `layer`, this is the text-visual attention of layer K − 1, by which FastV ranks. With a
+    `host`, it is what each of its stages ranks by; one pass over the unpruned model reads all:
 
         biases = pore.calibrate(model, processor, samples, host=host).fit()
 
-    Runs the vision tower and the decoder as far as the last attention read, on the model's device
-    and in its dtype. The model is left as it was, also by an exception or an interruption.
+    Runs the vision tower and the decoder up to the last attention that is read, on the model's
+    device and in its dtype. The model is left as it was, even after an exception or interruption.
 
-    With `checkpoint`, the state is written whole every `every` samples and whenever the pass ends,
-    by whatever end. The same call then goes on where it stopped and gives the same result. It is
-    the same where the weights, the config, the processor and the template are, and where samples
-    have the same pictures, questions and ids, wherever they lie and whatever they are called.
+    With `checkpoint`, the whole state is written every `every` samples and when the pass ends, for
+    whatever reason. The same call then continues where it stopped and gives the same result. A call
+    is the same if the weights, the config, the processor and the template are the same, and the
+    samples have the same pictures, questions and ids; names of models and paths do not matter.
 
     Args:
         model: A supported vision-language model of transformers, not pruned.
-        processor: Its processor, with the settings and the chat template of later use.
-        samples: Samples with an image each, in an order that is the same at every call.
+        processor: Its processor, with the settings and the chat template that you will use later.
+        samples: Samples with one image each, in an order that is the same in every call.
         layer: K, the 0-based layer that will be the first pruned one: short for
             `host=FastV(layer=K, normalize=normalize)`.
-        host: The method that P is for, with the settings of later use; give it or `layer`. Its
-            budget counts only where its stages depend on it, and its `reweight` not at all.
-        normalize: With `layer`, what the softmax runs over: the whole "prompt" (as if left out) or
+        host: The method that P is for, with the settings that you will use later; give either this
+            or `layer`. Its budget matters only if its stages depend on it; its `reweight` is
+            ignored.
+        normalize: With `layer`, what the softmax runs over: the whole "prompt" (the default) or
             the "visual" tokens of the image. Prune with the same.
-        heads: Whether to keep the sums of every head as well, for `fit_heads`. Only where the
-            attention of the last token ranks, and for images of one size.
+        heads: Whether to keep the sums of every head as well, for `fit_heads`. Only for methods
+            that rank by the attention of the last token, and for images of one size.
         **options: How to go through the samples.
 
             batch_size: Samples in one forward.
@@ -99,28 +100,28 @@ def calibrate(
             max_bad: The share of bad samples (no readable image, refused by the processor,
                 attention not finite) up to which they are skipped.
             progress: Whether to show progress, rate and time left where stderr is a terminal.
-            limit: At most so many samples, from the first.
+            limit: Use at most this many samples, from the first.
             source: The data set, for the provenance.
 
     Returns:
-        The sums over all good images, with the bad samples listed: one `Calibration` for a layer,
-        for a host one for each of its stages.
+        The sums over all good images, with the bad samples listed: one `Calibration` for a layer;
+        for a host, one for each of its stages.
 
     Raises:
-        UnsupportedModelError: The model is of no family that pore knows, or has no images.
+        UnsupportedModelError: pore does not know the model's family, or it takes no images.
         ModelStateError: The model is pruned.
         BudgetError: `layer`, or a layer of the host, is out of range.
         InputError: The processor has no chat template, or the host does not rank by attention.
         CalibrationError: An argument is out of range; more than `max_bad` of the samples are bad,
-            or all; the host reads what is no attention, or heads cannot be told apart; the
-            checkpoint is damaged, or (`StaleCheckpointError`) of other conditions or samples.
+            or all; what the host reads is not attention, or not of separate heads; the checkpoint
+            is damaged, or (`StaleCheckpointError`) was made with other conditions or samples.
         ScoreError: `normalize` is unknown, or attention is NaN or infinite from the start.
-        KeyboardInterrupt: Passed on, with a message that says how to go on.
+        KeyboardInterrupt: Raised again, with a message that says how to continue.
     """
     if (layer is None) == (host is None):
         raise CalibrationError("Say what to calibrate for: either a layer or a host method.")
     if host is not None and normalize is not None:
-        raise CalibrationError(f"What is normalised is up to {host.name}; leave normalize away.")
+        raise CalibrationError(f"{host.name} decides what is normalised; leave normalize out.")
     check_options("calibrate", options, Options)
     through = Pass(**options).through
     model = unpruned(model)
@@ -145,31 +146,31 @@ def calibrate_guide(
     max_new_tokens: int,
     **options: Unpack[Options],
 ) -> Calibration:
-    """Average over samples what SGL divides by P: `Guide.importance` of the model that guides.
+    """Average over samples what SGL divides by P: the `Guide.importance` of the guiding model.
 
         bias = pore.calibrate_guide(small, processor, samples, max_new_tokens=32).fit()
         pruner = pore.SGL(keep=64, layer=12, guide=guide, reweight=bias)
 
-    The model answers every sample. All else is as in `calibrate`.
+    The model answers every sample. Everything else is as in `calibrate`.
 
     Args:
         model: The small vision-language model, not pruned.
         processor: As in `calibrate`.
         samples: As in `calibrate`.
-        max_new_tokens: Longest answer, as the guides of later use have it. A checkpoint made with
-            another is refused.
+        max_new_tokens: Longest answer, the same as for the guides that you will use later. A
+            checkpoint made with another number is refused.
         **options: As in `calibrate`; attention that is not finite is an error at once.
 
     Returns:
         The sums over all good images, with the bad samples listed.
 
     Raises:
-        UnsupportedModelError: The model is of no family that pore knows, or has no images.
+        UnsupportedModelError: pore does not know the model's family, or it takes no images.
         ModelStateError: The model is pruned.
         InputError: The processor has no chat template.
         CalibrationError: As in `calibrate`.
         ScoreError: Attention holds NaN or infinity.
-        KeyboardInterrupt: Passed on, with a message that says how to go on.
+        KeyboardInterrupt: Raised again, with a message that says how to continue.
     """
 
     reader = guide_reader(max_new_tokens)

@@ -1,4 +1,4 @@
-"""The conditions of a measurement, which those that belong together have in common."""
+"""The conditions of a measurement; measurements can be merged only if these are the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONDITIONS = (
 )
 
 
-"""The fields of a provenance that say how was measured, and not when or of what data."""
+"""The fields of a provenance that say how it was measured, not when or on what data."""
 
 
 _LATER = ("weights", "config")  # which older files do not know
@@ -20,11 +20,11 @@ _LATER = ("weights", "config")  # which older files do not know
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """What differs between the conditions of two measurements, in words.
 
-    What one of them does not know, a condition of older files or a setting in one, is passed over.
+    What one side does not know, such as a condition missing in older files, is not compared.
 
     Args:
         here: Conditions by name.
-        there: Those of the other.
+        there: Conditions of the other measurement.
     """
     found = []
     for name, a in here.items():
@@ -40,11 +40,11 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
 
 
 def common(here: Mapping[str, Any], there: Mapping[str, Any]) -> dict[str, Any]:
-    """Of conditions that do not differ, what both sides know.
+    """What both sides know of conditions that do not differ.
 
     Args:
         here: Conditions by name.
-        there: Those of the other.
+        there: Conditions of the other measurement.
 
     Returns:
         The processor, the weights and the config.

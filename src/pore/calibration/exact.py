@@ -31,7 +31,7 @@ def units(rows: np.ndarray) -> np.ndarray:
         rows: The numbers, float64, of any shape.
 
     Returns:
-        An array of that shape, of Python's integers.
+        An array of that shape with Python integers.
     """
     whole = np.floor(rows)
     rest = np.rint(np.ldexp(rows - whole, _BITS)).astype(np.int64).astype(object)
@@ -53,7 +53,7 @@ def mean(sums: Sequence[int], count: int) -> list[float]:
 
 
 def deviation(sums: Sequence[int], squares: Sequence[int], count: int) -> list[float]:
-    """The standard deviations of `count` numbers each, at least two; nothing cancels.
+    """The standard deviations of `count` numbers each, at least two, without cancellation.
 
     Args:
         sums: Sums of units.
@@ -81,13 +81,13 @@ def check(
     """Refuse sums that `count` numbers from 0 to 2³⁰ cannot have.
 
     Args:
-        sums: Of any origin, one for every position.
-        squares: Likewise.
+        sums: Sums of any origin, one for every position.
+        squares: Sums of squares, likewise.
         count: How many numbers are in each.
-        grid: Rows and columns of the positions, where known.
+        grid: Rows and columns of the positions, if known.
 
     Raises:
-        ValueError: They cannot be.
+        ValueError: No numbers have these sums.
     """
     if len(sums) != len(squares) or (sums and not count) or len(sums) > _MAX_POSITIONS:
         raise ValueError("sums and squares must have one number for every position.")
@@ -96,6 +96,6 @@ def check(
     largest = largest_sum(1)
     for total, square in zip(sums, squares, strict=True):
         if not (type(total) is int and type(square) is int and 0 <= total <= largest_sum(count)):
-            raise ValueError("a sum is no sum of attention.")
+            raise ValueError("a sum cannot be a sum of attention.")
         if not total * total <= count * square <= count * total * largest:
-            raise ValueError("a sum of squares does not go with its sum.")
+            raise ValueError("a sum of squares contradicts its sum.")

@@ -32,11 +32,11 @@ from pore.errors import CalibrationError, ProfileError, ScoreError
 FitKind = Kind | Literal["auto"]
 
 
-"""A kind of curve, or "auto" for that of the least held-out error."""
+"""A kind of curve, or "auto" for the kind with the least held-out error."""
 
 
 class Fitting:
-    """The fits of a `Calibration`, which has what they are made to."""
+    """The fits of a `Calibration`, which defines these attributes."""
 
     provenance: Provenance
     count: int
@@ -57,24 +57,24 @@ class Fitting:
 
     @abstractmethod
     def images_measured(self) -> int:
-        """How many images were measured, or CalibrationError where none was."""
+        """How many images were measured; CalibrationError if none was."""
 
     @abstractmethod
     def images_of_one_size(self) -> int:
-        """The same, or CalibrationError where images have different sizes."""
+        """The same; CalibrationError also if images have different sizes."""
 
     def fit(self, kind: FitKind = "exponential") -> PositionBias:
         """The position bias that fits the mean attention, with its provenance.
 
-        Warns where the curve spans far more, or less, than the attention that it was fitted to.
+        Warns if the curve spans far more, or less, than the attention that it was fitted to.
 
         Args:
-            kind: Form of the curve, as in `PositionBias.fit`; or "auto" for that of exponential,
-                exponential+offset and spline that is nearest to the half of the images that it was
-                not fitted to (`choice` says how near).
+            kind: Form of the curve, as in `PositionBias.fit`; or "auto" for the one among
+                exponential, exponential+offset and spline that is nearest to the half of the images
+                that it was not fitted to (`choice` says how near).
 
         Returns:
-            The bias; of "auto", `parameters["held-out error"]` says the error.
+            The bias; with "auto", `parameters["held-out error"]` is that error.
 
         Raises:
             CalibrationError: No image was measured, or images have different sizes.
@@ -96,7 +96,7 @@ class Fitting:
         """How every kind of curve does on the half of the images that it was not fitted to.
 
         Raises:
-            CalibrationError: As in `fit`, or the file is of an older pore, which kept no halves.
+            CalibrationError: As in `fit`, or the file is from an older pore, which kept no halves.
             ScoreError: All images are in one half.
             ProfileError: No curve can be divided by.
         """
@@ -117,9 +117,9 @@ class Fitting:
 
         Raises:
             CalibrationError: No image was measured, images have different sizes, or the file is
-                of an older pore, which kept no halves.
-            ScoreError: All images are in one half, or the attention is none to fit a curve to.
-            BudgetError: An image has no such number of tokens to keep.
+                from an older pore, which kept no halves.
+            ScoreError: All images are in one half, or no curve can be fitted to the attention.
+            BudgetError: An image does not have that many tokens to keep.
         """
         mean = self.mean.numpy()
         return of_positions(mean, self.std.numpy(), self._halves(), kind, keep)
@@ -129,18 +129,18 @@ class Fitting:
     ) -> Diagnosis:
         """Whether `fit_any_size(kind, over)` will help, before anything is pruned by it.
 
-        What would be kept is that of an image of a usual size.
+        The tokens that would be kept are those of an image of a usual size.
 
         Args:
             kind: Form of the curve, as in `fit`.
-            over: What it is a function of, see `AnySizeBias`.
+            over: What P is a function of, see `AnySizeBias`.
             keep: As in `diagnose`.
 
         Returns:
             The diagnosis.
 
         Raises:
-            CalibrationError: No image was measured, or the file is of an older pore.
+            CalibrationError: No image was measured, or the file is from an older pore.
             ScoreError: As in `diagnose`.
             BudgetError: As in `diagnose`.
         """
@@ -157,11 +157,11 @@ class Fitting:
         )
 
     def _halves(self) -> list[tuple[int, Floats]]:
-        """Of either half of the images, how many it has and their mean attention."""
+        """For each half of the images, their number and their mean attention."""
         self.images_of_one_size()
         if self.halves is None:
             raise CalibrationError(
-                "These sums are of an older pore, which did not keep the two halves of the data "
+                "These sums are from an older pore, which did not keep the two halves of the data "
                 'apart that kind="auto" and a diagnosis need; calibrate again, or name a kind.'
             )
         need_halves([half.images for half in self.halves])
@@ -171,7 +171,7 @@ class Fitting:
         self.images_measured()
         if self.table is None:
             raise CalibrationError(
-                "These sums are of an older pore, which kept nothing for images of any size; "
+                "These sums are from an older pore, which kept nothing for images of any size; "
                 "calibrate again."
             )
         return self.table
@@ -181,13 +181,13 @@ class Fitting:
 
         Args:
             kind: Form of the curve, as in `fit`.
-            over: What it is a function of, see `AnySizeBias`.
+            over: What P is a function of, see `AnySizeBias`.
 
         Returns:
             The bias.
 
         Raises:
-            CalibrationError: No image was measured, or the file is of an older pore.
+            CalibrationError: No image was measured, or the file is from an older pore.
             PoreError: The curve cannot be fitted.
         """
         table = self._table()
@@ -206,13 +206,13 @@ class Fitting:
             The biases.
 
         Raises:
-            CalibrationError: As in `fit`, or heads were not told apart.
-            PoreError: The curve of a head cannot be fitted; the message says of which.
+            CalibrationError: As in `fit`, or heads were not summed separately.
+            PoreError: The curve of a head cannot be fitted; the message says which head.
         """
         images = self.images_of_one_size()
         if self.heads is None:
             raise CalibrationError(
-                "Heads were not told apart in these sums; calibrate with heads=True."
+                "These sums are not kept for every head; calibrate with heads=True."
             )
         provenance = replace(self.provenance, samples=images)
         biases = []
@@ -224,14 +224,14 @@ class Fitting:
 
 
 def part_read(layer: int | None) -> str:
-    """Where the attention is read that ranks tokens before a layer; None of a model that guides."""
-    return "the model that guides" if layer is None else f"decoder layer {layer - 1}"
+    """The name of what is read to rank tokens before a layer; None stands for a guiding model."""
+    return "the guiding model" if layer is None else f"decoder layer {layer - 1}"
 
 
 @contextmanager
 def of_part(name: str) -> Iterator[None]:
-    """Say of a fit that fails which part of what was read it is of."""
+    """If a fit fails, name the part of the attention that it was made for."""
     try:
         yield
     except (ProfileError, ScoreError) as error:
-        raise type(error)(f"What is read of {name}: {error}") from error
+        raise type(error)(f"The attention of {name}: {error}") from error

@@ -1,4 +1,4 @@
-"""Calibrations of all the stages of a host method."""
+"""The calibrations of all stages of a host method."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class HostCalibration(Saved):
 
     @property
     def seen(self) -> int:
-        """Samples gone through, bad ones included."""
+        """Number of samples processed, including bad ones."""
         return self.stages[0].seen
 
     @property
     def count(self) -> int:
-        """Images whose attention is in the sums."""
+        """Number of images whose attention is in the sums."""
         return self.stages[0].count
 
     @property
@@ -80,10 +80,10 @@ class HostCalibration(Saved):
 
         Args:
             kind: Form of the curves, as in `Calibration.fit`.
-            over: What they are a function of, see `AnySizeBias`.
+            over: What P is a function of, see `AnySizeBias`.
 
         Raises:
-            CalibrationError: No image was measured, or the file is of an older pore.
+            CalibrationError: No image was measured, or the file is from an older pore.
             PoreError: A curve cannot be fitted.
         """
         return self._of_every(lambda stage: stage.fit_any_size(kind, over))
@@ -95,7 +95,7 @@ class HostCalibration(Saved):
             kind: Form of the curves, as in `PositionBias.fit`.
 
         Raises:
-            CalibrationError: As in `fit`, or heads were not told apart.
+            CalibrationError: As in `fit`, or heads were not summed separately.
             PoreError: A curve cannot be fitted.
         """
         return self._of_every(lambda stage: stage.fit_heads(kind))
@@ -144,32 +144,32 @@ class HostCalibration(Saved):
             The union.
 
         Raises:
-            CalibrationError: The conditions differ, or both hold the same pass over samples.
+            CalibrationError: The conditions differ, or both hold the same samples.
         """
         if len(self.stages) != len(other.stages):
             raise CalibrationError(
                 f"These calibrations have {len(self.stages)} and {len(other.stages)} stages, so "
-                "they are of different hosts and cannot be merged."
+                "they belong to different hosts and cannot be merged."
             )
         pairs = zip(self.stages, other.stages, strict=True)
         return HostCalibration(tuple(one.merge(another) for one, another in pairs))
 
     def document(self) -> dict[str, Any]:
-        """What a file holds; with one stage, that of a `Calibration`."""
+        """What a file holds; with one stage, the same as for a `Calibration`."""
         return document_of(self._form, self.stages)
 
     @classmethod
     def of_document(cls, document: Any) -> HostCalibration:
-        """The calibrations that a JSON document of any origin holds, or ValueError."""
+        """The calibrations in a JSON document of any origin; ValueError if it holds none."""
         found = stages_of(cls._form, document, Calibration)
         passes = {(s.passes, s.seen, s.count, s.bad, s.grid, len(s), s.samples) for s in found}
         if len(passes) != 1:
-            raise ValueError("its stages have not seen the same samples.")
+            raise ValueError("its stages were not read from the same samples.")
         return cls(found)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HostCalibration:
-        """Read what `save` or `Calibration.save` wrote, or a checkpoint; trusted in nothing.
+        """Read what `save` or `Calibration.save` wrote, or a checkpoint, and check all of it.
 
         Args:
             path: The file.
@@ -178,15 +178,15 @@ class HostCalibration(Saved):
             The calibration.
 
         Raises:
-            CalibrationError: There is no such file, or it is damaged, too large, of another
-                version or something else altogether.
+            CalibrationError: There is no such file, or it is damaged, too large, from another
+                version or of another kind.
         """
         found = super().load(path)
         found.stages[0].warn_where_unknown(path)
         return found
 
     def differences(self, other: HostCalibration) -> list[str]:
-        """What differs in the conditions of this and another, in words, each once."""
+        """What differs between the conditions of this and another, in words, each once."""
         found = []
         if len(self.stages) != len(other.stages):
             found = [f"there are {len(self.stages)} stages here and {len(other.stages)} there"]
@@ -195,10 +195,10 @@ class HostCalibration(Saved):
         return list(dict.fromkeys(found))
 
     def including(self, batch: Batch) -> HostCalibration:
-        """With one more batch of samples, of which every stage has read something of its own.
+        """The calibration with one more batch of samples, read by every stage.
 
         Args:
-            batch: Its attention is (S, n, N), of S stages.
+            batch: Its attention is (S, n, N), for S stages.
         """
         return HostCalibration(
             tuple(

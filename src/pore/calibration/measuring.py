@@ -1,4 +1,4 @@
-"""What one batch of samples gives: the attention of the good ones, and why the others are bad."""
+"""Measures one batch of samples: the attention of the good ones, and why the others are bad."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Subject(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What some samples gave.
+    """The measurements of some samples.
 
     Attributes:
-        read: Of their images, those of one size together, what all stages read.
-        bad: Those that gave nothing.
+        read: What all stages read for their images, grouped by size.
+        bad: The samples that could not be measured.
     """
 
     read: list[Rows]
@@ -52,17 +52,17 @@ class Measured(NamedTuple):
 
 
 def measure(subject: Subject, samples: Sequence[Sample]) -> Measured:
-    """Measure samples together; bad ones spoil no other.
+    """Measure samples together; a bad one does not affect the others.
 
     Args:
         subject: What is measured.
         samples: The samples.
 
     Returns:
-        What they gave.
+        The measurements.
 
     Raises:
-        CalibrationError: What is read is no attention.
+        CalibrationError: What is read is not attention.
     """
     return _measured(subject, list(enumerate(samples)))
 
@@ -100,13 +100,13 @@ def _measured(subject: Subject, samples: Sequence[tuple[int, Sample]]) -> Measur
 def _by_size(
     reading: Reading, rows: np.ndarray, fine: Sequence[int], numbers: Sequence[int]
 ) -> list[Rows]:
-    """What was read of some images, those of one size together.
+    """What was read for some images, grouped by size.
 
     Args:
-        reading: Of all images.
+        reading: The reading of all images.
         rows: (S, I, t) what the stages read.
         fine: Which images to take.
-        numbers: Of every prompt, the number of its sample.
+        numbers: For every prompt, the number of its sample.
     """
     sizes: dict[tuple[tuple[int, int] | None, int], list[int]] = {}
     for i in fine:
@@ -132,11 +132,11 @@ def _places(reading: Reading) -> np.ndarray | None:
 
 
 def _checked(reading: Reading, host: str) -> tuple[np.ndarray, np.ndarray]:
-    """The (S, I, t) numbers of a reading, 0 where an image is smaller, and the (I,) images where
-    all are finite."""
+    """The (S, I, t) numbers of a reading, 0 where an image is smaller, and (I,) whether all numbers
+    of an image are finite."""
     if any(curve.shape != reading.valid.shape for curve in reading.curves):
         raise CalibrationError(
-            f"The stages of {host} read {[tuple(curve.shape) for curve in reading.curves]} of "
+            f"The stages of {host} read {[tuple(curve.shape) for curve in reading.curves]} for "
             f"visual tokens of shape {tuple(reading.valid.shape)}; the reader, or the stage's "
             "curve, must give one number for every token."
         )
@@ -145,8 +145,8 @@ def _checked(reading: Reading, host: str) -> tuple[np.ndarray, np.ndarray]:
     known = rows[:, finite]
     if (known < 0).any() or (known > LARGEST).any():
         raise CalibrationError(
-            f"What {host} reads is no attention: it runs from {known.min():g} to "
-            f"{known.max():g}, where 0 to 2^30 can be."
+            f"What {host} reads is not attention: it runs from {known.min():g} to "
+            f"{known.max():g}, but must be from 0 to 2^30."
         )
     return rows, finite
 

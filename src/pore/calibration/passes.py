@@ -1,22 +1,22 @@
-"""The mean attention Ā over a data set, which the position bias P is fitted to.
+"""The mean attention Ā over a data set, to which the position bias P is fitted.
 
-The stages of a host method read the attention of the unpruned model, each what it would divide by
-P, and keep everything. Only the vision tower and the decoder up to the last of these attentions
-run: once query and key of that layer are known, the forward is stopped. Of FastV's layer K − 1
-itself the attention kernel, the output projection and the MLP do not run; nor do the layers from K
-on, the final norm and the language model head.
+The stages of a host method read the attention that they would divide by P, in the unpruned model,
+and keep everything. Only the vision tower and the decoder up to the last of these attentions run:
+once query and key of that layer are known, the forward is stopped. So in FastV's layer K − 1 the
+attention kernel, the output projection and the MLP do not run; nor do the layers from K on, the
+final norm and the language model head.
 
 Attention is summed in whole multiples of 2⁻⁶², its squares in multiples of 2⁻¹²⁴, by integers of
-any size. So the sums depend on what the model computes of each sample and on nothing else: not on
-order, shards, merges or interruptions; and the variance has no cancellation. What a host reads need
-not be a share: sums over heads, text tokens or layers are summed just so, as long as they are from
-0 to 2³⁰.
+any size. So the sums depend only on what the model computes for each sample, not on order, shards,
+merges or interruptions, and the variance has no cancellation. What a host reads need not be a
+share: sums over heads, text tokens or layers work too, as long as they are from 0 to 2³⁰.
 
-What the model computes of a sample is the same to the last bit only in a batch of the same make-up:
-in another one, kernels add in another order. Where samples fall into other batches, as with another
-`batch_size`, or with shards or a `limit` that do not end with a batch, the mean moves by rounding.
-Measured on the embedded model, Ā of a position moves by up to 2e-6 of its value in float32 and 7e-3
-in bfloat16, and an exponential P by up to 1e-7 and 2e-3. With `batch_size=1` nothing moves.
+What the model computes for a sample is the same to the last bit only in batches of the same shape
+and contents: otherwise kernels add in another order. If samples fall into other batches, as with
+another `batch_size`, or with shards or a `limit` that do not end with a batch, rounding changes the
+mean. Measured on the embedded model, Ā of a position changes by up to 2e-6 of its value in float32
+and 7e-3 in bfloat16, and an exponential P by up to 1e-7 and 2e-3. With `batch_size=1` nothing
+changes.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Pass:
         checkpoint: JSON file of the state, read if it is there.
         every: Samples between two checkpoints, rounded up to whole batches.
         max_bad: The share of bad samples up to which they are skipped.
-        progress: Whether to show progress where stderr is a terminal.
-        limit: At most so many samples, from the first.
+        progress: Whether to show progress if stderr is a terminal.
+        limit: Use at most this many samples, from the first.
         source: The data set, for the provenance.
 
     Raises:
@@ -112,7 +112,7 @@ class Pass:
     def through(
         self, model: nn.Module, processor: Any, samples: Iterable[Sample], reader: Reader
     ) -> HostCalibration:
-        """Go through the samples, from where the checkpoint stands.
+        """Go through the samples, starting where the checkpoint ends.
 
         Args:
             model: The model, not pruned.
@@ -124,8 +124,8 @@ class Pass:
             The sums over all good images.
 
         Raises:
-            CalibrationError: The checkpoint is not of this call, or too many samples are bad.
-            ScoreError: What is read is not finite from the start.
+            CalibrationError: The checkpoint is not from this call, or too many samples are bad.
+            ScoreError: Attention is not finite from the start.
         """
         dtype: torch.dtype = model.dtype  # type: ignore[assignment]
         start = self._start(model, processor, reader, dtype)
@@ -144,8 +144,8 @@ class Pass:
                     if not (read or state.count) and any(b.reason == NOT_FINITE for b in bad):
                         raise ScoreError(
                             f"Attention of {reader.where} is NaN or infinite from the start; look "
-                            "for overflow (fp16 where the model needs bf16?), damaged weights or "
-                            "bad inputs."
+                            "for overflow (float16 although the model needs bfloat16?), damaged "
+                            "weights or bad inputs."
                         )
                     for one in bad:
                         _log.warning("Skipped the sample %s: %s", one.id, one.reason)
@@ -171,7 +171,7 @@ class Pass:
         self, model: nn.Module, processor: Any, reader: Reader, dtype: torch.dtype
     ) -> HostCalibration:
         """The state before the first sample."""
-        forget(model)  # a pass over the data is worth a pass over the weights
+        forget(model)  # beside a pass over the data, reading the weights once more costs little
         origin = Provenance(
             **identity(model),
             host=reader.host,
@@ -194,7 +194,7 @@ class Pass:
         )
 
     def _check_bad(self, state: HostCalibration, total: int | None) -> None:
-        """Fail when too many samples are bad, or will be whatever follows."""
+        """Fail if too many samples are bad, or will be even if all others are good."""
         bad = len(state.bad)
         hopeless = total is not None and bad > self.max_bad * total
         mostly = state.seen >= _EARLY and bad > max(self.max_bad, _MOSTLY_BAD) * state.seen

@@ -1,4 +1,4 @@
-"""Sums over images of one size, position by position."""
+"""Sums over images of one size, for every position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Half(NamedTuple):
 
 @dataclass(frozen=True)
 class PositionSums:
-    """What `Calibration` holds of every position under the same names; empty where sizes differ."""
+    """What `Calibration` holds for every position, by the same names; empty if sizes differ."""
 
     grid: tuple[int, int] | None = None
     sums: tuple[int, ...] = ()
@@ -39,11 +39,11 @@ class PositionSums:
         """The sums of images of one size.
 
         Args:
-            rows: What was read of them.
-            halves: (n,) which half each is in.
+            rows: What was read for the images.
+            halves: (n,) which half each image is in.
         """
         units = exact.units(rows.attention)
-        nothing = np.zeros(units.shape[1], dtype=object)  # the sum of no rows is none of numbers
+        nothing = np.zeros(units.shape[1], dtype=object)  # what the sum is if there are no rows
         both = (units[halves == half] for half in (0, 1))
         heads = None if rows.heads is None else exact.units(rows.heads).sum(0)
         return cls(
@@ -55,11 +55,11 @@ class PositionSums:
         )
 
     def of_one_size_with(self, other: PositionSums) -> bool:
-        """Whether others are of images of the same size."""
+        """Whether the other sums are over images of the same size."""
         return self.grid == other.grid and len(self.sums) == len(other.sums)
 
     def plus(self, other: PositionSums) -> PositionSums:
-        """The sums over the images of both, of one size; what one of them does not know is lost."""
+        """The sums over the images of both, all of one size; what only one has is dropped."""
         halves = heads = None
         if self.halves is not None and other.halves is not None:
             halves = tuple(
@@ -78,12 +78,12 @@ class PositionSums:
 
     @property
     def entries(self) -> dict[str, Any]:
-        """By name."""
+        """The fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def halves_of(value: Any, positions: int, count: int) -> tuple[Half, Half] | None:
-    """The halves of JSON of any origin, or ValueError."""
+    """The halves in JSON of any origin; ValueError if it holds none."""
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2:
@@ -95,7 +95,7 @@ def halves_of(value: Any, positions: int, count: int) -> tuple[Half, Half] | Non
 
 
 def heads_of(value: Any, positions: int, count: int) -> tuple[tuple[int, ...], ...] | None:
-    """The sums of heads of JSON of any origin, or ValueError."""
+    """The sums of heads in JSON of any origin; ValueError if it holds none."""
     if value is None:
         return None
     if not isinstance(value, list) or not value:
@@ -114,7 +114,7 @@ def _sums(sums: Any, positions: int, count: int) -> tuple[int, ...]:
     if not isinstance(sums, list) or len(sums) != positions:
         raise ValueError("a half or a head must have one sum for every position.")
     if not all(type(x) is int and 0 <= x <= most for x in sums):
-        raise ValueError("a sum of a half or a head is no sum of attention.")
+        raise ValueError("a sum of a half or a head cannot be a sum of attention.")
     return tuple(sums)
 
 

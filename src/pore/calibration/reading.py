@@ -1,4 +1,4 @@
-"""What is read of a model: the attention that the stages of a method divide by P, or a guide's."""
+"""Reads from a model the attention that the stages of a method, or a guide's user, divide by P."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from pore.tensors.attention import Normalize
 RANKS_BY_A_LAYER = "FastV"
 
 
-"""The method that ranks by the attention of a single layer, as files of such a layer name it."""
+"""The host's name in files of a single layer: the method that ranks by one layer's attention."""
 
 
 class Reading(NamedTuple):
-    """What was read of a batch.
+    """What was read for a batch.
 
     Attributes:
         images: Its I images.
@@ -38,7 +38,7 @@ class Reading(NamedTuple):
         curves: For every stage, (I, t) numbers.
         distance: (I, t) tokens from every visual token to the last one of its prompt.
         place: (I, t, 2) relative row and column of every token; None without a grid.
-        heads: For every stage, (I, H, t) the same for every head; None where not asked for.
+        heads: For every stage, (I, H, t) the same for every head; None if not asked for.
     """
 
     images: Sequence[Image]
@@ -52,7 +52,7 @@ class Reading(NamedTuple):
     def of(
         cls, layout: Layout, curves: Sequence[Tensor], heads: Sequence[Tensor] | None = None
     ) -> Reading:
-        """What was read of a batch that lies so."""
+        """What was read for a batch with this layout."""
         where = Where(layout)
         try:
             place = where.place
@@ -62,14 +62,14 @@ class Reading(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """What reads the curves of a batch, all stages at once.
+    """Reads the curves of a batch, for all stages at once.
 
     Attributes:
         host: Name of the method that they are for.
-        where: Whose attention that is, in words.
-        stages: For every stage, what a provenance says of it.
-        settings: What else it depends on, in words.
-        read: Gives what is read of a model and its inputs.
+        where: Whose attention is read, in words.
+        stages: For every stage, its fields of the provenance.
+        settings: What else the curves depend on, in words.
+        read: Reads a model with its inputs.
     """
 
     host: str
@@ -80,16 +80,15 @@ class Reader(NamedTuple):
 
 
 def stages_reader(host: str, stages: Sequence[Stage], heads: bool = False) -> Reader:
-    """What reads what some stages divide by P.
+    """A reader of the attention that some stages divide by P.
 
     Args:
         host: Name of their method.
         stages: The stages, each with a reader that says what it `measures`.
-        heads: Whether every head is told apart.
+        heads: Whether to read every head separately.
 
     Raises:
-        CalibrationError: Heads are to be told apart, and a stage does not read the last token's
-            attention.
+        CalibrationError: Heads are wanted, but a stage does not read the last token's attention.
     """
     if heads:
         _ = [_last_token(stage) for stage in stages]
@@ -107,10 +106,10 @@ def stages_reader(host: str, stages: Sequence[Stage], heads: bool = False) -> Re
 
 
 def guide_reader(max_new_tokens: int) -> Reader:
-    """What reads the importance that a guide gives to visual tokens.
+    """A reader of the importance that a guide gives to visual tokens.
 
     Args:
-        max_new_tokens: Longest answer of the model that guides.
+        max_new_tokens: Longest answer of the guiding model.
     """
 
     def read(model: nn.Module, inputs: Mapping[str, Any]) -> Reading:
@@ -121,28 +120,28 @@ def guide_reader(max_new_tokens: int) -> Reader:
             tokens = torch.ones_like(inputs["input_ids"])
         return Reading.of(Layout.of(made.images, tokens.bool()), [made.importance])
 
-    whose, settings = "the model that guides", f"answers of {max_new_tokens}"
+    whose, settings = "the guiding model", f"answers of {max_new_tokens}"
     return Reader(GUIDED, whose, [{"normalize": GUIDE}], settings, read)
 
 
 def layer_stage(layer: int, normalize: Normalize = "prompt") -> Stage:
-    """A stage that reads the attention of the last text token at layer - 1."""
+    """A stage that reads the attention of the last text token in `layer` − 1."""
     return Stage(layer, keep_all, LastToken(normalize))
 
 
 def measured_by(stage: Stage) -> str | None:
-    """The word for what a stage's reader measures, where a position bias divides it."""
+    """The word for what a stage's reader measures; None if no position bias divides it."""
     return getattr(stage.attention, "measures", None)
 
 
 def without_bias(host: Pruner) -> Pruner:
-    """The host without a bias of its own, which would be divided out of what is read.
+    """The host without its own bias, which would otherwise be divided out of what is read.
 
     Args:
         host: A method.
 
     Raises:
-        InputError: It does not rank by attention.
+        InputError: The method does not rank by attention.
     """
     if not host.reweightable:
         known = ", ".join(name for name, kind in Pruner.registry.items() if kind.reweightable)
@@ -154,7 +153,7 @@ def without_bias(host: Pruner) -> Pruner:
 
 
 def attention_stages(host: Pruner) -> list[Stage]:
-    """The stages of a host whose reading a position bias divides.
+    """The stages of a host that read attention which a position bias divides.
 
     Args:
         host: A method.
@@ -169,7 +168,7 @@ def attention_stages(host: Pruner) -> list[Stage]:
     if not stages:
         raise CalibrationError(
             f"With these settings {host.name} reads no attention of the model that it prunes, so "
-            "there is nothing to measure here. For SGL, calibrate the model that guides with "
+            "there is nothing to measure here. For SGL, calibrate the guiding model with "
             "pore.calibrate_guide; for others, fit P to the mean of what they rank by, with "
             "PositionBias.fit."
         )
@@ -180,17 +179,17 @@ def attention_stages(host: Pruner) -> list[Stage]:
 def attention_rows(
     model: nn.Module, inputs: Mapping[str, Any], stages: Sequence[Stage], name: str = ""
 ) -> tuple[Layout, tuple[Tensor, ...]]:
-    """What stages read of a batch, unpruned, computing nothing that comes after.
+    """What stages read for an unpruned batch; nothing after the last reading is computed.
 
     Args:
         model: A supported model that is not pruned; it is left as it was.
-        inputs: What the processor makes, on the model's device, every prompt with an image.
+        inputs: The processor's output, on the model's device; every prompt has an image.
         stages: Stages that read attention.
         name: Their method, for messages.
 
     Returns:
         The layout of the batch's I images, and for every stage their attention, (I, t), at least
-        float32; of no meaning where the layout is not `valid`.
+        float32; without meaning where the layout is not `valid`.
 
     Raises:
         InputError: A prompt has no image, or ends with one.
@@ -232,8 +231,8 @@ class _ByHead:
 def _last_token(stage: Stage) -> LastToken:
     if type(stage.attention) is not LastToken:
         raise CalibrationError(
-            "Heads can be told apart where the attention of the last text token ranks, as in FastV "
-            "and PyramidDrop; this method reads something else. Leave heads away."
+            "Heads can be read separately if a method ranks by the attention of the last text "
+            "token, as FastV and PyramidDrop do; this method reads something else. Leave heads out."
         )
     return stage.attention
 

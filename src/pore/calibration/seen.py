@@ -1,7 +1,7 @@
-"""Which samples a calibration has gone through, so that none counts twice or is passed over.
+"""Which samples a calibration has processed, so that none counts twice or is left out.
 
-Two things are kept: of a pass, one digest of the ids and questions of its samples in their order;
-and of every sample a mark, 8 bytes for its picture and its tokens and 4 for its id.
+Two things are kept: for a pass, one digest of the ids and questions of its samples in their order;
+and for every sample a mark, 8 bytes for its picture and its tokens and 4 for its id.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _MARK_BYTES = _CONTENT_BYTES + _ID_BYTES
 
 
 def digest(before: str, samples: Sequence[Sample]) -> str:
-    """The digest of a pass that went through more samples, in their order.
+    """The digest of a pass after more samples, in their order.
 
     Args:
-        before: The digest without them; before the first, what else the pass depends on.
+        before: The digest before them; before the first sample, what else the pass depends on.
         samples: The samples.
     """
     for sample in samples:
@@ -41,7 +41,7 @@ def digest(before: str, samples: Sequence[Sample]) -> str:
 
 
 def tokens_of(processor: Any) -> str:
-    """How a processor's tokenizer reads: the token ids of the template."""
+    """What tells a processor's tokenizer from others: its token ids for the template."""
     ids = processor.tokenizer(prompt_template(processor))["input_ids"]
     return json.dumps(ids)
 
@@ -50,7 +50,7 @@ def marks_of(tokens: str, samples: Sequence[Sample]) -> bytes:
     """The marks of samples, one after another.
 
     Args:
-        tokens: What `tokens_of` gives.
+        tokens: What `tokens_of` returns.
         samples: The samples.
     """
 
@@ -71,14 +71,14 @@ def one_by_one(marks: bytes) -> list[bytes]:
 
 
 def united(one: bytes | None, other: bytes | None) -> bytes | None:
-    """The marks of the samples of two calibrations; None where those of either are unknown.
+    """The marks of the samples of two calibrations; None if those of either are unknown.
 
     Args:
         one: Marks.
         other: Marks of other samples.
 
     Raises:
-        CalibrationError: A sample is in both. Where only its id differs, a warning is logged.
+        CalibrationError: A sample is in both. If only its id differs, a warning is logged.
     """
     if one is None or other is None:
         return None
@@ -92,23 +92,23 @@ def united(one: bytes | None, other: bytes | None) -> bytes | None:
     pictures, others = ({mark[:_CONTENT_BYTES] for mark in part} for part in parts)
     if twice := len(pictures & others):
         _log.warning(
-            "What is merged shares %d samples by picture and question, though not by id; they "
-            "count twice.",
+            "The calibrations to merge share %d samples with the same picture and question but "
+            "different ids; they count twice.",
             twice,
         )
     return b"".join(sorted(parts[0] + parts[1]))
 
 
 def to_text(marks: bytes | None) -> str | None:
-    """Marks as JSON holds them."""
+    """Marks as text for JSON."""
     return None if marks is None else base64.b64encode(marks).decode()
 
 
 def of_text(text: str | None, count: int) -> bytes | None:
-    """The marks of `count` samples, or ValueError."""
+    """The marks of `count` samples from such text; ValueError if it does not hold them."""
     if text is None:
         return None
     marks = base64.b64decode(text, validate=True)
     if len(marks) != _MARK_BYTES * count:
-        raise ValueError("samples must tell of every sample gone through.")
+        raise ValueError("samples must hold a mark for every sample.")
     return marks

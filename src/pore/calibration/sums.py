@@ -31,7 +31,7 @@ _log = logging.getLogger("pore.calibration")
 SEVERAL = "pore.host_calibration"
 
 
-"""The schema of the calibrations of several stages; see `HostCalibration`."""
+"""The schema for the calibrations of several stages; see `HostCalibration`."""
 
 
 _FORM = Form(
@@ -55,32 +55,32 @@ _FORM = Form(
     },
     most=256 << 20,
     absent={"samples": None, "halves": None, "table": None, "heads": None},
-    elsewhere={SEVERAL: "it is of several stages; read it with HostCalibration.load."},
+    elsewhere={SEVERAL: "it holds several stages; read it with HostCalibration.load."},
 )
 
 
 @dataclass(frozen=True)
 class Calibration(Fitting, Saved):
-    """Sums over a data set of the attention on every visual position, and how they came about.
+    """Sums over a data set of the attention on every visual position, and how they were measured.
 
     Attributes:
         provenance: The conditions of the measurement, its date and source.
         dtype: The model's floating type, such as "float32".
-        passes: For each pass over samples that is in here, a digest of the samples in order.
-        seen: Samples gone through, bad ones included.
-        count: Images whose attention is in the sums.
+        passes: For each pass over samples that is included, a digest of the samples in order.
+        seen: Number of samples processed, including bad ones.
+        count: Number of images whose attention is in the sums.
         bad: The samples skipped, with the reason.
-        grid: Rows and columns of the visual tokens, where known.
+        grid: Rows and columns of the visual tokens, if known.
         sums: For each of the N positions the sum of the attention, in units of 2⁻⁶²; empty before
-            the first image, and where images have different sizes (`mixed`).
-        squares: The sum of its square, in units of 2⁻¹²⁴.
-        samples: Of every sample gone through, 8 bytes for its picture and prompt and 4 for its id,
-            in order; None where it is unknown, as in files of an older pore.
-        halves: Of the two halves of the images, the number of images and the sums; None where it is
+            the first image, and if images have different sizes (`mixed`).
+        squares: For each position the sum of the squared attention, in units of 2⁻¹²⁴.
+        samples: For every sample, in order, 8 bytes for its picture and prompt and 4 for its id;
+            None if unknown, as in files from an older pore.
+        halves: For each of two halves of the images, the number of images and the sums; None if
             unknown, likewise.
-        table: Sums for images of any size; None where it is unknown, likewise.
-        heads: For each head the sums of its attention, of the same images; None where heads were
-            not told apart.
+        table: Sums for images of any size; None if unknown, likewise.
+        heads: For each head the sums of its attention over the same images; None if heads were not
+            summed separately.
     """
 
     provenance: Provenance
@@ -139,7 +139,7 @@ class Calibration(Fitting, Saved):
         return self.std / math.sqrt(self.images_of_one_size())
 
     def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The confidence band of the mean at each position, images taken as independent.
+        """The confidence band of the mean at each position, if images are independent.
 
         Args:
             level: Confidence, between 0 and 1.
@@ -148,28 +148,28 @@ class Calibration(Fitting, Saved):
             Lower and upper bound, each (N,) float64, from the normal distribution.
 
         Raises:
-            CalibrationError: As for `mean`, or `level` is no confidence.
+            CalibrationError: As for `mean`, or `level` is not between 0 and 1.
         """
         if not 0 < level < 1:
-            raise CalibrationError(f"A confidence lies between 0 and 1, {level} does not.")
+            raise CalibrationError(f"A confidence must be between 0 and 1, not {level}.")
         reach = self.sem * statistics.NormalDist().inv_cdf((1 + level) / 2)
         return self.mean - reach, self.mean + reach
 
     def merge(self, other: Calibration) -> Calibration:
         """The calibration over the samples of both: exact, and the same in any order.
 
-        Files of an older pore do not say which weights and samples they are of. They are merged
-        with a warning, and the union does not say it either.
+        Files from an older pore do not say from which weights and samples they come. They are
+        merged with a warning, and the union does not say it either.
 
         Args:
             other: A calibration of other samples under the same conditions.
 
         Returns:
-            The union. It can be merged on, but no longer resumed.
+            The union. It can be merged again, but no longer resumed.
 
         Raises:
-            CalibrationError: The conditions differ, or both hold the same sample: of one id, with
-                one picture and one question. Where ids differ, a warning is logged.
+            CalibrationError: The conditions differ, or both hold a sample with the same id, picture
+                and question. If only ids differ, a warning is logged.
         """
         if found := self.differences(other):
             raise CalibrationError(
@@ -185,7 +185,7 @@ class Calibration(Fitting, Saved):
         samples = united(self.samples, other.samples)
         known = common(self._conditions, other._conditions)
         if samples is None or known["weights"] is None:
-            _log.warning("Of what is merged, a part is of unknown weights or samples.")
+            _log.warning("A part of what is merged comes from unknown weights or samples.")
         sources = {
             source
             for one in (self, other)
@@ -216,7 +216,7 @@ class Calibration(Fitting, Saved):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
-        """Read what `save` wrote, or a checkpoint; trusted in nothing.
+        """Read what `save` wrote, or a checkpoint, and check all of it.
 
         Args:
             path: The file.
@@ -225,19 +225,19 @@ class Calibration(Fitting, Saved):
             The calibration.
 
         Raises:
-            CalibrationError: There is no such file, or it is damaged, too large, of another
-                version or something else altogether.
+            CalibrationError: There is no such file, or it is damaged, too large, from another
+                version or of another kind.
         """
         found = super().load(path)
         found.warn_where_unknown(path)
         return found
 
     def warn_where_unknown(self, path: str | os.PathLike[str]) -> None:
-        """Warn that a file does not say which weights and samples it is of, where it does not."""
+        """Warn if a file does not say from which weights and samples it comes."""
         if self.samples is None or self.provenance.weights is None:
             _log.warning(
-                "%s does not say which weights and pictures it is of, as files of an older pore do "
-                "not; that they are those at hand cannot be checked.",
+                "%s does not say from which weights and pictures it comes, as it is from an older "
+                "pore; that they are the present ones cannot be checked.",
                 shown(path),
             )
 
@@ -249,7 +249,7 @@ class Calibration(Fitting, Saved):
 
     @classmethod
     def of_document(cls, document: Any) -> Calibration:
-        """The calibration that a JSON document of any origin holds, or ValueError."""
+        """The calibration in a JSON document of any origin; ValueError if it holds none."""
         return cls._form.read(document, cls._made_of)
 
     @classmethod
@@ -266,7 +266,7 @@ class Calibration(Fitting, Saved):
         exact.check(sums, entries["squares"], count, grid)
         table = None if entries["table"] is None else Table.of_document(entries["table"])
         if count and not sums and table is None:
-            raise ValueError("there are images, but no sums of them.")
+            raise ValueError("there are images, but no sums for them.")
         return cls(
             provenance=Provenance.of(entries["provenance"]),
             dtype=entries["dtype"],
@@ -284,7 +284,7 @@ class Calibration(Fitting, Saved):
         )
 
     def images_measured(self) -> int:
-        """`count`, or CalibrationError where there is none."""
+        """`count`; CalibrationError if it is 0."""
         if self.count == 0:
             raise CalibrationError(
                 "No image was measured, so there is no mean attention."
@@ -293,21 +293,21 @@ class Calibration(Fitting, Saved):
         return self.count
 
     def images_of_one_size(self) -> int:
-        """`count`, or CalibrationError where there is none, or images have different sizes."""
+        """`count`; CalibrationError if it is 0, or if images have different sizes."""
         count = self.images_measured()
         if self.mixed:
             assert self.table is not None
             sizes = sorted(self.table.sizes)
             raise CalibrationError(
                 f"The images have from {sizes[0]} to {sizes[-1]} visual tokens, so no position has "
-                "a mean of its own. Fit a bias for images of any size, with fit_any_size(), or "
+                "a mean. Fit a bias for images of any size, with fit_any_size(), or "
                 "calibrate with images of one size."
             )
         return count
 
     @property
     def _conditions(self) -> dict[str, Any]:
-        """What must be the same in two calibrations that belong together, as far as it is known."""
+        """What must be the same in two calibrations to merge them, as far as it is known."""
         found = {name: getattr(self.provenance, name) for name in CONDITIONS}
         found["dtype"] = self.dtype
         if self.count and self.table is None:  # then images of another size cannot be added
@@ -315,11 +315,11 @@ class Calibration(Fitting, Saved):
         return found
 
     def differences(self, other: Calibration) -> list[str]:
-        """What differs in the conditions of this and another, in words."""
+        """What differs between the conditions of this and another, in words."""
         return differences(self._conditions, other._conditions)
 
     def including(self, batch: Batch) -> Calibration:
-        """With one more batch of samples."""
+        """The calibration with one more batch of samples."""
         state = replace(
             self,
             passes=(digest(self.passes[0], batch.samples),),
@@ -340,7 +340,7 @@ class Calibration(Fitting, Saved):
         return PositionSums(self.grid, self.sums, self.squares, self.halves, self.heads)
 
     def _joined(self, new: PositionSums) -> PositionSums:
-        """The sums of every position with those of more images; none where sizes differ."""
+        """The sums of every position, with more images included; empty if sizes differ."""
         if not self.count:
             return new
         if self._positions.of_one_size_with(new):
@@ -348,7 +348,7 @@ class Calibration(Fitting, Saved):
         if self.table is None:
             raise CalibrationError(
                 f"The images so far have {len(self)} visual tokens on the grid {self.grid}, and "
-                f"others have {len(new.sums)} on {new.grid}. The file that they are in is of an "
-                "older pore, which could not tell images of different sizes apart: begin anew."
+                f"others have {len(new.sums)} on {new.grid}. Their file is from an older pore, "
+                "which could not tell images of different sizes apart: begin again."
             )
         return PositionSums()

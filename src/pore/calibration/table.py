@@ -1,11 +1,11 @@
 """Sums over images of any size: by the distance of a token to the text, and by its place.
 
-P over the positions of an image is for images of one size. A function of the distance to the last
-text token, or of the place in the image, holds for any. What it is fitted to is kept here: the
-attention of every token is added to one cell by its distance, to another by its raster position and
-to a third by its row and column. Cells are apart for images of different sizes, since a token of a
-large image gets less of the attention than one of a small image, and for the two halves of the data
-set, so that what is fitted to one half can be tested on the other.
+P over the positions of an image only suits images of one size. A function of the distance to the
+last text token, or of the place in the image, suits images of any size. The data for its fit is
+kept here: the attention of every token is added to one cell by its distance, to another by its
+raster position and to a third by its row and column. Images of different sizes have separate cells,
+because a token of a large image gets less of the attention than one of a small image; so have the
+two halves of the data set, so that what is fitted to one half can be tested on the other.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from pore.calibration import exact
 Key = tuple[Over, int, int, int]
 
 
-"""What a cell is over, which half of the samples (0 or 1), the size of its images (in half octaves
-of their number of tokens) and the bin."""
+"""The coordinate of a cell, the half of the samples (0 or 1), the size of its images (in half
+octaves of their number of tokens) and the bin."""
 
 
 Cell = tuple[int, int, int]
 
 
-"""What is kept of the tokens in a cell: their number, sum and sum of squares."""
+"""What is kept for the tokens in a cell: their number, and their sum and sum of squares."""
 
 
 class Rows(NamedTuple):
-    """What one stage read of n images of one size.
+    """What one stage read for n images of one size.
 
     Attributes:
-        grid: Rows and columns of their visual tokens, or None where they lie on no single grid.
-        attention: (n, N) attention on every visual token; of several stages (S, n, N).
+        grid: Rows and columns of their visual tokens, or None if they lie on no single grid.
+        attention: (n, N) attention on every visual token; for several stages (S, n, N).
         sample: (n,) which sample of the batch each image is of.
         distance: (n, N) tokens from every visual token to the last one of its prompt.
         place: (n, N, 2) relative row and column of every token, from 0 to 1; None without a grid.
-        heads: (n, H, N) the same for every head; of several stages (S, n, H, N). None where heads
-            are not told apart.
+        heads: (n, H, N) the same for every head; for several stages (S, n, H, N). None if heads are
+            not read separately.
     """
 
     grid: tuple[int, int] | None
@@ -66,7 +66,8 @@ class Table:
 
     Attributes:
         cells: For each cell, the number of tokens, the sum of their attention times the number of
-            tokens of their image, in units of 2⁻⁶², and the sum of its square, in units of 2⁻¹²⁴.
+            tokens of their image, in units of 2⁻⁶², and the sum of the squares of these products,
+            in units of 2⁻¹²⁴.
         sizes: How many images of each number of visual tokens were measured.
     """
 
@@ -74,11 +75,11 @@ class Table:
     sizes: Mapping[int, int] = field(default_factory=dict)
 
     def including(self, rows: Rows, halves: np.ndarray) -> Table:
-        """With more images.
+        """The table with more images.
 
         Args:
-            rows: Theirs.
-            halves: (n,) which half of the samples each is in, 0 or 1.
+            rows: What was read for them.
+            halves: (n,) which half of the samples each image is in, 0 or 1.
         """
         images, tokens = rows.attention.shape
         cells, sizes = dict(self.cells), dict(self.sizes)
@@ -105,7 +106,7 @@ class Table:
         return Table(cells, sizes)
 
     def merged(self, other: Table) -> Table:
-        """With the images of another."""
+        """The table with the images of another one."""
         cells, sizes = dict(self.cells), dict(self.sizes)
         for key, cell in other.cells.items():
             _add(cells, key, cell)
@@ -117,8 +118,8 @@ class Table:
         """The mean and spread of every bin's attention, relative to 1 / N, by size of the image.
 
         Args:
-            over: What the bins are of.
-            half: Of which half of the samples, 0 or 1; None for all.
+            over: The coordinate that the bins divide.
+            half: Which half of the samples to take, 0 or 1; None for all.
         """
         found: dict[tuple[int, int], Cell] = {}
         for (what, part, size, b), cell in self.cells.items():
@@ -150,7 +151,7 @@ class Table:
         return max(of_it, key=of_it.__getitem__)
 
     def document(self) -> dict[str, Any]:
-        """What JSON can hold of it."""
+        """The table as JSON can hold it."""
         return {
             "sizes": sorted(map(list, self.sizes.items())),
             "cells": [[*key, *cell] for key, cell in sorted(self.cells.items())],
@@ -158,7 +159,7 @@ class Table:
 
     @classmethod
     def of_document(cls, document: Any) -> Table:
-        """The table of JSON of any origin, or ValueError."""
+        """The table in JSON of any origin; ValueError if it holds none."""
         if not isinstance(document, dict) or document.keys() != {"sizes", "cells"}:
             raise ValueError("the table must have sizes and cells.")
         cells, sizes = document["cells"], document["sizes"]
@@ -169,27 +170,27 @@ class Table:
                 raise ValueError("sizes must be pairs of tokens and images.")
         for one in cells:
             if not (isinstance(one, list) and len(one) == 7 and one[0] in OVER):
-                raise ValueError("a cell must say what it is over, its half, size, bin and sums.")
+                raise ValueError("a cell must have its coordinate, half, size, bin and sums.")
             _, half, size, b, count, total, square = one
             whole = all(type(each) is int and each >= 0 for each in one[1:])
             if not whole or half > 1 or b >= BINS[one[0]] or not count or size > _LARGEST:
-                raise ValueError("a cell is none that attention can be added to.")
+                raise ValueError("a cell is not one that attention can be added to.")
             largest = exact.largest_sum(1) << _TOKENS
             if total > count * largest or not total * total <= count * square <= (
                 count * total * largest
             ):
-                raise ValueError("the sums of a cell are no sums of attention.")
+                raise ValueError("the sums of a cell cannot be sums of attention.")
         return cls({tuple(one[:4]): tuple(one[4:]) for one in cells}, dict(map(tuple, sizes)))
 
 
 _LARGEST, _TOKENS = 60, 30
 
 
-"""The largest class of sizes; and of a number of visual tokens, the bits."""
+"""The largest class of sizes, and the bits of the largest number of visual tokens."""
 
 
 def size_class(tokens: int) -> int:
-    """Of a number of visual tokens, the half octave: 576 is in 18, from 512 to 724."""
+    """The half octave of a number of visual tokens: 576 is in 18, which is from 512 to 724."""
     return int(2 * np.log2(tokens) + 1e-9)
 
 
@@ -197,7 +198,7 @@ _Key = TypeVar("_Key")
 
 
 def _add(cells: dict[_Key, Cell], key: _Key, new: Cell) -> None:
-    """Add to a cell what further tokens give."""
+    """Add further tokens to a cell."""
     count, total, square = cells.get(key, (0, 0, 0))
     cells[key] = count + new[0], total + new[1], square + new[2]
 

@@ -1,8 +1,8 @@
-"""Corrections: what takes the position bias out of the attention that ranks visual tokens.
+"""Corrections remove the position bias from the attention that ranks visual tokens.
 
 Text-visual attention A is biased: later tokens score higher for their position alone. A correction
-makes Â of it. PoRe's own is a division by P, which is a function of the position; others look at
-the layer itself, such as at its queries and keys before RoPE turns them, or at what a token pays
+turns A into Â. PoRe's own divides by P, a function of the position; others look at the layer
+itself, for example at its queries and keys before RoPE rotates them, or at the attention of a token
 that cannot see the question.
 """
 
@@ -29,18 +29,18 @@ class Correction(Protocol):
 
     @property
     def kind(self) -> str:
-        """What it is in a word, for tables."""
+        """Its name in tables."""
 
     def correct(self, scores: Tensor, where: Where) -> Tensor:
         """Scores without what position alone adds to them.
 
         Args:
             scores: (I, t) scores of the visual tokens of I images, at least float32 or as the model
-                computes; entries that are not `where.layout.valid` hold anything.
+                computes; entries that are not `where.layout.valid` can hold any value.
             where: Where the tokens lie.
 
         Returns:
-            (I, t) scores, the highest being kept.
+            (I, t) scores; the highest are kept.
         """
 
     def check(
@@ -60,24 +60,26 @@ class Correction(Protocol):
             normalize: The word for what the method reads there.
             model: Name or path of the model.
             revision: Its revision.
-            weights: The fingerprint of its weights, or what gives it where it is needed.
-            config: The settings of its config, or what gives them.
+            weights: The fingerprint of its weights, or a function that returns it.
+            config: The settings of its config, or a function that returns them.
 
         Raises:
-            ProfileMismatchError: It was calibrated elsewhere; the message names all that differs.
+            ProfileMismatchError: It was calibrated under other conditions; the message names all
+                that differ.
         """
 
 
 class AttentionCorrection:
-    """A correction that looks at the layer whose attention it corrects, beside the attention.
+    """A correction that looks at more of the layer than the attention that it corrects.
 
-    A subclass gives `kind` and whichever of these it needs. They are called in this order.
+    A subclass defines `kind` and those of these methods that it needs. They are called in this
+    order.
     """
 
     kind: str
 
     def through(self, attention: LayerAttention) -> LayerAttention:
-        """The attention of the layer as the method is to read it, such as without RoPE."""
+        """The attention of the layer as the method should read it, for example without RoPE."""
         return attention
 
     def heads(self, weights: Tensor, where: Where) -> Tensor:
@@ -85,11 +87,11 @@ class AttentionCorrection:
         return weights
 
     def beside(self, attention: LayerAttention) -> Any:
-        """What else of the layer `correct` needs; it finds that as `where.beside`."""
+        """What else `correct` needs from the layer; `correct` gets it as `where.beside`."""
         return None
 
     def correct(self, scores: Tensor, where: Where) -> Tensor:
-        """See `Correction`; the scores as they are, where heads are corrected already."""
+        """See `Correction`; returns the scores unchanged, for corrections that act on heads."""
         return scores
 
     def check(self, **conditions: Any) -> None:
@@ -99,12 +101,12 @@ class AttentionCorrection:
 def seen_through(
     correction: AttentionCorrection, attention: LayerAttention, bias_at: Positions
 ) -> tuple[LayerAttention, Any]:
-    """The attention of a layer as a method is to read it, and what else the correction reads.
+    """The attention of a layer as a method should read it, and what else the correction reads.
 
     Args:
         correction: The correction.
         attention: The layer's attention.
-        bias_at: Where the correction counts positions.
+        bias_at: Which position of a token the correction counts; see `Where`.
     """
     ranked = correction.through(attention)
     where = Where(attention.layout, bias_at)
@@ -117,7 +119,7 @@ def seen_through(
 
 
 class OwnCorrection:
-    """A function of the user's own, as a correction."""
+    """A user's function, as a correction."""
 
     kind = "own"
 
@@ -125,18 +127,18 @@ class OwnCorrection:
         self._function = function
 
     def correct(self, scores: Tensor, where: Where) -> Tensor:
-        """What the function gives.
+        """What the function returns.
 
         Raises:
-            ScoreError: That is no tensor of the scores' shape.
+            ScoreError: It does not return a tensor with the shape of the scores.
         """
         found = self._function(scores, where)
         if not isinstance(found, Tensor) or found.shape != scores.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ScoreError(
-                f"The correction gave {shape}, but it is given scores of shape "
-                f"{tuple(scores.shape)}, one for every visual token of every image, and must give "
-                "as many back."
+                f"The correction returned {shape}, but it gets scores of shape "
+                f"{tuple(scores.shape)}, one for every visual token of every image, and must "
+                "return the same shape."
             )
         return found
 

@@ -1,4 +1,4 @@
-"""One prefill: what a run notes about it, and the report of every sample made from that."""
+"""One prefill: what a run notes about it, and the reports made from these notes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ImageReport:
         seen: Visual tokens it came with.
         kept: Raster indices of the tokens that reached the last layer, in the order of the
             sequence; a merged token counts as the one it was merged into.
-        extra: Number of tokens that reached it and stand for no single patch, such as CLS or a
-            merged rest.
-        grid: (height, width) of the image in tokens, or None where tokens lie on no grid.
-        stages: For every stage, its layer and the raster indices that it left.
+        extra: Number of tokens that reached the last layer and stand for no single patch, such as
+            CLS or a token merged from the rest.
+        grid: (height, width) of the image in tokens, or None if tokens lie on no grid.
+        stages: For every stage, its layer and the raster indices that it kept.
         hidden: Number of tokens in `seen` that the attention mask hides; they never count.
     """
 
@@ -105,9 +105,9 @@ class TowerWork(NamedTuple):
     """What the vision tower and the projector have to do for the images of one sample.
 
     Attributes:
-        images: The (frames, rows, columns) of the patches of every image, or tile of one; None
-            where they are not known.
-        projected: Visual tokens that the projector makes of them; likewise.
+        images: The (frames, rows, columns) of the patches of every image or tile; None if they are
+            not known.
+        projected: Number of visual tokens that the projector makes from them; None likewise.
     """
 
     images: list[PatchGrid] | None
@@ -115,7 +115,7 @@ class TowerWork(NamedTuple):
 
     @classmethod
     def of(cls, shape: ModelShape, images: Sequence[Image]) -> TowerWork:
-        """The work for images of a model of some shape."""
+        """The work for these images in a model of this shape."""
         grids: list[PatchGrid] = []
         projected = 0
         for image in images:
@@ -143,8 +143,8 @@ class Reading(NamedTuple):
     Attributes:
         layer: The decoder layer whose attention it read.
         rows: Rows of attention computed for every image.
-        runs: How often the layer's projections were computed for it alone.
-        layout: The visual tokens when it read.
+        runs: How often the layer's projections were computed only for the reader.
+        layout: The visual tokens at that time.
     """
 
     layer: int
@@ -153,7 +153,7 @@ class Reading(NamedTuple):
     layout: Layout
 
     def extra(self, images: int, length: int) -> list[ExtraRows]:
-        """What it computed for a sample with this number of images and tokens."""
+        """What the reader computed for a sample with this number of images and tokens."""
         if not images:
             return []
         again = [ExtraRows(self.layer, 0, length)] * (self.runs - 1)
@@ -162,19 +162,19 @@ class Reading(NamedTuple):
 
 @dataclass
 class Prefill:
-    """What a run notes about one prefill, and hands to the report when the model's call has ended.
+    """What a run notes about one prefill, and gives to the report when the model's call has ended.
 
     Its tensors stay on their device until somebody reads the report: reading them earlier would
     make the model wait.
 
     Attributes:
         tokens: (B, L) bool, False at padding, of the prompts as they came.
-        layout: Their visual tokens; None where they have none.
-        steps: After every stage, its layer and the visual tokens that are left.
+        layout: Their visual tokens; None if they have none.
+        steps: For every stage, its layer and the visual tokens that are left after it.
         readings: What the readers of the stages have computed.
-        projected: The visual tokens that a stage in the vision tower left; None without one.
-        tower_tokens: Tokens after the attention of every block of the vision tower; empty where
-            blocks do not merge.
+        projected: The visual tokens that a stage in the vision tower kept; None without one.
+        tower_tokens: Number of tokens after the attention of every block of the vision tower;
+            empty if blocks do not merge.
     """
 
     tokens: Tensor

@@ -1,8 +1,8 @@
-"""`Run`: a method in a model, entered, hooked and left again as it was.
+"""`Run`: a method at work in a model, which is hooked, and afterwards left as it was.
 
-A block, a call and a cache last for different times, and each has an owner of what is known of it:
-`Setup` what holds from entering to leaving, `Forward` what one call of the model knows, `CacheBook`
-what is known of caches. What happens in between is in the functions that the hooks here call:
+A block, a call and a cache last for different times, and a separate class holds what is known about
+each: `Setup` what holds for the whole block, `Forward` what is known about one call of the model,
+`CacheBook` what is known about caches. The hooks set here call these modules:
 
     images go through the vision tower      tower
     a call goes into the model              calls
@@ -50,16 +50,16 @@ from pore.tower.watching import watch_tiling
 
 
 def remove(model: nn.Module) -> None:
-    """Take an applied pruner off a model; a model that has none is left alone.
+    """Remove an applied pruner from a model; a model that has none is left alone.
 
-    Also what is left of a block that Ctrl-C kept from ending as it should.
+    Also removes what is left of a block that Ctrl-C prevented from ending properly.
 
     Args:
         model: The model.
 
     Raises:
         ModelStateError: The model is inside a `with` block, whose end does this; or another thread
-            was generating with it, and stood still; the pruner is taken off all the same.
+            was generating with it and made no progress: then the pruner is removed all the same.
     """
     model = unwrapped(model)
     for changes in changes_in(model):
@@ -74,7 +74,7 @@ def remove(model: nn.Module) -> None:
 
 
 def unpruned(model: nn.Module) -> nn.Module:
-    """The model itself, out of the wrapping of torch.compile and peft, if it is not pruned.
+    """The model itself, without the wrappers of torch.compile and peft, if it is not pruned.
 
     Args:
         model: The model.
@@ -96,7 +96,7 @@ def unpruned(model: nn.Module) -> nn.Module:
             )
         else:
             raise ModelStateError(
-                "This model is being measured in another thread; wait until that has ended."
+                "This model is being measured in another thread; wait until that is finished."
             )
     return model
 
@@ -104,15 +104,15 @@ def unpruned(model: nn.Module) -> nn.Module:
 class Run(Changes):
     """One method at work in one model: a context manager that leaves the model as it was.
 
-    A copy of a run is one of the copied model that has not been entered.
+    A copy of a run belongs to the copied model and has not been entered.
 
     Args:
         pruner: The method and its settings.
         model: The model.
-        history: Prefills that the report remembers; None remembers all.
+        history: How many prefills the report remembers; None means all.
 
     Attributes:
-        pruner: See above.
+        pruner: The method and its settings.
         report: What was kept of every prompt.
     """
 
@@ -132,15 +132,15 @@ class Run(Changes):
         return Run, (self.pruner, self.model, self._history)
 
     def is_of(self, model: nn.Module) -> bool:
-        """Whether this is a run of a model, of a part of it, or of one that it is a part of."""
+        """Whether this run prunes a model, a part of it, or a model that it is a part of."""
         return self.model in set(model.modules()) or model in set(self.model.modules())
 
     def mark_visual(self, visual: Tensor | None) -> None:
         """Say where the visual tokens are in prompts given as `inputs_embeds`.
 
         Embeddings do not tell a visual token from text. The marks hold for every following prefill
-        that is given as embeddings; each unbroken run of them is one image. What goes on over the
-        same cache is text, unless new marks are given for it.
+        that is given as embeddings; each unbroken run of them is one image. Later tokens over the
+        same cache count as text, unless new marks are given for them.
 
         Args:
             visual: (B, L) bool, True at visual tokens; None forgets the marks.
@@ -172,7 +172,7 @@ class Run(Changes):
         """Unhook the model, whatever happened inside.
 
         Raises:
-            ModelStateError: Another thread generates with the model, and stands still.
+            ModelStateError: Another thread is generating with the model and makes no progress.
         """
         try:
             self._calls.wait_for_others()
@@ -180,7 +180,7 @@ class Run(Changes):
             self.undo()
 
     def undo(self) -> None:
-        """Unhook the model at once; what still runs in another thread ends in an error."""
+        """Unhook the model at once; a call that still runs in another thread ends in an error."""
         self._calls.cut_short()
         super().undo()
         self._calls.inside = None
@@ -188,7 +188,7 @@ class Run(Changes):
     # -- hooks ------------------------------------------------------------------------------------
 
     def _watch_tower(self, setup: Setup) -> TowerRun | None:
-        """Watch how images are encoded, and what becomes of them in the tower if that is read."""
+        """Watch how images are encoded, and what the tower computes if a method reads it."""
         tower: TowerRun | None = None
         if setup.reads_tower:
             remember = any(stage.tower for stage in (*setup.entry, *setup.inner))
@@ -206,7 +206,7 @@ class Run(Changes):
         return tower
 
     def _hook_model(self, setup: Setup) -> None:
-        """See calls of the model, and of its `generate`, begin and end."""
+        """Notice when calls of the model, and of its `generate`, begin and end."""
         model, calls, base = setup.model, self._calls, setup.family.base(setup.model)
         forward = functools.wraps(model.forward)(partial(calls.answered, model.forward))
         self.put(model, "forward", forward)
@@ -274,12 +274,12 @@ def _prefill_whole(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The prefill of `generate`, never in chunks: an early one has no question to score by."""
+    """The prefill of `generate`, never in chunks: an early chunk has no question to score by."""
     if generation_config.prefill_chunk_size is not None:
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
         note(
-            "prefill_chunk_size was set aside: what matters in an image is known once the "
-            "whole prompt is, so it was prefilled in one piece."
+            "prefill_chunk_size was ignored: what matters in an image is known only once the "
+            "whole prompt is known, so it was prefilled in one piece."
         )
     return prefill(input_ids, generation_config, *args, **kwargs)

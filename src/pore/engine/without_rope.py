@@ -1,4 +1,4 @@
-"""Queries and keys of a decoder layer as they are before RoPE turns them."""
+"""Queries and keys of a decoder layer as they are before RoPE rotates them."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Plain(NamedTuple):
 
 
 class _Seen(Exception):
-    """Ends a layer at its kernel, which is not run."""
+    """Stops a layer before its kernel runs."""
 
 
 class WithoutRope:
-    """Runs the attention of one layer up to its kernel, with rotary tables that turn nothing.
+    """Runs the attention of one layer up to its kernel, with rotary tables that rotate nothing.
 
-    So norms, biases, fused projections and partial rotation are whatever the family makes of them.
-    It costs the layer's projections once more.
+    So the family's own norms, biases, fused projections and partial rotation are used. The layer's
+    projections run once more.
 
     Args:
         attention: The attention module.
@@ -59,12 +59,12 @@ class WithoutRope:
         self._again: Callable[[], Plain] | None = None
 
     def tap(self, changes: Changes) -> None:
-        """Tap the module; after all other taps, so that this one comes before them."""
+        """Tap the module. Call this after all other taps, so that this tap comes first."""
         tap_attention(changes, self._attention, self._look, wanted=lambda: self._runs)
         self._config = vars(self._attention)["config"]
 
     def note(self, changes: Changes, wanted: Callable[[], bool]) -> None:
-        """Note what enters the module wherever that is wanted, for `taken`."""
+        """Note the module's arguments whenever they are `wanted`, for `taken`."""
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not wanted():
@@ -81,7 +81,7 @@ class WithoutRope:
         changes.before(self._attention, before, with_kwargs=True)
 
     def taken(self) -> Callable[[], Plain]:
-        """What runs the module once more on what was noted; held no longer here."""
+        """Hand over what was noted, as a function that runs the module on it once more."""
         again, self._again = self._again, None
         assert again is not None
         return again
@@ -97,13 +97,13 @@ class WithoutRope:
             kwargs: Its keyword arguments, the rotary tables among them.
 
         Raises:
-            UnsupportedModelError: The tables are of no kind that pore knows.
+            UnsupportedModelError: pore does not know this kind of rotary tables.
         """
         kwargs = {**without_cache(kwargs), ROTARY: _turning_nothing(kwargs.get(ROTARY))}
         if SHARED_KEYS in kwargs:  # the layer puts its keys there
             kwargs[SHARED_KEYS] = dict(kwargs[SHARED_KEYS] or {})
         held = vars(self._attention)
-        own = held["config"]  # inside another tap that of the kernel itself
+        own = held["config"]  # inside another tap, this config names the kernel itself
         self._runs, held["config"] = True, self._config
         try:
             with torch.no_grad():
@@ -124,7 +124,7 @@ class WithoutRope:
 
 
 def _turning_nothing(tables: Any) -> Any:
-    """Rotary tables of the same shapes, by which states stay as they are."""
+    """Rotary tables of the same shapes that leave states as they are."""
     if isinstance(tables, (tuple, list)) and len(tables) == 2:
         cosines, sines = tables
         return torch.ones_like(cosines), torch.zeros_like(sines)
@@ -137,12 +137,12 @@ def _turning_nothing(tables: Any) -> Any:
 
 
 class FirstLayer:
-    """Shows stages on the embeddings the attention of the first layer.
+    """Shows the attention of the first layer to stages on the embeddings.
 
-    Positions are not given out yet when they act, so it is without RoPE.
+    When they act, positions are not assigned yet, so it is attention without RoPE.
 
     Args:
-        changes: What takes the tap off.
+        changes: Removes the tap at the end.
         setup: The method in the model.
     """
 
@@ -155,9 +155,9 @@ class FirstLayer:
         """Let a stage's reader read.
 
         Args:
-            visual: The images of the call; gets what was read.
+            visual: The images of the call; what was read is stored in it.
             stage: A stage with a reader.
-            embeds: (B, m, D) what is left of the embeddings.
+            embeds: (B, m, D) the embeddings that are left.
         """
         assert stage.attention is not None
         visual.layout = layout = visual.layout.to(embeds.device)
@@ -179,7 +179,7 @@ class FirstLayer:
         visual.prefill.readings.append(Reading(0, sum(attention.read), 1, layout))
 
     def _run(self, embeds: Tensor, numbers: Tensor) -> Plain:
-        """The first layer on embeddings (B, m, D), with numbers (B, m) that turn nothing."""
+        """Run the first layer on embeddings (B, m, D); the positions (B, m) rotate nothing."""
         family, layer = self._setup.family, self._setup.layers[0]
         axes = numbers.expand(3, -1, -1) if family.mrope else numbers
         tables = family.rotary(self._setup.model, embeds, axes, 0)

@@ -123,7 +123,7 @@ class Guide:
             if seen != here:
                 raise InputError(
                     f"Image {image.index} of sample {image.row} has {here} visual tokens, but had "
-                    f"{seen} in the model that guides; it can guide only models that cut images "
+                    f"{seen} in the guiding model; it can guide only models that cut images "
                     "into the same tokens."
                 )
         return which
