@@ -170,7 +170,7 @@ class TestRule:
         view.attention.mul_(torch.tensor([a, b]).double()[None, :, None])
         assert torch.equal(pore.FitPrune(7, SCHEME)._select(1, view).keep, kept)
 
-    def test_reweight_divides_the_text_alone(self) -> None:
+    def test_reweight_divides_the_product(self) -> None:
         bias = pore.PositionBias.exponential(0.3, 12)
         view = self.view(3, bias=bias)
         kept = pore.FitPrune(5, SCHEME)._select(3, view).keep[0]

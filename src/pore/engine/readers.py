@@ -28,7 +28,7 @@ class HeadMax:
     of the image that look, and over the text tokens after the image.
     """
 
-    measures: ClassVar[str] = "text, largest head"
+    measures: ClassVar[str] = "visual times text, largest head"
 
     def __call__(self, attention: LayerAttention) -> Tensor:
         """(I, 2, t) what every token gets from visual tokens and from text, at least float32."""
@@ -122,9 +122,9 @@ def received(
     return total if heads == "each" else total[:, 0]
 
 
-def _cross(attention: Tensor) -> Tensor:
-    """The part of what `HeadMax` reads that a position bias divides."""
-    return attention[:, 1]
+def _product(attention: Tensor) -> Tensor:
+    """What `HeadMax` reads, as tokens are ranked by it: the product of its two parts."""
+    return attention.prod(1)
 
 
 @dataclass(frozen=True)

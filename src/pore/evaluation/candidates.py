@@ -16,6 +16,7 @@ from pore.corrections.subtracted import Subtracted
 from pore.corrections.without_rope import WithoutRoPE
 from pore.engine.corrections import Correction
 from pore.engine.pruner import Pruner
+from pore.errors import ProfileError
 from pore.evaluation.hosts import fitted
 from pore.evaluation.reweighting import reweighted
 
@@ -41,7 +42,7 @@ class Measurement:
     """
 
     stages: tuple[Calibration, ...]
-    rope: PositionBias
+    rope: Correction
 
     def fitted(self, kind: FitKind) -> list[PositionBias]:
         """P of every stage: in this form, or the next that fits."""
@@ -58,6 +59,16 @@ class Measurement:
         """A spline over something else than the number of the token."""
         return [stage.fit_any_size("spline", over) for stage in self.stages]
 
+    def by_head(self) -> list[Correction]:
+        """A spline for every head of every stage; where one does not fit a head, their means."""
+        found: list[Correction] = []
+        for stage in self.stages:
+            try:
+                found.append(stage.fit_heads("spline"))
+            except ProfileError:
+                found.append(stage.fit_heads("empirical"))
+        return found
+
 
 Make = Callable[[Measurement], Sequence[Correction]]
 
@@ -72,7 +83,7 @@ CANDIDATES: Mapping[str, Make] = {
     "spline, half strength": lambda made: made.weaker("spline"),
     "rows × columns": lambda made: made.any_size("place"),
     "distance": lambda made: made.any_size("distance"),
-    "per head": lambda made: [stage.fit_heads("spline") for stage in made.stages],
+    "per head": lambda made: made.by_head(),
     "subtracted": lambda made: [Subtracted(bias, HALF) for bias in made.fitted("spline")],
     "RoPE prior": lambda made: [made.rope],
     "without RoPE": lambda _: [WithoutRoPE()],

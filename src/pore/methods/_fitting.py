@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pore.cost.decoders import DecoderShape
-from pore.engine.corrections import Reweight
 from pore.engine.pruner import Pruner
-from pore.engine.readers import HeadMax, _cross
+from pore.engine.readers import HeadMax
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import CalibrationError
 from pore.families.base import Family
-from pore.methods.staged import check_stages, correction_of_each
+from pore.methods.staged import check_stages
 from pore.tensors.gathering import inverse
 
 
@@ -55,7 +54,6 @@ def fit_scheme(
     shape: DecoderShape,
     reduction: float,
     *,
-    reweight: Reweight | Sequence[Reweight] | None = None,
     faithful: bool = False,
 ) -> FittedScheme:
     """How many tokens to delete after every layer to save so much (arXiv 2409.10197, Sec. 3.3).
@@ -76,7 +74,6 @@ def fit_scheme(
         shape: The decoder's sizes, for FLOPs: of visual tokens alone, projections at the tokens
             that enter a layer, output projection and MLP at those left.
         reduction: Share of the FLOPs to save, between 0 and 1.
-        reweight: P that divides what text gives, here as later in use: one, or one for each layer.
         faithful: Whether to take the scheme of the last alpha tried, as the authors' code does,
             even where it missed the goal; else that of the smallest alpha that reached it.
 
@@ -89,10 +86,7 @@ def fit_scheme(
     """
     if not 0 < reduction < 1:
         raise CalibrationError(f"The reduction is a share between 0 and 1, not {reduction!r}.")
-    corrections = (
-        reweight if reweight is None or not isinstance(reweight, Sequence) else tuple(reweight)
-    )
-    look = _Walk(shape.layers, corrections)
+    look = _Walk(shape.layers)
     forward(look)
     if not look.visual:
         raise CalibrationError("There is no image among the inputs to fit a scheme on.")
@@ -105,7 +99,7 @@ def fit_scheme(
     low, high = 0.0, 1.0
     while high - low > 0.010001:
         alpha = (low + high) / 2
-        walk = _Walk(shape.layers, corrections, alpha, look.noted)
+        walk = _Walk(shape.layers, alpha, look.noted)
         forward(walk)
         step = _step(alpha, walk.noted.long(), visual, shape, reduction)
         low, high = (low, alpha) if step.reached else (alpha, high)
@@ -180,11 +174,9 @@ class _Walk(Pruner):
     def __init__(
         self,
         layers: int,
-        reweight: Reweight | tuple[Reweight, ...] | None,
         alpha: float = 0.0,
         totals: Tensor | None = None,
     ) -> None:
-        self.corrections = correction_of_each(reweight, layers)
         self.alpha, self.totals = alpha, totals
         self.visual: list[int] = []
         self._notes: list[list[Tensor]] = [[] for _ in range(layers)]
@@ -199,10 +191,7 @@ class _Walk(Pruner):
         return torch.stack([torch.cat(notes) for notes in self._notes], 1)
 
     def stages(self) -> Sequence[Stage]:
-        return [
-            Stage(n + 1, partial(self._rule, n), HeadMax(), curve=_cross, correction=correction)
-            for n, correction in enumerate(self.corrections)
-        ]
+        return [Stage(n + 1, partial(self._rule, n), HeadMax()) for n in range(len(self._notes))]
 
     def check(self, model: nn.Module, family: Family) -> None:
         check_stages(self.stages(), family, model)
@@ -210,7 +199,6 @@ class _Walk(Pruner):
     def _rule(self, layer: int, view: View) -> Selection:
         attention, layout, notes = view.attention, view.layout, self._notes[layer]
         visual, text = attention.unbind(1)
-        text = view.corrected(text)
         if layer == 0:
             self.visual += layout.counts
         if self.totals is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pore.cost.shapes import ModelShape
 from pore.engine.corrections import Reweight
 from pore.engine.pruner import Pruner
-from pore.engine.readers import HeadMax, _cross
+from pore.engine.readers import HeadMax, _product
 from pore.engine.run import Run, unpruned
 from pore.engine.stages import Stage, View
 from pore.errors import BudgetError, CalibrationError
@@ -20,7 +20,7 @@ from pore.families.base import Family
 from pore.families.registry import family_of, shape_of
 from pore.methods._checks import is_whole
 from pore.methods._fitting import fit_scheme
-from pore.methods.staged import StagedPruner
+from pore.methods.staged import StagedPruner, correction_of_each
 from pore.tensors.selection import budget, check_keep
 
 SCHEME_60 = (
@@ -52,8 +52,9 @@ class FitPrune(StagedPruner):
     another number of tokens, what is deleted by the end of every layer is scaled in proportion, so
     that exactly `keep` tokens are left; that is ours. `usual` scales to other depths, also ours.
 
-    With `reweight=P` the text's part is divided by P before the product. The visual part has the
-    opposite, causal bias and is left alone.
+    With `reweight=P` the product is divided by P. Text favours the end of an image, and visual
+    tokens favour its beginning, since only later ones see a token at all. In the product the two
+    biases cancel in part; a P of the text alone would leave the other.
 
     Attributes:
         keep: Tokens left per image after the last deletion (int), or the fraction left (float).
@@ -114,6 +115,7 @@ class FitPrune(StagedPruner):
                 an iterable that starts anew every time.
             reduction: Share of the FLOPs of visual tokens to save, between 0 and 1.
             reweight: The position bias P that the method will have, or one for every decoder layer.
+                The scheme is that without: it says how many tokens go, and P which of them.
             faithful: As in `fit_scheme`.
 
         Returns:
@@ -136,7 +138,9 @@ class FitPrune(StagedPruner):
                     family.base(model)(**batch, use_cache=False)
 
         shape = shape_of(model.config).decoder
-        fitted = fit_scheme(forward, shape, reduction, reweight=reweight, faithful=faithful)
+        if reweight is not None and isinstance(reweight, Sequence):
+            _ = correction_of_each(tuple(reweight), shape.layers)
+        fitted = fit_scheme(forward, shape, reduction, faithful=faithful)
         if reweight is not None and isinstance(reweight, Sequence):
             deleting = zip(reweight, fitted.scheme, strict=True)
             reweight = tuple(bias for bias, count in deleting if count)
@@ -152,7 +156,7 @@ class FitPrune(StagedPruner):
 
     def stages(self) -> Sequence[Stage]:
         """One stage after every layer that deletes, by the attention of that layer."""
-        return [replace(stage, curve=_cross) for stage in super().stages()]
+        return [replace(stage, curve=_product) for stage in super().stages()]
 
     def remaining(self, visual: int) -> Sequence[int]:
         """Tokens that are left after every layer that deletes."""
@@ -160,10 +164,8 @@ class FitPrune(StagedPruner):
         return [left[layer - 1] for layer in self.first_layers()]
 
     def score(self, stage: int, view: View) -> Tensor:
-        """What visual tokens give times what text gives; P divides the text's part."""
-        attention: Tensor = view.attention
-        visual, text = attention.unbind(1)
-        return visual * view.corrected(text)
+        """What visual tokens give times what text gives, divided by P if there is one."""
+        return view.corrected(_product(view.attention))
 
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse a decoder of another depth, and biases measured under other conditions."""
