@@ -69,7 +69,7 @@ def test_the_arithmetic_of_fastv() -> None:
     assert schedule("fastv", SHAPE, 1.0) == pore.FastV(keep=576)
     bias = pore.PositionBias.exponential(0.001, 576)
     assert schedule("FastV", SHAPE, 128, reweight=bias).reweight == bias  # type: ignore[attr-defined]
-    with pytest.raises(BudgetError, match=r"averages 36\.94 at least, for 2 layers see all"):
+    with pytest.raises(BudgetError, match=r"averages 36\.94 at least, because 2 layers see all"):
         schedule("FastV", SHAPE, 36)
 
 

@@ -159,7 +159,7 @@ class TestNewlines:
 
     def test_what_cannot_be_put_in_place_is_refused(self) -> None:
         model, inputs = self.tiled()
-        with pytest.raises(BudgetError, match="64 visual tokens, in whose place 72"):
+        with pytest.raises(BudgetError, match="64 visual tokens, which 72 cannot replace"):
             embeddings(model, pore.DivPrune(keep=1.0, faithful=True), inputs)
         chain = pore.Chain(pore.FasterVLM(keep=30), pore.DivPrune(keep=9, faithful=True))
         with pytest.raises(InputError, match="faithful=False in a chain"):

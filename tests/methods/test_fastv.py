@@ -75,5 +75,5 @@ def test_tiles_and_padding_are_refused() -> None:
     case = next(case for case in CASES if case.name == "LLaVA-NeXT")
     with pytest.raises(InputError, match="one run"), pore.FastV(4, faithful=True)(case.model()):
         case.model()(**case.inputs([[5, -1, 7, 8]]))
-    with pytest.raises(BudgetError, match="suppresses no padding"):
+    with pytest.raises(BudgetError, match="does not suppress padding"):
         pore.FastV(4, suppress_padding=0.5, faithful=True)

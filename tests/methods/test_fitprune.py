@@ -305,7 +305,7 @@ def visual_flops(shape: Any, scheme: tuple[int, ...]) -> int:
     "scheme", [(), (0, 0), (1, -1), (1.0, 2), (True, 2)], ids=str
 )  # fmt: skip
 def test_what_is_no_scheme(scheme: Any) -> None:
-    with pytest.raises(BudgetError, match="no scheme"):
+    with pytest.raises(BudgetError, match="not a scheme"):
         pore.FitPrune(5, scheme)
 
 

@@ -1,4 +1,4 @@
-"""Settings that cannot be meant, refused in the same words by every method."""
+"""Refuses settings that make no sense, in the same words for every method."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pore.errors import BudgetError, ScoreError
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a setting is a whole number; True and False are none."""
+    """Whether a setting is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_whole(least: int, **settings: Any) -> None:
-    """Refuse settings that are no whole numbers of at least `least`.
+    """Refuse settings that are not whole numbers of at least `least`.
 
     Raises:
         BudgetError: Names the setting.
@@ -24,7 +24,7 @@ def check_whole(least: int, **settings: Any) -> None:
 
 
 def check_share(**settings: float) -> None:
-    """Refuse settings that are no shares of the kept tokens.
+    """Refuse settings that are not shares of the kept tokens.
 
     Raises:
         BudgetError: Names the setting.
@@ -35,7 +35,7 @@ def check_share(**settings: float) -> None:
 
 
 def check_choice(kind: Any, **settings: str) -> None:
-    """Refuse settings that are none of the words of a `Literal`.
+    """Refuse settings that are not one of the words of a `Literal`.
 
     Raises:
         ScoreError: Names the setting and the words.

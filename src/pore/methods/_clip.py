@@ -33,8 +33,8 @@ class ClipRelevance:
         tokenizer: Its tokenizer.
         questions: The questions of a batch, one string for each prompt or one for all; or a
             function that gets the token ids of a prompt, without visual tokens and padding, and
-            gives its question. `processor.decode` gives the whole prompt; the authors pass the bare
-            question, without the chat template and without "Answer the question using a single
+            returns its question. `processor.decode` returns the whole prompt; the authors pass the
+            bare question, without the chat template and without "Answer the question using a single
             word or phrase.".
         faithful: Cut long questions as the authors' code does: only the first piece begins and only
             the last ends as CLIP expects, so that all pieces but the last say next to nothing.
@@ -46,14 +46,14 @@ class ClipRelevance:
     faithful: bool = False
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse what is no CLIP, or not that of the vision tower.
+        """Refuse a model that is not CLIP, or not the CLIP model of the vision tower.
 
         Args:
             model: The model to be pruned.
             family: Its adapter.
 
         Raises:
-            UnsupportedModelError: Says what does not fit.
+            UnsupportedModelError: The CLIP model does not fit; the message says why.
         """
         clip: Any = self.model
         parts = ("vision_model", "visual_projection", "text_model", "text_projection")
@@ -74,7 +74,7 @@ class ClipRelevance:
 
     @torch.no_grad()
     def images(self, features: Tensor) -> Tensor:
-        """Patches in the joint space.
+        """Embed patches in the joint space.
 
         Args:
             features: (..., C) patch features, as the projector gets them.
@@ -90,7 +90,7 @@ class ClipRelevance:
 
     @torch.no_grad()
     def text(self, questions: Sequence[str]) -> Tensor:
-        """Questions in the joint space.
+        """Embed questions in the joint space.
 
         Args:
             questions: Q strings.
@@ -122,7 +122,7 @@ class ClipRelevance:
         return total / of.bincount(minlength=len(questions))[:, None]
 
     def of(self, view: View) -> Tensor:
-        """(I, E) the embedding of the question that every image is asked."""
+        """(I, E) the embedding of the question about every image."""
         rows = view.layout.rows.tolist()
         count = len(view.hidden_states)
         if isinstance(self.questions, str):
@@ -149,7 +149,7 @@ class ClipRelevance:
 
 
 def _cut(ids: list[int], room: int) -> list[list[int]]:
-    """A question's ids, from begin to end mark, in pieces of at most `room` that have both."""
+    """A question's ids in pieces of at most `room`, each with a begin mark and an end mark."""
     if len(ids) <= room:
         return [ids]
     begin, *words, end = ids
@@ -157,5 +157,5 @@ def _cut(ids: list[int], room: int) -> list[list[int]]:
 
 
 def _cut_by_the_authors(ids: list[int], room: int) -> list[list[int]]:
-    """A question's ids cut every `room`, whatever they are."""
+    """A question's ids cut after every `room` of them, with no marks added."""
     return [ids[i : i + room] for i in range(0, len(ids), room)]

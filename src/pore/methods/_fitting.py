@@ -25,7 +25,7 @@ class FitStep:
 
     Attributes:
         alpha: Share of a layer's attention that may be lost.
-        reached: Whether the samples came down to the FLOPs asked for.
+        reached: Whether the FLOPs asked for were reached on the samples.
         scheme: Tokens deleted after every layer, on average over the images, rounded down.
     """
 
@@ -36,7 +36,7 @@ class FitStep:
 
 @dataclass(frozen=True)
 class FittedScheme:
-    """What a fit found.
+    """The result of a fit.
 
     Attributes:
         scheme: Tokens to delete after every layer.
@@ -56,23 +56,24 @@ def fit_scheme(
     *,
     faithful: bool = False,
 ) -> FittedScheme:
-    """How many tokens to delete after every layer to save so much (arXiv 2409.10197, Sec. 3.3).
+    """How many tokens to delete after every layer to save a share (arXiv 2409.10197, Sec. 3.3).
 
-    For a share alpha that may be lost, every layer in turn deletes the tokens that are both among
-    those least looked at by visual tokens and among those least looked at by text, each as many as
-    can go while what is left gets at least 1 - alpha of the attention that all get unpruned. Once
-    the FLOPs come down to the goal without deleting more, the other layers delete none. The
-    smallest alpha that gets there is found by bisection, to within 0.01.
+    Let alpha be the share of attention that may be lost. Every layer in turn ranks the tokens
+    twice: by the attention from visual tokens and by the attention from text. From the end of each
+    ranking it marks as many tokens as can be deleted while the others get at least 1 - alpha of the
+    attention that all tokens get unpruned; tokens that are marked twice are deleted. Once the FLOPs
+    reach the goal without further deletions, the remaining layers delete none. The smallest alpha
+    that reaches the goal is found by bisection, to within 0.01.
 
-    The layers after that point run here all the same and are not counted; that changes nothing.
-    In the authors' code a layer of which no deletion would fall below the threshold takes over an
-    older count; here it deletes all but one token. No golden file has that case.
+    The layers after that point run here anyway but are not counted, which changes nothing. If even
+    deleting everything would not fall below the threshold in a layer, the authors' code reuses an
+    older count; here the layer deletes all but one token. No golden file has that case.
 
     Args:
-        forward: Sends the samples through the model, pruned by the method that it is given: the
-            same samples in the same order at every call.
-        shape: The decoder's sizes, for FLOPs: of visual tokens alone, projections at the tokens
-            that enter a layer, output projection and MLP at those left.
+        forward: Sends the samples through the model, pruned by the method that it gets: the same
+            samples in the same order in every call.
+        shape: The decoder's sizes, for the FLOPs of visual tokens: projections for the tokens that
+            enter a layer, output projection and MLP for those that are left.
         reduction: Share of the FLOPs to save, between 0 and 1.
         faithful: Whether to take the scheme of the last alpha tried, as the authors' code does,
             even where it missed the goal; else that of the smallest alpha that reached it.
@@ -85,7 +86,7 @@ def fit_scheme(
             of tokens, or no alpha saves so much.
     """
     if not 0 < reduction < 1:
-        raise CalibrationError(f"The reduction is a share between 0 and 1, not {reduction!r}.")
+        raise CalibrationError(f"reduction must be a share between 0 and 1, not {reduction!r}.")
     look = _Walk(shape.layers)
     forward(look)
     if not look.visual:
@@ -93,7 +94,7 @@ def fit_scheme(
     visual, *others = sorted(set(look.visual))
     if others:
         raise CalibrationError(
-            f"The images have {[visual, *others]} visual tokens; a scheme is of images of one size."
+            f"The images have {[visual, *others]} visual tokens; a scheme needs images of one size."
         )
     steps: list[FitStep] = []
     low, high = 0.0, 1.0
@@ -116,7 +117,7 @@ def fit_scheme(
 def _step(
     alpha: float, deleted: Tensor, visual: int, shape: DecoderShape, reduction: float
 ) -> FitStep:
-    """What deletions (B, layers) of B images come to, up to where they reach the goal."""
+    """The step for deletions (B, layers) in B images, which end once the goal is reached."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     mlp = (3 if shape.gated else 2) * shape.hidden * shape.intermediate
 
@@ -142,17 +143,17 @@ def _step(
 
 
 def lightest(weights: Tensor, total: Tensor, alpha: float, valid: Tensor) -> Tensor:
-    """The least of some weights, as many as can go without losing more than a share.
+    """The smallest weights, as many as can be dropped without losing more than a share.
 
     Args:
         weights: (I, t) weights.
-        total: (I,) what they were together in the unpruned model.
+        total: (I,) their sum in the unpruned model.
         alpha: Share of `total` that may be lost.
         valid: (I, t) bool, False where a smaller image is filled up.
 
     Returns:
-        (I, t) bool, the weights that go: as many as leave at least 1 - alpha of `total`, but never
-        all; none where they are less from the start.
+        (I, t) bool, the weights to drop: as many as leave at least 1 - alpha of `total`, but never
+        all; none if their sum is less than that already.
     """
     ordered, order = weights.masked_fill(~valid, torch.inf).sort(dim=-1, stable=True)
     ordered = ordered.masked_fill(~valid.sort(dim=-1, descending=True)[0], 0.0)
@@ -187,7 +188,7 @@ class _Walk(Pruner):
 
     @property
     def noted(self) -> Tensor:
-        """Of every image and layer: (B, layers, 2) attention, or (B, layers) tokens deleted."""
+        """For every image and layer: (B, layers, 2) attention, or (B, layers) tokens deleted."""
         return torch.stack([torch.cat(notes) for notes in self._notes], 1)
 
     def stages(self) -> Sequence[Stage]:

@@ -15,10 +15,10 @@ from pore.engine.stages import Selection
 from pore.tensors.gathering import marked_first, take, widened
 from pore.tensors.selection import budget, by_score
 
-_RECYCLED = 0.3  # of the dropped tokens, those of the highest scores are merged
+_RECYCLED = 0.3  # this share of the dropped tokens, those with the highest scores, is merged
 
 
-_TO_ONE = 10  # about so many into one
+_TO_ONE = 10  # about this many are merged into one
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Raters:
     """The words that rate each of I images.
 
     Attributes:
-        index: (I, R) their positions in the prompt as it enters the decoder; the last token where
-            an image has fewer.
-        valid: (I, R) bool, False there.
-        length: L, positions in that prompt.
+        index: (I, R) their positions in the prompt as it enters the decoder; filled up with the
+            last token if an image has fewer.
+        valid: (I, R) bool, False at filling.
+        length: L, the number of positions in that prompt.
         prior: (L,) what RoPE alone gives at every distance, to divide attention by, or None.
     """
 
@@ -41,7 +41,7 @@ class Raters:
 
 @dataclass(frozen=True)
 class Rated:
-    """What the raters of I images say of their visual tokens.
+    """How much attention the raters of I images pay to the visual tokens.
 
     Attributes:
         attention: (I, H, t) attention of every head, averaged over the raters; 0 where there is no
@@ -61,7 +61,7 @@ class RaterAttention:
 
     Attributes:
         prior: Whether to divide by the prior of RoPE as well.
-        matrix: Whether the attention of every rater is asked for.
+        matrix: Whether to return the attention of every rater as well.
     """
 
     prior: bool = False
@@ -70,11 +70,11 @@ class RaterAttention:
     measures: ClassVar[str] = "raters"
 
     def __call__(self, attention: LayerAttention) -> Rated:
-        """What the raters, found by the stage's `prepare`, say."""
+        """The attention of the raters that the stage's `prepare` found."""
         layout, raters = attention.layout, attention.memory
         device = attention.query.device
         index, valid = raters.index.to(device), raters.valid.to(device)
-        # Words are never dropped, so that each is still somewhere.
+        # Words are never dropped, so each is still in the sequence.
         origin = attention.origin
         slots = torch.arange(origin.shape[1], device=device).expand_as(origin)
         here = slots.new_zeros(origin.shape[0], raters.length).scatter_(1, origin, slots)
@@ -97,7 +97,7 @@ def _curve(rated: Rated) -> Tensor:
 
 
 def rate(visual: Tensor, valid: Tensor, text: Tensor, words: Tensor) -> Tensor:
-    """Which words are raters: those more alike to the image than the average word.
+    """Which words are raters: those more similar to the image than the average word.
 
     Every visual token spreads a softmax over the words by its dot products with them; a word's
     weight is the mean over the visual tokens.
@@ -126,7 +126,7 @@ def rotary_prior(rotary: Any, states: Tensor) -> Tensor:
         states: (B, L, D).
 
     Returns:
-        (L,) the prior at distances 0 to L - 1, at least float32; √d at 0 for heads of d.
+        (L,) the prior at distances 0 to L - 1, at least float32; √d at 0 for heads of size d.
     """
     distance = torch.arange(states.shape[1], device=states.device)[None]
     tables = rotary(widened(states[:1, :, :1]), distance)
@@ -137,7 +137,7 @@ def rotary_prior(rotary: Any, states: Tensor) -> Tensor:
 
 
 def strongest_heads(scores: Tensor, count: int) -> Tensor:
-    """The heads that give the visual tokens most.
+    """The heads that pay most attention to the visual tokens.
 
     Args:
         scores: (I, H, t) scores of every head; 0 where there is no token.
@@ -154,7 +154,7 @@ def matrix_ranks(matrix: Tensor, counts: Sequence[int]) -> list[int]:
 
     Args:
         matrix: (I, R, t) of zeros where an image has fewer rows or columns.
-        counts: Columns of each.
+        counts: Number of columns of each.
 
     Returns:
         I ranks: singular values above the largest times the columns times the type's precision.
@@ -165,7 +165,7 @@ def matrix_ranks(matrix: Tensor, counts: Sequence[int]) -> list[int]:
 
 
 def clusters(dropped: int) -> int:
-    """How many tokens come of those that are dropped."""
+    """How many merged tokens the dropped ones become."""
     return _pool(dropped) // _TO_ONE + 1 if dropped else 0
 
 
@@ -175,15 +175,15 @@ def _pool(dropped: int) -> int:
 
 
 def split(total: int, available: int) -> tuple[int, int]:
-    """How many tokens to keep so that, with what becomes of the others, there are `total`.
+    """How many tokens to keep so that, with those merged from the others, there are `total`.
 
     Args:
         total: Tokens to be left, at least 1.
         available: Tokens there are.
 
     Returns:
-        Tokens to keep, at least 1 and as many as can be, and the clusters to merge others into:
-        `clusters` of them, or fewer where even one kept token would leave too many.
+        Tokens to keep, at least 1 and as many as possible; and the number of clusters to merge
+        others into: `clusters` of them, or fewer if even one kept token would leave too many.
 
     Raises:
         BudgetError: There are fewer than `total`.
@@ -209,14 +209,14 @@ def recycle(
 
     Args:
         features: (I, t, D) states of the visual tokens.
-        raster: (I, t) the original token that each stands for.
+        raster: (I, t) the original token that each of them stands for.
         scores: (I, t) their scores.
         keep: (I, t) bool, the tokens kept.
         valid: (I, t) bool, False where a smaller image is filled up.
-        merged: Tokens to make of the dropped ones of each image; 0 makes none.
+        merged: Number of tokens to make from the dropped ones of each image; 0 makes none.
         after: Whether the merged tokens come after the kept ones, the most central first, and
-            stand for no patch; or each takes the place of the most central one merged into it, for
-            models in which tokens keep their positions.
+            stand for no patch. Otherwise each takes the place of the most central token merged into
+            it, for models in which tokens keep their positions.
 
     Returns:
         The kept tokens and the merged ones.
@@ -252,24 +252,24 @@ def density_peaks(
 ) -> tuple[Tensor, Tensor]:
     """Cluster by density peaks with the nearest neighbours as density (DPC-KNN).
 
-    A token is dense if its c nearest, itself included, are near. The centres are the c tokens that
-    are dense and far from denser ones; each other token joins the nearest centre.
+    A token is dense if its c nearest tokens, itself included, are near. The centres are the c
+    tokens that are dense and far from denser ones; every other token joins the nearest centre.
 
     Args:
         x: (I, m, D) features.
         counts: Clusters c of every image, at most as many as it has tokens.
         valid: (I, m) bool, True at the first of them, False where an image has fewer.
-        noise: (I, m) in [0, 1): the authors add a millionth of such draws to the density, which
-            then decides between equals (with two clusters, any two tokens that are each other's
-            nearest). None takes the first of equals instead.
+        noise: (I, m) in [0, 1): the authors add a millionth of such random numbers to the density,
+            which then decides between equals (with two clusters, any two tokens that are each
+            other's nearest). None takes the first of equals instead.
 
     Returns:
         (I, m) the cluster of every token, numbered by how central its centre is; and the centres,
-        (I, max(counts)), of which the first c of an image count.
+        (I, max(counts)), of which only the first c of an image are used.
     """
     m, count = x.shape[1], torch.tensor(counts, device=x.device)[:, None]
     x = widened(x)
-    # Pair by pair, so that distances are the same both ways, and equal densities are equal.
+    # Computed pair by pair, so that distances are symmetric and equal densities are equal.
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     distance = distance / math.sqrt(x.shape[-1])
     both = valid[:, :, None] & valid[:, None]
@@ -303,7 +303,7 @@ def merge(x: Tensor, cluster: Tensor, valid: Tensor, count: int) -> Tensor:
         x: (I, m, D) features.
         cluster: (I, m) the cluster of each.
         valid: (I, m) bool, False where an image has fewer.
-        count: Clusters of the image that has most.
+        count: Number of clusters of the image that has most.
 
     Returns:
         (I, count, D) means, at least float32; 0 for a cluster without tokens.

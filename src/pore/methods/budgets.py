@@ -1,8 +1,8 @@
-"""Budgets by the mean over decoder layers, the other convention beside tokens left at the end.
+"""Budgets by the mean over decoder layers, a convention other than tokens left at the end.
 
 `keep` is what a method leaves after its last stage. Tables of SparseVLM, PyramidDrop and VisionZip
 count visual tokens averaged over the decoder layers instead, so that methods that drop early and
-late cost about the same.
+methods that drop late cost about the same.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def schedule(
 
         pruner = pore.schedule("PyramidDrop", model, 192)
 
-    The mean is of the visual tokens that enter every decoder layer, as `mean_visual_tokens` of a
-    report. It is as near to `average` as whole tokens come.
+    The mean counts the visual tokens that enter every decoder layer, like `mean_visual_tokens` of a
+    report. It is as near to `average` as whole tokens permit.
 
     Args:
         method: The method, or its name in any case of letters.
         model: The model, or its sizes.
         average: Visual tokens per image, averaged over the decoder layers (int), or the fraction of
-            those that an image comes with (float).
+            an image's visual tokens (float).
         **settings: Settings of the method other than its usual ones.
 
     Returns:
@@ -51,8 +51,8 @@ def schedule(
         BudgetError: No budget reaches the average; the message says what the method can do.
         InputError: There is no such method or setting, `keep` is among the settings, or the method
             needs more than a model to be set up.
-        UnsupportedModelError: The sizes of the model are not known, or its images have no one
-            number of tokens.
+        UnsupportedModelError: The sizes of the model are not known, or its images do not all have
+            the same number of tokens.
     """
     kind = method_named(method) if isinstance(method, str) else method
     known = {field.name for field in fields(kind)} - {"keep"}  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def scheduled(
     """As `schedule`, for a method that is set up by a function of its budget.
 
     Args:
-        set_up: Gives the method that leaves so many tokens; None where it needs more than a model.
+        set_up: Returns the method that leaves this many tokens; None if it needs more than a model.
         name: The method's name.
         shape: The model's sizes.
         average: As in `schedule`.
@@ -93,14 +93,14 @@ def scheduled(
     check_keep(average)
     target = average * visual if isinstance(average, float) else average
     if target > visual:
-        raise BudgetError(f"{average} visual tokens cannot be the mean where there are {visual}.")
+        raise BudgetError(f"The mean cannot be {average} visual tokens, as there are {visual}.")
 
     def made(keep: int) -> Pruner:
         pruner = set_up(keep)
         if pruner is None:
             raise InputError(
-                f"{name} needs more than a model to be set up, so no budget can be looked for; "
-                "make it yourself and see `counts`."
+                f"{name} needs more than a model to be set up, so pore cannot search for a "
+                "budget; make it yourself and see `counts`."
             )
         return pruner
 
@@ -127,7 +127,7 @@ def _out_of_reach(
     counts = least.counts(visual, layers)
     full = counts.count(visual)
     return BudgetError(
-        f"{wish}: it averages {sum(counts) / layers:.4g} at least, for {full} "
+        f"{wish}: it averages {sum(counts) / layers:.4g} at least, because {full} "
         f"layer{' sees' if full == 1 else 's see'} all of them. Let it act in earlier layers, or "
         "ask for a higher average."
     )

@@ -25,21 +25,21 @@ class CDPruner(BudgetPruner):
     """Keep the visual tokens of the most likely subset under a conditional DPP (arXiv 2506.10967).
 
     The kernel is L_ij = r_i S_ij r_j, with S the cosine of the projected embeddings and r the
-    relevance to the question, scaled to (0, 1] over each image. The subset is built greedily, each
-    next token being the one that adds most to its determinant, so it is diverse and relevant. Acts
-    before the decoder; kept tokens stay in raster order and are numbered anew. Tiles of an image
-    are pruned each by itself, with even shares of `keep`; newline tokens stay.
+    relevance to the question, scaled to (0, 1] over each image. The subset is built greedily: each
+    next token is the one that adds most to the determinant, so the subset is diverse and relevant.
+    It acts before the decoder; kept tokens stay in raster order and are numbered anew. Every tile
+    of an image is pruned by itself, with an even share of `keep`; newline tokens stay.
 
-    Where the tokens picked already span all that are left, none adds anything; then the most
+    If the picked tokens already span all that are left, no token adds anything; then the most
     relevant ones fill the budget.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
-        relevance: `ClipRelevance`, as the authors have it; or None for models without a CLIP at
-            hand: the mean cosine of a visual token to the embeddings of the prompt's text tokens.
-        faithful: Choose as the authors' code does: of what the picked tokens span already it can
-            pick one twice, and keeps fewer; of tiled images it chooses among patches of padding
-            too, which the decoder never gets, so that fewer than `keep` reach it.
+        relevance: `ClipRelevance`, as in the authors' code; or None, for models without a CLIP: the
+            mean cosine of a visual token to the embeddings of the prompt's text tokens.
+        faithful: Choose as the authors' code does: if the picked tokens already span all others,
+            it can pick a token twice and so keep fewer; in tiled images it can choose patches of
+            padding, which the decoder never gets, so that fewer than `keep` reach it.
     """
 
     relevance: ClipRelevance | None = None
@@ -65,7 +65,7 @@ class CDPruner(BudgetPruner):
         return found
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse a CLIP model that is not that of the vision tower."""
+        """Refuse a CLIP model to which the vision tower does not belong."""
         if self.relevance is not None:
             self.relevance.check(model, family)
 
@@ -73,7 +73,7 @@ class CDPruner(BudgetPruner):
         tiled = any(image.tiles > 1 for image in view.layout.images)
         tiles = _padded_tiles(view) if self.faithful and tiled else _tiles(view)
         if self.relevance is None:
-            check_query(view.layout)  # what comes in a later piece is not there to be relevant to
+            check_query(view.layout)  # text in a later piece of the prompt is not known yet
             scores = mean_cosine(tiles.features, prompt_embedding(view)[tiles.images])
         else:
             device = tiles.features.device  # CLIP may be on another
@@ -114,10 +114,10 @@ class CDPruner(BudgetPruner):
 
 @dataclass(frozen=True)
 class _Tiles:
-    """The J tiles among whose tokens subsets are chosen; an image in one piece is one tile.
+    """The J tiles from whose tokens subsets are chosen; an image in one piece is one tile.
 
     Attributes:
-        images: (J,) which image of the batch each belongs to.
+        images: (J,) which image of the batch each tile belongs to.
         slots: (J, m) which of the image's visual tokens each candidate is, -1 for those that are
             not in the prompt.
         patches: (J, m) which patch of the image it shows, tile after tile; -1 for none.
@@ -142,7 +142,7 @@ class _Tiles:
             if encoded.features[..., 0].numel() != patches:
                 raise InputError(
                     f"The tower gave {encoded.features[..., 0].numel()} features for {patches} "
-                    "patches, so relevance by CLIP cannot be told patch by patch; use "
+                    "patches, so relevance by CLIP cannot be computed patch by patch; use "
                     "relevance=None after methods that merge in the tower."
                 )
         if bool(((self.patches < 0) & self.valid).any()):
@@ -186,7 +186,7 @@ def _numbers(layout: Layout, tile: Tensor, patch: Tensor) -> Tensor:
 
 
 def _padded_tiles(view: View) -> _Tiles:
-    """All patches of tiled images, also those of padding, which are not in the prompt."""
+    """All patches of tiled images, including padding, which is not in the prompt."""
     layout = view.layout
     assert view.tower is not None
     images, slots, patches = [], [], []
@@ -225,7 +225,7 @@ def prompt_embedding(view: View) -> Tensor:
 
 
 def mean_cosine(features: Tensor, targets: Tensor) -> Tensor:
-    """Cosine of every feature to a target, or its mean where targets are means of unit vectors.
+    """Cosine of every feature to a target, or the mean cosine if targets are means of unit vectors.
 
     Args:
         features: (J, m, E) features.
@@ -238,7 +238,7 @@ def mean_cosine(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def rescaled(scores: Tensor, valid: Tensor, images: Tensor) -> Tensor:
-    """Relevance from 1e-6 over its range to about 1, over all tiles of an image together.
+    """Relevance scaled from just above 0 to about 1, over all tiles of an image together.
 
     Args:
         scores: (J, m) scores, higher is more relevant.
@@ -263,16 +263,16 @@ def conditional_kernel(similarity: Tensor, relevance: Tensor) -> Tensor:
 
 
 def greedy_map(kernel: Tensor, count: int, valid: Tensor, faithful: bool = False) -> Tensor:
-    """The likeliest subset of a DPP, greedily, by an incremental Cholesky factor.
+    """The likeliest subset of a DPP, found greedily by an incremental Cholesky factor.
 
     Chen et al., "Fast greedy MAP inference for determinantal point process" (NeurIPS 2018).
 
     Args:
         kernel: (J, m, m) positive semi-definite kernels.
         count: Candidates to pick from every tile.
-        valid: (J, m) bool, False at what is no candidate.
-        faithful: Go on with the rounding errors (and NaN) of candidates that add nothing, which
-            can pick one twice; otherwise those with the largest diagonal come next.
+        valid: (J, m) bool, False at entries that are not candidates.
+        faithful: Keep picking by the rounding errors (and NaN) of candidates that add nothing,
+            which can pick one twice; otherwise those with the largest diagonal come next.
 
     Returns:
         (J, count) candidates in the order they are picked; arbitrary after the last valid one.
@@ -287,7 +287,7 @@ def greedy_map(kernel: Tensor, count: int, valid: Tensor, faithful: bool = False
     for step in range(count):
         if faithful:
             pick = gains.argmax(1)
-        else:  # what adds nothing ranks below all that adds something, by its diagonal
+        else:  # candidates that add nothing rank below all others, by their diagonal
             ranked = torch.where(gains > least[:, None], gains, diagonal - top - 1)
             pick = ranked.masked_fill(~left, -torch.inf).argmax(1)
             left[tiles, pick] = False

@@ -1,4 +1,4 @@
-"""Several methods one after another, each on what the one before it left."""
+"""Several methods one after another, each applied to what the one before left."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pore.tower.stages import TowerStage
 class Chain(Pruner):
     """Methods in the order of the data's way: `Chain(FasterVLM(keep=192), FastV(keep=64))`.
 
-    Every visual token keeps its raster index on the way, so that a position bias further down is
-    read at the patch that a token stands for, not at its place in the shorter sequence. Every
+    Every visual token keeps its raster index, so that a later method reads its position bias at the
+    patch that a token stands for, not at its place in the shorter sequence. Every
     `keep` counts from the image as it came: a float is a fraction of all its tokens.
 
     Attributes:
@@ -38,7 +38,7 @@ class Chain(Pruner):
             methods: Two or more, by where they act: vision tower, embeddings, decoder layers.
 
         Raises:
-            BudgetError: They do not follow one another, or there are fewer than two.
+            BudgetError: They are not in this order, or there are fewer than two.
         """
         object.__setattr__(self, "methods", tuple(methods))
         if len(methods) < 2:

@@ -1,4 +1,4 @@
-"""D²Pruner: attention without its mean, then tokens that are unlike each other."""
+"""D²Pruner: attention divided by its mean, then tokens that are unlike each other."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from pore.tensors.selection import by_score, check_scores, top_k
 class D2Pruner(ScoredPruner):
     """Keep what is attended to more than usual, then tokens unlike each other (arXiv 2512.19443).
 
-    EXPERIMENTAL. The authors' code was not at hand. What is here follows their abstract and two
-    uses of the method by others; the golden files are of one of these, which pins steps 2 and 3
-    for `semantic=1`. What is not known is marked as ours.
+    EXPERIMENTAL. The authors' code was not available. This follows their abstract and two
+    implementations by others; the golden files come from one of these and fix steps 2 and 3 for
+    `semantic=1`. What is not known is marked as ours.
 
     1. A_i / P_i: the attention of the last text token in layer K - 1, averaged over heads, divided
-       by its mean over a data set. P is `reweight`, which this method cannot do without. Theirs is
-       the plain mean: `pore.calibrate(model, processor, samples, layer=2).fit("empirical")`.
-       Another kind of P makes it PoRe with the following steps.
-    2. The share `pivots` of the tokens to keep are those of the highest A_i / P_i.
-    3. The other tokens are gone through from the highest A_i / P_i down. One is taken unless it is
-       more similar than `threshold` to one taken before in this step; pivots do not count. The
-       similarity is the cosine of the states entering layer K. Where that leaves too few, the
-       highest of those passed over fill up.
+       by its mean over a data set. P is `reweight`, which this method needs. The authors' P is the
+       plain mean: `pore.calibrate(model, processor, samples, layer=2).fit("empirical")`. Another
+       kind of P makes it PoRe with the following steps.
+    2. A share `pivots` of the budget goes to the tokens with the highest A_i / P_i.
+    3. The other tokens are visited from the highest A_i / P_i down. A token is taken unless its
+       similarity to one taken before in this step is above `threshold`; pivots do not count. The
+       similarity is the cosine of the states entering layer K. If that leaves too few, the highest
+       of the skipped tokens fill up.
 
     With `semantic` below 1 the similarity of two tokens d patches apart is
-    semantic · cosine + (1 - semantic) · exp(-d² / 2). For grounding the authors weigh in nearness
-    on the grid; how, is not known, and this form is ours. Where a family does not say where tokens
-    lie, all lie at one place.
+    semantic · cosine + (1 - semantic) · exp(-d² / 2). For grounding the authors include nearness on
+    the grid; it is not known how, and this form is ours. If a family does not say where tokens lie,
+    all lie at one place.
 
-    Exactly `keep` tokens stay, at their positions. A fraction is rounded; the port cuts it off. It
-    also adds 1e-7 to the mean before it divides, which a P, of no scale, has no place for.
+    Exactly `keep` tokens stay, at their positions. A fraction is rounded; the port truncates it.
+    The port also adds 1e-7 to the mean before it divides; that is omitted here, as P has no scale.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
         layer: K, the 0-based index of the first pruned layer.
-        reweight: The position bias P, or another correction. Needed.
+        reweight: The position bias P, or another correction. It must be given.
         pivots: Share of the kept tokens that are pivots, at least one of them.
-        threshold: Similarity above which the second of two tokens is passed over.
+        threshold: Similarity above which the second of two tokens is skipped.
         semantic: Weight of the states in the similarity, from 0 to 1.
     """
 
@@ -90,10 +90,10 @@ class D2Pruner(ScoredPruner):
         return attention
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse to go without a position bias, and what `ScoredPruner` refuses."""
+        """Refuse to run without a position bias, and what `ScoredPruner` refuses."""
         if self.reweight is None:
             raise CalibrationError(
-                "D2Pruner divides attention by its mean over a data set, and was given none. "
+                "D2Pruner divides attention by its mean over a data set, but none was given. "
                 "Measure it, bias = pore.calibrate(model, processor, samples, "
                 f'layer={self.layer}).fit("empirical"), and give it as reweight=bias; or with '
                 f"`pore calibrate --layer {self.layer} --kind empirical`, for --reweight."
@@ -101,7 +101,7 @@ class D2Pruner(ScoredPruner):
         super().check(model, family)
 
     def choose(self, view: View, scores: Tensor) -> Selection:
-        """Pivots, an independent set of the others, and what fills up."""
+        """Pivots, an independent set of the others, and tokens that fill up."""
         valid, budgets = view.layout.valid, view.budget(self.keep)
         kept = torch.tensor(budgets, device=valid.device)
         check_scores(scores, kept, valid)
@@ -111,7 +111,7 @@ class D2Pruner(ScoredPruner):
         found = independent(
             scores, kept - first, valid & ~pivots, lambda i: similar(i) > self.threshold
         )
-        # By rank: the scores of what fills up come after all of those chosen.
+        # By rank, so that tokens that fill up come after all that were chosen.
         order = inverse(by_score(scores, valid))
         return Selection(top_k((pivots | found) * order.shape[1] - order, kept, valid))
 
@@ -120,7 +120,7 @@ class D2Pruner(ScoredPruner):
 
 
 def _similarity(view: View, semantic: float) -> Callable[[Tensor], Tensor]:
-    """What gives the similarity of one token (I,) of every image to all (I, t)."""
+    """A function that returns the similarity of one token (I,) of every image to all (I, t)."""
     states = unit(view.features)
     images = torch.arange(len(states), device=states.device)
     places = coordinates(view.layout)[0].to(states) if semantic < 1 else None
@@ -141,13 +141,13 @@ def independent(
     candidates: Tensor,
     neighbours: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Take the best tokens of which no two are neighbours: a greedy maximal independent set.
+    """Take the best tokens so that no two are neighbours: a greedy maximal independent set.
 
     Args:
         scores: (I, t) scores; of equal ones the earlier token is taken first.
         counts: (I,) how many to take at most.
         candidates: (I, t) bool, the tokens that can be taken.
-        neighbours: Gives (I, t) bool, the neighbours of one token (I,) of every image.
+        neighbours: Returns (I, t) bool, the neighbours of one token (I,) of every image.
 
     Returns:
         (I, t) bool.

@@ -22,32 +22,33 @@ from pore.tensors.selection import budget, by_score, check_scores
 
 @dataclass(frozen=True)
 class DART(BudgetPruner):
-    """Keep the visual tokens that say least of what the others say (arXiv 2502.11494).
+    """Keep the visual tokens that duplicate the others least (arXiv 2502.11494).
 
     Before layer K, the tokens whose keys in layer K - 1 (after RoPE, all key heads together) have
     the largest L1 norm become pivots: some of the image's own, and some of the text after it. The
     image's pivots stay. Every pivot in turn then picks the visual tokens that are least like it,
-    by the cosine of the states entering layer K after the decoder's final norm, and takes them
-    from those that the next may pick. Kept tokens keep their positions.
+    by the cosine of the states entering layer K after the decoder's final norm; the next pivots
+    cannot pick them again. Kept tokens keep their positions.
 
-    Exactly `keep` tokens stay: what is left beside the image's pivots is shared out evenly, the
-    first pivots picking one more where it does not divide. The order is that of the norm, the
-    image's pivots first. A budget below `image_pivots` keeps the first of them alone.
+    Exactly `keep` tokens stay: the rest of the budget, besides the image's pivots, is divided
+    evenly among the pivots, and the first ones pick one more if it does not divide. Pivots pick in
+    the order of the norm, the image's first. A budget below `image_pivots` keeps only the first of
+    the image's pivots.
 
     The authors' code gives every pivot the same number of picks, rounded down, so that it keeps
-    more or fewer than asked: 132 for 128, with four pivots of each kind. And it visits the pivots
-    in the order of a Python set of their positions in the prompt. `faithful=True` does both; the
-    order is CPython's.
+    more or fewer than asked: 132 for 128, with four pivots of each kind. It also visits the pivots
+    in the order of a Python set of their positions in the prompt. `faithful=True` does both, in
+    CPython's order.
 
-    The authors' pivots for Qwen2.5-VL are 5 of the image and 3 of the text. Of a prompt with
-    several images, every image takes the text that follows it, without the tokens of other images.
-    Where a prompt has fewer text tokens than `text_pivots`, all of them are pivots (the authors'
-    code fails).
+    The authors' pivots for Qwen2.5-VL are 5 of the image and 3 of the text. In a prompt with
+    several images, every image uses the text that follows it, without the tokens of other images.
+    If a prompt has fewer text tokens than `text_pivots`, all of them are pivots (the authors' code
+    fails).
 
     The norm of a rotated key depends on its position. `generate` numbers the tokens of a prompt
-    from the first that is no padding, and so does right padding; a plain forward of prompts padded
-    on the left counts the padding, unless it is given `position_ids`, and can then choose other
-    pivots than for each prompt alone.
+    from the first that is not padding, and with right padding so does a plain forward. With left
+    padding a plain forward counts the padding, unless it is given `position_ids`, and can then
+    choose other pivots than for each prompt alone.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
@@ -90,7 +91,7 @@ class DART(BudgetPruner):
         return [visual] * self.layer + [kept] * (layers - self.layer)
 
     def _picks(self, visual: Tensor, pivots: Tensor) -> Tensor:
-        """Picks of each of so many pivots in the authors' code, for an image of so many tokens."""
+        """Number of picks of each pivot in the authors' code."""
         if isinstance(self.keep, int):
             return self.keep // pivots
         return (visual.double() * self.keep / pivots).long()
@@ -142,7 +143,7 @@ def _read_norms(attention: LayerAttention) -> Tensor:
 
 
 def largest(norms: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens of largest norm; of equal ones the earlier.
+    """The tokens with the largest norm; of equal ones the earlier.
 
     Args:
         norms: (I, n) norms.
@@ -150,7 +151,7 @@ def largest(norms: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tensor]:
         valid: (I, n) bool, the tokens to choose from.
 
     Returns:
-        index (I, P), by falling norm, P being `count` or n where that is less; and found (I, P)
+        index (I, P), by falling norm, where P is `count`, or n if that is less; and found (I, P)
         bool, False where a row has fewer valid tokens.
     """
     index = by_score(norms, valid)[:, :count]
@@ -158,7 +159,7 @@ def largest(norms: Tensor, count: int, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shares(total: Tensor, exists: Tensor) -> Tensor:
-    """Share picks out evenly among pivots; the first get one more where it does not divide.
+    """Divide picks evenly among pivots; the first get one more if the number does not divide.
 
     Args:
         total: (I,) picks.
@@ -174,19 +175,19 @@ def shares(total: Tensor, exists: Tensor) -> Tensor:
 
 
 def set_order(places: Tensor, found: Tensor) -> Tensor:
-    """The order in which CPython goes through a set of positions, built in the given order.
+    """The order in which CPython iterates over a set of positions that is built in the given order.
 
     Args:
-        places: (I, P) positions, different from one another in a row where `found`.
+        places: (I, P) positions; where `found`, those of a row are all different.
         found: (I, P) bool, False where a row has fewer.
 
     Returns:
-        (I, P) indices into the rows; what is not found comes last.
+        (I, P) indices into the rows; entries that are not `found` come last.
     """
     orders = []
     for row, ok in zip(places.tolist(), found.tolist(), strict=True):
         index = {place: i for i, place in enumerate(row) if ok[i]}
-        # From a list, not the dictionary, of which a set knows the size and so has another order.
+        # From a list: a set made from the dictionary would know its size, which changes the order.
         chosen = list(index)
         order = [index[place] for place in set(chosen)]
         orders.append(order + [i for i in range(len(row)) if not ok[i]])
@@ -194,12 +195,12 @@ def set_order(places: Tensor, found: Tensor) -> Tensor:
 
 
 def least_similar(similarity: Tensor, order: Tensor, quota: Tensor, candidates: Tensor) -> Tensor:
-    """Let every pivot in turn pick the candidates that are least like it.
+    """Let every pivot in turn pick the candidates that are least similar to it.
 
     Args:
-        similarity: (I, P, t) of every pivot with every token.
+        similarity: (I, P, t) similarity of every pivot and every token.
         order: (I, P) the pivots in the order in which they pick.
-        quota: (I, P) how many each may pick; of fewer candidates it takes all.
+        quota: (I, P) how many each may pick; if there are fewer candidates, it takes all.
         candidates: (I, t) bool, the tokens that can be picked.
 
     Returns:

@@ -28,9 +28,9 @@ class DivPrune(BudgetPruner):
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
-        faithful: Pick as the authors' code does: a token is picked again where all that remain are
-            duplicates of picked ones, and the decoder then gets it as often; newline tokens, which
-            are all alike, are picked among like visual tokens, and count.
+        faithful: Pick as the authors' code does: if all that remain are duplicates of picked
+            tokens, a token is picked again, and the decoder gets it as many times; newline tokens,
+            which are all alike, can be picked like visual tokens, and count.
     """
 
     faithful: bool = False
@@ -43,12 +43,12 @@ class DivPrune(BudgetPruner):
         return [Stage(0, self._select, merges=self.faithful)]
 
     def limits(self, family: Family) -> list[Limit]:
-        """No token is fed twice where positions are places in the image."""
+        """A token cannot be given twice if positions are places in the image."""
         found = super().limits(family)
         if self.faithful and family.mrope:
             found.append(
                 Limit(
-                    "faithful=True can feed a token twice, but a visual token's position is its "
+                    "faithful=True can give a token twice, but a visual token's position is its "
                     "place in the image; use faithful=False."
                 )
             )
@@ -77,8 +77,8 @@ class DivPrune(BudgetPruner):
         for image, count, room in zip(layout.images, counts, layout.counts, strict=True):
             if count > room:
                 raise BudgetError(
-                    f"Image {image.index} of sample {image.row} has {room} visual tokens, in whose "
-                    f"place {count} cannot be put; use faithful=False."
+                    f"Image {image.index} of sample {image.row} has {room} visual tokens, which "
+                    f"{count} cannot replace; use faithful=False."
                 )
         steps = torch.arange(slots, device=valid.device)
         order = order.masked_fill(steps[: order.shape[1]] >= ends, valid.shape[1]).sort(1).values
@@ -132,14 +132,14 @@ def farthest(
     Args:
         distance: (I, t, t) distances.
         count: Tokens to pick from every image.
-        valid: (I, t) bool, the tokens to pick from; after the last one of an image picks are
+        valid: (I, t) bool, the tokens to pick from; once an image has no more, its picks are
             arbitrary.
-        faithful: Let picked tokens be picked again: only their distance to themselves, about 0,
-            speaks against it.
+        faithful: Let picked tokens be picked again: they are only avoided for their distance to
+            themselves, about 0.
 
     Returns:
-        order (I, count), the tokens in the order they are picked, and rank (I, t), the place of
-        every token in that order, of its first one if several, `count` where it is not picked.
+        order (I, count), the tokens in the order in which they are picked, and rank (I, t), the
+        first place of every token in that order; `count` if it is not picked.
     """
     images = torch.arange(distance.shape[0], device=distance.device)
     both = valid[:, :, None] & valid[:, None, :]

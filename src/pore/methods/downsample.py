@@ -1,4 +1,4 @@
-"""Down-sampling: what a smaller image would have given, the baseline that is hard to beat."""
+"""Down-sampling: much as if the image were smaller, a baseline that is hard to beat."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pore.tensors.selection import budget
 _SQUARE = 1.5
 
 
-"""Cells of a down-sampled grid may be this much longer than wide."""
+"""How many times longer than wide a cell of a down-sampled grid may be."""
 
 
 def fair_cells(grid: tuple[int, int], keep: int | float) -> int:
-    """Cells for down-sampling within a budget: not fewer than it, and no long, thin ones.
+    """Number of cells for down-sampling: at least the budget, and without long, thin cells.
 
     14 tokens would be a grid of 2×7, which nobody would choose. The baseline gets the next number
-    that makes a decent grid; the table says how many that is.
+    that makes a reasonable grid; the table says which number that is.
 
     Args:
         grid: Rows and columns of an image's visual tokens.
@@ -47,7 +47,7 @@ def fair_cells(grid: tuple[int, int], keep: int | float) -> int:
     return grid[0] * grid[1]
 
 
-# A cell four times as long as wide is no image of anything.
+# Cells more than four times as long as wide do not show an image any more.
 _MAX_ASPECT = 4.0
 
 
@@ -72,7 +72,7 @@ class Downsample(BudgetPruner):
         return [Stage(0, self._pool, merges=True)]
 
     def limits(self, family: Family) -> list[Limit]:
-        """Only what fills a grid can be averaged on it."""
+        """Only tokens that fill a grid can be averaged on it."""
         found = super().limits(family)
         if family.tiles:
             found.append(
@@ -127,7 +127,8 @@ def coarse_grid(grid: tuple[int, int], count: int) -> tuple[int, int]:
         (height, width) with height * width == count, neither above the fine grid's.
 
     Raises:
-        BudgetError: No such grid, or only one of far too long cells; names the nearest that work.
+        BudgetError: There is no such grid, or only one with far too long cells; the message names
+            the nearest numbers that work.
     """
     fits = _grids(grid, count)
     if not fits:
@@ -147,6 +148,6 @@ def _grids(grid: tuple[int, int], count: int) -> list[tuple[int, int]]:
 
 
 def _stretch(grid: tuple[int, int], shape: tuple[int, int]) -> float:
-    """How much longer than wide a cell gets, in units of the fine grid's cells."""
+    """How many times longer than wide a cell gets, in units of the fine grid's cells."""
     ratio = (grid[0] / shape[0]) / (grid[1] / shape[1])
     return max(ratio, 1 / ratio)

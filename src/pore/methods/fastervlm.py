@@ -18,8 +18,8 @@ class FasterVLM(BudgetPruner):
     """Keep the patches with the largest CLS attention, averaged over heads (arXiv 2412.01818v1).
 
     The attention is that of the tower layer whose output the projector reads. Kept patches stay in
-    raster order. In a tower without a CLS token (SigLIP), for which the authors have no rule, the
-    attention that patches receive, averaged over all queries, takes its place.
+    raster order. For a tower without a CLS token (SigLIP) the authors have no rule; there, the
+    attention that patches receive, averaged over all queries, is used.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
@@ -37,12 +37,12 @@ class FasterVLM(BudgetPruner):
 
 
 def keep_highest(view: TowerView, scores: Tensor, keep: int | float) -> TowerSelection:
-    """Keep the patches of the highest scores, in raster order.
+    """Keep the patches with the highest scores, in raster order.
 
     Args:
         view: The tower's patches.
         scores: (I, N) scores.
-        keep: Tokens kept per image, shared evenly among its tiles, or the fraction kept.
+        keep: Tokens kept per image, divided evenly among its tiles, or the fraction kept.
 
     Returns:
         The kept patches.

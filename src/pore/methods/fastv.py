@@ -32,11 +32,12 @@ class FastV(ScoredPruner):
         layer: K, the 0-based index of the first pruned layer; scores come from layer K - 1.
         reweight: The position bias P or another correction, or None for plain FastV.
         normalize: "prompt" as in the released code, "visual" as PoRe's Eq. 1 is printed.
-        suppress_padding: Share of letterbox padding above which a patch scores 0, and the budget is
-            capped at the number of other patches (version 2 of PoRe uses 0.5); None to leave it.
-        faithful: Look one token too far, as the authors' scripts do (a `sys_length` of 36 where
+        suppress_padding: Share of letterbox padding above which a patch scores 0; the budget is
+            then capped at the number of other patches (version 2 of PoRe uses 0.5). None switches
+            it off.
+        faithful: Read one token too far, as the authors' scripts do (a `sys_length` of 36 although
             the image starts at 35): the first patch always stays, and the token after the image
-            competes with the patches and may be dropped. `keep` then counts that window.
+            competes with the patches and may be dropped. `keep` then counts tokens of that window.
     """
 
     reweight: Reweight | None = None
@@ -53,11 +54,11 @@ class FastV(ScoredPruner):
         super().__post_init__()
         check_normalize(self.normalize)
         if self.faithful and self.suppress_padding is not None:
-            raise BudgetError("The authors' code suppresses no padding; set one of the two.")
+            raise BudgetError("The authors' code does not suppress padding; set one of the two.")
         if self.faithful and isinstance(self.reweight, AttentionCorrection):
             raise BudgetError(
-                f"The authors' window has no correction that looks at the layer, as "
-                f"{self.reweight.kind} does; use faithful=False."
+                f"The authors' window does not work with a correction that looks at the layer, "
+                f"such as {self.reweight.kind}; use faithful=False."
             )
 
     def reader(self) -> LastToken:
@@ -75,7 +76,7 @@ class FastV(ScoredPruner):
         return attention
 
     def choose(self, view: View, scores: Tensor) -> Selection:
-        """The highest, without padding where that is asked for; or what the authors' window has."""
+        """The highest scores, without padding if asked for; or those of the authors' window."""
         if self.faithful:
             return self._choose_one_late(view, scores)
         if self.suppress_padding is None:
@@ -92,7 +93,7 @@ class FastV(ScoredPruner):
         last = layout.columns.gather(1, lengths[:, None] - 1)[:, 0]
         if not torch.equal(last - layout.columns[:, 0] + 1, lengths):
             raise InputError(
-                "The authors' window is of an image in one run of tokens, which this one is not; "
+                "The authors' window needs an image in one run of tokens, which this one is not; "
                 "use faithful=False."
             )
         chosen = top_k(scores, view.budget(self.keep), layout.valid)

@@ -27,19 +27,20 @@ from pore.tensors.selection import budget, by_score, check_keep, top_k
 class FEATHER(StagedPruner):
     """Rank by attention without RoPE, and spread what stays over the image (arXiv 2412.13180).
 
-    Tokens score by the attention of the last text token in the layer before, of queries and keys
-    that RoPE has not turned, by a softmax over the visual tokens alone, averaged over heads. It is
-    RoPE that makes early layers favour the bottom of an image. Before the first of `layers` every
-    `stride`-th row and column of the image's grid stays whatever it scores, and the best of the
-    other tokens with it; before the second the best of all that is left. Positions stay.
+    A token's score is the attention of the last text token in the layer before, from queries and
+    keys that RoPE has not rotated, with a softmax over the visual tokens alone, averaged over
+    heads. It is RoPE that makes early layers favour the bottom of an image. Before the first of
+    `layers` every `stride`-th row and column of the image's grid stays whatever its score, and so
+    do the best of the other tokens; before the second the best of all that are left. Positions
+    stay.
 
-    At the first stage the best `share` of the tokens stay beside the grid, and at the second, where
-    no grid is spared, about `share` squared of what is left: `share` is the cube root of the
-    fraction that `keep` is. The authors' 0.3 is `keep=20` of 729 tokens, 2.7 %.
+    At the first stage the best `share` of the tokens stay beside the grid, and at the second, which
+    spares no grid, about `share` squared of what is left: `share` is the cube root of `keep` as a
+    fraction. The authors' 0.3 is `keep=20` of 729 tokens, 2.7 %.
 
-    The grid is that of the image, of each tile where it comes in tiles, and of each frame of a
-    video. Where none is known, it is as if the image were a square, or, where the number of tokens
-    is no square either, every `stride` squared-th token.
+    The grid is that of the image, of each tile if it comes in tiles, and of each frame of a video.
+    If none is known, the image counts as a square; if the number of tokens is not a square either,
+    every `stride` squared-th token is taken.
 
     Attributes:
         keep: Tokens per image after the last stage (int), or the fraction of the original number
@@ -47,13 +48,12 @@ class FEATHER(StagedPruner):
         layers: The 0-based index of the first pruned layer of every stage; the authors' `k`. Two
             with a `stride`, any number without.
         stride: Rows and columns from one grid token to the next; None for no grid (the authors'
-            "FastV w/o RoPE"), where the stages come down to `keep` in equal ratios.
-        reweight: The position bias P that the scores are divided by, or another correction, or one
-            for every stage, or None. Without RoPE little of it should be left. The grid is spared
-            whatever it is.
-        faithful: The authors' budget. `keep` is a fraction, 1 less their `fastv_ratio`: int(n keep)
-            of n tokens by score, united with the grid, so that how many stay depends on how many
-            of the grid are among the best; then int(m keep keep) of the m left. Without a grid
+            "FastV w/o RoPE"): the stages then go down to `keep` in equal ratios.
+        reweight: The position bias P that divides the scores, or another correction, or one for
+            every stage, or None. Without RoPE little bias should be left. The grid stays anyway.
+        faithful: The authors' budget. `keep` is a fraction, 1 minus their `fastv_ratio`: the best
+            int(n keep) of n tokens stay together with the grid, so that the number depends on how
+            many of the grid are among the best; then int(m keep keep) of the m left. Without a grid
             int(m keep) at every stage.
     """
 
@@ -95,16 +95,16 @@ class FEATHER(StagedPruner):
         return LastTokenWithoutRope()
 
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after every stage, of an image that came with so many.
+        """Tokens left after every stage, for an image that came with `visual` tokens.
 
         Raises:
-            BudgetError: The image has fewer than are to be kept, or decides by itself.
+            BudgetError: The image has fewer tokens than `keep`, or the number depends on it.
         """
         if self.faithful:
             if self.stride is not None:
                 raise BudgetError(
                     "How many tokens the authors' code leaves depends on the image; leave "
-                    "`faithful` off for a number that can be told in advance."
+                    "`faithful` off for a number that is known in advance."
                 )
             left = [visual]
             for _ in self.layers:
@@ -139,7 +139,7 @@ class FEATHER(StagedPruner):
 
 
 def _share(count: int, *shares: float) -> int:
-    """So many tokens times shares, truncated as by the authors."""
+    """`count` times all shares, truncated as in the authors' code."""
     left = int(math.prod(shares, start=float(count)))
     if left < 1:
         raise BudgetError(
@@ -151,7 +151,7 @@ def _share(count: int, *shares: float) -> int:
 
 @dataclass(frozen=True)
 class LastTokenWithoutRope:
-    """Reads the attention of the last text token that queries and keys without RoPE give."""
+    """Reads the last text token's attention, computed from queries and keys without RoPE."""
 
     measures: ClassVar[str] = "visual, without RoPE"
 
@@ -162,11 +162,11 @@ class LastTokenWithoutRope:
 
 
 def on_grid(layout: Layout, stride: int) -> Tensor:
-    """Which visual tokens lie in every `stride`-th row and column, from the first on.
+    """Which visual tokens lie in every `stride`-th row and column, starting with the first.
 
     Args:
         layout: Where the visual tokens lie.
-        stride: Rows and columns from one to the next.
+        stride: Rows and columns from one grid token to the next.
 
     Returns:
         (I, t) bool; arbitrary where not `valid`.
@@ -178,7 +178,7 @@ def on_grid(layout: Layout, stride: int) -> Tensor:
         if shape is None:
             marked[i] = patch % stride**2 == 0
             continue
-        place = patch % (shape[0] * shape[1])  # in a video within the frame
+        place = patch % (shape[0] * shape[1])  # for a video, the place in its frame
         row, column = place // shape[1], place % shape[1]
         marked[i] = (row % stride == 0) & (column % stride == 0)
     return marked & (patches >= 0)

@@ -1,4 +1,4 @@
-"""FitPrune: fewer visual tokens after almost every layer, by a scheme fitted on samples."""
+"""FitPrune: deletes visual tokens after almost every layer, by a scheme fitted on samples."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class FitPrune(StagedPruner):
 
     After layer l, tokens are ranked by that layer's own attention, the largest of its heads: what
     a token gets from the visual tokens on average, times what it gets from the text after the
-    image on average. The lowest are deleted. How many in which layer is fitted beforehand, on the
-    attention of a few samples: see `fit` and `fit_scheme`. Kept tokens keep their positions.
+    image on average. The lowest are deleted. How many are deleted after which layer is fitted
+    beforehand, on the attention of a few samples: see `fit` and `fit_scheme`. Kept tokens keep
+    their positions.
 
     The authors delete inside layer l, before its output projection and MLP. Neither mixes tokens,
     so those that stay get the same values; here both still run on the tokens about to be deleted.
@@ -47,14 +48,15 @@ class FitPrune(StagedPruner):
     visual tokens (1.8 % of the unpruned ones). All attention of visual and text rows to visual
     columns is computed a second time, some rows at a time, so FlashAttention stays in use.
 
-    The default scheme is the one that the authors publish for 60 % less of LLaVA-1.5-7B, and needs
-    a decoder of 32 layers; `keep=127` of 576 tokens is what they run. With another budget or
-    another number of tokens, what is deleted by the end of every layer is scaled in proportion, so
-    that exactly `keep` tokens are left; that is ours. `usual` scales to other depths, also ours.
+    The default scheme is the one that the authors publish for saving 60 % in LLaVA-1.5-7B, and
+    needs a decoder of 32 layers; they run it with `keep=127` of 576 tokens. For another budget or
+    another number of tokens, the deletions up to every layer are scaled in proportion, so that
+    exactly `keep` tokens are left; this is ours. `usual` scales to other depths, which is also
+    ours.
 
-    With `reweight=P` the product is divided by P. Text favours the end of an image, and visual
-    tokens favour its beginning, since only later ones see a token at all. In the product the two
-    biases cancel in part; a P of the text alone would leave the other.
+    With `reweight=P` the product is divided by P. Text favours the end of an image; visual tokens
+    favour its beginning, because only later tokens see a token at all. In the product the two
+    biases partly cancel; a P of the text alone would leave the other.
 
     Attributes:
         keep: Tokens left per image after the last deletion (int), or the fraction left (float).
@@ -76,19 +78,19 @@ class FitPrune(StagedPruner):
         whole = all(is_whole(count) and count >= 0 for count in self.scheme)
         if not whole or not any(self.scheme):
             raise BudgetError(
-                f"scheme={self.scheme!r} is no scheme; give the tokens deleted after every "
+                f"scheme={self.scheme!r} is not a scheme; give the tokens deleted after every "
                 "decoder layer, whole numbers of at least 0, not all of them 0."
             )
         super().__post_init__()
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> FitPrune:
-        """The published scheme for 60 % less, stretched over the model's depth."""
+        """The published scheme for saving 60 %, stretched over the model's depth."""
         depth, published = shape.decoder.layers, len(SCHEME_60)
         total, gone, scheme = sum(SCHEME_60), 0, []
         for layer in range(1, depth + 1):
             whole, rest = divmod(layer * published, depth)
-            # What is deleted by here, straight between two layers of the published decoder.
+            # The deletions up to here, interpolated linearly between two published layers.
             until = sum(SCHEME_60[:whole]) + (SCHEME_60[whole] * rest / depth if rest else 0)
             scheme.append(round(until) - gone)
             gone += scheme[-1]
@@ -110,24 +112,24 @@ class FitPrune(StagedPruner):
 
         Args:
             model: A supported model that is not pruned; it is left as it was.
-            inputs: What the processor makes, batch by batch, on the model's device; every image
-                with the same number of tokens. It is gone through eight times, so give a list, or
-                an iterable that starts anew every time.
+            inputs: The processor's outputs, batch by batch, on the model's device; every image has
+                the same number of tokens. They are used eight times, so give a list, or an iterable
+                that can be iterated again.
             reduction: Share of the FLOPs of visual tokens to save, between 0 and 1.
             reweight: The position bias P that the method will have, or one for every decoder layer.
                 The scheme is that without: it says how many tokens go, and P which of them.
             faithful: As in `fit_scheme`.
 
         Returns:
-            The method: its scheme, and what that leaves of the images' tokens.
+            The method with this scheme, and with the number of tokens that it leaves as `keep`.
 
         Raises:
             ModelStateError: The model is pruned.
-            CalibrationError: As in `fit_scheme`, or `inputs` cannot be gone through again.
+            CalibrationError: As in `fit_scheme`, or `inputs` cannot be iterated again.
         """
         if isinstance(inputs, Iterator):
             raise CalibrationError(
-                "The inputs are gone through several times, but these end after one; give a list."
+                "The inputs are needed several times, but these can be read only once; give a list."
             )
         model = unpruned(model)
         family = family_of(model)
@@ -159,12 +161,12 @@ class FitPrune(StagedPruner):
         return [replace(stage, curve=_product) for stage in super().stages()]
 
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after every layer that deletes."""
+        """Tokens left after every layer that deletes."""
         left = left_after_layers(self.scheme, self.keep, visual)
         return [left[layer - 1] for layer in self.first_layers()]
 
     def score(self, stage: int, view: View) -> Tensor:
-        """What visual tokens give times what text gives, divided by P if there is one."""
+        """The attention from visual tokens times that from text, divided by P if there is one."""
         return view.corrected(_product(view.attention))
 
     def check(self, model: nn.Module, family: Family) -> None:
@@ -180,7 +182,7 @@ class FitPrune(StagedPruner):
     def _check_depth(self, layers: int) -> None:
         if len(self.scheme) != layers:
             raise BudgetError(
-                f"The scheme is of {len(self.scheme)} decoder layers, this decoder has {layers}; "
+                f"The scheme is for {len(self.scheme)} decoder layers, this decoder has {layers}; "
                 "fit one with FitPrune.fit, or stretch the published one with FitPrune.usual."
             )
 
@@ -190,11 +192,12 @@ def left_after_layers(scheme: Sequence[int], keep: int | float, visual: int) -> 
 
     Args:
         scheme: Tokens deleted after every layer, to be scaled.
-        keep: Tokens left after the last one, or the fraction.
+        keep: Tokens left after the last deletion, or the fraction.
         visual: Tokens that the image came with.
 
     Returns:
-        One number for each layer, the last being the budget. Halves are deleted.
+        One number for each layer; the last one is the budget. If a scaled number ends in one half,
+        that token is deleted.
 
     Raises:
         BudgetError: The image has fewer tokens.
