@@ -58,6 +58,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.himap import HiMAP as HiMAP
     from pore.methods.hiprune import HiPrune as HiPrune
     from pore.methods.hired import HiRED as HiRED
+    from pore.methods.holov import HoloV as HoloV
     from pore.methods.ivcprune import IVCPrune as IVCPrune
     from pore.methods.priortr import PriorTR as PriorTR
     from pore.methods.prumerge import PruMerge as PruMerge

@@ -191,9 +191,16 @@ class Run(Changes):
         """Watch how images are encoded, and what the tower computes if a method reads it."""
         tower: TowerRun | None = None
         if setup.reads_tower:
-            remember = any(stage.tower for stage in (*setup.entry, *setup.inner))
+            stages = (*setup.entry, *setup.inner)
             kind = PackedTowerRun if setup.family.packed else StackedTowerRun
-            tower = kind(self, setup.model, setup.family, setup.tower, remember)
+            tower = kind(
+                self,
+                setup.model,
+                setup.family,
+                setup.tower,
+                remember=any(stage.tower for stage in stages),
+                attend=any(stage.tower_attention for stage in stages),
+            )
             for note in tower.notes:
                 self.report.note(note)
 

@@ -171,6 +171,7 @@ class Stage:
             embeddings and "original" in the decoder.
         padding: Whether the rule reads `view.padding`.
         tower: Whether the rule reads `view.tower`.
+        tower_attention: Whether it reads `Encoded.attention` there, too.
         merges: Whether the rule gives tokens that stay new states.
         curve: For calibration, where the reader returns more than attention: picks from its result
             the (I, t) attention that a position bias divides. None: the result is that attention.
@@ -186,6 +187,7 @@ class Stage:
     positions: Positions | None = None
     padding: bool = False
     tower: bool = False
+    tower_attention: bool = False
     merges: bool = False
     curve: Callable[[Any], Tensor] | None = None
     correction: Correction | None = None

@@ -35,12 +35,14 @@ class PackedTowerRun(TowerRun):
     _rasters: list[Tensor] | None  # (k,) of every image: the patches kept; None: nobody chose
     _slots: list[Tensor]  # (k,) of every image: the placeholder that each token fills
     _projected: list[Tensor]  # (k, D) of every image
+    _remembered: list[Tensor]  # (1, H, N) of every image: attention, where it is to be remembered
     _all_kept: bool
 
     def encoded(self, image: int) -> Encoded:
         """What the tower made of an image, if it was to be remembered."""
         features = torch.split(self._features, self._packing.counts)[image]
-        return Encoded(features[None], self._projected[image][None])
+        attention = self._remembered[image] if self._attended else None
+        return Encoded(features[None], self._projected[image][None], attention)
 
     def placed(self, layout: Layout, numbers: Sequence[int], features: Tensor) -> Placed:
         """Which placeholders hold the tokens that the stage kept."""
@@ -68,6 +70,14 @@ class PackedTowerRun(TowerRun):
 
     def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self._features = self._by_token(args[0])
+        for i in self._attended:
+            with scoring():
+                self._remembered = [
+                    self._received(query, key)
+                    for query, key in zip(*self._by_image(i), strict=True)
+                ]
+        if self._stage is None:
+            self._parts = {}
 
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         states = args[0]

@@ -63,6 +63,7 @@ class TowerRun(ABC):
         family: Its adapter.
         stage: The stage in the tower; None only watches.
         remember: Whether to keep what `encoded` returns.
+        attend: Whether there is to be attention among it.
 
     Attributes:
         notes: What the report should say about the method in this tower.
@@ -75,16 +76,19 @@ class TowerRun(ABC):
         family: Family,
         stage: TowerStage | None,
         remember: bool = False,
+        attend: bool = False,
     ) -> None:
         self.notes: list[str] = []
         self._model = model
         self._family = family
         self._stage = stage
         self._remember = remember
+        self._attend = attend
         self._merger: BlockMerger | None = None
         self._tilings: tuple[Tiling, ...] | None = None
         self._prompt: Tensor | None = None
         self._read: list[int] = []  # tower layers whose attention the stage reads
+        self._attended: list[int] = []  # that whose attention is to be remembered, if any
         self._features: Tensor  # all there are, where they are to be remembered
         # Of every image: the first token after the projector, and the placeholder that it fills.
         self._first: Tensor | None = None
@@ -194,26 +198,28 @@ class TowerRun(ABC):
         changes.after(family.projector(model), self._after_projector)
         if self._remember:  # before a stage chooses
             changes.before(features, self._note_features)
-        if stage is None:
+        if stage is None and not self._attend:
             return
-        layers = family.tower_layers(model)
-        self._read = self._layers_read(stage, len(layers), family.tower_read(model))
-        changes.before(features, self._before_projector)
-        if stage.merge is not None:
-            self._merger = BlockMerger(changes, model, family, stage)
-        for i in sorted(set(self._read)):
+        layers, output = family.tower_layers(model), family.tower_read(model)
+        asked = [] if stage is None else list(stage.layers(output, len(layers)))
+        read = self._layers_read([*asked, *([output] if self._attend else [])], len(layers), output)
+        self._read, self._attended = read[: len(asked)], read[len(asked) :]
+        if stage is not None:
+            changes.before(features, self._before_projector)
+            if stage.merge is not None:
+                self._merger = BlockMerger(changes, model, family, stage)
+        for i in sorted(set(read)):
             tap_attention(changes, family.tower_attention(layers[i]), partial(self._observe, i))
 
-    def _layers_read(self, stage: TowerStage, count: int, output: int) -> list[int]:
-        """The tower layers that are read for the layers that a stage asks for.
+    def _layers_read(self, wanted: list[int], count: int, output: int) -> list[int]:
+        """The tower layers that are read for those that are asked for.
 
         Args:
-            stage: The stage.
+            wanted: The layers asked for.
             count: Layers of the tower.
             output: The layer that the projector reads.
         """
         model, family = self._model, self._family
-        wanted = list(stage.layers(output, count))
         if not all(0 <= layer < count for layer in wanted):
             raise BudgetError(
                 f"The method reads attention of tower layers {wanted}, but the tower has "

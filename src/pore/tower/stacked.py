@@ -25,12 +25,14 @@ class StackedTowerRun(TowerRun):
     _real: Tensor | None = None  # (P, n) bool, False at tokens that are padding; None: all are real
     _selection: TowerSelection | None = None
     _projected: Tensor  # (P, k, D) what was kept, or all tokens
+    _remembered: Tensor  # (P, H, N) attention to all tokens, where it is to be remembered
     _count: int  # how many features of an image or tile the model expects
 
     def encoded(self, image: int) -> Encoded:
         """What the tower made of an image, if it was to be remembered."""
         tiles = tiles_of(self._tilings, image)
-        return Encoded(self._features[tiles], self._projected[tiles])
+        attention = self._remembered[tiles] if self._attended else None
+        return Encoded(self._features[tiles], self._projected[tiles], attention)
 
     def pictures(self, numbers: Sequence[int]) -> Tensor:
         """(I, 3, H, W) pixel values of images by number; of each image, its first tile."""
@@ -91,7 +93,7 @@ class StackedTowerRun(TowerRun):
         self._attention: dict[int, Tensor] = {}
         self._queries: dict[int, Tensor] = {}
         self._keys: dict[int, Tensor] = {}
-        if self._stage is not None:
+        if self._stage is not None or self._attend:
             layers = self._family.tower_layers(self._model)
             changes.after(layers[self._family.tower_read(self._model)], self._after_layer)
 
@@ -122,6 +124,10 @@ class StackedTowerRun(TowerRun):
 
     def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self._features = _in_line(args[0])
+        for i in self._attended:
+            self._remembered = self._by_token(self._attention[i])
+        if self._stage is None:
+            self._forget_layers()
 
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         view = self._view(_in_line(args[0]))
@@ -131,21 +137,32 @@ class StackedTowerRun(TowerRun):
             selection = whole_if_all_shown(selection, view)
         self._selection = selection
         self._count = view.features.shape[1] if self._merger is None else self._merger.patches
-        self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
+        self._forget_layers()
         if selection.valid is None:
             return (selection.features, *args[1:])
         return (selection.features[selection.valid][None], *args[1:])
 
+    def _forget_layers(self) -> None:
+        self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
+
+    def _groups(self) -> Tensor | None:
+        """(N, g) the tower's patches that every visual token is made of; None where that is one."""
+        if not self._family.merged:
+            return None
+        patches = self._output.shape[1] - int(self._has_cls)
+        return self._family.groups(self._model, patches).to(self._output.device)
+
+    def _by_token(self, attention: Tensor) -> Tensor:
+        """(P, H, N) attention to the visual tokens, the mean of that to their patches."""
+        groups = self._groups()
+        return attention if groups is None else attention[..., groups].mean(-1)
+
     def _view(self, features: Tensor) -> TowerView:
         """What the stage's rule sees, of features (P, N, C) that the projector would get."""
-        cls, groups = int(self._has_cls), None
+        cls, groups = int(self._has_cls), self._groups()
         patches = self._output.shape[1] - cls
-        if self._family.merged:
-            groups = self._family.groups(self._model, patches).to(features.device)
         self._check_counts(features, patches if groups is None else len(groups))
-        attention = [self._attention[i] for i in self._read]
-        if groups is not None:
-            attention = [weights[..., groups].mean(-1) for weights in attention]
+        attention = [self._by_token(self._attention[i]) for i in self._read]
         block = None if self._merger is None else self._merger.block
         if block is None:
             raster = torch.arange(features.shape[1], device=features.device)

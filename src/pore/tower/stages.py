@@ -186,10 +186,13 @@ class Encoded:
             an image in one piece is one tile.
         projected: (tiles, k, D) what the projector made of the k that a stage in the tower kept; of
             all N where no stage acts there.
+        attention: (tiles, H, N) attention of the CLS token to its patches in the layer that the
+            projector reads, as in `TowerView.cls_attention`; None unless the stage asks for it.
     """
 
     features: Tensor
     projected: Tensor
+    attention: Tensor | None = None
 
 
 @dataclass(frozen=True)
