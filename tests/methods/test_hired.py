@@ -146,7 +146,7 @@ class TestFaithful:
         assert sum(map(len, kept(pore.HiRED(80, 1.0)._select(view)))) == 80
         with pytest.raises(BudgetError, match="rounds down to none"):
             pore.HiRED(0.001, faithful=True)._select(view)
-        with pytest.raises(BudgetError, match="no token in every tile"):
+        with pytest.raises(BudgetError, match="0 tokens in every tile"):
             pore.HiRED(1, faithful=True)._select(view)
 
 

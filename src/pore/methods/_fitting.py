@@ -76,14 +76,14 @@ def fit_scheme(
             enter a layer, output projection and MLP for those that are left.
         reduction: Share of the FLOPs to save, between 0 and 1.
         faithful: Whether to take the scheme of the last alpha tried, as the authors' code does,
-            even where it missed the goal; else that of the smallest alpha that reached it.
+            even if it missed the goal; otherwise that of the smallest alpha that reached it.
 
     Returns:
-        The scheme, with the way to it.
+        The scheme, with the steps of the bisection.
 
     Raises:
-        CalibrationError: `reduction` is no share, there is no image, images have different numbers
-            of tokens, or no alpha saves so much.
+        CalibrationError: `reduction` is not a share, there is no image, images have different
+            numbers of tokens, or no alpha saves that much.
     """
     if not 0 < reduction < 1:
         raise CalibrationError(f"reduction must be a share between 0 and 1, not {reduction!r}.")

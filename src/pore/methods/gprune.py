@@ -18,26 +18,26 @@ from pore.tensors.selection import proportional_shares, top_k
 _CLOSED = -5000.0
 
 
-"""Logit of a link that is not there: its weight underflows to 0, unless a row has none at all."""
+"""Logit of a missing link: its weight underflows to 0, unless the row has no link at all."""
 
 
 @dataclass(frozen=True)
 class GPrune(BudgetPruner):
-    """Keep the visual tokens at which most arrives in a walk over a graph (arXiv 2501.02268).
+    """Keep the visual tokens that receive most in a walk over a graph (arXiv 2501.02268).
 
-    Projected embeddings are linked where their cosine reaches `similarity`. Every token starts with
+    Projected embeddings are linked if their cosine reaches `similarity`. Every token starts with
     the length of its embedding; in each of `iterations` steps it passes what it has on to those it
     is linked with, itself included, by a softmax over cosine / `temperature`. The score of a token
-    is what it has in the end, divided by the number of its links. Acts before the decoder, and kept
-    tokens keep their original positions.
+    is what it has in the end, divided by the number of its links. It acts before the decoder, and
+    kept tokens keep their original positions.
 
-    Of an image in tiles the whole image and the grid of the other tiles are two graphs, each with
-    its share of `keep`; newline tokens stay. The authors' code takes nothing else: an image in one
-    piece is treated like their whole image, which is our choice. Links are counted in float32; in
-    half precision the authors' code loses the weakest.
+    For an image in tiles, the whole image and the grid of the other tiles are two graphs, each with
+    its share of `keep`; newline tokens stay. The authors' code only covers such images: an image in
+    one piece is treated like their whole image, which is our choice. Links are counted in float32;
+    in half precision the authors' code loses the weakest.
 
     Attributes:
-        keep: Tokens kept per image (int), or the fraction kept (float), shared out between the two
+        keep: Tokens kept per image (int), or the fraction kept (float), divided between the two
             graphs by their sizes.
         similarity: Least cosine of a link.
         temperature: Divides the cosine in the softmax.
@@ -59,7 +59,7 @@ class GPrune(BudgetPruner):
         super().__post_init__()
         if not 0.0 < self.similarity <= 1.0:
             raise ScoreError(
-                f"similarity={self.similarity!r} is the least cosine of a link; choose a number "
+                f"similarity={self.similarity!r}: the smallest cosine of a link must be a number "
                 "above 0, up to 1."
             )
         if not self.temperature > 0.0:
@@ -98,7 +98,7 @@ class GPrune(BudgetPruner):
         shares = [[int(self.keep * room) for room in pair] for pair in rooms]
         if not all(map(sum, shares)):
             raise BudgetError(
-                f"keep={self.keep} rounds down to no token of an image; ask for more, or "
+                f"keep={self.keep} of an image rounds down to no token; ask for more, or "
                 "faithful=False."
             )
         return shares
@@ -115,7 +115,7 @@ def transition(features: Tensor, valid: Tensor, similarity: float, temperature: 
 
     Returns:
         (I, t, t) rows that sum to one, at least float32; 0 where there is no link. An embedding of
-        length 0 passes on to all alike.
+        length 0 passes the same amount to all.
     """
     alike = cosine(features, features)
     logits = (alike / temperature).masked_fill(alike < similarity, _CLOSED)
@@ -142,5 +142,5 @@ def arrivals(features: Tensor, links: Tensor, valid: Tensor, iterations: int) ->
 
 
 def degrees(links: Tensor) -> Tensor:
-    """(I, t) links of every token, itself included, of the weights (I, t, t)."""
+    """(I, t) the number of links of every token, itself included, from weights (I, t, t)."""
     return (links > 0).sum(-1)

@@ -1,4 +1,4 @@
-"""What a small model saw of a batch of prompts: the guide of a large one (SGL)."""
+"""What a small model attended to in a batch of prompts, as a guide for a large one (SGL)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pore.layout import Image, Layout
 GUIDED, GUIDE = "SGL", "guide"
 
 
-"""The method that a guide is for, and the word for what it measures (`Provenance.normalize`)."""
+"""The method that uses a guide, and the word for what a guide measures (`Provenance.normalize`)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """A small model's answers to a batch of prompts, and what it looked at for them.
+    """A small model's answers to a batch of prompts, and the attention behind them.
 
     Attributes:
         images: The I images of the batch, by sample.
@@ -31,7 +31,7 @@ class Guide:
         sequences: (B, n) the answers' token ids.
         answered: (B, n) bool, False after the end of a shorter answer.
         confidence: (B,) geometric mean of the probabilities of the answer's tokens.
-        provenance: The conditions, for `PositionBias.fit`.
+        provenance: The conditions of the measurement, for `PositionBias.fit`.
     """
 
     images: tuple[Image, ...] = field(repr=False)
@@ -44,18 +44,18 @@ class Guide:
 
     @property
     def looks_at(self) -> list[int]:
-        """Layers of the model that is guided which the guide has seen: none."""
+        """Layers of the guided model whose attention the guide was made from: none."""
         return []
 
     def check(self, model: nn.Module) -> None:
-        """Refuse nothing: whether a batch is the guide's is told when it comes, by `match`."""
+        """Refuse nothing: when a batch comes, `match` checks whether it is the guide's."""
 
     def __len__(self) -> int:
         """Samples of the batch."""
         return len(self.sequences)
 
     def select(self, samples: Sequence[int]) -> Guide:
-        """The guide of some of the samples, for a large model that is asked only those.
+        """The guide of some of the samples, for a large model that gets only those.
 
         Args:
             samples: Their numbers in the batch, in the order of the smaller batch.
@@ -67,9 +67,7 @@ class Guide:
             InputError: There is no such sample.
         """
         if not all(0 <= sample < len(self) for sample in samples):
-            raise InputError(
-                f"The guide is of samples 0 to {len(self) - 1}, not of {list(samples)}."
-            )
+            raise InputError(f"The guide has samples 0 to {len(self) - 1}, not {list(samples)}.")
         chosen = [
             (i, replace(image, row=row))
             for row, sample in enumerate(samples)
@@ -89,16 +87,16 @@ class Guide:
         )
 
     def match(self, layout: Layout) -> list[int]:
-        """Which of the guide's images every image of another model's batch is.
+        """Find every image of another model's batch among the guide's images.
 
-        The batches must hold the same prompts in the same order; samples repeated for beams or for
-        several answers are understood.
+        The batches must hold the same prompts in the same order; samples may be repeated for beams
+        or for several answers.
 
         Args:
             layout: The layout of the batch.
 
         Returns:
-            The number of each image among the guide's.
+            The number of each image among the guide's images.
 
         Raises:
             InputError: The batches have other images, or images have other numbers of tokens.
@@ -116,7 +114,7 @@ class Guide:
             raise InputError(
                 f"The guide has seen {_places(self.images, len(self))}, but here are "
                 f"{_places(layout.images, samples)}; make the guide from the same batch of "
-                "prompts, or take the samples that are asked here with guide.select(samples)."
+                "prompts, or choose the samples of this batch with guide.select(samples)."
             )
         for image, number in zip(layout.images, which, strict=True):
             seen, here = len(self.images[number].columns), len(image.columns)
@@ -130,18 +128,18 @@ class Guide:
 
 
 class Guides(Protocol):
-    """What makes the guide of every batch, in the place of one, for a method of many batches.
+    """Makes a guide for every batch; a method for many batches has this in place of a guide.
 
-    Before a batch is pruned, its guide takes this one's place, as `evaluate` does it.
+    Before a batch is pruned, its guide replaces this object, as in `evaluate`.
     """
 
     @property
     def provenance(self) -> Provenance:
-        """That of its guides."""
+        """The provenance of its guides."""
 
     @property
     def looks_at(self) -> list[int]:
-        """The layers of the model that is guided which its guides have seen."""
+        """Layers of the guided model whose attention its guides were made from."""
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that it cannot guide."""

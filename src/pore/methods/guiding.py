@@ -1,4 +1,4 @@
-"""How a guide is made: a small model answers, and what it attends to is summed up (SGL)."""
+"""Makes a guide: a small model answers, and its attention is summed (SGL)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pore.methods.guides import GUIDE, GUIDED, Guide
 from pore.tensors.attention import row_logits
 from pore.tensors.gathering import widened
 
-# Query rows whose attention over all heads is held at a time.
+# How many query rows' attention, over all heads, is held in memory at a time.
 _ROWS = 128
 
 
@@ -42,23 +42,23 @@ def guide(
 ) -> Guide:
     """Let a small model answer, and sum up the attention on its visual tokens (arXiv 2412.03324).
 
-    One greedy `generate`. Beside every layer's kernel, whichever it is, the softmax weights of some
-    query rows are computed and summed over layers and heads: of the prompt, the rows from the last
-    visual token of each sample on (that token's own row included, as in the authors' code); of the
-    answer, the row of every token that is fed back, which the last one is not.
+    Runs one greedy `generate`. Beside every layer's kernel, whichever it is, the softmax weights of
+    some query rows are computed and summed over layers and heads. In the prompt these are the rows
+    from the last visual token of each sample on (that token's own row included, as in the authors'
+    code); in the answer, the row of every token that is fed back, which are all but the last.
 
     Args:
         model: The small vision-language model, not pruned; it is left as it was.
-        inputs: What its processor makes of the prompts, padded on the left.
+        inputs: Its processor's output for the prompts, padded on the left.
         max_new_tokens: Longest answer.
-        visual: (B, L) bool, True at the visual tokens of prompts given as `inputs_embeds`, each
-            unbroken run being one image.
+        visual: (B, L) bool, True at the visual tokens of prompts given as `inputs_embeds`; each
+            unbroken run is one image.
 
     Returns:
         The guide.
 
     Raises:
-        UnsupportedModelError: The model is of no family that pore knows.
+        UnsupportedModelError: pore does not know the model's family.
         ModelStateError: The model is pruned.
         InputError: The prompts are padded on the right, or given as embeddings without `visual`.
         ScoreError: Attention holds NaN or infinity.
@@ -109,11 +109,11 @@ def guide(
 
 @torch.no_grad()
 def answer_probabilities(model: nn.Module, inputs: Mapping[str, Any], sequences: Tensor) -> Tensor:
-    """The probability of every token of given answers, in one pass over prompts and one over them.
+    """The probability of every token of given answers: one pass over the prompts, one over answers.
 
     Args:
         model: A vision-language model, pruned or not.
-        inputs: What its processor makes of the prompts, padded on the left.
+        inputs: Its processor's output for the prompts, padded on the left.
         sequences: (B, n) the answers' token ids.
 
     Returns:
@@ -144,7 +144,7 @@ def answer_probabilities(model: nn.Module, inputs: Mapping[str, Any], sequences:
 
 
 def _following(positions: Tensor | None, count: int) -> Tensor | None:
-    """The positions, on every axis, of text after a prompt; None where the model counts itself."""
+    """The positions, on every axis, of text after a prompt; None if the model counts itself."""
     if positions is None:
         return None
     last = positions.amax(-1) if positions.dim() == 2 else positions.amax((0, -1))
@@ -160,7 +160,7 @@ def _layout(model: nn.Module, inputs: Mapping[str, Any], visual: Tensor | None) 
         if visual is None:
             raise InputError(
                 "The prompt is given as inputs_embeds, which do not tell visual tokens from text; "
-                "say where they are with visual=mask, or pass input_ids and pixels."
+                "mark them with visual=mask, or pass input_ids and pixels."
             )
         images = marked_images(visual.bool().cpu(), family.grid(model))
     else:
@@ -184,7 +184,7 @@ def _all_rows(
     *_: Any,
     **kw: Any,
 ) -> Any:
-    """Let all tokens of a prompt through the layers that need the last one only."""
+    """Pass all tokens of a prompt through layers for which the last one would be enough."""
     return process(hidden, inputs, tables, masks, 0, **kw)
 
 
@@ -199,7 +199,7 @@ def _answered(sequences: Tensor, model: nn.Module) -> Tensor:
 
 
 class _Probabilities:
-    """Notes the probability of every token that greedy decoding takes, in place of a processor."""
+    """A logits processor that notes the probability of every token that is decoded greedily."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
@@ -210,7 +210,7 @@ class _Probabilities:
 
 
 class _Rows:
-    """Attention on the visual tokens in every forward of one generation, summed over layers."""
+    """Sums attention to the visual tokens over layers, for every forward of one generation."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -221,7 +221,7 @@ class _Rows:
         self._last = torch.tensor([last[image.row] for image in layout.images])
 
     def observer(self, window: int | None) -> Callable[..., None]:
-        """What a tap on a layer calls; every layer, of a sliding window or none, needs its own."""
+        """The function that a tap on a layer calls; every layer needs its own, for its window."""
         forwards = itertools.count()
 
         def observe(
@@ -236,7 +236,7 @@ class _Rows:
             step = next(forwards)
             layout, length = self._layout.to(query.device), query.shape[2]
             tokens = nn.functional.pad(layout.tokens, (0, step), value=True)
-            # A cache lets go of what is out of a sliding window.
+            # A cache drops what lies outside a sliding window.
             gone = max(tokens.shape[1] - key.shape[2], 0)
             # The prompt's rows from the last visual token on; later, of the newest token.
             first = self._last if step == 0 else torch.full_like(self._last, length - 1)
@@ -267,7 +267,7 @@ class _Rows:
         return observe
 
     def importance(self, answered: Tensor) -> Tensor:
-        """(I, t) the sums over the forwards whose answer token counts."""
+        """(I, t) the sums over the forwards of tokens that belong to the answer."""
         layout = self._layout
         if not layout.images:
             return torch.zeros(layout.valid.shape, device=layout.valid.device)
@@ -278,7 +278,7 @@ class _Rows:
         total = total.to(layout.valid.device).masked_fill(~layout.valid, 0.0)
         if not bool(torch.isfinite(total).all()):
             raise ScoreError(
-                "Attention of the guiding model holds NaN or infinity; look for overflow (fp16 "
-                "where the model needs bf16?), damaged weights or bad inputs."
+                "Attention of the guiding model holds NaN or infinity; look for overflow "
+                "(float16 although the model needs bfloat16?), damaged weights or bad inputs."
             )
         return total

@@ -1,4 +1,4 @@
-"""HAWK: similarity of question and visual tokens before the decoder, by heads that matter."""
+"""HAWK: similarity of question and visual tokens before the decoder, in the heads that matter."""
 
 from __future__ import annotations
 
@@ -41,28 +41,29 @@ class HAWK(BudgetPruner):
 
     Before the decoder, with the norm and the projections of layer 0: every head compares the
     queries of the question with the keys of the visual tokens, both without RoPE and without a
-    softmax, averaged over the question. Each head's comparison is brought to length 1 over the
-    visual tokens of an image, and a token scores the sum over heads, each by its weight. The
-    highest stay; positions stay, and every layer sees the shorter prompt. There is no `reweight`:
-    scores are signed, and without RoPE they have no position bias.
+    softmax, averaged over the question. Each head's result is scaled to length 1 over the visual
+    tokens of an image, and a token's score is the weighted sum over heads. The highest stay;
+    positions stay, and every layer sees the shorter prompt. There is no `reweight`: scores are
+    signed, and without RoPE they have no position bias.
 
-    The question is the text after the last image of the prompt, for all of its images. What the
-    authors count of it in Qwen2.5-VL is told by `between`.
+    The question is the text after the last image of the prompt, for all of its images. `between`
+    says which part of it counts, as for the authors in Qwen2.5-VL.
 
     The authors have one budget for all images and videos of a prompt; here each image has its own.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float), rounded up as by the
-            authors; they take 0.198 to 0.2.
+            authors, who use 0.198 to 0.2.
         weights: What each head of layer 0 is worth. The default is what the authors measured for
             Qwen2.5-VL-7B, by leaving out one head at a time; it means nothing for another model.
-            None counts all heads alike, which works everywhere and is not the published method.
-        normalize: How a head's comparison is brought to a common size: by its length ("l2"), or by
-            a "softmax" or a linear map to 0 to 1 ("minmax") over the visual tokens.
-        between: Two token ids. The question lies behind the last of the first one and before the
-            last of the second one; where that one is missing, up to the end of the prompt. Without
-            the first, or in a prompt that is given as embeddings, all text after the last image
-            counts. The default is Qwen's <|vision_end|> and <|im_end|>; None counts all text.
+            None counts all heads alike, which works everywhere but is not the published method.
+        normalize: How every head's result is brought to a common scale: by its length ("l2"), or
+            by a "softmax" or a linear map to 0 to 1 ("minmax") over the visual tokens.
+        between: Two token ids. The question begins after the last token with the first id and ends
+            before the last token with the second id, or at the end of the prompt if there is none.
+            Without the first id, or in a prompt that is given as embeddings, all text after the
+            last image counts. The default is Qwen's <|vision_end|> and <|im_end|>; None counts all
+            text.
     """
 
     keep: int | float
@@ -85,7 +86,7 @@ class HAWK(BudgetPruner):
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> HAWK:
-        """All heads alike, and all text; in a model of the sizes of Qwen2.5-VL-7B as published."""
+        """All heads alike, and all text; the published settings for Qwen2.5-VL-7B's sizes."""
         decoder, tower = shape.decoder, shape.tower
         windows = tower is not None and tower.window is not None  # its sister Qwen2-VL has none
         if windows and (decoder.hidden, decoder.heads) == (3584, len(QWEN25_VL_7B)):
@@ -125,7 +126,7 @@ class HAWK(BudgetPruner):
         if self.weights is not None and len(self.weights) != heads:
             raise ScoreError(
                 f"HAWK has weights for {len(self.weights)} heads, but layer 0 of this model has "
-                f"{heads}. The published ones are of Qwen2.5-VL-7B; give `weights` measured for "
+                f"{heads}. The published ones are for Qwen2.5-VL-7B; give `weights` measured for "
                 "this model, or weights=None, which counts all heads alike."
             )
         attention.read.append(1)
@@ -143,15 +144,15 @@ def question_rows(
     """Where the question of every image is.
 
     Args:
-        layout: Where things lie.
+        layout: Where tokens lie.
         input_ids: (B, L) token ids, or None.
         between: As in `HAWK`.
 
     Returns:
-        (I, L) bool, with something in every row.
+        (I, L) bool, with at least one True in every row.
     """
     rows, last = layout.rows, layout.columns.masked_fill(~layout.valid, -1).amax(1)
-    # Behind the last image of the sample.
+    # After the last image of the sample.
     end = last.new_full((len(layout.tokens),), -1).scatter_reduce(0, rows, last, "amax")
     slots = torch.arange(layout.text.shape[1], device=rows.device)
     after = layout.text & (slots > end[:, None])
@@ -165,16 +166,16 @@ def question_rows(
 
 
 def _last(marked: Tensor, tokens: Tensor) -> Tensor:
-    """(B,) the last of the tokens that are marked; -1 where none is."""
+    """(B,) the last of the tokens that are marked; -1 if none is."""
     slots = torch.arange(marked.shape[1], device=marked.device)
     return torch.where(marked & tokens, slots, -1).amax(1)
 
 
 def likeness(attention: LayerAttention, index: Tensor, valid: Tensor) -> Tensor:
-    """How alike queries of some tokens and keys of the visual tokens are, signed.
+    """How similar queries of some tokens and keys of the visual tokens are, signed.
 
     Args:
-        attention: The layer's.
+        attention: The attention of the layer.
         index: (I, R) positions of the tokens whose queries count.
         valid: (I, R) bool, False at filling.
 
@@ -184,14 +185,14 @@ def likeness(attention: LayerAttention, index: Tensor, valid: Tensor) -> Tensor:
     layout = attention.layout
     query = take(widened(attention.query)[layout.rows].transpose(1, 2), index, 1)
     weights = (valid / valid.sum(1, keepdim=True)).to(query)
-    mean = torch.einsum("ir,irhd->ihd", weights, query)  # first, since logits are linear in it
+    mean = torch.einsum("ir,irhd->ihd", weights, query)  # first, as logits are linear in it
     key = take(widened(attention.key)[layout.rows].transpose(1, 2), attention.columns, 1)
     mean = mean.view(len(mean), key.shape[2], -1, mean.shape[-1])
     return torch.einsum("igjd,itgd->igjt", mean, key).flatten(1, 2) * attention.scaling
 
 
 def normalized(values: Tensor, valid: Tensor, how: Normalization) -> Tensor:
-    """The values of every head brought to a common size over the visual tokens.
+    """Bring the values of every head to a common scale over the visual tokens.
 
     Args:
         values: (I, H, t) signed.
@@ -216,7 +217,7 @@ def normalized(values: Tensor, valid: Tensor, how: Normalization) -> Tensor:
 def weighted(
     values: Tensor, valid: Tensor, how: Normalization, weights: Sequence[float] | None
 ) -> Tensor:
-    """The sum over heads, each brought to a common size and by its weight.
+    """The weighted sum over heads, each brought to a common scale.
 
     Args:
         values: (I, H, t) signed.

@@ -23,16 +23,16 @@ class HiMAP(StagedPruner):
     """Prune early by the text's attention and later by the image's own (arXiv 2503.13108).
 
     Before the first of `layers` the visual tokens are ranked by the attention that all text tokens
-    after the image pay them in the layer before, averaged over heads; before the second, those left
-    are ranked by the attention that they pay each other. Tokens keep their positions.
+    after the image pay to them in the layer before, averaged over heads; before the second, those
+    left are ranked by the attention that they pay to each other. Tokens keep their positions.
 
-    There are no golden files: the rule was read in the authors' code (ustc-hyin/HiMAP @ 6c279e7),
+    There are no golden files: the rule was read from the authors' code (ustc-hyin/HiMAP @ 6c279e7),
     and the tests compute it directly. That code takes one prompt with one image at fixed places and
-    runs without a cache, so that it prunes anew for every token of the answer, which is then among
-    the text that looks; `generate(use_cache=False)` does that here too.
+    runs without a cache, so it prunes anew for every token of the answer, and earlier answer tokens
+    count as text; `generate(use_cache=False)` does that here too.
 
     With `reweight=P` the text's attention is divided by P, as PoRe's authors do (version 2 of arXiv
-    2508.17807); the image's own attention has no such bias and is left alone.
+    2508.17807); the image's own attention has no such bias and is not divided.
 
     Attributes:
         keep: Tokens per image after the second pruning (int), or the fraction (float).
@@ -67,11 +67,11 @@ class HiMAP(StagedPruner):
 
     @property
     def corrections(self) -> tuple[Correction | None, ...]:
-        """That of the first stage; the second has none."""
+        """The correction of the first stage; the second has none."""
         return (*correction_of_each(self.reweight, 1), None)
 
     def reader(self) -> TextMean:
-        """What the text after the image looks at, in the first stage."""
+        """The attention of the text after the image, for the first stage."""
         return TextMean()
 
     def stages(self) -> Sequence[Stage]:
@@ -91,7 +91,7 @@ class HiMAP(StagedPruner):
 
 
 def _within(attention: LayerAttention) -> Tensor:
-    """(I, t) what every visual token gets from those of its image, averaged over tokens and
-    heads."""
+    """(I, t) the attention that every visual token gets from those of its image, averaged over
+    tokens and heads."""
     layout = attention.layout
     return received(attention, layout.columns, layout.valid, "mean", corrected=False)

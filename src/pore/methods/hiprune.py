@@ -1,4 +1,4 @@
-"""HiPrune: object patches of a middle tower layer with their neighbours, the rest by a deep one."""
+"""HiPrune: object patches by a middle tower layer, their neighbours, and others by a deep one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class HiPrune(BudgetPruner):
     All rank by the attention that a patch receives in the vision tower, averaged over heads and
     queries. Anchors are the round(keep * alpha / 5) highest of `object_layer`, buffers their
     neighbours above, below, left and right; registers, the highest of the others at the layer whose
-    output the projector reads, fill up to `keep`. Kept patches stay in raster order. Tiles of an
-    image are pruned each by itself, with even shares of `keep`.
+    output the projector reads, fill up to `keep`. Kept patches stay in raster order. Every tile of
+    an image is pruned by itself, with an even share of `keep`.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
@@ -35,10 +35,11 @@ class HiPrune(BudgetPruner):
         object_layer: 0-based index of the tower layer that finds objects; the authors' 9 of 24,
             counted from 1.
         faithful: Neighbours as in the authors' code: one place before and after in raster order,
-            across the ends of rows, and beyond the first and last patch those themselves. Where
-            anchors and buffers are more than `keep` it stops with an error, and so does this. Of
-            tiled images every tile gets keep // tiles, patches of padding included, which the
-            decoder never gets. Default: neighbours on the grid, and at most keep // 5 anchors.
+            even across the ends of rows; neighbours outside the image become its first or last
+            patch. If anchors and buffers are more than `keep`, it stops with an error, as their
+            code does. In tiled images every tile gets keep // tiles, including patches of padding,
+            which the decoder never gets. Default: neighbours on the grid, and at most keep // 5
+            anchors.
     """
 
     alpha: float = 0.1
@@ -86,7 +87,7 @@ class HiPrune(BudgetPruner):
         if self.faithful and bool((left < 0).any()):
             raise BudgetError(
                 f"alpha={self.alpha} gives more anchors and buffers than the {counts} tokens to be "
-                "kept, where the authors' code stops; lower alpha, or leave faithful=True away."
+                "kept, where the authors' code stops; lower alpha, or leave faithful=True out."
             )
         return view.select(mask | top_k(deep, left, shown & ~mask), counts)
 
@@ -119,6 +120,6 @@ def neighbours(mask: Tensor, grid: tuple[int, int], wrap: bool = False) -> Tenso
 
 
 def _whole_shares(view: TowerView, keep: int | float) -> list[int]:
-    """The authors' share of every tile, what is left over being lost."""
+    """The authors' share of every tile; the remainder is lost."""
     n = view.features.shape[1]
     return [budget(keep, count * n) // count for count in view.tiles for _ in range(count)]

@@ -1,4 +1,4 @@
-"""HiRED: a fixed budget shared out among the tiles of an image by early CLS attention."""
+"""HiRED: a fixed budget, divided among the tiles of an image by early CLS attention."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 @dataclass(frozen=True)
 class HiRED(BudgetPruner):
-    """Keep the patches with the largest CLS attention, budgets by tile (arXiv 2408.10945).
+    """Keep the patches with the largest CLS attention, with a budget per tile (arXiv 2408.10945).
 
-    Of an image in tiles, a share `alpha` of the tokens goes to the whole image at low resolution.
-    The others go to the tiles, in proportion to how many of the whole image's int(N (1 - alpha))
-    patches with the largest CLS attention in the tower's first layer lie where the tile does. In
-    each, those with the largest CLS attention at the layer whose output the projector reads stay,
-    in raster order; attention is added up over heads. An image in one piece is pruned as by
-    FasterVLM.
+    For an image in tiles, a share `alpha` of the tokens goes to the whole image at low resolution.
+    The others are divided among the tiles, in proportion to how many of the whole image's int(N (1
+    - alpha)) patches with the largest CLS attention in the tower's first layer lie in the part of
+    the image that the tile shows. In each, the patches with the largest CLS attention at the layer
+    whose output the projector reads stay, in raster order; attention is summed over heads. An image
+    in one piece is pruned as by FasterVLM.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
         alpha: Share of the whole image among the tokens of an image in tiles.
-        faithful: Share out as the authors' code does. A fraction counts patches of padding too and
-            is rounded down, budgets of tiles are rounded down, and padding is chosen among, so that
-            fewer than `keep` reach the decoder. The map of the whole image is cut into one
-            horizontal band for every tile, where otherwise each patch counts for the tile that
-            shows it. A grid of tiles that is not square is laid out as if transposed, and what then
-            looks like padding is cut off, most of it image. Newline tokens go, where otherwise they
-            stay, as with every method here.
+        faithful: Divide the budget as the authors' code does. A fraction counts patches of padding
+            too and is rounded down, budgets of tiles are rounded down, and padding can be chosen,
+            so that fewer than `keep` reach the decoder. The map of the whole image is cut into one
+            horizontal band for every tile; by default each patch counts for the tile that shows it.
+            A grid of tiles that is not square is laid out as if transposed, and what then looks
+            like padding is cut off, although most of it is image. Newline tokens are dropped; by
+            default they stay, as with every method here.
     """
 
     alpha: float = 0.5
@@ -57,12 +57,12 @@ class HiRED(BudgetPruner):
         return [TowerStage(self._select, layers=lambda read, _: [0, read])]
 
     def limits(self, family: Family) -> list[Limit]:
-        """A budget is shared out by where tiles lie in the image."""
+        """The budget is divided by where tiles lie in the image."""
         found = super().limits(family)
         if family.tiles and not family.tiles_placed:
             found.append(
                 Limit(
-                    "it shares a budget out by where tiles lie in the image, which the prompts do "
+                    "it divides the budget by where tiles lie in the image, which the prompts do "
                     "not say.",
                     "images are in one piece",
                 )
@@ -92,7 +92,7 @@ class HiRED(BudgetPruner):
         return replace(selection, order=ranks.gather(1, selection.raster))
 
     def _total(self, patches: int) -> int:
-        """Tokens kept of an image of so many patches."""
+        """Tokens kept of an image with this number of patches."""
         if not self.faithful or isinstance(self.keep, int):
             return budget(self.keep, patches)
         if (total := int(patches * self.keep)) == 0:
@@ -125,7 +125,7 @@ class HiRED(BudgetPruner):
             )
         if tiling.grid is None:
             raise InputError(
-                "HiRED shares a budget out by where the tiles lie in the image, which the prompts "
+                "HiRED divides the budget by where the tiles lie in the image, which the prompts "
                 "of this model do not say; use another method, or images in one tile."
             )
         mark = top_k(early[None], [int(n * (1 - self.alpha))])[0]
@@ -136,29 +136,29 @@ class HiRED(BudgetPruner):
         if not any(hits):
             raise BudgetError(
                 f"The authors' code divides by zero with alpha={self.alpha}, which leaves no patch "
-                "of the whole image to share out by; use faithful=False."
+                "of the whole image to divide the budget by; use faithful=False."
             )
         left = min(total - whole, sum(room[1:]))
         counts = [whole, *(min(part, n) for part in truncated_shares(hits, left))]
         if not any(counts):
             raise BudgetError(
-                f"keep={self.keep} rounds down to no token in every tile; ask for more, or "
+                f"keep={self.keep} rounds down to 0 tokens in every tile; ask for more, or "
                 "faithful=False."
             )
         return counts
 
 
 def truncated_shares(hits: Sequence[int], total: int) -> list[int]:
-    """The authors' shares of a number in proportion to hits: float32, and cut off.
+    """The authors' shares of a number in proportion to hits: computed in float32 and truncated.
 
-    A share that is whole can so lose one: 7 of 24 hits, of 216, is 62.
+    A whole share can lose one in this way: 7 of 24 hits give 62 of 216, not 63.
 
     Args:
         hits: What the shares are in proportion to, not all 0.
-        total: What to share out.
+        total: The number to divide.
 
     Returns:
-        One for each, of which the sum can be less than `total`.
+        One share for each; their sum can be less than `total`.
     """
     marks = torch.tensor(hits)
     shares: list[int] = (marks / marks.sum() * total).int().tolist()
@@ -168,7 +168,7 @@ def truncated_shares(hits: Sequence[int], total: int) -> list[int]:
 def ranks_of(tiling: Tiling) -> Tensor:
     """The authors' order of the patches of an image in tiles.
 
-    Their packing takes the columns of the grid of tiles for its rows, as transformers did at the
+    Their packing mistakes the columns of the grid of tiles for its rows, as transformers did at the
     time, and then cuts off as padding what lies outside the image's own shape.
 
     Args:
@@ -205,7 +205,7 @@ def regions(tiling: Tiling) -> Tensor:
         tiling: An image's tiles.
 
     Returns:
-        (N,) tiles from 0, row by row, the whole image left out.
+        (N,) tiles from 0, row by row, not counting the whole image.
     """
     side = round(tiling.patches**0.5)
     assert tiling.grid is not None

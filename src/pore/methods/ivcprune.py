@@ -1,4 +1,4 @@
-"""IVC-Prune: tokens at telling positions, and tokens whose values are like the question's."""
+"""IVC-Prune: tokens at special positions, and tokens whose values resemble the question's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pore.tensors.gathering import pack, widened
 from pore.tensors.selection import budget, check_keep, check_scores, top_k
 
 _CHUNK = 1 << 23
-"""Weights computed at a time, over all images and heads, to bound memory."""
+"""How many weights are computed at a time, over all images and heads, to bound memory."""
 
 
 @dataclass(frozen=True)
@@ -34,47 +34,47 @@ class IVCPrune(Pruner):
 
     Before layer K three groups are found among an image's N tokens. No attention is read.
 
-    Coordinates: RoPE turns a token's query and key by angles that its position gives. The tokens
-    with the largest mean cosine of these angles are hardly turned, those with the largest mean sine
-    by about a quarter turn. They stay whatever they show ("implicit visual coordinates").
+    Coordinates: RoPE rotates a token's query and key by angles that depend on its position. The
+    tokens with the largest mean cosine of these angles are hardly rotated, those with the largest
+    mean sine by about 90 degrees. They stay whatever they show ("implicit visual coordinates").
 
     Seeds: the values in layer K - 1, which RoPE does not touch, are compared with each other. Every
     text token after the image spreads a softmax over its scaled dot products with them, averaged
-    over the key-value heads; it looks at later tokens too. The tokens that get most are seeds.
+    over the key-value heads; later tokens are included. The tokens that get most are seeds.
 
-    Foreground: seeds and text tokens look once more, each with one vote, and what they give most is
-    the foreground.
+    Foreground: seeds and text tokens do the same once more, each with one vote, and the tokens to
+    which they give most are the foreground.
 
     With `keep` exactly that many tokens stay: coordinates and seeds, then the best of the
     foreground's ranking. This is what the authors do for Qwen2.5-VL, and `IVCPrune(keep=0.5)` is
-    their setting. Where the first two groups alone are more than `keep`, the best of them by that
+    their setting. If the first two groups alone are more than `keep`, the best of them by that
     ranking stay; the authors keep them all.
 
-    With `foreground` in place of `keep` so many of that ranking stay, and all coordinates and seeds
-    with them. The groups overlap, so how many tokens stay depends on the prompt. This is what the
-    authors do for LLaVA: `IVCPrune(foreground=0.2, coordinates=0.25, normalize="prompt")` keeps 20
-    to 31 %.
+    With `foreground` instead of `keep`, that many of the ranking stay, and all coordinates and
+    seeds with them. The groups overlap, so how many tokens stay depends on the prompt. This is what
+    the authors do for LLaVA: `IVCPrune(foreground=0.2, coordinates=0.25, normalize="prompt")` keeps
+    20 to 31 %.
 
-    Tokens keep their positions. After the prefill the authors also cut the kept tokens out of what
-    layers before K have cached (all of them for Qwen, all but layer 0 for LLaVA). Here these layers
+    Tokens keep their positions. After the prefill the authors also shorten the caches of the layers
+    before K to the kept tokens (all layers for Qwen, all but layer 0 for LLaVA). Here these layers
     keep their whole cache, so that decoding sees more; the prefill is the same.
 
     On several axes (Qwen-VL) the means are over the axes too. There the patches in row r, column c
-    and in row c, column r are equals, of which the earlier wins. The first `skip` text tokens after
-    an image have no vote. Where there are no more of them, the last one has (the authors' code
-    divides by zero). Of several images each has the text that follows it, while the authors know
-    only the first.
+    and in row c, column r score the same, and the earlier wins. The first `skip` text tokens after
+    an image have no vote. If there are no others, the last one votes (the authors' code divides by
+    zero). Of several images, each uses the text that follows it, while the authors use only the
+    first image.
 
-    Left padding that is counted moves the coordinates. `generate` does not count it; a plain
+    If left padding is counted, the coordinates change. `generate` does not count it; a plain
     forward does, unless it is given `position_ids`.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float). Give this or `foreground`.
         foreground: Tokens that stay for their values alone (int), or their fraction (float).
         layer: K, the 0-based index of the first pruned layer.
-        coordinates: Coordinates by cosine, and as many by sine, as a share of `keep` or of
-            `foreground`.
-        seeds: Seeds as a share of the image's tokens; at least one.
+        coordinates: Number of coordinates by cosine, and the same number by sine, as a share of
+            `keep` or of `foreground`.
+        seeds: Number of seeds as a share of the image's tokens; at least one.
         normalize: What the softmax runs over: "visual", the image (the authors for Qwen2.5-VL), or
             "prompt", all tokens (for LLaVA).
         skip: Text tokens right after the image that have no vote, such as the tag that ends it.
@@ -101,13 +101,13 @@ class IVCPrune(Pruner):
         check_keep(self._share)
         check_share(coordinates=self.coordinates)
         if not 0 <= self.seeds <= 1:
-            raise BudgetError(f"seeds={self.seeds!r} is no share of an image's tokens; 0 to 1.")
+            raise BudgetError(f"seeds={self.seeds!r} is not a share of the tokens, from 0 to 1.")
         check_normalize(self.normalize)
         check_whole(0, skip=self.skip)
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> IVCPrune:
-        """In the middle of the decoder, as the authors' 16 of LLaVA-1.5-7B's 32 layers."""
+        """In the middle of the decoder, like the authors' 16 of LLaVA-1.5-7B's 32 layers."""
         return cls(keep, layer=max(1, round(shape.decoder.layers / 2)))
 
     def stages(self) -> Sequence[Stage]:
@@ -123,25 +123,25 @@ class IVCPrune(Pruner):
         if self.keep is None:
             raise BudgetError(
                 "How many tokens `foreground` leaves depends on the prompt; give `keep` for a "
-                "number that can be told in advance."
+                "number that is known in advance."
             )
         kept = budget(self.keep, visual)
         return [visual] * self.layer + [kept] * (layers - self.layer)
 
     @property
     def _share(self) -> int | float:
-        """What the coordinates are a share of."""
+        """The number or fraction that coordinates are a share of."""
         share = self.foreground if self.keep is None else self.keep
         assert share is not None
         return share
 
     def _coordinates(self, visual: int) -> int:
-        """Coordinates of each kind, of an image that came with so many tokens."""
+        """Number of coordinates of each kind, for an image that came with `visual` tokens."""
         share = self.coordinates * self._share
         return round(share if isinstance(self._share, int) else share * visual)
 
     def _read(self, attention: LayerAttention) -> Votes:
-        """What seeds and text give every token."""
+        """How much seeds and text give to every token."""
         assert attention.value is not None
         layout, start = attention.layout, attention.past.shape[1]
         index, valid = voters(*text_rows(layout), self.skip)
@@ -173,18 +173,18 @@ class IVCPrune(Pruner):
             return Selection(always | top_k(votes.scores, view.budget(self.foreground), valid))
         kept = torch.tensor(view.budget(self.keep), device=there.device)
         check_scores(votes.scores, kept, valid)
-        # Weights are between 0 and 1.
+        # Weights are between 0 and 1, so 2 puts a token before all others.
         return Selection(top_k(votes.scores + 2 * always, kept, valid))
 
 
 @dataclass(frozen=True)
 class Votes:
-    """What comes of the comparison of values.
+    """The result of comparing values.
 
     Attributes:
-        seeds: (I, t) bool, the tokens that the text gives most.
-        first: (I, t) what the text gives every token on average.
-        scores: (I, t) what seeds and text give it on average.
+        seeds: (I, t) bool, the tokens to which the text gives most.
+        first: (I, t) the mean weight that every token gets from the text.
+        scores: (I, t) the mean weight that it gets from seeds and text.
     """
 
     seeds: Tensor
@@ -193,15 +193,15 @@ class Votes:
 
 
 def voters(index: Tensor, valid: Tensor, skip: int) -> tuple[Tensor, Tensor]:
-    """The text tokens that have a vote: all but the first, or the last one where there are no more.
+    """The text tokens that vote: all but the first ones, or the last one if there are no others.
 
     Args:
         index: (I, R) positions of the text tokens after every image, ascending.
         valid: (I, R) bool, False where an image has fewer.
-        skip: How many have none.
+        skip: How many of the first do not vote.
 
     Returns:
-        index (I, R') and valid (I, R'), likewise.
+        index (I, R') and valid (I, R') of those that vote.
     """
     place = valid.cumsum(-1) - 1
     last = valid.sum(-1, keepdim=True) - 1
@@ -217,7 +217,7 @@ def value_weights(
     visual: Tensor | None,
     index: Tensor,
 ) -> Tensor:
-    """How tokens spread a softmax over the values that are like theirs, averaged over the heads.
+    """Each token's softmax over values, by their similarity to its own, averaged over the heads.
 
     Every token is compared with every other, later ones too.
 
@@ -227,7 +227,7 @@ def value_weights(
         rows: (I,) the sample of every image.
         columns: (I, t) where its visual tokens are.
         visual: (I, t) bool: the softmax runs over these; None: over all tokens of the sample.
-        index: (I, R) which tokens look.
+        index: (I, R) the tokens whose weights are wanted.
 
     Returns:
         (I, R, t) weights on the visual tokens, at least float32.
@@ -263,12 +263,12 @@ def vote(
     """Let the text choose seeds, and seeds and text vote together.
 
     Args:
-        weights: Gives the weights (I, R, t) of tokens (I, R) on the visual ones.
+        weights: Returns the weights (I, R, t) that tokens (I, R) give to the visual ones.
         index: (I, R) positions of the text tokens that have a vote.
         valid: (I, R) bool, False where an image has fewer.
         columns: (I, t) positions of the visual tokens.
         visual: (I, t) bool, False where a smaller image is filled up.
-        counts: Seeds of every image; all of its tokens where it has fewer.
+        counts: Number of seeds of every image; all of its tokens if it has fewer.
 
     Returns:
         The seeds, and both averages.
@@ -283,7 +283,7 @@ def vote(
 
 
 def _sum(weights: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """(I, t) the weights of those that are valid, added up, and (I, 1) how many they are."""
+    """(I, t) the sum of the valid weights, and (I, 1) how many there are."""
     valid = valid.to(weights.device)
     return weights.masked_fill(~valid[..., None], 0.0).sum(1), valid.sum(-1, keepdim=True)
 
@@ -291,17 +291,17 @@ def _sum(weights: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def turns(
     rotary: Callable[[Tensor, Tensor], Any], states: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How far RoPE turns tokens: the mean cosine and sine of their angles.
+    """How far RoPE rotates tokens: the mean cosine and sine of their angles.
 
     Args:
         rotary: Makes rotary tables for states (B, m, D) at positions (B, m).
-        states: States, of which only type and device count.
+        states: States; only their type and device matter.
         positions: (A, I, t) positions of the tokens on A axes.
 
     Returns:
         Cosines and sines (I, t), over the rotary channels and the axes, at least float32.
     """
-    # In order of size, so that the same positions on other axes have the same sum to the last bit.
+    # Sorted, so that the same positions in another order of axes have exactly the same sum.
     ordered = positions.sort(0).values
     means = []
     for axis in ordered:

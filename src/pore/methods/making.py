@@ -1,4 +1,4 @@
-"""A method from its name and settings, as the command line and evaluations have them."""
+"""Makes a method from its name and settings, for the command line and evaluations."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def make(
     texts: Sequence[str] = (),
     **settings: Any,
 ) -> Pruner:
-    """A method as its authors set it up for a model, but for what is given.
+    """A method as its authors set it up for a model, except for the settings that are given.
 
         make("fastv", model, 64, layer=3)
         make("HiPrune", model, 0.25, texts=["alpha=0.2", "faithful=true"])
 
     Args:
         method: The method, or its name in any case of letters.
-        model: The model that it is to prune. Where its sizes are not known, nothing can be scaled
-            to them, and the method is made of its defaults.
+        model: The model that it will prune. If its sizes are not known, nothing can be scaled to
+            them, and the method gets its defaults.
         keep: Visual tokens left per image (int), or the fraction (float).
         average: Whether `keep` is the mean over the decoder layers, as in `pore.schedule`, rather
             than what is left at the end.
@@ -48,7 +48,7 @@ def make(
         InputError: There is no such method or setting, a setting is given twice, or one is missing
             that has no default; the message says how to give it.
         BudgetError: The budget cannot be met.
-        UnsupportedModelError: A mean over the layers of a model of unknown sizes is asked for.
+        UnsupportedModelError: `average` is set, but the sizes of the model are not known.
     """
     kind = method_named(method) if isinstance(method, str) else method
     values = read_settings(kind, texts)
@@ -69,7 +69,7 @@ def make(
 
     if average:
         if "keep" in values:
-            raise InputError("--average looks for the budget itself; leave --set keep=... away.")
+            raise InputError("--average finds the budget itself; leave --set keep=... out.")
         return scheduled(made, kind.name, shape or shape_of(model.config), keep)
     found = made(keep)
     if found is None:
@@ -79,7 +79,7 @@ def make(
 
 
 def _check_complete(kind: type[Pruner], given: set[str]) -> None:
-    """Refuse to make a method of which settings without a default are missing."""
+    """Refuse to make a method if settings without a default are missing."""
     own: tuple[Field[Any], ...] = fields(kind)  # type: ignore[arg-type]
     needed = [
         field.name

@@ -1,4 +1,4 @@
-"""PriorTR: attention of the question, against that of a token that has not seen the question."""
+"""PriorTR: the question's attention, compared with that of a token that cannot see the question."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ _TINY = 1e-10  # the authors' guard against a division by 0
 
 @dataclass(frozen=True)
 class PriorTR(StagedPruner):
-    """Keep what the question looks at more than a token before it did (arXiv 2606.24156).
+    """Keep what the question looks at more than a token before it does (arXiv 2606.24156).
 
     P is the attention of the question to the visual tokens in the layer before, Q that of the null
-    token: the first token after the image, which by the causal mask has seen nothing of the
-    question. Both are divided by their sums over the visual tokens; a token scores P ln(P / Q), and
-    the highest stay, with their original positions. So the prior that PoRe measures beforehand is
-    read here in the prompt itself, and there is no `reweight`: the division has taken the position
-    bias away already.
+    token: the first token after the image, which because of the causal mask has not seen the
+    question. Both are divided by their sums over the visual tokens; a token's score is P ln(P / Q),
+    and the highest stay, with their original positions. So the prior that PoRe measures beforehand
+    is read here from the prompt itself, and there is no `reweight`: the division has already
+    removed the position bias.
 
-    Each image of a prompt is ranked by itself, by the first text after it. Where the question comes
-    before the image, the null token has seen it and is no prior any more. An image with nothing
+    Each image of a prompt is ranked by itself, by the first text after it. If the question comes
+    before the image, the null token has seen it and is not a prior any more. An image with nothing
     between it and the last token is refused.
 
-    The authors also cut the pruned tokens out of the cache of the layers before `layers`, which
-    only decoding notices; here these layers cache what they have seen.
+    The authors also remove the pruned tokens from the caches of the layers before `layers`, which
+    affects only decoding; here these layers cache what they have seen.
 
     Attributes:
         keep: Tokens per image after the last stage (int), or the fraction of the original number
-            (float), truncated as by the authors; the stages before come down to it in equal ratios.
+            (float), truncated as by the authors; the stages before go down to it in equal ratios.
             Or a tuple: what is left of the original number after every stage.
-        layers: The 0-based index of the first pruned layer of every stage; attention is that of the
-            layer before. The authors take 3, for InternVL 2.
+        layers: The 0-based index of the first pruned layer of every stage; attention is read in the
+            layer before. The authors take 3, and 2 for InternVL.
         query: Whose attention P is: the mean over the text from the null token on ("question"), or
             that of the "last" token (the authors' choice for LLaVA-NeXT).
         heads: Whether P and Q are the "mean" over the heads, or the largest ("max").
-        with_last: Whether the last token counts as one of the question; it does for the authors'
-            LLaVA and InternVL, not for their Qwen-VL.
-        offset: Text tokens after the image that are left out before the null token; the authors
-            take 1 for InternVL, whose first one only ends the image.
+        with_last: Whether the last token counts as part of the question; it does in the authors'
+            LLaVA and InternVL, not in their Qwen-VL.
+        offset: Number of text tokens between the image and the null token; the authors take 1 for
+            InternVL, whose first text token only ends the image.
         faithful: Read attention without the causal mask, as the authors' Qwen2-VL code does under
             SDPA: the null token then sees the question, and other tokens stay.
     """
@@ -81,7 +81,7 @@ class PriorTR(StagedPruner):
         return cls(keep, (max(1, min(3, shape.decoder.layers - 1)),))
 
     def reader(self) -> QuestionAndNull:
-        """What P and Q are made of."""
+        """Reads the attention that P and Q are made from."""
         return QuestionAndNull(
             self.query, self.heads, self.with_last, self.offset, causal=not self.faithful
         )
@@ -91,7 +91,7 @@ class PriorTR(StagedPruner):
         return pyramid(self.keep, len(self.layers), visual)
 
     def must_meet(self, stage: int) -> bool:
-        """Numbers that were given one by one are all to be met."""
+        """Numbers that are given for every stage must all be met."""
         return isinstance(self.keep, tuple) or super().must_meet(stage)
 
     def score(self, stage: int, view: View) -> Tensor:
@@ -105,10 +105,10 @@ class QuestionAndNull:
     """Reads what every visual token gets from the question, and from the token before it.
 
     Attributes:
-        query: As in `PriorTR`, and so the other fields.
-        heads: See there.
-        with_last: See there.
-        offset: See there.
+        query: As in `PriorTR`.
+        heads: As in `PriorTR`.
+        with_last: As in `PriorTR`.
+        offset: As in `PriorTR`.
         causal: Whether tokens see only those before them.
     """
 
@@ -136,15 +136,15 @@ class QuestionAndNull:
 
 
 def gained(question: Tensor, null: Tensor) -> Tensor:
-    """What every visual token has of the question that it had not before.
+    """How much more attention every visual token gets from the question than without it.
 
     Args:
-        question: (I, t) attention of the question, 0 at what is no token.
+        question: (I, t) attention of the question, 0 at filling.
         null: (I, t) attention of the null token.
 
     Returns:
-        (I, t) P ln(P / Q), where P and Q are the two as shares of their sums. Summed up it is how
-        far the question moves attention (the Kullback-Leibler divergence).
+        (I, t) P ln(P / Q), where P and Q are the two as shares of their sums. The sum over tokens
+        is the Kullback-Leibler divergence: how far the question moves attention.
     """
     p, q = (x / (x.sum(-1, keepdim=True) + _TINY) for x in (question, null))
     return p * ((p + _TINY) / (q + _TINY)).log()
