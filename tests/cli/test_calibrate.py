@@ -82,7 +82,7 @@ def test_one_image_is_no_diagnosis(model: Path, data: Path, tmp_path: Path) -> N
     out = tmp_path / "p.json"
     common = ("-m", model, "-s", data / "samples.jsonl", "-o", out, "--limit", "1")
     found = run("calibrate", *common, "--kind", "empirical")
-    assert "No diagnosis. To choose a curve by its held-out error takes images" in found.output
+    assert "No diagnosis. Choosing a curve by its held-out error needs images" in found.output
     assert PositionBias.load(out).provenance.samples == 1
 
 
