@@ -11,7 +11,6 @@ import numpy as np
 
 from pore.bias.choosing import CHOICES, listed
 from pore.bias.judging import FAR
-from pore.plotting.labels import budget_label
 
 THIRDS = ("first", "middle", "last")
 
@@ -173,7 +172,7 @@ def _advice(found: Diagnosis) -> str:
         assert found.changed is not None
         return (
             "Dividing by P matters little: there is hardly any bias to divide out. At "
-            f"{budget_label(found.keep)} P changes about {percent(found.changed)} of what is kept."
+            f"{_budget(found)} P changes about {percent(found.changed)} of what is kept."
         )
     if found.verdict == "more images":
         return f"Calibrate on more images before you divide by P. {_unsure(found)}"
@@ -202,7 +201,7 @@ def sureness(found: Diagnosis) -> str:
     if found.unsure is not None:
         parts.append(
             f"more images would change about {percent(found.unsure / 2)} of what is kept at "
-            f"{budget_label(found.keep)}"
+            f"{_budget(found)}"
         )
     return f"{'; '.join(parts)}."
 
@@ -238,9 +237,7 @@ def _described(found: Diagnosis) -> str:
 def _moved(found: Diagnosis) -> str:
     assert found.changed is not None
     assert found.after is not None
-    text = (
-        f"At {budget_label(found.keep)} it changes about {percent(found.changed)} of what is kept"
-    )
+    text = f"At {_budget(found)} it changes about {percent(found.changed)} of what is kept"
     change = [after - before for before, after in zip(found.before, found.after, strict=True)]
     most, least = (f(range(len(change)), key=change.__getitem__) for f in (max, min))
     if change[most] < 0.005:
@@ -274,7 +271,7 @@ def _unsure(found: Diagnosis) -> str:
     if found.unsure / 2 > UNSURE:
         return (
             f"P of one half of the {found.images} images and P of the other do not agree on "
-            f"{percent(found.unsure)} of what is kept at {budget_label(found.keep)}; more images "
+            f"{percent(found.unsure)} of what is kept at {_budget(found)}; more images "
             "would change about half of that."
         )
     return f"Whether it is any better than no bias cannot be told from chance. {_described(found)}"
@@ -318,3 +315,9 @@ def _kinds(found: Diagnosis) -> str:
 
 def _over(axis: AxisDiagnosis) -> str:
     return "" if axis.name == "position" else f" over the {axis.name}"
+
+
+def _budget(found: Diagnosis) -> str:
+    from pore.plotting.labels import budget_label  # late: it loads rich, which few programs need
+
+    return budget_label(found.keep)
