@@ -1,4 +1,4 @@
-"""SGL in a survey, whose guide is of one batch."""
+"""SGL in a survey, whose guide belongs to one batch."""
 
 from __future__ import annotations
 
@@ -172,6 +172,6 @@ def test_a_guided_method_prunes_nothing_itself(checkpoint: Path) -> None:
     pruner = pore.SGL(4, layer=2, guide=Guiding(model, processor, max_new_tokens=3, itself=True))
     samples = list(load_samples("embedded:test", limit=2))
     inputs = build_inputs(processor, samples, torch.device("cpu"), torch.float32)
-    with pytest.raises(InputError, match="is of one batch"), pruner(model):
+    with pytest.raises(InputError, match="belongs to one batch"), pruner(model):
         model(**inputs)
     assert described(pruner)["guide"]["model"] == "tiny"

@@ -60,7 +60,7 @@ def test_a_model_of_unknown_sizes(unknown: Any) -> None:
         ("FastV", {"texts": ["layr=2"]}, "no setting 'layr'"),
         ("FastV", {"layr": 2}, "no setting 'layr'"),
         ("FastV", {"texts": ["layer=2"], "layer": 3}, "layer is given twice"),
-        ("SGL", {}, "SGL needs a guide: what guides is another model"),
+        ("SGL", {}, "SGL needs a guide: another model is the guide"),
         ("Scored", {}, "Scored needs a scorer: make it in Python"),
     ],
 )

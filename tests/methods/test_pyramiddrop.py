@@ -93,7 +93,7 @@ class TestBudgets:
             pyramid(17, 3, 16)
         with pytest.raises(BudgetError, match=r"\(4, 0.5, 2\).*|more visual tokens"):
             pyramid((4, 0.5, 2), 3, 16)
-        with pytest.raises(BudgetError, match="cut to none"):
+        with pytest.raises(BudgetError, match="truncated to 0"):
             pyramid(0.05, 3, 16)
 
 

@@ -146,5 +146,5 @@ class TestOtherPackages:
 
     def test_what_is_no_method_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.install(monkeypatch, lambda: torch.nn.Linear)
-        with pytest.raises(PoreError, match=r"no subclass of pore\.Pruner"):
+        with pytest.raises(PoreError, match=r"not a subclass of pore\.Pruner"):
             methods()

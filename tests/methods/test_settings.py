@@ -241,7 +241,7 @@ def test_methods_of_others_with_types_that_cannot_be_told_take_json() -> None:
         (("--keep", 4, "--set", "keep=5"), "keep is given twice"),
         (("--layer", 2, "--set", "layer=3"), "layer is given twice"),
         (("--average", "--set", "keep=5"), "--average finds the budget itself"),
-        (("--method", "random", "--set", f"seed={10**20}"), "no number of 64 bits"),
+        (("--method", "random", "--set", f"seed={10**20}"), "does not fit into 64 bits"),
         (("--method", "DivPrune", "--layer", 2), "DivPrune has no setting 'layer'"),
         (("--guide", "x"), "--guide is for --all and for --method SGL, not for FastV"),
     ],

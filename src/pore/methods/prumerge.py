@@ -1,4 +1,4 @@
-"""PruMerge: keep the patches that the CLS token attends to, and merge those like them into them."""
+"""PruMerge: keep the patches that the CLS token attends to, and merge similar ones into them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 @dataclass(frozen=True)
 class PruMerge(Pruner):
-    """The patches with the most CLS attention, with those like them merged in (arXiv 2403.15388).
+    """Keep the patches with the most CLS attention, and merge similar ones in (arXiv 2403.15388).
 
-    Attention is that of the tower's last layer, taken as one head of full width. To every kept
-    patch the sum of its 32 nearest, kept ones among them, is added, by cosine of the keys of that
-    layer and weighted by their attention, which is not normalised. One extra token, last, is the
-    same sum over all patches that are not kept. The decoder gets them by descending attention.
+    The attention is computed in the tower's last layer, taken as one head of full width. To every
+    kept patch the sum of its 32 nearest patches is added, which may be kept ones: nearest by cosine
+    of the keys of that layer, and weighted by their attention, which is not normalised. One extra
+    token, the last, is the same sum over all patches that are not kept. The decoder gets them by
+    descending attention.
 
-    A tower without a CLS token (SigLIP) has its patches ranked by the attention they receive,
-    averaged over all queries. Where the model cuts images into tiles, every tile has its share of
-    the budget and an extra token of its own. Keeping all patches leaves the image as it is.
+    In a tower without a CLS token (SigLIP) patches are ranked by the attention they receive,
+    averaged over all queries. If the model cuts images into tiles, every tile has its share of the
+    budget and its own extra token. Keeping all patches leaves the image as it is.
 
     Attributes:
-        keep: Tokens left per image (int), or the fraction of its patches (float), the extra token
-            included. None is the authors' adaptive count: the patches whose attention lies above
+        keep: Tokens left per image (int), or the fraction of its patches (float), including the
+            extra token. None is the authors' adaptive count: the patches whose attention lies above
             the third quartile by more than 1.5 times the distance of the quartiles, at least one,
             and the extra token.
-        neighbours: How many patches are merged into each; all others where there are fewer.
-        faithful: Count as the authors' code does: `keep` patches, or int(keep * patches) of them,
-            and the extra token on top of them; adaptively with quartiles over all images of a call
-            together, of which one then changes with the others, truncated (to one less than there
-            are outliers, at some sizes; to the extra token alone, without any).
+        neighbours: How many patches are merged into each; all others if there are fewer.
+        faithful: Count as the authors' code does: `keep` patches, or int(keep * patches), plus the
+            extra token. The adaptive count then uses quartiles over all images of a call together,
+            so that images affect each other, and is truncated (at some sizes to one less than there
+            are outliers; to the extra token alone if there are none).
     """
 
     keep: int | float | None = None
@@ -100,16 +101,16 @@ def check_settings(keep: int | float | None, neighbours: int) -> None:
 
 
 def check_counts(keep: int | float | None, faithful: bool) -> None:
-    """Refuse to foretell a number of tokens that the image decides."""
+    """Refuse to predict a number of tokens that depends on the image."""
     if keep is None or faithful:
         raise BudgetError(
-            "How many tokens are left is not fixed by these settings; give `keep`, and leave "
-            "`faithful` off, for a number that can be told in advance."
+            "These settings do not fix how many tokens are left; give `keep`, and leave "
+            "`faithful` off, for a number that is known in advance."
         )
 
 
 def check_whole(view: TowerView) -> None:
-    """Refuse tiles, of which the authors' code knows nothing."""
+    """Refuse tiles, which the authors' code does not support."""
     if view.tilings is not None:
         raise InputError(
             "The authors' code takes images in one piece; leave `faithful` off for a model that "
@@ -118,10 +119,10 @@ def check_whole(view: TowerView) -> None:
 
 
 def check_room(counts: Sequence[int], patches: int) -> None:
-    """Refuse what would give the decoder more tokens than an image comes with."""
+    """Refuse settings that would give the decoder more tokens than an image comes with."""
     if max(counts) >= patches:
         raise BudgetError(
-            f"The authors' code makes {max(counts) + 1} tokens of {patches} patches with these "
+            f"The authors' code makes {max(counts) + 1} tokens from {patches} patches with these "
             "settings; keep fewer, or leave `faithful` off."
         )
 
@@ -132,7 +133,7 @@ def last_layer(_: int, count: int) -> Sequence[int]:
 
 
 def attention_and_keys(view: TowerView) -> tuple[Tensor, Tensor]:
-    """Scores (I, N) and keys (I, N, C) of the patches, of all heads taken as one."""
+    """Scores (I, N) and keys (I, N, C) of the patches, with all heads taken as one."""
     query, key = (widened(x[0].transpose(1, 2).flatten(2)) for x in (view.queries, view.keys))
     scores = view.pooled(single_head_attention(query, key, view.has_cls, view.real))
     if not bool(torch.isfinite(scores).all()):
@@ -188,15 +189,16 @@ def merged(
     counts: Sequence[int],
     neighbours: int,
 ) -> TowerSelection:
-    """The first patches of an order, with those like them merged in, and the rest as one token.
+    """The first patches of an order, with similar ones merged in, and the rest as one token.
 
     Args:
         view: The tower's patches.
         scores: (I, N) their weights in sums.
-        metric: (I, N, d) what similarity is measured on.
+        metric: (I, N, d) the vectors whose similarity counts.
         order: (I, N) every patch once.
-        counts: How many of each row stay beside the token of the rest; -1 for a row without it.
-        neighbours: Patches merged into each.
+        counts: How many patches of each row stay besides the token of the rest; -1 for a row
+            without it.
+        neighbours: How many patches are merged into each.
 
     Returns:
         The selection.
@@ -219,7 +221,7 @@ def with_rest(
     others: Tensor,
     neighbours: int,
 ) -> TowerSelection:
-    """Kept patches (I, k) with those like them merged in, and one token of the `others` (I, N).
+    """Kept patches (I, k) with similar ones merged in, and one token for the `others` (I, N).
 
     `valid` (I, k + 1) is False where a row keeps fewer, or has no token of the rest.
     """

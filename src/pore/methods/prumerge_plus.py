@@ -1,4 +1,4 @@
-"""PruMerge+: PruMerge with patches at even distances beside those that stand out."""
+"""PruMerge+: PruMerge on the patches that stand out and on others at even distances."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pore.tower.stages import TowerSelection, TowerStage, TowerView
 Rule = Literal["effivlm", "vtc-cls", "prumerge"]
 
 
-# By budget, the best patches and the distance of the others, for 576 patches.
+# For each budget, the number of best patches and the distance of the others, for 576 patches.
 _VTC_CLS = {64: (13, 11), 128: (40, 6), 256: (95, 3)}
 
 
@@ -41,24 +41,25 @@ class PruMergePlus(Pruner):
     are not among them; merging and the extra token are PruMerge's. The decoder gets the best by
     descending attention, the grid in raster order, the extra token.
 
-    The authors have no budget. Published comparisons at one use one of three rules for how many are
-    best and how dense the grid is, and here every one of them gives exactly `keep` tokens: what is
-    too much is cut off the end of the grid, and what is missing is filled up by attention.
+    The authors' method has no budget. Published comparisons that need one use one of three rules
+    for the number of best patches and the density of the grid. Here each of them gives exactly
+    `keep` tokens: a surplus is cut off the end of the grid, and missing ones are filled up by
+    attention.
 
     Attributes:
-        keep: Tokens left per image (int), or the fraction of its patches (float), the extra token
-            included. None is the authors' adaptive count: the outliers of PruMerge, and a grid of
-            about three times as many.
+        keep: Tokens left per image (int), or the fraction of its patches (float), including the
+            extra token. None is the authors' adaptive count: the outliers of PruMerge, and a grid
+            of about three times as many.
         rule: For a given `keep`: "effivlm", all outliers and a grid of `keep` patches
             (EffiVLM-Bench); "vtc-cls", fixed numbers for 64, 128 and 256 tokens (the baseline of
             VTC-CLS); "prumerge", half of them best and half grid (what the authors train with).
-        neighbours: How many patches are merged into each; all others where there are fewer.
-        faithful: Count as the rule's code does. "effivlm" has the extra token on top, and takes the
-            mean number of outliers of all images of a call; "vtc-cls" comes out near the budget
-            (at 576 patches 66 for 64); "prumerge" takes `keep` as the share of the best, and as
-            many again from a grid that repeats some of them, for which it loses as many of the
-            first other patches; a grid of another number is an error. Adaptively it takes one
-            image at a time, and truncates as PruMerge.
+        neighbours: How many patches are merged into each; all others if there are fewer.
+        faithful: Count as the rule's code does. "effivlm" adds the extra token to the budget, and
+            uses the mean number of outliers over all images of a call; "vtc-cls" gives about the
+            budget (at 576 patches 66 for 64); "prumerge" takes `keep` as the share of the best, and
+            as many again from a grid, which repeats some of the best and so loses as many of the
+            first other patches; a grid with another number is an error. The adaptive count takes
+            one image at a time, and truncates as in PruMerge.
     """
 
     keep: int | float | None = None
@@ -128,7 +129,7 @@ class PruMergePlus(Pruner):
         return Grid(patches // 2, step // 2, step, size - 1)
 
     def _authors_grids(self, size: int, far: list[int]) -> tuple[list[Grid], list[int] | None]:
-        """Grids, and how many patches of each image stay if not all that these choose."""
+        """The grids, and how many patches of each image stay; None if all that these choose."""
         if self.keep is None:
             if len(far) > 1:
                 raise InputError(
@@ -137,8 +138,8 @@ class PruMergePlus(Pruner):
                 )
             if far[0] == 0:
                 raise InputError(
-                    "No patch of the image stands out, for which the authors' adaptive rule has "
-                    "no answer; leave `faithful` off, or give `keep`."
+                    "No patch of the image stands out, and the authors' adaptive rule does not "
+                    "cover this case; leave `faithful` off, or give `keep`."
                 )
             return [_adaptive(size, far[0])._replace(best=int(size * (far[0] / size)))], None
         if self.rule == "vtc-cls":
@@ -150,7 +151,7 @@ class PruMergePlus(Pruner):
     def _select_as_in_training(
         self, view: TowerView, scores: Tensor, metric: Tensor
     ) -> TowerSelection:
-        """A grid that repeats patches of the best, and loses others in their place."""
+        """A grid that repeats some of the best patches, and so loses others."""
         assert self.keep is not None
         images, size = scores.shape
         ratio = self.keep if isinstance(self.keep, float) else self.keep / size
@@ -158,8 +159,8 @@ class PruMergePlus(Pruner):
         places = range(step // 2, size - 1, step)
         if count == 0 or len(places) != count:
             raise BudgetError(
-                f"The authors' code stops with an error where its grid has not as many patches as "
-                f"are best, or none are: here {len(places)} and {count} of {size}. Choose another "
+                f"The authors' code stops with an error unless grid and best patches are equally "
+                f"many and at least 1: here {len(places)} and {count} of {size}. Choose another "
                 "share (an eighth of 576 works), or faithful=False."
             )
         best = scores.argsort(dim=-1, descending=True, stable=True)[:, :count]
@@ -175,13 +176,13 @@ class PruMergePlus(Pruner):
 
 
 class Grid(NamedTuple):
-    """How many of the best, and at which places of the raster order the others.
+    """How many of the best patches to take, and the places of the others in raster order.
 
     Attributes:
-        best: The best by attention.
-        start: Place of the first of the grid.
-        step: Distance of one to the next.
-        end: The place after the last that may be of the grid.
+        best: Number of the best by attention.
+        start: Place of the first patch of the grid.
+        step: Distance from one to the next.
+        end: The place after the last that may belong to the grid.
     """
 
     best: int
@@ -191,12 +192,12 @@ class Grid(NamedTuple):
 
 
 def _adaptive(size: int, best: int) -> Grid:
-    """The authors' grid where `best` of `size` patches stand out, about three times as many."""
+    """The authors' grid if `best` of `size` patches stand out: about three times as many."""
     return Grid(best, 0, max(int(int(1 / (best / max(size, 1))) / 3), 1), size - 1)
 
 
 def best_then_grid(scores: Tensor, valid: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
-    """Put the best first, by descending score, then the others of the grid, then what is left.
+    """Put the best first, by descending score, then the others of the grid, then all that are left.
 
     Args:
         scores: (I, N) scores.
@@ -204,8 +205,8 @@ def best_then_grid(scores: Tensor, valid: Tensor, grids: Sequence[Grid]) -> tupl
         grids: One for every row; its places are among the valid patches.
 
     Returns:
-        order (I, N), every patch once, what is left by descending score, those not valid last; and
-        counts (I,), the best and the others of the grid together.
+        order (I, N), every patch once; those left are in descending order of score, those not valid
+        come last. And counts (I,), the number of the best and the others of the grid together.
     """
     best, start, step, end = torch.tensor(grids, device=scores.device)[..., None].unbind(1)
     n = scores.shape[1]

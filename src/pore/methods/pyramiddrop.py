@@ -25,21 +25,21 @@ class PyramidDrop(StagedPruner):
 
     Before each of `layers`, the visual tokens that are left are ranked by the attention of the last
     text token, averaged over heads, and the lowest are dropped. The attention is that of the layer
-    itself: its queries and keys are computed once in advance, on all that enters it. Those that
-    stay are numbered anew, so every layer sees positions without gaps, and a decoded token has in
-    every layer the position that follows what this layer has cached.
+    itself: its queries and keys are computed once in advance, on all tokens that enter it. Kept
+    tokens are numbered anew, so every layer sees positions without gaps, and in every layer a
+    decoded token has the position after the last that this layer has cached.
 
-    With `reweight=P` the ranking is by A / P. `index="original"` reads P where a token was in the
-    image, as P is measured; "dense" reads it at the distance that the token has to the text now
-    that positions are numbered anew.
+    With `reweight=P` the ranking is by A / P. `index="original"` reads P at the token's place in
+    the image, where P was measured; "dense" reads it at the token's distance to the text after
+    positions were numbered anew.
 
     Attributes:
         keep: Tokens per image after the last stage (int), or the fraction of the original number
-            (float); the stages before come down to it in equal ratios, so that 0.125 in three
+            (float); the stages before go down to it in equal ratios, so that 0.125 in three
             stages is the authors' 0.5, 0.25, 0.125. Or a tuple: what is left of the original number
             after every stage. Fractions are truncated, as by the authors: 0.125 of 37 is 4.
-        layers: The first layer of every stage, the authors' `layer_list`: 8 stands for eight layers
-            that see what the stage drops.
+        layers: The first layer of every stage, the authors' `layer_list`: 8 means that eight layers
+            still see the tokens that the stage drops.
         reweight: The position bias P or another correction, or one for every stage, or None.
         index: Where P is read: "original" or "dense".
     """
@@ -80,7 +80,7 @@ class PyramidDrop(StagedPruner):
         return pyramid(self.keep, len(self.layers), visual)
 
     def must_meet(self, stage: int) -> bool:
-        """Numbers that were given one by one are all to be met."""
+        """Numbers that are given for every stage must all be met."""
         return isinstance(self.keep, tuple) or super().must_meet(stage)
 
     def score(self, stage: int, view: View) -> Tensor:
@@ -89,15 +89,15 @@ class PyramidDrop(StagedPruner):
 
 
 def check_pyramid(keep: int | float | tuple[int | float, ...], stages: int) -> None:
-    """Refuse a `keep` that cannot be meant.
+    """Refuse a `keep` that makes no sense.
 
     Args:
         keep: What is left after the last stage, or after each of them.
         stages: How many stages there are.
 
     Raises:
-        BudgetError: A number is none of tokens nor a fraction, there is not one for every stage,
-            or a later one is larger.
+        BudgetError: A number is neither a number of tokens nor a fraction, there is not one for
+            every stage, or a later one is larger.
     """
     if not isinstance(keep, tuple):
         keep = (keep,) * stages
@@ -111,16 +111,18 @@ def check_pyramid(keep: int | float | tuple[int | float, ...], stages: int) -> N
     for kind in (int, float):
         same = [one for one in keep if isinstance(one, kind)]
         if same != sorted(same, reverse=True):
-            raise BudgetError(f"keep={keep} rises from stage to stage; dropped tokens stay so.")
+            raise BudgetError(
+                f"keep={keep} rises; dropped tokens do not come back at a later stage."
+            )
 
 
 def pyramid(keep: int | float | tuple[int | float, ...], stages: int, available: int) -> list[int]:
     """The number of tokens after every stage, for an image of `available` visual tokens.
 
     Args:
-        keep: Tokens after the last stage, or the fraction of `available`; the stages before come
-            down to it in equal ratios. Or a tuple of one such number for each stage. Fractions of
-            tokens are cut off.
+        keep: Tokens after the last stage, or the fraction of `available`; the stages before go down
+            to it in equal ratios. Or a tuple of one such number for each stage. Numbers of tokens
+            are truncated.
         stages: How many stages there are.
         available: Visual tokens that the image came with.
 
@@ -128,7 +130,8 @@ def pyramid(keep: int | float | tuple[int | float, ...], stages: int, available:
         One number for each stage, none larger than the one before.
 
     Raises:
-        BudgetError: A number is larger than the one before or than `available`, or is cut to 0.
+        BudgetError: A number is larger than the one before or than `available`, or is truncated to
+            0.
     """
     check_pyramid(keep, stages)
     if isinstance(keep, tuple):
@@ -136,12 +139,12 @@ def pyramid(keep: int | float | tuple[int | float, ...], stages: int, available:
     else:
         last = keep if isinstance(keep, int) else int(available * keep)
         share = keep / available if isinstance(keep, int) else keep
-        # Rounded first, for a cube root that misses a whole number by its last bit.
+        # Rounded first: a cube root can miss a whole number by its last bit.
         between = [int(round(available * share ** (i / stages), 6)) for i in range(1, stages)]
         wanted = [*between, last]
     if min(wanted) < 1:
         raise BudgetError(
-            f"keep={keep} of {available} visual tokens is cut to none; ask for at least 1."
+            f"keep={keep} of {available} visual tokens is truncated to 0; ask for at least 1."
         )
     before = available
     for count in wanted:

@@ -36,7 +36,7 @@ class Random(ScoredPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not -(2**63) <= self.seed < 2**64:
-            raise ScoreError(f"seed={self.seed} is no number of 64 bits.")
+            raise ScoreError(f"seed={self.seed} does not fit into 64 bits.")
 
     def score(self, view: View) -> Tensor:
         """Numbers drawn for every image from the run's generator."""

@@ -29,12 +29,12 @@ def _load_entry_points() -> None:
         if not (isinstance(kind, type) and issubclass(kind, Pruner)):
             raise PoreError(
                 f"Entry point {entry.name!r} of group 'pore.methods' gives {kind!r}, "
-                "which is no subclass of pore.Pruner."
+                "which is not a subclass of pore.Pruner."
             )
 
 
 def methods() -> dict[str, type[Pruner]]:
-    """All methods, built in or from the entry points `pore.methods`, by name.
+    """All methods by name, built in or from the entry points `pore.methods`.
 
     Returns:
         The class of every method.

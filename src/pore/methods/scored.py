@@ -1,4 +1,4 @@
-"""Scored: the place for a scorer of one's own, trained or not."""
+"""Scored: the place for your own scorer, trained or not."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pore.tensors.selection import top_k
 Scorer = Callable[[Tensor, Layout, "Tensor | None"], Tensor]
 
 
-"""Gives the scores (I, t) of the visual tokens, higher is kept first, from
+"""Returns scores (I, t) of the visual tokens, the higher to be kept first, from
 
 - hidden_states (B, L, D), the states that enter the pruned layer;
 - layout, which tells where the visual tokens, the padding and the last token are:
   `layout.gather(hidden_states)` is (I, t, D), the states of the visual tokens;
-- attention (I, t), text-visual attention of the layer before, or None where it is not asked for.
+- attention (I, t), text-visual attention of the layer before, or None if it is not asked for.
 
 Scores of entries that are not `layout.valid` are ignored."""
 
@@ -36,10 +36,10 @@ Scores of entries that are not `layout.valid` are ignored."""
 class Scored(BudgetPruner):
     """Keep the visual tokens that a scorer of your own ranks highest.
 
-    For trained scorers, which no training-free library can bring along (docs/trained-methods.md),
-    and for trying out a score before it becomes a method. Inside the decoder kept tokens keep their
-    original positions; before it (layer 0) positions are numbered anew. Several in a `Chain` make a
-    schedule over layers.
+    Use it for trained scorers, which a training-free library does not contain
+    (docs/trained-methods.md), and to try out a score before it becomes a method. Inside the decoder
+    kept tokens keep their original positions; before it (layer 0) positions are numbered anew.
+    Several in a `Chain` make a schedule over layers.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
@@ -89,12 +89,12 @@ class Scored(BudgetPruner):
         scores = self.scorer(view.hidden_states, view.layout, view.attention)
         if not isinstance(scores, Tensor):
             raise ScoreError(
-                f"The scorer gave {type(scores).__name__}, but scores are a tensor (images, visual "
-                f"tokens), here of shape {tuple(valid.shape)}."
+                f"The scorer returned {type(scores).__name__}, but scores must be a tensor "
+                f"(images, visual tokens), here of shape {tuple(valid.shape)}."
             )
         if scores.shape != valid.shape:
             raise ScoreError(
-                f"The scorer gave scores of shape {tuple(scores.shape)}, but this batch has "
+                f"The scorer returned scores of shape {tuple(scores.shape)}, but this batch has "
                 f"{valid.shape[0]} images of up to {valid.shape[1]} visual tokens: the shape must "
                 f"be {tuple(valid.shape)}."
             )

@@ -1,4 +1,4 @@
-"""What methods of one budget share, and the methods that are no more than a score."""
+"""What methods with one budget share, and what methods share that are just a score."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pore.tensors.selection import budget, check_keep, top_k
 class BudgetPruner(Pruner):
     """A method of one stage that leaves `keep` tokens of every image.
 
-    A subclass gives `stages`. Whatever else it has to check, it checks in a `__post_init__` that
+    A subclass defines `stages`. If it has more to check, it does so in a `__post_init__` that
     begins with `super().__post_init__()`.
 
     Attributes:
@@ -40,14 +40,14 @@ class BudgetPruner(Pruner):
 
 @dataclass(frozen=True)
 class ScoredPruner(BudgetPruner):
-    """A method of one score: before one layer, the tokens of the highest scores stay.
+    """A method with one score: before one layer, the tokens with the highest scores stay.
 
-    A subclass gives `name` and `score`. The rest follows: the budget, the layer's range, ragged
+    A subclass defines `name` and `score`. The rest follows: the budget, the layer's range, ragged
     batches, what `pore methods` and `pore flops` say. If the score is attention, `reader` says
-    whose. If it has a position bias in it, set `reweightable = True` and add a field
-    `reweight: Reweight | None = None`: the scores are then divided by the bias, or corrected
-    otherwise, and a bias that was measured elsewhere is refused. What is left to a method that
-    chooses otherwise than by the highest scores is `choose`.
+    whose. If it contains a position bias, set `reweightable = True` and add a field
+    `reweight: Reweight | None = None`: the scores are then divided by the bias, or corrected in
+    another way, and a bias that was measured elsewhere is refused. A method that does not simply
+    keep the highest scores overrides `choose`.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
@@ -62,30 +62,31 @@ class ScoredPruner(BudgetPruner):
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
-        """(I, t) scores of the visual tokens, the highest being kept.
+        """(I, t) scores of the visual tokens; the highest are kept.
 
         Args:
-            view: What there is to see. Its tensors are of I images, each filled up to t tokens;
-                entries that are not `view.layout.valid` hold anything, and so may their scores.
+            view: What the method can see. Its tensors have I images, each filled up to t tokens;
+                entries that are not `view.layout.valid` can hold any value, and so can their
+                scores.
 
         Returns:
             The scores, of any real type; of equal ones the earlier token wins.
         """
 
     def reader(self) -> Reader | None:
-        """What of the attention of layer - 1 becomes `view.attention`; None reads none."""
+        """What is read from layer - 1 and becomes `view.attention`; None reads nothing."""
         return None
 
     def kept(self, visual: int) -> int:
-        """How many tokens stay of an image that came with so many.
+        """How many tokens stay of an image that came with `visual` tokens.
 
         Raises:
-            BudgetError: The image has fewer than are to be kept.
+            BudgetError: The image has fewer than should be kept.
         """
         return budget(self.keep, visual)
 
     def choose(self, view: View, scores: Tensor) -> Selection:
-        """What stays, by scores (I, t) that are corrected already."""
+        """What stays, given scores (I, t) that are already corrected."""
         return Selection(top_k(scores, view.budget(self.kept), view.layout.valid))
 
     def stages(self) -> Sequence[Stage]:
@@ -93,7 +94,7 @@ class ScoredPruner(BudgetPruner):
         return [Stage(self.layer, self._select, self.reader(), correction=self._correction)]
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse a layer that the decoder lacks, and a bias measured under other conditions."""
+        """Refuse a layer that the decoder does not have, and a bias measured elsewhere."""
         check_layer(self.layer, family, model, self.earliest)
         if self._correction is not None:
             measures = getattr(self.reader(), "measures", None)
@@ -105,7 +106,7 @@ class ScoredPruner(BudgetPruner):
 
     @property
     def _correction(self) -> Correction | None:
-        """The correction, of methods that take one."""
+        """The correction, if the method takes one and has it."""
         return correction_of(getattr(self, "reweight", None))
 
     def _select(self, view: View) -> Selection:

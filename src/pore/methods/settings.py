@@ -1,4 +1,4 @@
-"""Settings of a method from text, as the command line has them, or a refusal that says how."""
+"""Reads settings of a method from text, as on the command line, or says how else to give them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.methods.guides import Guide
 
-# As Python writes them; JSON's own are read as JSON.
+# Python's spelling of the constants; JSON's spelling is read as JSON.
 _CONSTANTS = {"none": None, "true": True, "false": False}
 
 
@@ -22,22 +22,22 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 class _Unfit(Exception):
-    """A value is not of a type."""
+    """A value does not have the type asked for."""
 
 
 def read_settings(kind: type[Pruner], given: Sequence[str]) -> dict[str, Any]:
-    """The settings that texts such as "alpha=0.2" or "layers=[2, 4]" name, in their own types.
+    """The settings given by texts such as "alpha=0.2" or "layers=[2, 4]", in their own types.
 
     Args:
         kind: The method.
-        given: NAME=VALUE each, where VALUE is JSON, or the text itself.
+        given: Texts of the form NAME=VALUE, where VALUE is JSON, or the text itself.
 
     Returns:
         Values by name.
 
     Raises:
-        InputError: A text is of another form, names no setting of the method, one that no text can
-            give, or one that is given already; or its value is of another type.
+        InputError: A text has another form, or names a setting that the method does not have, that
+            text cannot give or that is given twice; or its value has another type.
     """
     values: dict[str, Any] = {}
     for setting in given:
@@ -51,14 +51,14 @@ def read_settings(kind: type[Pruner], given: Sequence[str]) -> dict[str, Any]:
 
 
 def check_names(kind: type[Pruner], names: Sequence[str]) -> None:
-    """Refuse names that no setting of a method has.
+    """Refuse names of settings that a method does not have.
 
     Args:
         kind: The method.
         names: The names.
 
     Raises:
-        InputError: Says which settings there are.
+        InputError: There is no such setting; the message says which there are.
     """
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for name in names:
@@ -69,26 +69,24 @@ def check_names(kind: type[Pruner], names: Sequence[str]) -> None:
 
 
 def how_else(kind: type[Pruner], name: str) -> str | None:
-    """How a setting is given that no text can give.
+    """How to give a setting that text cannot give.
 
     Args:
         kind: The method.
         name: The setting.
 
     Returns:
-        What to do, as the end of a sentence; None where a text can give it.
+        What to do, as the end of a sentence; None if text can give it.
     """
     options = _options(_hint(kind, name))
     if Correction in options:
-        return (
-            "name a position bias or another correction with --reweight, of generate and evaluate"
-        )
+        return "give a position bias or another correction with --reweight of generate or evaluate"
     if Guide in options:
         return (
-            "what guides is another model: `pore evaluate --method SGL --guide MODEL`, where the "
-            "model itself guides if --guide is left away, or pore.guide in Python"
+            "another model is the guide: `pore evaluate --method SGL --guide MODEL` (without "
+            "--guide the model guides itself), or pore.guide in Python"
         )
-    # None alone switches the setting off, which text can say; but there has to be a way to set it.
+    # Text can always say None, which switches the setting off; but there must be a way to set it.
     settable = any(_readable(option) for option in options if option is not type(None))
     return None if settable else f"make it in Python: pore.{kind.__name__}(..., {name}=...)"
 
@@ -109,7 +107,7 @@ def _value(kind: type[Pruner], name: str, text: str) -> Any:
 
 
 def _hint(kind: type[Pruner], name: str) -> Any:
-    """The type of a setting; `Any` where it cannot be told."""
+    """The type of a setting; `Any` if it is not known."""
     try:
         return get_type_hints(kind)[name]
     except NameError:
@@ -121,7 +119,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _parsed(text: str) -> list[Any]:
-    """What a text may mean: a constant or JSON, and itself."""
+    """What a text may mean: a constant or JSON, and the text itself."""
     if text.lower() in _CONSTANTS:
         return [_CONSTANTS[text.lower()], text]
     try:
@@ -131,7 +129,7 @@ def _parsed(text: str) -> list[Any]:
 
 
 def _read(value: Any, hint: Any, exact: bool) -> Any:
-    """A value as a type; where that need not be exact, whole numbers and "25%" are numbers too."""
+    """A value as a type; unless `exact`, whole numbers and "25%" count as numbers too."""
     if hint is Any:
         return value
     origin, inner = get_origin(hint), get_args(hint)
@@ -180,7 +178,7 @@ def _number(value: Any, exact: bool) -> float:
 
 
 def _readable(hint: Any) -> bool:
-    """Whether text can give a value of a type."""
+    """Whether text can give a value of this type."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or hint in _KINDS or origin is Literal or hint is type(None):
         return True

@@ -1,4 +1,4 @@
-"""SGL: a small model's attention chooses the visual tokens of a large one, or its answer stands."""
+"""SGL: a small model's attention chooses a large one's visual tokens, or its answer is used."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pore.methods.scorer import ScoredPruner
 
 @dataclass(frozen=True)
 class SGL(ScoredPruner):
-    """Keep the visual tokens that a small model looked at most (arXiv 2412.03324).
+    """Keep the visual tokens that a small model attended to most (arXiv 2412.03324).
 
     The small model answers the same prompts first, `pore.guide(small, inputs, ...)`; the attention
     that its visual tokens got over all layers, heads and rows ranks those of the large model. Both
-    must cut images into the same tokens. Kept tokens keep their original positions.
+    models must cut images into the same tokens. Kept tokens keep their original positions.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
         layer: The 0-based index of the first pruned layer. The authors' is a fraction of the depth,
             int(0.4 * layers) in their script.
-        guide: What the small model saw, of the very batch that the large model gets; or, for
-            `evaluate` and what follows it, what makes the guide of every batch.
-        reweight: P of the small model's aggregate (`pore.calibrate_guide`), by which
-            `Guide.importance` then is divided; None leaves it as it is.
-        faithful: Truncate a fraction of the tokens as the authors' code does, in float32, where
-            others round it; a small fraction can then keep none.
+        guide: The small model's guide for the batch that the large model gets; or, in `evaluate`,
+            an object that makes the guide of every batch.
+        reweight: P of the small model's summed attention (`pore.calibrate_guide`), which divides
+            `Guide.importance`; None leaves that as it is.
+        faithful: Truncate a fraction of the tokens in float32, as the authors' code does, instead
+            of rounding it; a small fraction can then keep no token.
     """
 
-    layer: int = field()  # without the default of `ScoredPruner`
+    layer: int = field()  # removes the default of `ScoredPruner`
     guide: Guide | Guides
     reweight: Reweight | None = None
     faithful: bool = False
@@ -59,7 +59,7 @@ class SGL(ScoredPruner):
         Args:
             keep: Visual tokens left at the end, per image, or the fraction.
             shape: The sizes of the model that is pruned.
-            guide: The guide, or what makes that of every batch.
+            guide: The guide, or an object that makes one for every batch.
 
         Returns:
             The method; None without a guide.
@@ -73,13 +73,13 @@ class SGL(ScoredPruner):
         return [replace(stage, positions="original") for stage in super().stages()]
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse a layer that the decoder lacks, and what the guide or the bias does not fit."""
+        """Refuse a layer that the decoder does not have, and a guide or bias that does not fit."""
         check_layer(self.layer, family, model, first=0)
         self.guide.check(model)
         correction = self._correction
         if isinstance(correction, AttentionCorrection):
             raise InputError(
-                f"{self.name} ranks by what another model looked at, and the correction "
+                f"{self.name} ranks by the attention of another model, and the correction "
                 f"{correction.kind!r} looks at the layer that ranks; use a position bias "
                 "(pore.calibrate_guide)."
             )
@@ -90,7 +90,7 @@ class SGL(ScoredPruner):
 
     @property
     def looks_at(self) -> list[int]:
-        """Those that the guide looked at, if any: a model can guide itself."""
+        """The layers that the guide was made from, if a model guides itself."""
         return self.guide.looks_at
 
     def kept(self, visual: int) -> int:
@@ -102,10 +102,10 @@ class SGL(ScoredPruner):
     def score(self, view: View) -> Tensor:
         """What the small model's attention gives every token."""
         if not isinstance(self.guide, Guide):
-            raise InputError("A guide is of one batch: prune each batch with a guide of its own.")
+            raise InputError("A guide belongs to one batch: prune each batch with its own guide.")
         layout = view.layout
         importance = self.guide.importance[self.guide.match(layout)].to(layout.raster.device)
-        # Where another method came before, tokens are fewer; one that shows no patch ranks last.
+        # After another method there are fewer tokens; one that shows no patch ranks last.
         return importance.gather(1, layout.raster.clamp(min=0)).masked_fill(layout.raster < 0, 0)
 
 
@@ -120,13 +120,13 @@ def consistency(
 ) -> Tensor:
     """How probable the small model finds its own answers when it sees few visual tokens.
 
-    The product over an answer's tokens of their probabilities, the answer being given, with all but
-    the most important visual tokens dropped before the first layer, at their original positions. It
-    is not normalised by the answer's length (arXiv 2412.03324).
+    This is the product of the probabilities of an answer's tokens in a teacher-forced pass, in
+    which only the most important visual tokens enter the first layer, at their original positions.
+    It is not normalised by the answer's length (arXiv 2412.03324).
 
     Args:
         model: The model that made the guide, not pruned; it is left as it was.
-        inputs: The inputs that it was made from.
+        inputs: The inputs that the guide was made from.
         guide: The guide.
         keep: Tokens kept per image (int), or the fraction kept (float).
         reweight: As in `SGL`.
@@ -158,7 +158,7 @@ def mean_of_both(confidence: Tensor, consistency: Tensor) -> Tensor:
 
     Args:
         confidence: (B,) `Guide.confidence`.
-        consistency: (B,) what `consistency` gives.
+        consistency: (B,) what `consistency` returns.
 
     Returns:
         (B,) scores from 0 to 1.
@@ -172,18 +172,18 @@ def early_exit(
     threshold: float,
     score: Callable[[Tensor, Tensor], Tensor] = mean_of_both,
 ) -> Tensor:
-    """Which answers of the small model stand, so that the large one need not be asked.
+    """Which answers of the small model can be used, so that the large one need not answer.
 
-    The authors' code logs both numbers and leaves the decision to an analysis afterwards, so
-    neither `score` nor any threshold is theirs: choose them on data of your own.
+    The authors' code logs both numbers and leaves the decision to a later analysis, so neither
+    `score` nor any threshold is theirs: choose them on your own data.
 
     Args:
         guide: The small model's answers, with their confidence.
-        consistency: (B,) what `consistency` gives.
-        threshold: The least score with which an answer stands.
-        score: Makes one score (B,) of confidence and consistency.
+        consistency: (B,) what `consistency` returns.
+        threshold: The smallest score with which an answer is used.
+        score: Makes one score (B,) from confidence and consistency.
 
     Returns:
-        (B,) bool, True where the answer stands.
+        (B,) bool, True where the answer is used.
     """
     return score(guide.confidence, consistency.to(guide.confidence.device)) >= threshold
