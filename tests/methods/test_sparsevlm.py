@@ -95,7 +95,9 @@ class TestBudgets:
         assert one_less.counts(16, 5) == [16, 15, 15, 14, 14]
         # The one that the authors' first version drops is merged with itself.
         assert pore.SparseVLM((16, 20), (1, 3), faithful=True).counts(16, 5) == [16] * 5
-        with pytest.raises(BudgetError, match="Stage 2 is to keep 9 visual tokens, but 8 are"):
+        with pytest.raises(
+            BudgetError, match="Stage 2 should keep 9 visual tokens, but only 8 are"
+        ):
             pore.SparseVLMPlus((8, 9), (1, 3)).counts(16, 5)
 
     @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ class TestEngine:
 
     def test_budget_that_an_image_cannot_meet(self, model: Any) -> None:
         table, words = pore.SparseVLM.published(192, layers=LAYERS), "Image 0 of sample 0: Stage 1"
-        with pytest.raises(BudgetError, match=f"{words} is to keep 300"), table(model):
+        with pytest.raises(BudgetError, match=f"{words} should keep 300"), table(model):
             model(**batch([prompt(3, 1, 5)]))
 
     def test_after_the_last_layer_and_beyond(self, model: Any) -> None:

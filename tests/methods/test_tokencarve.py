@@ -190,7 +190,7 @@ def test_gradients_go_through_the_means() -> None:
         ({"weight": float("nan")}, "share from 0 to 1"),
         (
             {"weight": 0.0, "reweight": pore.PositionBias.exponential(0.1, N)},
-            "nothing for reweight to divide",
+            "reweight has nothing to divide",
         ),
     ],
 )

@@ -36,8 +36,8 @@ from pore.methods.staged import StagedPruner
 from pore.tensors.gathering import pack, take
 from pore.tensors.selection import budget, check_keep, top_k
 
-# What the authors keep of 576 tokens at each of three stages, by version and by the average over
-# the layers that they name it after.
+# How many of 576 tokens the authors keep at each of three stages, by version and by the average #
+# over the layers after which they name the setting.
 _PUBLISHED: dict[int, dict[int, tuple[int, int, int]]] = {
     1: {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
     2: {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
@@ -46,12 +46,12 @@ _PUBLISHED: dict[int, dict[int, tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class RankBudget:
-    """SparseVLM's budget as its paper describes it: what the attention holds twice is deleted.
+    """SparseVLM's budget as its paper describes it: redundant tokens are deleted.
 
-    A stage with v visual tokens deletes scale · (v - rank) of them, cut off to a whole number,
-    where the rank is that of the attention of the raters to the visual tokens, averaged over heads
-    (arXiv 2410.04417, "sparsification level adaptation"). The released code has fixed numbers in
-    its place, so there is nothing to compare this with.
+    A stage with v visual tokens deletes scale · (v - rank) of them, truncated to a whole number.
+    The rank is the rank of the raters' attention to the visual tokens, averaged over heads
+    (arXiv 2410.04417, "sparsification level adaptation"). The released code has fixed numbers
+    instead, so there is nothing to compare this with.
 
     Attributes:
         scale: λ, above 0 and at most 1.
@@ -68,28 +68,29 @@ class RankBudget:
 class SparseVLM(StagedPruner):
     """Keep the visual tokens that the relevant words attend to, in stages (arXiv 2410.04417).
 
-    The words after an image that are most alike to it, by their embeddings, are its raters. Before
-    each of `layers` visual tokens are ranked by the attention that the raters pay them in the layer
-    before, averaged over heads and raters. The best 30 % of what is dropped are merged into about
-    a tenth as many tokens, by density-peak clustering; they follow the kept ones, compete with them
-    at later stages, and positions are numbered anew. With `reweight=P`, P divides the attention.
+    The words after an image that are most similar to it, by their embeddings, are its raters.
+    Before each of `layers` visual tokens are ranked by the attention that the raters pay to them in
+    the layer before, averaged over heads and raters. The best 30 % of the dropped tokens are merged
+    into about a tenth as many, by density-peak clustering; they follow the kept ones, compete with
+    them at later stages, and positions are numbered anew. With `reweight=P`, P divides the
+    attention.
 
-    Several images in a prompt are pruned each by itself, with the words after it. Where no word
-    stands out from the others, all are raters. In models whose positions have several axes these
-    stay as they are, and a merged token takes the place of the most central one merged into it.
+    Of several images in a prompt, each is pruned by itself, with the words after it. If no word
+    stands out from the others, all are raters. If positions have several axes they stay as they
+    are, and a merged token takes the place of the most central one merged into it.
 
     Attributes:
-        keep: Tokens per image after the last stage (int), merged ones included, or the fraction
-            (float); the stages before come down to it in equal ratios. A tuple gives every stage's
-            number (or fraction of the image's own) before merged ones are added, as the authors'
-            tables do, see `published`. A `RankBudget` lets the attention decide.
+        keep: Tokens per image after the last stage (int), including merged ones, or the fraction
+            (float); the stages before go down to it in equal ratios. A tuple gives every stage's
+            number (or fraction of the original number) before merged ones are added, as in the
+            authors' tables, see `published`. With a `RankBudget` the attention decides.
         layers: First layers that see fewer tokens. The authors count the layer before, whose
             output they prune: their 2, 6, 15 are 3, 7, 16.
         reweight: The position bias P or another correction, or one for every stage, or None.
-        index: Where P is read: at a token's place in the image ("original", merged tokens at the
-            end of it), or "dense" at its distance to the text in the new numbering.
-        faithful: A stage that is to keep as many tokens as there are, or more, drops one all the
-            same, as in the authors' code; without, it drops none, or refuses.
+        index: Where P is read: at a token's place in the image ("original"; for merged tokens at
+            the end of the image), or at its distance to the text in the new numbering ("dense").
+        faithful: A stage that should keep as many tokens as there are, or more, still drops one, as
+            in the authors' code. By default it drops none, or refuses.
     """
 
     keep: int | float | tuple[int | float, ...] | RankBudget
@@ -126,10 +127,10 @@ class SparseVLM(StagedPruner):
         """A row of the authors' tables, for images of 576 tokens.
 
         Args:
-            tokens: The average over the layers that they name it after: 192, 128, 96 or 64. It
-                counts a layer that prunes by what it leaves; what enters the layers of LLaVA-1.5
-                averages 206.5, 145.4, 114.1 and 82.3 in SparseVLM, 206.8, 144.1, 113.9 and 81.8 in
-                SparseVLM+.
+            tokens: The average over the layers after which they name it: 192, 128, 96 or 64. They
+                count a layer that prunes with the tokens that it leaves; the tokens that enter the
+                layers of LLaVA-1.5 average 206.5, 145.4, 114.1 and 82.3 in SparseVLM, 206.8, 144.1,
+                113.9 and 81.8 in SparseVLM+.
             settings: Other settings.
 
         Raises:
@@ -163,13 +164,15 @@ class SparseVLM(StagedPruner):
         ]
 
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after every stage, merged ones included.
+        """Tokens left after every stage, including merged ones.
 
         Raises:
             BudgetError: The image has too few, or the number depends on its attention.
         """
         if isinstance(self.keep, RankBudget):
-            raise BudgetError("What a RankBudget keeps depends on the image; run it and see.")
+            raise BudgetError(
+                "How many tokens a RankBudget keeps depends on the image; run it and see."
+            )
         found = [visual]
         for stage in range(len(self.layers)):
             found.append(sum(self._share(stage, visual, found[-1])))
@@ -180,8 +183,8 @@ class SparseVLM(StagedPruner):
 
         Args:
             stage: Which stage.
-            visual: Tokens that the image came with.
-            here: Tokens that it has left.
+            visual: Number of tokens that the image came with.
+            here: Number of tokens that are left of it.
             rank: The rank of the raters' attention to them, for a `RankBudget`.
         """
         if isinstance(self.keep, RankBudget):
@@ -200,12 +203,12 @@ class SparseVLM(StagedPruner):
             kept = total
         if kept > here:
             raise BudgetError(
-                f"Stage {stage + 1} is to keep {kept} visual tokens, but {here} are left."
+                f"Stage {stage + 1} should keep {kept} visual tokens, but only {here} are left."
             )
         return kept, clusters(here - kept) if self.version == 1 else 0
 
     def _rate(self, view: View) -> Raters:
-        """The raters of every image, once for a prompt."""
+        """Find the raters of every image, once for a prompt."""
         layout, states = view.layout, view.hidden_states
         index, valid = pack(layout.text_after)
         text = states[layout.rows[:, None], index]
@@ -241,15 +244,15 @@ class SparseVLM(StagedPruner):
         return recycle(view.features, layout.raster, scores, keep, layout.valid, merged, view.dense)
 
     def score(self, stage: int, view: View) -> Tensor:
-        """What the raters pay every token, averaged over heads; divided by P if there is one."""
+        """The raters' attention to every token, averaged over heads, divided by P if given."""
         rated: Rated = view.attention
         heads = rated.attention if rated.corrected is None else rated.corrected
-        # Head by head, since which heads count is up to what they look at without the bias.
+        # Head by head, because corrected scores decide which heads count.
         each = [view.corrected(head) for head in heads.unbind(1)]
         return self._chosen(torch.stack(each, 1)).mean(1)
 
     def _chosen(self, heads: Tensor) -> Tensor:
-        """The heads that count, of (I, H, t)."""
+        """The heads of (I, H, t) that count."""
         return heads
 
 
@@ -257,19 +260,19 @@ class SparseVLM(StagedPruner):
 class SparseVLMPlus(SparseVLM):
     """SparseVLM+, the second version of the released code of SparseVLM (arXiv 2410.04417).
 
-    As `SparseVLM`, but the raters' attention is divided by what RoPE alone makes of the distance,
+    As `SparseVLM`, but the raters' attention is divided by what RoPE alone gives at every distance,
     only the `heads` that then look at the image most are averaged, nothing is merged and positions
-    are kept. With `reweight=P`, P stands in for the prior of RoPE.
+    are kept. With `reweight=P`, P replaces the prior of RoPE.
 
     Attributes:
         keep: As in `SparseVLM`.
         layers: As in `SparseVLM`.
         reweight: The position bias P, or one for every stage, in place of the prior of RoPE.
-        index: As in `SparseVLM`; positions being kept, "original" is the place for P.
-        faithful: As in `SparseVLM`, and the prior counts even where it is zero or negative, which
-            turns the ranking round (for heads of 128, at distances from 1707 on); without, it goes
-            no lower than a tenth of its value at distance 0.
-        heads: Heads that are averaged, 14 in the authors' code; all where there are fewer.
+        index: As in `SparseVLM`; as positions are kept, "original" is the right choice.
+        faithful: As in `SparseVLM`, and scores are divided by the prior even where it is zero or
+            negative, which reverses the ranking (for heads of 128, at distances from 1707 on). By
+            default the prior is at least a tenth of its value at distance 0.
+        heads: Number of heads that are averaged, 14 in the authors' code; all if there are fewer.
     """
 
     heads: int = 14
@@ -283,12 +286,12 @@ class SparseVLMPlus(SparseVLM):
             raise ScoreError(f"heads={self.heads} leaves no head to average; ask for at least 1.")
 
     def limits(self, family: Family) -> list[Limit]:
-        """Those of `SparseVLM`, and positions on several axes without `reweight`."""
+        """The limits of `SparseVLM`, and positions on several axes without `reweight`."""
         found = super().limits(family)
         if self.reweight is None and family.mrope:
             found.append(
                 Limit(
-                    "its prior is of positions on one axis, but here they have several. Use "
+                    "its prior needs positions on one axis, but here they have several. Use "
                     "SparseVLM, or calibrate and give reweight."
                 )
             )

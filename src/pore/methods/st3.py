@@ -1,4 +1,4 @@
-"""After ST3: visual tokens fewer and fewer every so many layers, from the paper's description."""
+"""After ST3: drops visual tokens at regular distances in depth, as the paper describes it."""
 
 from __future__ import annotations
 
@@ -23,33 +23,32 @@ Query = Literal["last", "text"]
 
 @dataclass(frozen=True)
 class ST3Style(StagedPruner):
-    """Drop visual tokens every so many layers by the attention they get (after arXiv 2412.20105).
+    """Drop visual tokens every few layers by the attention they get (after arXiv 2412.20105).
 
-    EXPERIMENTAL. There is no code of ST3, and of the paper only what its abstract says was at hand:
-    it drops a fixed share of the tokens every so many layers, by the attention that they receive
-    (progressive visual token pruning). All else here is a setting: where it begins, how often, how
-    much, whose attention. The defaults are ours and no result of the paper is claimed.
+    EXPERIMENTAL. There is no code of ST3, and only the abstract of the paper was available: ST3
+    drops a fixed share of the tokens every few layers, by the attention that they receive
+    (progressive visual token pruning). Everything else is a setting here: where it begins, how
+    often, how much, whose attention. The defaults are ours and no result of the paper is claimed.
 
     Before layers `start`, `start + stride` and so on, `prunings` times, tokens are ranked by the
     attention that they get in the layer before, averaged over heads, and the lowest are dropped.
-    Those that stay keep their positions. Without a `ratio` they come down to `keep` in equal
-    ratios, 1 - (keep / n) ** (1 / prunings) being the share dropped each time. With one, each
-    pruning drops that share of what is left, never below `keep`, and the last one whatever is
-    still above it.
+    Kept tokens keep their positions. Without a `ratio` their number goes down to `keep` in equal
+    ratios: each time a share of 1 - (keep / n) ** (1 / prunings) is dropped. With a `ratio`, each
+    pruning drops that share of what is left, never below `keep`, and the last one drops whatever is
+    still above `keep`.
 
-    The paper's other half is NOT built: the annealing that takes visual tokens out of the cache
-    while the answer is generated. Here the tokens that the prompt has left stay to the end.
+    The paper's other half is NOT built: the annealing that removes visual tokens from the cache
+    while the answer is generated. Here the tokens that are left after the prompt stay to the end.
 
     Attributes:
         keep: Tokens per image after the last pruning (int), or the fraction (float).
         start: The 0-based index of the first pruned layer; scores come from the layer before.
-        stride: Layers between two prunings.
+        stride: Number of layers from one pruning to the next.
         prunings: How often tokens are dropped.
         ratio: Share of what is left that each pruning drops; None for equal ratios down to `keep`.
         query: Whose attention counts: that of the "last" token, or the mean over all "text" tokens
             after the image.
-        reweight: The position bias P that the attention is divided by, or one for every pruning,
-            or None.
+        reweight: The position bias P that divides the attention, or one for every pruning, or None.
     """
 
     keep: int | float
@@ -101,16 +100,16 @@ def left_after(keep: int | float, prunings: int, ratio: float | None, visual: in
     """Tokens of one image that are left after every pruning.
 
     Args:
-        keep: Tokens left after the last one, or the fraction.
-        prunings: How many there are.
-        ratio: Share of what is left that each drops; None for equal ratios.
+        keep: Tokens left after the last pruning, or the fraction.
+        prunings: How many prunings there are.
+        ratio: Share of what is left that each pruning drops; None for equal ratios.
         visual: Tokens that the image came with.
 
     Returns:
         One number for each, none larger than the one before.
 
     Raises:
-        BudgetError: The image has fewer tokens than are to be kept.
+        BudgetError: The image has fewer tokens than should be kept.
     """
     last = budget(keep, visual)
     if ratio is None:
@@ -121,8 +120,8 @@ def left_after(keep: int | float, prunings: int, ratio: float | None, visual: in
 
 @dataclass(frozen=True)
 class TextMean:
-    """Reads what every visual token gets from the text after the image: the mean over tokens and
-    heads."""
+    """Reads the attention that every visual token gets from the text after the image: the mean over
+    tokens and heads."""
 
     measures: ClassVar[str] = "text"
 

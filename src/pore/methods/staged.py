@@ -1,4 +1,4 @@
-"""Methods of several stages inside the decoder: their layers, their numbers and their biases."""
+"""Methods with several stages inside the decoder: their layers, their numbers and their biases."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pore.tensors.selection import top_k
 
 
 class StagedPruner(Pruner):
-    """A method that drops visual tokens before several layers, by what it reads of attention.
+    """A method that drops visual tokens before several layers, by attention.
 
-    A subclass is a frozen dataclass whose first field is `keep`; it gives `name`, `reader`,
-    `remaining` and `score`, and either a field `layers` or `first_layers`. Whatever it has to check
-    beyond its layers and its biases, it checks in a `__post_init__` that calls this one's. Where
-    stages are more than a reader and a rule, it changes those that `stages` of this class gives.
+    A subclass is a frozen dataclass whose first field is `keep`; it defines `name`, `reader`,
+    `remaining` and `score`, and either a field `layers` or `first_layers`. What it has to check
+    besides its layers and biases, it checks in a `__post_init__` that calls the one here. If its
+    stages need more than a reader and a rule, it changes the stages that `stages` returns here.
 
     Attributes:
         layers: The 0-based index of the first layer of every stage.
         reweight: The position bias P or another correction, or one for every stage, or None; for
-            those that take one.
+            methods that take one.
     """
 
     layers: tuple[int, ...]
@@ -44,30 +44,30 @@ class StagedPruner(Pruner):
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type] # its subclasses are dataclasses
             value = getattr(self, field.name)
-            if isinstance(value, list):  # as JSON has what a frozen dataclass holds as a tuple
+            if isinstance(value, list):  # JSON has lists where a frozen dataclass has tuples
                 object.__setattr__(self, field.name, tuple(value))
         check_layers(self.first_layers())
         _ = self.corrections
 
     @abstractmethod
     def reader(self) -> Reader:
-        """What of the attention becomes `view.attention` in every stage."""
+        """What is read from attention and becomes `view.attention` in every stage."""
 
     @abstractmethod
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after every stage, of an image that came with so many.
+        """Tokens left after every stage, for an image that came with `visual` tokens.
 
         Raises:
-            BudgetError: The image has fewer than are to be kept.
+            BudgetError: The image has fewer than should be kept.
         """
 
     @abstractmethod
     def score(self, stage: int, view: View) -> Tensor:
-        """(I, t) scores of the visual tokens that are left, the highest being kept.
+        """(I, t) scores of the visual tokens that are left; the highest are kept.
 
         Args:
             stage: Which stage, from 0.
-            view: What there is to see; attention that ranks goes through `view.corrected`.
+            view: What the method can see; put attention that ranks through `view.corrected`.
         """
 
     def first_layers(self) -> tuple[int, ...]:
@@ -75,8 +75,11 @@ class StagedPruner(Pruner):
         return self.layers
 
     def must_meet(self, stage: int) -> bool:
-        """Whether a stage is to leave its very number; others pass on what comes, if that is less,
-        as it can be after another method of a chain."""
+        """Whether a stage must leave exactly its number of tokens.
+
+        Other stages pass on what comes if that is less, as it can be after another method of a
+        chain.
+        """
         return stage == len(self.first_layers()) - 1
 
     @property
@@ -103,7 +106,7 @@ class StagedPruner(Pruner):
         ]
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse layers that the decoder lacks, and biases measured under other conditions."""
+        """Refuse layers that the decoder does not have, and biases measured elsewhere."""
         check_stages(self.stages(), family, model)
 
     def counts(self, visual: int, layers: int) -> list[int]:
@@ -128,19 +131,19 @@ class StagedPruner(Pruner):
 
 
 def check_layers(layers: tuple[int, ...]) -> None:
-    """Refuse what are no first pruned layers of stages.
+    """Refuse numbers that cannot be the first pruned layers of stages.
 
     Args:
         layers: 0-based indices.
 
     Raises:
-        BudgetError: They are not ascending whole numbers from 1 on, or there is none.
+        BudgetError: They are not ascending whole numbers from 1 on, or there are none.
     """
     whole = all(map(is_whole, layers))
     if not layers or not whole or layers[0] < 1 or list(layers) != sorted(set(layers)):
         raise BudgetError(
-            f"layers={layers!r} are no stages; give the first pruned layer of each, whole numbers "
-            "of at least 1 in ascending order."
+            f"layers={layers!r} are no stages; give the first pruned layer of each stage, whole "
+            "numbers of at least 1 in ascending order."
         )
 
 
@@ -171,7 +174,7 @@ def check_stages(
     family: Family,
     model: nn.Module,
 ) -> None:
-    """Refuse layers that the decoder lacks, and biases measured under other conditions.
+    """Refuse layers that the decoder does not have, and biases measured elsewhere.
 
     Args:
         stages: Stages that read attention.
@@ -179,7 +182,7 @@ def check_stages(
         model: The model.
 
     Raises:
-        BudgetError: The attention of a stage is of a layer that the decoder does not have.
+        BudgetError: A stage reads the attention of a layer that the decoder does not have.
         ProfileMismatchError: A bias was measured elsewhere; the message names the differences.
     """
     count = len(family.layers(model))

@@ -1,4 +1,4 @@
-"""Which family takes which method, derived from what both say of themselves."""
+"""Which family takes which method, derived from what both say about themselves."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pore.families.base import Family
 from pore.families.registry import families
 from pore.methods.registry import methods
 
-_KEEP = 64  # of any number that a model can have; limits do not depend on it
+_KEEP = 64  # any number that a model can have: limits do not depend on it
 
 
-_SHAPE = SHAPES["llava-1.5-7b"]  # of a depth that every method can be set up for
+_SHAPE = SHAPES["llava-1.5-7b"]  # deep enough to set up every method
 
 
 @dataclass(frozen=True)
 class Support:
-    """One family, and what it takes of every method.
+    """One family, and how far it takes every method.
 
     Attributes:
         family: The adapter.
         model_types: The `config.model_type` of its models.
-        limits: Of every method by name, what the family does not take of it; empty where it works.
-            Methods that need more than a model to be set up are left out.
+        limits: For every method by name, what it cannot do in the family; empty if it works.
+            Methods that need more than a model to be set up are omitted.
     """
 
     family: Family
@@ -35,7 +35,7 @@ class Support:
 
     @property
     def takes(self) -> list[str]:
-        """The methods that work, if only with some of the images or layers."""
+        """The methods that work, even if only with some images or layers."""
         return [name for name, found in self.limits.items() if all(one.unless for one in found)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,10 +51,10 @@ class Support:
 
 
 def support() -> list[Support]:
-    """Every family with what it takes of every method, as its authors set it up.
+    """Every family and how far it takes every method, set up as by the method's authors.
 
-    Nothing is listed here: methods say what they need in `Pruner.stages` and `Pruner.limits`,
-    families what they have, and a run is refused by the same.
+    There is no list to edit: methods say what they need in `Pruner.stages` and `Pruner.limits`,
+    families what they have, and runs are refused for the same reasons.
 
     Returns:
         One entry for each family, by name.

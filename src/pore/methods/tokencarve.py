@@ -1,4 +1,4 @@
-"""TokenCarve: keep what is attended to and carries information, then merge the alike."""
+"""TokenCarve: keep tokens with attention and information, then merge similar ones."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from pore.tensors.selection import by_score, check_scores, top_k
 
 @dataclass(frozen=True)
 class TokenCarve(ScoredPruner):
-    """Choose half more visual tokens than are kept, then merge the rest away (arXiv 2503.10501).
+    """Choose 1.5 times `keep` visual tokens, then merge the surplus (arXiv 2503.10501).
 
     Before layer K the tokens are ranked twice: by the attention of the last text token in layer
     K - 1, averaged over heads, and by how much each contributes to the singular vectors of the
     states entering layer K (`singular_scores`). In each ranking the best of N tokens gets N points
-    and the last gets 1; the weighted sum of both decides. To keep 64 tokens, the best 96 go on. The
-    better 48 of these stay. Of the other 48, the 32 that are most like one of the better half, by
-    the cosine of their states, are merged into it: its new state is the mean of its own and all
-    that join it. The last 16 stay as they are. Everything keeps its place and its position.
+    and the last gets 1; the weighted sum of both decides. To keep 64 tokens, the best 96 are
+    chosen. The better 48 of these stay. Of the other 48, the 32 that are most similar to one of the
+    better half, by the cosine of their states, are merged into it: its new state is the mean of its
+    own and all that join it. The last 16 stay as they are. All tokens keep their places and
+    positions.
 
     With `reweight=P` the attention is divided by P before it is ranked (PoRe, arXiv 2508.17807).
 
-    The number of tokens is exact, as in the authors' code. That code fails where `keep` is more
-    than two thirds of the tokens; here all tokens then go on, and fewer are merged. Three of its
-    habits are not followed. Its scripts place the image one token late, so that the first patch
-    always stays and the token after the image competes. It shortens what layers 0 and 1 have cached
-    too, while here layers before K keep their whole cache, so that decoding sees more. And it takes
-    a prompt of fewer than 150 tokens for a step of decoding.
+    The number of tokens is exact, as in the authors' code. That code fails if `keep` is more than
+    two thirds of the tokens; here all tokens are then chosen, and fewer are merged. Three things in
+    it are not followed. Its scripts place the image one token late, so that the first patch always
+    stays and the token after the image competes. It also shortens the caches of layers 0 and 1,
+    while here layers before K keep their whole cache, so that decoding sees more. And it mistakes a
+    prompt of fewer than 150 tokens for a decoding step.
 
-    Where tokens have the same points the earlier one wins; the authors leave that to `topk`.
+    Of tokens with the same points the earlier one wins; the authors leave that to `topk`.
 
     Attributes:
-        keep: Tokens kept per image (int), or the fraction kept (float), merged ones included.
+        keep: Tokens kept per image (int), or the fraction kept (float), including merged ones.
         layer: K, the 0-based index of the first pruned layer.
         weight: Share of the attention in the points. 0 ranks by singular vectors alone (mode 1 of
             the authors), 1 by attention alone (their mode 2).
@@ -64,8 +65,8 @@ class TokenCarve(ScoredPruner):
             raise ScoreError(f"weight is a share from 0 to 1, not {self.weight!r}.")
         if self.weight == 0 and self.reweight is not None:
             raise ScoreError(
-                "With weight=0 no attention counts, so there is nothing for reweight to divide; "
-                "leave one of the two away."
+                "With weight=0 attention does not count, so reweight has nothing to divide; "
+                "leave one of the two out."
             )
 
     def reader(self) -> LastToken:
@@ -130,17 +131,17 @@ def rank_points(scores: Tensor, valid: Tensor) -> Tensor:
 def carve(
     features: Tensor, order: Tensor, counts: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Take half more tokens than are to stay, and merge those that are too many into the better.
+    """Take 1.5 times as many tokens as should stay, and merge the surplus into the better ones.
 
     Args:
         features: (I, t, D) states of the visual tokens.
         order: (I, t) the tokens from the best to the worst, those that are not `valid` last.
-        counts: (I,) tokens to be left of each image, at most as many as it has.
+        counts: (I,) tokens to leave of each image, at most as many as it has.
         valid: (I, t) bool, False where a smaller image is filled up.
 
     Returns:
-        The tokens that stay, (I, t) bool; and (I, t, D) the states, of which those that others were
-        merged into are means, or None where nothing is merged.
+        The tokens that stay, (I, t) bool; and (I, t, D) states, in which tokens that others were
+        merged into have the mean, or None if nothing is merged.
     """
     taken = torch.minimum(counts * 3 // 2, valid.sum(-1))[:, None]
     rank = inverse(order)

@@ -25,25 +25,28 @@ class ToMe(Pruner):
     """Merge pairs of patches with similar keys in every block of the tower (arXiv 2210.09461).
 
     Between attention and MLP of every block up to the one whose output the projector reads, the
-    patches are dealt out alternately to two sets; those of the first that are most like one of the
-    second, by cosine of this block's keys (mean over heads), are merged into it. A merged patch is
-    the mean of all that went into it, and attention counts it as often (log of its size added to
-    the logits). The tower really gets shorter. The CLS token is never merged.
+    patches are dealt alternately to two sets; those of the first that are most similar to one of
+    the second, by cosine of this block's keys (mean over heads), are merged into it. A merged patch
+    is the mean of all that went into it, and attention counts it as many times (the log of its size
+    is added to the logits). The tower's sequence really gets shorter. The CLS token is never
+    merged.
 
     The authors have no code for LLaVA. Patches come to the decoder in the order that merging
     leaves, which is not raster order. In a tower without CLS token (SigLIP) all patches take part.
 
     Attributes:
-        keep: Patches left per image (int), or the fraction of them (float). Every block then merges
-            as many as the others, or one more in the first blocks where they do not divide evenly;
-            one that would merge more than half of its patches merges half, and the others more.
-        r: Instead of `keep`, how many every block merges, as in the authors' code: one number; a
-            tuple (r, inflection) for numbers that fall from 2r to 0 (-1), rise (1) or anything
-            between, truncated; or a list with one for every block, of which missing ones are 0.
-            A block never merges more than half of its patches. Numbers are for all blocks of the
-            tower, also those after the one that the projector reads, which do not matter.
+        keep: Patches left per image (int), or the fraction of them (float). All blocks merge the
+            same number, or one more in the first blocks if it does not divide evenly; a block that
+            would merge more than half of its patches merges half, and the others more.
+        r: Instead of `keep`, how many patches every block merges, as in the authors' code: one
+            number; a tuple (r, inflection) for numbers that fall from 2r to 0 (inflection -1), rise
+            from 0 to 2r (1) or anything between, truncated; or a list with one number for every
+            block, where missing ones are 0. A block never merges more than half of its patches. The
+            numbers are for all blocks of the tower; those after the one that the projector reads
+            do not matter.
         proportional: Whether attention counts a patch by its size.
-        weighted: Whether the mean does. LightCompress has ToMe for LLaVA with neither.
+        weighted: Whether the mean counts a patch by its size. LightCompress's ToMe for LLaVA has
+            neither.
     """
 
     keep: int | float | None = None
@@ -67,7 +70,7 @@ class ToMe(Pruner):
         return [
             TowerStage(
                 _all_that_is_left,
-                layers=lambda read, count: [],  # no attention beside the keys of `merge`
+                layers=lambda read, count: [],  # `merge` gets its keys itself
                 merge=self._merge,
                 proportional=self.proportional,
             )
@@ -78,24 +81,24 @@ class ToMe(Pruner):
         if self.keep is None:
             raise BudgetError(
                 "How many tokens `r` leaves depends on the tower's blocks; give `keep` for a "
-                "number that can be told in advance."
+                "number that is known in advance."
             )
         return super().counts(visual, layers)
 
     def limits(self, family: Family) -> list[Limit]:
-        """A budget cannot be met where tiles show padding."""
+        """A budget cannot be met if tiles show padding."""
         found = super().limits(family)
         if self.keep is not None and family.tiles:
             found.append(
                 Limit(
-                    "it cannot meet a budget: all tiles lose as many patches, but some show "
+                    "it cannot meet a budget: all tiles lose equally many patches, but some show "
                     "padding, which the decoder never gets. Give `r` instead of `keep`."
                 )
             )
         return found
 
     def check(self, model: nn.Module, family: Family) -> None:
-        """Refuse a budget that the tower's blocks cannot come to."""
+        """Refuse a budget that the tower's blocks cannot reach."""
         if self.keep is None:
             return
         grid = family.grid(model)
@@ -151,7 +154,7 @@ def parse_r(layers: int, r: int | tuple[int, float] | list[int]) -> list[int]:
         )
     mean, inflection = r
     low = int(mean * (1 - inflection))
-    step = (2 * mean - low - low) / max(layers - 1, 1)  # one block alone gets `low`
+    step = (2 * mean - low - low) / max(layers - 1, 1)  # a single block gets `low`
     return [int(low + step * i) for i in range(layers)]
 
 
@@ -171,7 +174,7 @@ def even_schedule(patches: int, keep: int, blocks: int) -> tuple[int, ...]:
         One number for every block.
 
     Raises:
-        BudgetError: So many blocks leave more, or there are fewer patches.
+        BudgetError: This number of blocks cannot leave so few, or there are fewer patches.
     """
     least = patches
     for _ in range(blocks):
@@ -192,7 +195,7 @@ def even_schedule(patches: int, keep: int, blocks: int) -> tuple[int, ...]:
 
 
 def _merged(patches: int, schedule: Sequence[int]) -> list[int]:
-    """What blocks merge of what they are asked to."""
+    """How many patches blocks really merge when asked for these numbers."""
     merged = []
     for count in schedule:
         merged.append(min(count, patches // 2))

@@ -1,4 +1,4 @@
-"""TopV: a layer's work on the visual tokens as optimal transport, from a paper's description."""
+"""TopV: visual tokens ranked by optimal transport through a layer, from the paper's description."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ Marginals = Literal["norm", "uniform"]
 
 @dataclass(frozen=True)
 class TopV(ScoredPruner):
-    """Keep the visual tokens that give most to what a layer makes of them (arXiv 2503.18278).
+    """Keep the visual tokens that contribute most to a layer's output (arXiv 2503.18278).
 
-    EXPERIMENTAL. There is no code of the authors, and of the paper only its abstract and a figure's
-    caption were at hand; an unofficial reading of it filled some gaps. What is not known is a
-    setting, its default is a guess, and no result of the paper is claimed.
+    EXPERIMENTAL. There is no code of the authors, and only the paper's abstract and a figure's
+    caption were available; an unofficial reading of the paper filled some gaps. What is not known
+    is a setting, its default is a guess, and no result of the paper is claimed.
 
     Before layer K a transport plan P is computed between the visual tokens that entered layer
-    K - 1, the sources, and the same tokens as that layer gives them, the targets; a source's
-    importance is its row's sum. The paper takes the targets inside layer K - 1, after its second
-    norm; here they are what leaves the layer. The cost of a pair is the squared distance of the
+    K - 1, the sources, and the same tokens in that layer's output, the targets; a source's
+    importance is the sum of its row. The paper takes the targets inside layer K - 1, after its
+    second norm; here they are the layer's output. The cost of a pair is the squared distance of the
     states, 1 - exp(-d² / 2 sigma²) for tokens d patches apart, and the source's distance from the
     centre of the image, each scaled to 0 to 1, times `feature`, `spatial` and `central`.
 
     The plan is scaled (Sinkhorn, in the log domain) to the targets' marginal, then in turn to the
-    sources' and the targets'. Scaled to the sources' last, its row sums would be that marginal
-    whatever the cost, as they also are where many `iterations` come to rest: the cost ranks tokens
-    only as long as there are few. Scaled to it first, a cost of the source alone would cancel out.
+    sources' and the targets'. If it were scaled to the sources' marginal last, its row sums would
+    be that marginal whatever the cost. After many `iterations` they are that too, so the cost ranks
+    tokens only if there are few. If it were scaled to the sources' first, a cost that depends only
+    on the source would cancel out.
 
-    Exactly `keep` tokens stay, of which the share `recover` is taken evenly, in the order of the
+    Exactly `keep` tokens stay; a share `recover` of them is taken evenly, in the order of the
     prompt, from those that importance would drop. Kept tokens keep their positions. Patches of
-    images in tiles lie where they do in the whole image. Where a family does not say where tokens
-    lie (video, tiles in an unknown order), all lie at one place, so that the states alone count.
+    images in tiles have their place in the whole image. If a family does not say where tokens lie
+    (video, tiles in an unknown order), all lie at one place, so that only the states count.
 
     Attributes:
-        keep: Tokens kept per image (int), or the fraction kept (float), the recovered included.
+        keep: Tokens kept per image (int), or the fraction kept (float), including the recovered
+            ones.
         layer: K, the 0-based index of the first pruned layer.
         feature: Weight of the distance of states.
         spatial: Weight of the distance of a pair on the grid.
         central: Weight of the distance from the centre.
         sigma: Reach of the distance on the grid, in patches.
         epsilon: Entropic regularisation; the cost is divided by it.
-        iterations: Scalings to the targets' marginal.
-        marginals: What sources and targets weigh: the "norm" of their states, or all the same,
-            "uniform".
-        recover: Share of the kept tokens that is taken evenly.
+        iterations: Number of scalings to the targets' marginal.
+        marginals: The weights of sources and targets: the "norm" of their states, or "uniform" for
+            equal weights.
+        recover: Share of the kept tokens that is taken evenly from the others.
     """
 
     feature: float = 1.0
@@ -125,7 +127,7 @@ class TopV(ScoredPruner):
         weight: Tensor = widened(states).norm(dim=-1)
         if self.marginals == "uniform":
             weight = torch.ones_like(weight)
-        # A state of zeros weighs next to nothing, for nothing has no logarithm.
+        # A state of zeros gets a tiny weight, because 0 has no logarithm.
         weight = weight.clamp(min=torch.finfo(weight.dtype).tiny ** 0.5)
         weight = weight.masked_fill(~valid, 0.0)
         return weight / weight.sum(-1, keepdim=True)
@@ -232,7 +234,7 @@ def transport(
         source: (I, t) what every source is to give, summing to 1.
         target: (I, t) what every target is to get, summing to 1.
         valid: (I, t) bool, False where a smaller image is filled up.
-        iterations: Scalings to the targets, with one to the sources between any two.
+        iterations: Number of scalings to the targets, with one to the sources between any two.
 
     Returns:
         (I, t, t) plan; its columns sum to `target`, 0 where not `valid`.

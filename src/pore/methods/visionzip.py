@@ -27,21 +27,22 @@ class VisionZip(BudgetPruner):
     In the tower layer that the projector reads: the patches with the most CLS attention, summed
     over heads, stay as they are, and so does the CLS token, which LLaVA otherwise drops. Of the
     other patches, `contextual` at even distances become targets; each of the rest goes to the
-    target with the most similar key (mean over heads, cosine), and the mean of what comes is added
-    to the target. The decoder gets CLS, the dominant patches in raster order, then the targets.
+    target with the most similar key (mean over heads, cosine), and the mean of those that go to a
+    target is added to it. The decoder gets CLS, the dominant patches in raster order, then the
+    targets.
 
     A tower without a CLS token (SigLIP) has none to keep, and patches are ranked by the attention
-    they receive, averaged over all queries. Where a visual token is made of several patches, CLS is
-    not as wide and does not stay. Keeping all patches leaves the image as it is.
+    they receive, averaged over all queries. If a visual token is made of several patches, CLS is
+    not as wide as a token and does not stay. Keeping all patches leaves the image as it is.
 
     Attributes:
         keep: Tokens left per image (int), or the fraction of its patches (float): CLS, dominant and
             contextual ones together.
-        contextual: How many of them are merged ones, of every tile where the model cuts images into
-            tiles, among which `keep` is shared out. None takes the authors' 10 in 64, rounded half
-            to even: 30 of 192, 20 of 128, 10 of 64.
-        faithful: Merge also where as many tokens are to be left as the image has patches. To the
-            authors' code CLS is one more, so that it still keeps CLS and merges some.
+        contextual: How many of them are merged ones; if the model cuts images into tiles, which
+            share `keep`, then in every tile. None takes the authors' 10 in 64, rounded half to
+            even: 30 of 192, 20 of 128, 10 of 64.
+        faithful: Merge even if `keep` is the number of patches. The authors' code counts CLS as one
+            more patch, so it then still keeps CLS and merges some.
     """
 
     contextual: int | None = None
@@ -53,7 +54,7 @@ class VisionZip(BudgetPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.contextual is not None and self.contextual < 0:
-            raise BudgetError(f"contextual={self.contextual} is no number of merged tokens.")
+            raise BudgetError(f"contextual={self.contextual} is not a number of merged tokens.")
         if isinstance(self.keep, int):
             self._merged([self.keep])
 
@@ -90,7 +91,7 @@ class VisionZip(BudgetPruner):
             chosen = top_k(view.cls_attention[0].sum(1), patches, shown)
             cls = torch.tensor(kept, device=chosen.device)[:, None] > 0
             chosen, shown = (torch.cat([cls, mask], 1) for mask in (chosen, shown))
-        metric = metric[:, -features.shape[1] :]  # of CLS only where it goes on
+        metric = metric[:, -features.shape[1] :]  # includes CLS only if it stays
         tokens, index, valid = zip_tokens(features, metric, chosen, shown & ~chosen, kept, merged)
         raster = raster.gather(1, index)
         return TowerSelection(tokens, raster, valid if min(counts) < max(counts) else None)
@@ -108,15 +109,15 @@ def zip_tokens(
 
     Args:
         features: (I, n, C) tokens.
-        metric: (I, n, d) what similarity is measured on.
+        metric: (I, n, d) the vectors whose similarity counts.
         dominant: (I, n) bool, the tokens that stay.
         others: (I, n) bool, the tokens to merge.
         kept: How many of each row stay.
-        merged: How many the others of each row become.
+        merged: How many merged tokens the others of each row become.
 
     Returns:
-        tokens (I, k, C); index (I, k), the token that each stands for, the target of merged ones;
-        and valid (I, k), False where a row has fewer.
+        tokens (I, k, C); index (I, k), the token that each stands for (for a merged one its
+        target); and valid (I, k), False where a row has fewer.
     """
     index, valid = pack(dominant, width=max(kept))
     tokens = take(features, index)

@@ -27,23 +27,23 @@ class VisPruner(BudgetPruner):
     """Keep important patches by CLS attention and diverse ones among the rest (arXiv 2412.01818).
 
     Of T patches to keep, int(T * important_ratio) are those with the largest CLS attention,
-    averaged over heads, at the tower layer whose output the projector reads. Of the others
-    near-duplicates are removed, 8 a round, by the cosine of their features before the projector,
-    until T are left in all. `important_ratio=1` is FasterVLM. Kept patches stay in raster order.
-    Tiles of an image are pruned each by itself, with even shares of `keep`.
+    averaged over heads, at the tower layer whose output the projector reads. From the others
+    near-duplicates are removed, 8 in each round, by the cosine of their features before the
+    projector, until T are left in all. `important_ratio=1` is FasterVLM. Kept patches stay in
+    raster order. Every tile of an image is pruned by itself, with an even share of `keep`.
 
-    A round splits what is left into two halves, of which the authors' code expects the same size
-    and no fewer patches than are to go: elsewhere it stops with an error or keeps a wrong number.
-    Here the first half may be one longer, and a round removes no more than it holds, so every
-    budget is met exactly.
+    A round splits what is left into two halves. The authors' code expects that they have the same
+    size and at least as many patches as the round removes; otherwise it stops with an error or
+    keeps a wrong number. Here the first half may be one longer, and a round removes at most as many
+    patches as that half has, so every budget is met exactly.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
         important_ratio: Share of them that is chosen by attention.
         faithful: Keep what the authors' code keeps: where it stops with an error, a `BudgetError`
-            is raised, and where it keeps a wrong number, so does this. Of tiled images it chooses
-            among patches of padding too, which the decoder never gets, so that fewer than `keep`
-            reach it. The result differs nowhere else.
+            is raised, and where it keeps a wrong number, so does this. In tiled images it can
+            choose patches of padding, which the decoder never gets, so that fewer than `keep` reach
+            it. In all other cases the result is the same.
     """
 
     important_ratio: float = 0.5
@@ -72,7 +72,7 @@ class VisPruner(BudgetPruner):
         for i, size in enumerate(zip(shown.sum(1).tolist(), counts, strict=True)):
             alike.setdefault(size, []).append(i)
         mask = torch.zeros_like(shown)
-        for (room, count), images in alike.items():  # one, but for tiles with padding
+        for (room, count), images in alike.items():  # a single one, except for tiles with padding
             first = int(count * self.important_ratio)
             important, others = order[images, :first], order[images, first:room]
             diverse = dissimilar(view.features[images], others, count - first, self.faithful)
@@ -82,7 +82,7 @@ class VisPruner(BudgetPruner):
 
 
 def _shares_with_padding(view: TowerView, keep: int | float) -> list[int]:
-    """Shares of `keep` for every one of the I images or tiles, all of whose patches count."""
+    """Shares of `keep` for all I images or tiles, where patches of padding count too."""
     n = view.features.shape[1]
     return [share for t in view.tiles for share in even_shares(budget(keep, t * n), [n] * t)]
 
@@ -90,13 +90,13 @@ def _shares_with_padding(view: TowerView, keep: int | float) -> list[int]:
 def dissimilar(features: Tensor, candidates: Tensor, count: int, faithful: bool = False) -> Tensor:
     """Remove near-duplicates among candidates until `count` are left.
 
-    In every round the candidates are dealt out alternately to two halves, and of the first half the
-    (up to 8) with the largest cosine to any of the second go. The next round deals out what stays
-    of the first half by descending cosine, then the second half in its order.
+    In every round the candidates are dealt alternately to two halves, and up to 8 of the first
+    half, those with the largest cosine to any of the second, are removed. The next round deals what
+    is left of the first half by descending cosine, then the second half in its order.
 
     Args:
         features: (I, N, C) features of all patches.
-        candidates: (I, R) patches to choose among, in the order of the first deal.
+        candidates: (I, R) patches to choose from, in the order of the first deal.
         count: Patches to leave, at most R.
         faithful: Keep what the authors' indexing keeps, see `VisPruner`.
 
@@ -124,7 +124,7 @@ def dissimilar(features: Tensor, candidates: Tensor, count: int, faithful: bool 
 
 
 def _kept_by_the_authors(count: int, drop: int) -> int:
-    """How many of the first half stay when `drop` of `count` candidates are to go.
+    """How many of the first half stay if `drop` of `count` candidates should be removed.
 
     The authors index with image numbers expanded to the width count // 2 - drop (where -1 leaves it
     at 1) and the ranks after `drop`, which broadcast against each other.
@@ -136,8 +136,8 @@ def _kept_by_the_authors(count: int, drop: int) -> int:
         return ranks
     if expanded < -1 or (width != ranks and ranks != 1):
         raise BudgetError(
-            f"The authors' code stops with an error where {drop} of {count} candidates are to be "
-            "removed in a round (it needs an even number of them, and at most half to go); choose "
+            f"The authors' code stops with an error if {drop} of {count} candidates are to be "
+            "removed in a round (it needs an even number, and can remove at most half); choose "
             "another keep or important_ratio, or faithful=False."
         )
     return width

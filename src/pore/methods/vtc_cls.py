@@ -19,14 +19,14 @@ class VTCCLS(BudgetPruner):
     """Keep the patches with the largest CLS attention, summed over layers (arXiv 2412.05819).
 
     The head mean of every layer from `start_layer` up to the one whose output the projector reads
-    is added up. The authors give no default range; with that last layer alone the ranking is
+    is summed. The authors give no default range; with the last of these layers alone the ranking is
     FasterVLM's. In a tower without a CLS token (SigLIP) the attention that patches receive,
-    averaged over all queries, takes its place, as in FasterVLM.
+    averaged over all queries, is used instead, as in FasterVLM.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
-        start_layer: 0-based index of the first tower layer summed. Below 0 it counts from the
-            tower's end, as the authors' slices do: with -3 the last layer but two is the first.
+        start_layer: 0-based index of the first tower layer summed. A negative number counts from
+            the tower's end, as in the authors' slices: -3 begins at the last layer but two.
     """
 
     start_layer: int
@@ -37,7 +37,7 @@ class VTCCLS(BudgetPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not is_whole(self.start_layer):
-            raise BudgetError(f"start_layer={self.start_layer!r} is no index of a tower layer.")
+            raise BudgetError(f"start_layer={self.start_layer!r} is not an index of a tower layer.")
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> VTCCLS:
@@ -52,8 +52,8 @@ class VTCCLS(BudgetPruner):
         first = self.start_layer + (count if self.start_layer < 0 else 0)
         if not 0 <= first <= read:
             raise BudgetError(
-                f"start_layer={self.start_layer} is none of the layers up to {read}, whose output "
-                f"the projector reads, of a tower of {count}; choose 0 to {read}, or, from the "
+                f"start_layer={self.start_layer} is out of range: the tower has {count} layers and "
+                f"the projector reads the output of layer {read}; choose 0 to {read}, or, from the "
                 f"end, {-count} to {read - count}."
             )
         return range(first, read + 1)
