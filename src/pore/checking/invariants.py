@@ -1,4 +1,4 @@
-"""What must hold of pruning in a model, whatever its weights, and whether it does."""
+"""The invariants of pruning, which must hold in a model whatever its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def keep_all(subject: Subject, place: str) -> Finding:
         got = subject.forward(subject.all)
     if torch.equal(got, subject.dense):
         return True, "bit for bit"
-    return False, "other logits than unpruned: " + subject.close(got, subject.dense)[1]
+    return False, "logits differ from the unpruned ones: " + subject.close(got, subject.dense)[1]
 
 
 def masked_dense(subject: Subject, place: str) -> Finding:
@@ -53,7 +53,7 @@ def scores(subject: Subject, place: str) -> Finding:
         kept = list(samples[image.row].images[image.index].kept)
         if kept != best:
             return False, f"sample {image.row} keeps {kept}, but attends most to {best}"
-    return True, "the same tokens as by attention computed apart"
+    return True, "the same tokens as by attention computed separately"
 
 
 def batch(subject: Subject, place: str) -> Finding:
@@ -81,13 +81,13 @@ def cached(subject: Subject, place: str) -> Finding:
         dropped = nn.functional.pad(subject.dropped(run.report.samples), (0, ANSWER - 1))
         wanted = subject.masked(place, full, dropped)
     else:
-        with subject.methods[place](subject.model):  # it chooses by the image alone
+        with subject.methods[place](subject.model):  # this method chooses by the image alone
             wanted = subject.forward(full, use_cache=False)
     return subject.close(torch.stack(out.logits, 1), wanted[:, -ANSWER:])
 
 
 def positions(subject: Subject) -> Finding:
-    """The first token of a prompt stands where this family's positions start."""
+    """The first token of a prompt has the position at which this family starts."""
     rotary = getattr(subject.family.decoder(subject.model), "rotary_emb", None)
     if rotary is None:
         return True, "the decoder has no rotary positions to look at"
@@ -104,7 +104,7 @@ def positions(subject: Subject) -> Finding:
             angles = torch.angle(table)
         else:
             angles = torch.atan2(table[1].float(), table[0].float())
-        # Every axis of text has the same positions, and one step is the angle of a frequency.
+        # Text has the same positions on every axis, and one position is the angle of a frequency.
         first, second = angles.flatten(0, -3)[0, :2]
         step = second - first
         if not torch.allclose(first, subject.family.first_position * step, atol=1e-2):
@@ -113,11 +113,11 @@ def positions(subject: Subject) -> Finding:
 
 
 def invariants(subject: Subject, exact: bool) -> Iterator[tuple[str, Callable[[], Finding]]]:
-    """What must hold, by name, each with what finds out whether it does.
+    """The invariants by name, each with the function that tests it.
 
     Args:
         subject: A twin with its prompts.
-        exact: Whether to compare also what rounding can change: which tokens are kept.
+        exact: Whether to compare what rounding can change too: which tokens are kept.
     """
     yield "positions are those that pore counts", partial(positions, subject)
     for place, pruner in subject.methods.items():
@@ -134,7 +134,7 @@ def invariants(subject: Subject, exact: bool) -> Iterator[tuple[str, Callable[[]
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything of a model, by module, in which a pruner could leave something."""
+    """Everything in a model, by module, where a pruner could leave something behind."""
     found: dict[str, Any] = {
         name or type(model).__name__: (
             type(module),

@@ -1,8 +1,8 @@
-"""The library proves itself: what must hold of pruning, on this machine, with these versions.
+"""The library tests itself: whether pruning is exact on this machine, with these versions.
 
-`check` builds a tiny random twin of a model from its config and runs the invariants on it. On a
+`check` builds a tiny random twin of a model from its config and tests the invariants on it. On a
 transformers that is newer than those tested, a `with` block does so by itself, the first time that
-a model of some kind enters one.
+a kind of model enters one.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def check(model: nn.Module) -> CheckResult:
     """Check that pruning is exact in models like this one, with the versions installed here.
 
     Args:
-        model: A model of transformers. It is left alone: what is pruned is a tiny random twin of
-            the same classes, attention implementation, dtype, device and kind of cache.
+        model: A model of transformers. It is not touched: pruned is a tiny random twin with the
+            same classes, attention implementation, dtype, device and kind of cache.
 
     Returns:
-        What was found; `passed` says whether every invariant holds.
+        The result; `passed` says whether every invariant holds.
 
     Raises:
         UnsupportedModelError: pore does not know the model, or can make no twin of it.
@@ -52,20 +52,20 @@ def check(model: nn.Module) -> CheckResult:
 def prove(model: nn.Module) -> None:
     """On an untested transformers, refuse a model for which the exact part of the check fails.
 
-    Looks once for a kind of model in a process.
+    Every kind of model is checked once in a process.
 
     Args:
         model: The model, which is about to be pruned.
 
     Raises:
-        UnsupportedModelError: It fails, or no twin can be made; the message says what was found.
+        UnsupportedModelError: The check fails, or no twin can be made; the message says why.
     """
     if beyond_tested():
         _proofs.ask(model)
 
 
 class _Proofs:
-    """What was found for each kind of model in this process; one thread at a time looks."""
+    """The results for each kind of model in this process; one thread checks at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -74,7 +74,7 @@ class _Proofs:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other thread look, and let this one prune its twins without being asked again."""
+        """Let no other thread check, and let this one prune its twins without a further check."""
         with self._lock:
             before, self._looking = self._looking, True
             try:
@@ -95,8 +95,8 @@ class _Proofs:
         if found is not None:
             raise UnsupportedModelError(
                 f"transformers {version('transformers')} is newer than {newest_tested()}, the "
-                f"newest that pore was tested with, and a check of {type(model).__name__} finds "
-                f"that pruning does not come out right on it: {found}. Install "
+                f"newest that pore was tested with, and a check of {type(model).__name__} shows "
+                f"that pruning is not exact on it: {found}. Install "
                 f"'transformers<={newest_tested()}', or a newer pore; pore.check(model) says more."
             )
 
@@ -115,17 +115,17 @@ _VERSIONS = {"pore": "pore-vlm", "transformers": "transformers", "torch": "torch
 
 
 def _check(model: Any, thorough: bool) -> CheckResult:
-    """Run the invariants on a twin of exact weights, and if `thorough` on one of the model's type.
+    """Test the invariants on a twin in an exact type; if `thorough`, in the model's own type too.
 
-    Exact is float64, or float32 where the twin does not run in float64.
+    The exact type is float64, or float32 if the twin does not run in float64.
     """
     began = time.monotonic()
     config, generation = model.config, getattr(model, "generation_config", None)
     tiny, family = twin_of(config)
     cache = getattr(generation, "cache_implementation", None)
-    cache = None if "quant" in str(cache) else cache  # what such a one holds is rounded
+    cache = None if "quant" in str(cache) else cache  # a quantised cache rounds what it holds
     device, kind = _device(model), _kind(model, tiny)
-    # Packed weights compute in another type than they are kept in.
+    # Packed weights are stored in another type than the one they compute in.
     own: torch.dtype = model.dtype if model.dtype in TOLERANCES else torch.float32
     rows: list[Row] = []
     problems: dict[torch.dtype, str] = {}
@@ -170,7 +170,7 @@ def _rows(subject: Subject, exact: bool) -> Iterator[Row]:
     for name, holds in invariants(subject, exact):
         try:
             held, finding = holds()
-        except Exception as error:  # whatever a changed interface leads to
+        except Exception as error:  # a changed interface can lead to any error
             held, finding = False, _told(error)
         yield Row(name, _name(subject.dtype), held, finding)
     held, finding = left_clean(subject.model, before)
@@ -188,7 +188,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _kind(model: Any, tiny: Any) -> Any:
-    """The class of the twin: the model's own, or for a model without a head that with one."""
+    """The class of the twin: the model's own, or the one with a head if the model has none."""
     if hasattr(model, "generate"):
         return type(model)
     from transformers import AutoModelForImageTextToText
@@ -198,6 +198,6 @@ def _kind(model: Any, tiny: Any) -> Any:
 
 
 def _device(model: Any) -> torch.device:
-    """Where a model computes: where its weights are that accelerate has not offloaded."""
+    """The device on which a model computes: that of the weights that are not offloaded."""
     places = (weight.device for weight in model.parameters())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))

@@ -1,9 +1,8 @@
 """What pruning must equal: the whole sequence, with dropped tokens hidden from some layer on.
 
 Nothing is shortened here. Attention is computed from scratch on the queries and keys that a kernel
-would get, with the masks that the model made for the full sequence. So all of these show as a
-difference: a kernel that ignores masks, a mask that does not come through, a cache that loses
-tokens.
+would get, with the masks that the model made for the full sequence. So a kernel that ignores masks,
+a mask that does not arrive and a cache that loses tokens all show as a difference.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from pore.tensors.attention import row_logits
 def hidden_from(
     model: nn.Module, family: Family, first: int, dropped: Tensor, tokens: Tensor
 ) -> Iterator[dict[int, Tensor]]:
-    """Hide tokens from the decoder layers from one on, in a forward without cache.
+    """Hide tokens from one decoder layer and all later ones, in a forward without cache.
 
     Args:
         model: The model, unpruned.
@@ -35,7 +34,7 @@ def hidden_from(
         tokens: (B, L) bool, False at padding.
 
     Yields:
-        For every layer with attention the weights (B, H, L, L) of the latest forward.
+        For every layer with attention, the weights (B, H, L, L) of the latest forward.
     """
     weights: dict[int, Tensor] = {}
     with Changes() as changes:
@@ -51,7 +50,7 @@ def hidden_from(
 
 
 def _attention(layer: int, seen: Tensor, weights: dict[int, Tensor]) -> Callable[..., Any]:
-    """Attention to the tokens that are seen, to take the place of a kernel."""
+    """A kernel that attends only to the tokens that are seen."""
 
     def attend(
         _: Any,
@@ -79,7 +78,7 @@ def _attention(layer: int, seen: Tensor, weights: dict[int, Tensor]) -> Callable
             causal=is_causal is not False,
             window=sliding_window,
         )
-        shares = logits.softmax(-1).nan_to_num(0.0)  # padding may see nothing
+        shares = logits.softmax(-1).nan_to_num(0.0)  # padding may see no token
         weights[layer] = shares
         values = value.repeat_interleave(heads // value.shape[1], 1).to(shares)
         out = (shares @ values).to(query.dtype)
@@ -89,7 +88,7 @@ def _attention(layer: int, seen: Tensor, weights: dict[int, Tensor]) -> Callable
 
 
 def _mixed(mixer: Any, seen: Tensor) -> Callable[..., Tensor]:
-    """A recurrence over the tokens that are seen, one sample at a time: it has no mask."""
+    """A recurrence over the tokens that are seen, one sample at a time, because it has no mask."""
     mix = mixer.forward
 
     def each(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

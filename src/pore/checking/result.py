@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Row:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         model: The class of the model.
-        family: The family that pore takes it for.
+        family: The family to which pore assigns it.
         versions: Of pore, transformers and torch.
         tested: Whether this transformers is no newer than those that pore was tested with.
         device: Where the twin ran.
         attention: The decoder's attention implementation.
         cache: The kind of cache that `generate` made.
-        parameters: How many the twin has.
+        parameters: Number of parameters of the twin.
         seconds: How long it took.
         rows: The invariants.
     """

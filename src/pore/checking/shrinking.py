@@ -1,9 +1,9 @@
-"""From the config of a model to the config of a tiny twin: the same classes, nothing of its size.
+"""Makes the config of a tiny twin from the config of a model: the same classes, other sizes.
 
 What makes a family special stays: kinds of layers and their order, grouped heads, sections of
-positions, soft caps, experts, layers that share keys, features that lower layers add. Which numbers
-are sizes is known by the names that configs have for them: a `hidden_size` becomes 32 in whichever
-part of the config it stands. What names do not say, a family does (`Family.shrink`).
+positions, soft caps, experts, layers that share keys, features that lower layers add. Sizes are
+recognised by their names in configs: a `hidden_size` becomes 32 in any part of the config. What
+names do not tell, a family says (`Family.shrink`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ _PATCH = 4  # pixels
 
 _SIDE = 4  # visual tokens along a side of an image or tile
 
-_RUN = 2  # at most so many layers of one kind follow each other, where there are several kinds
+_RUN = 2  # with several kinds of layers, at most this many of one kind follow each other
+_ALIKE, _MIXED, _SHARING = 5, 6, 3  # layers if all are alike; if kinds differ; that share keys
 
-_ALIKE, _MIXED, _SHARING = 5, 6, 3  # layers: where all are alike, of several kinds; that share keys
-
-# What sizes are called, and what they become; other numbers stay.
+# The names of sizes, and their values in the twin; other numbers stay.
 _SIZES: Mapping[str, int] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "out_hidden_size", "projection_dim"), WIDTH),
     **dict.fromkeys(("projector_input_dim", "projector_output_dim", "vision_output_dim"), WIDTH),
@@ -42,7 +41,7 @@ _SIZES: Mapping[str, int] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), WIDTH // 2),
     **dict.fromkeys(("num_attention_heads", "num_heads"), _HEADS),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
-    **dict.fromkeys(_WINDOWS, 24),  # tokens; prompts are longer, so that something is hidden
+    **dict.fromkeys(_WINDOWS, 24),  # tokens; prompts are longer, so windows hide something
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_position_embeddings", "position_embedding_size"), 256),
     "mm_posemb_size": 256,
@@ -53,13 +52,13 @@ _SIZES: Mapping[str, int] = {
     "hidden_size_per_layer_input": WIDTH // _HEADS,
 }
 
-# Numbers that become at most so large.
+# The largest values of some numbers.
 _BOUNDS: Mapping[str, int] = {
     **dict.fromkeys(("num_experts_per_tok", "top_k_experts", "n_group", "topk_group"), 2),
     **dict.fromkeys(("first_k_dense_replace", "num_global_key_value_heads"), 1),
 }
 
-# By the name of a number of key heads: the name of that of the query heads in the same layers.
+# For each name of a number of key heads, the name of the number of query heads in the same layers.
 _GROUPED: Mapping[str, str] = {
     "num_key_value_heads": "num_attention_heads",
     "linear_num_key_heads": "linear_num_value_heads",
@@ -71,7 +70,7 @@ _LAYER_NUMBERS = ("fullatt_block_indexes", "moe_layers", "mlp_only_layers")
 
 _TOKENS = ("token_id", "token_index")
 
-# The twin has random weights, which need no quantization, and no part for sound.
+# The twin has random weights, which are not quantized, and no part for sound.
 _LEFT_OUT = ("quantization_config", "audio_config")
 
 
@@ -90,7 +89,7 @@ def shrink(config: Any, family: Family) -> Any:
     """
     try:
         return type(config).from_dict(_shrunk(config.to_dict(), family))
-    except Exception as error:  # a config that nobody has seen may lack anything
+    except Exception as error:  # an unknown config may lack anything
         raise UnsupportedModelError(
             f"No tiny twin can be made of this {type(config).__name__}, so nothing can be checked: "
             f"{type(error).__name__}: {error}. A subclass of {type(family).__name__} can mend the "
@@ -120,7 +119,7 @@ def _shrunk(full: dict[str, Any], family: Family) -> dict[str, Any]:
 
 
 def widened(tiny: Any) -> Any:
-    """The config of a twin with windows and chunks that hide nothing of its prompts."""
+    """The config of a twin whose windows and chunks hide no part of its prompts."""
     wide = copy.deepcopy(tiny)
     decoder = wide.get_text_config()
     for name in _WINDOWS:
@@ -166,7 +165,7 @@ def _small(
 def _size(
     name: str, value: Any, full: Mapping[str, Any], merge: int, ids: Mapping[int, int], head: int
 ) -> Any:
-    """What a number of a config becomes in the twin, by its name."""
+    """The value that a number of a config has in the twin, by its name."""
     if isinstance(value, bool) or not isinstance(value, int) or value == 0:
         return ids.get(0, 0) if value == 0 and name.endswith(_TOKENS) else value
     if name.endswith(_TOKENS):
@@ -189,7 +188,7 @@ def _size(
         return _PATCH
     if name == "image_size":
         return _PATCH * merge * _SIDE
-    if name == "window_size":  # of a tower, in pixels
+    if name == "window_size":  # for a tower, in pixels
         return _PATCH * merge * _SIDE // 2
     return value
 
@@ -202,7 +201,7 @@ def _key_heads(heads: int, queries: int) -> int:
 
 
 def _layer(own: Mapping[str, Any], full: Mapping[str, Any], head: int) -> dict[str, Any]:
-    """The settings of its own that a single layer has (`per_layer_config`), for the twin."""
+    """A single layer's own settings (`per_layer_config`), for the twin."""
     sizes = {name: _size(name, value, {**full, **own}, 1, {}, head) for name, value in own.items()}
     if "head_dim" in own:
         sizes["head_dim"] = head * max(round(own["head_dim"] / full["head_dim"]), 1)
@@ -214,7 +213,7 @@ def _depth(full: Mapping[str, Any]) -> int | None:
 
 
 def _kept_layers(full: Mapping[str, Any]) -> list[int]:
-    """Which layers the twin has: some of every kind, in their order, long runs of a kind cut."""
+    """Which layers the twin has: some of every kind, in their order, with long runs cut short."""
     depth = _depth(full)
     if depth is None:
         return []
@@ -232,7 +231,7 @@ def _kept_layers(full: Mapping[str, Any]) -> list[int]:
 
 
 def _some(kinds: Sequence[Any], layers: range, enough: int) -> list[int]:
-    """The first of some layers: `enough` of them, and at least one of every kind among them."""
+    """The first layers of some: `enough` of them, and at least one of every kind."""
     every = {kinds[i] for i in layers}
     enough = enough if len(every) > 1 else min(enough, _ALIKE)
     kept: list[int] = []
@@ -249,9 +248,9 @@ def _some(kinds: Sequence[Any], layers: range, enough: int) -> list[int]:
 def _head_dim(full: Mapping[str, Any]) -> int:
     """The width of a head of the twin.
 
-    Where the heads of the model share its width out evenly, so do those of the twin. Elsewhere they
-    are twice as wide, as in most configs. They are wide enough for rotary positions on three axes
-    to have an angle each.
+    If the heads of the model divide its width evenly, so do those of the twin. Otherwise they are
+    twice as wide, as in most configs. They are wide enough to give rotary positions on three axes
+    an angle each.
     """
     heads = next((full[n] for n in ("num_attention_heads", "num_heads") if full.get(n)), _HEADS)
     share = WIDTH // _HEADS
@@ -264,19 +263,19 @@ def _head_dim(full: Mapping[str, Any]) -> int:
 
 
 def _rotated(full: Mapping[str, Any]) -> float:
-    """The smallest share of a head that rotary positions turn, over all kinds of layers."""
+    """The smallest share of a head that RoPE rotates, over all kinds of layers."""
     found = full.get("rope_parameters") or {}
     every = [found, *(one for one in found.values() if isinstance(one, Mapping))]
     return min((one.get("partial_rotary_factor") or 1.0 for one in every), default=1.0)
 
 
 def _rope(value: Any, full: Mapping[str, Any], head: int, mrope: bool) -> Any:
-    """Rotary parameters: the angles of a head are shared out among the axes as before."""
+    """Rotary parameters; the angles of a head are divided among the axes as before."""
     if not isinstance(value, Mapping):
         return value
     tiny = dict(value)
     for name, one in value.items():
-        if isinstance(one, Mapping):  # of a kind of layers
+        if isinstance(one, Mapping):  # for one kind of layers
             tiny[name] = _rope(one, full, head, mrope)
     angles = round(head * (value.get("partial_rotary_factor") or 1.0)) // 2
     for name in ("short_factor", "long_factor"):
@@ -290,7 +289,7 @@ def _rope(value: Any, full: Mapping[str, Any], head: int, mrope: bool) -> Any:
 
 
 def _merge(full: Mapping[str, Any]) -> int:
-    """Side of the square of patches that one visual token is made of."""
+    """Side of the square of patches that become one visual token."""
     vision = full.get("vision_config") or {}
     for part in (full, vision):
         for name in ("scale_factor", "downsample_factor", "spatial_merge_size"):
@@ -311,7 +310,7 @@ def _read(chosen: Any, depth: int) -> Any:
 
 
 def _token_ids(full: Mapping[str, Any]) -> dict[int, int]:
-    """The id that each special token's id becomes: those of the twin end its vocabulary."""
+    """The twin's id for every special token: they are the last of its vocabulary."""
     found: set[int] = set()
 
     def walk(part: Mapping[str, Any]) -> None:

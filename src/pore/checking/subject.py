@@ -1,4 +1,4 @@
-"""What is put to the test: a twin, prompts for it, and what it gives for them."""
+"""What is tested: a twin, prompts for it, and its outputs for them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ TOLERANCES: Mapping[torch.dtype, float] = {
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
-"""How far logits may be apart, as a share of the largest: norms and rotary tables of most models
-are of float32 whatever the weights."""
+"""How far logits may differ, as a share of the largest: most models compute norms and rotary tables
+in float32 whatever the weights."""
 
 Finding = tuple[bool, str]
 """Whether an invariant holds, and what was found."""
@@ -47,7 +47,7 @@ _PROMPTS = ((3, True, 4), (9, True, 6), (0, False, 14))  # text before, an image
 class Subject:
     """A twin with prompts for it: two with an image and one without, of different lengths.
 
-    What it gives for them unpruned, and pruned by each method, is computed once.
+    Its outputs for them, unpruned and pruned by each method, are computed once.
 
     Args:
         model: The twin.
@@ -60,7 +60,7 @@ class Subject:
         methods: One method for every place where tokens can be dropped: "decoder", "embeddings"
             and, where methods can act there, "tower".
         hides: Whether a sliding window or a chunk hides a part of some prompt.
-        wide: The same twin with windows that hide nothing; None where this one's hide nothing.
+        wide: The same twin with windows that hide nothing; None if this one's hide nothing.
     """
 
     def __init__(self, model: Any, family: Family, cache: str | None) -> None:
@@ -98,7 +98,7 @@ class Subject:
         return (whole[0] if whole else 1) + 1
 
     def _tower(self) -> bool:
-        """Whether methods can act in the tower: its family says so, and one layer is read."""
+        """Whether methods can act in the tower: its family permits it, and one layer is read."""
         if any(one.unless is None for one in FasterVLM(KEEP).limits(self.family)):
             return False
         return isinstance(getattr(self.model.config, "vision_feature_layer", -1), int)
@@ -156,7 +156,7 @@ class Subject:
             tokens: (B, L) bool, the tokens that positions count; None is all but padding.
             more: Further arguments.
         """
-        if not self.family.mrope:  # else the model counts by itself, padding left out
+        if not self.family.mrope:  # otherwise the model counts itself, without padding
             counted = inputs["attention_mask"] if tokens is None else tokens.long()
             positions = (counted.cumsum(-1) - 1).clamp(min=0)
             more["position_ids"] = positions + self.family.first_position
@@ -186,9 +186,9 @@ class Subject:
         return found
 
     def references(self, place: str) -> bool:
-        """Whether a forward over all tokens, masked, is what a method must equal.
+        """Whether a method must equal a masked forward over all tokens.
 
-        Where positions are numbered anew, a sliding window shows other tokens than it does there.
+        If positions are numbered anew, a sliding window shows other tokens than in that forward.
         """
         return place == "decoder" or self.family.mrope or not self.hides
 
@@ -205,25 +205,25 @@ class Subject:
         if got.shape != wanted.shape:
             return False, f"logits have the shape {tuple(got.shape)}, not {tuple(wanted.shape)}"
         if not bool(got.isfinite().all()):
-            return False, "logits are no finite numbers"
+            return False, "logits are not finite numbers"
         got, wanted = (logits.to("cpu", torch.float64) for logits in (got, wanted))
         difference = (got - wanted).abs().amax(-1).flatten()
-        # Rounding in half a precision can send single tokens to other experts.
+        # Rounding in half precision can send single tokens to other experts.
         half = self.dtype.itemsize < 4
         apart = float(difference.median() if half else difference.max())
         share = apart / max(float(wanted.abs().max()), 1e-9)
-        # Not `share > ...`: what is not a number is no equality.
+        # Not `share > ...`: NaN must not count as equal.
         return share <= TOLERANCES[self.dtype], f"logits {share:.1e} of the largest apart"
 
     def warm(self) -> None:
-        """Run it once unpruned, as it must, and for the hooks that transformers itself leaves.
+        """Run the twin once unpruned: it must work, and transformers then leaves its own hooks.
 
         Raises:
-            ScoreError: Logits are no numbers: eager attention makes none of padding in float64.
+            ScoreError: Logits are NaN, as eager attention makes them from padding in float64.
         """
         self.generate(self.all)
         if not bool(self.dense[self.all["attention_mask"].bool()].isfinite().all()):
-            raise ScoreError("The logits are no finite numbers, without any pruning.")
+            raise ScoreError("The logits are not finite numbers, even without pruning.")
 
     def generate(self, inputs: dict[str, Tensor]) -> Any:
         """A greedy answer of text, with its logits."""

@@ -1,4 +1,4 @@
-"""A tiny random twin of a model, made from its config alone."""
+"""A tiny random twin of a model, made only from its config."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def build(config: Any, kind: Any, dtype: torch.dtype, like: Any) -> Any:
     parts = {"": like, **{name: getattr(like, name, None) for name in like.sub_configs}}
     kernels = {name: attention_name(part) for name, part in parts.items() if part is not None}
     with seeded(), torch.device("cpu"):
-        # Grouped matrix products know no float64.
+        # Grouped matrix products do not support float64.
         experts = "eager" if dtype == torch.float64 else experts_name(like)
         model = from_config(kind, config, dtype, {k: v for k, v in kernels.items() if v}, experts)
         for weight in model.parameters():
             if weight.dim() > 1:
-                # As the scale of what goes in asks for, whatever the initialiser: attention is
-                # sharp, and tables that start at zero are not.
+                # Scaled by the number of inputs, whatever the initialiser, so that attention is
+                # sharp # and no table is zero.
                 fan_in = weight[0].numel() if weight.dim() != 3 else weight.shape[1]
                 embeds = weight.shape[0] == VOCABULARY
                 nn.init.normal_(weight, std=1.0 if embeds else 1.5 / math.sqrt(fan_in))
@@ -62,21 +62,22 @@ def load_twin(
     attn: str | None = None,
     revision: str | None = None,
 ) -> Any:
-    """A tiny model with random weights, of the classes of a checkpoint: only its config is read.
+    """A tiny random model with the classes of a checkpoint, of which only the config is read.
 
     Args:
         name: Hub id, folder or "embedded".
-        device: As in `pore.data.loading.load_model`, likewise `dtype` and `attn`.
+        device: As in `pore.data.loading.load_model`, and so are `dtype` and `attn`.
         dtype: One of `pore.data.loading.DTYPES`.
-        attn: Attention implementation; None is the choice of transformers.
+        attn: Attention implementation; None leaves the choice to transformers.
         revision: Branch, tag or commit on the hub.
 
     Returns:
         The model, in evaluation mode on the device.
 
     Raises:
-        UnsupportedModelError: The model is of no family that pore knows, or has no twin.
-        InputError: There is no such device or number format, or transformers cannot make it so.
+        UnsupportedModelError: pore does not know the model's family, or can make no twin.
+        InputError: There is no such device or number format, or transformers cannot make the model
+            as asked.
         OSError: There is no such model.
     """
     from transformers import AutoModelForImageTextToText, GenerationConfig
@@ -95,7 +96,7 @@ def load_twin(
                 tiny, dtype=kind, attn_implementation=attn
             ).to(target)
     except (ImportError, KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"transformers cannot make a {name!r} as asked: {error}") from error
+        raise InputError(f"transformers cannot make {name!r} as asked: {error}") from error
     with suppress(OSError):  # a checkpoint need not say how to generate
         said = GenerationConfig.from_pretrained(resolve(name), revision=revision)
         model.generation_config.cache_implementation = said.cache_implementation

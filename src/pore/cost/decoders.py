@@ -8,7 +8,7 @@ from typing import Any
 
 from pore.cost.reading import known_type, size
 
-# Decoders by `model_type` whose layers are all alike: an attention and a gated MLP.
+# Decoders by `model_type` whose layers are all alike: attention and a gated MLP.
 _DECODERS = (
     "llama",
     "mistral",
@@ -26,7 +26,7 @@ _DECODERS = (
     "glm_ocr_text",
 )
 
-# Decoders whose layers differ or hold more than that: experts, recurrences, compressed keys.
+# Decoders whose layers differ or have other parts: experts, recurrences, compressed keys.
 _MIXED = (
     "qwen3_vl_moe_text",
     "qwen3_5_text",
@@ -42,7 +42,7 @@ class LayerShape:
     """What one decoder layer multiplies, for each token and for each pair of tokens.
 
     Attributes:
-        token: Multiply-adds for each token: with all matrices that it goes through (of a mixture of
+        token: Multiply-adds for each token: with all matrices that it goes through (in a mixture of
             experts, those of the experts chosen for it), and with the state of a recurrence.
         pair: Multiply-adds for each pair of tokens: query times key, and weight times value; 0 in a
             layer without attention.
@@ -60,15 +60,15 @@ class DecoderShape:
 
     Attributes:
         hidden: Width of the residual stream, d.
-        intermediate: Width of the MLP, m; of all experts that a token meets together.
+        intermediate: Width of the MLP, m; for experts, of all that a token goes through together.
         layers: Number of decoder layers.
         heads: Query heads of a layer.
         kv_heads: Key and value heads of a layer; fewer than `heads` with grouped queries.
         head_dim: Width of one head; `heads * head_dim` need not be `hidden`.
         vocab: Rows of the output head.
         gated: Whether the MLP has three matrices (gate, up, down) rather than two.
-        each: The layers one by one, where they are not all alike or hold more than attention and an
-            MLP; empty where the sizes above say all.
+        each: The layers one by one, if they are not all alike or have more than attention and an
+            MLP; empty if the sizes above say everything.
     """
 
     hidden: int
@@ -98,8 +98,7 @@ class DecoderShape:
             config: A transformers config, such as of type llama or qwen3_vl_moe_text.
 
         Raises:
-            UnsupportedModelError: The config is of a type not known here, or a size is missing from
-                it.
+            UnsupportedModelError: The config has a type that is not known here, or lacks a size.
         """
         model_type = known_type(config, "decoder", (*_DECODERS, *_MIXED))
         hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
@@ -125,7 +124,7 @@ class DecoderShape:
 def _mlps(config: Any, model_type: str) -> list[tuple[int, int]]:
     """For every layer: the width of all MLPs that a token goes through, and their router's rows.
 
-    A router has a row for every expert, and one more where a shared expert has a gate.
+    A router has a row for every expert, and one more if a shared expert has a gate.
     """
     layers = size(config, "num_hidden_layers")
     if model_type in ("qwen3_vl_moe_text", "qwen3_5_moe_text"):
@@ -145,7 +144,7 @@ def _mlps(config: Any, model_type: str) -> list[tuple[int, int]]:
         mixed = chosen * each, size(config, "n_routed_experts")
         return [plain if i < dense else mixed for i in range(layers)]
     if model_type == "llama4_text":
-        # Stock transformers sends every token through all experts, and the shared one.
+        # transformers sends every token through all experts, and the shared one.
         experts = size(config, "num_local_experts")
         plain = size(config, "intermediate_size_mlp"), 0
         mixed = (experts + 1) * size(config, "intermediate_size"), experts
@@ -160,7 +159,7 @@ def _layers(
     hidden, heads = shape.hidden, shape.heads
     queries, keys = heads * shape.head_dim, shape.kv_heads * shape.head_dim
     qkv, values = hidden * (queries + 2 * keys), queries
-    if model_type == "mistral4":  # keys and values out of one compressed vector
+    if model_type == "mistral4":  # keys and values come from one compressed vector
         values = heads * size(config, "v_head_dim")
         rank, rope = size(config, "kv_lora_rank"), size(config, "qk_rope_head_dim")
         squeezed = config.q_lora_rank
@@ -181,8 +180,8 @@ def _layers(
 def _recurrent(config: Any, hidden: int) -> int:
     """Multiply-adds of a token in a gated DeltaNet: matrices, convolution and state.
 
-    The state is read for the old value, written to, and read for the answer, as it is defined.
-    Kernels do that in chunks of tokens, by other products, and more of them.
+    By definition, the state is read for the old value, written to, and read for the output. Kernels
+    do this in chunks of tokens, with more and other products.
     """
     key_heads, heads = (size(config, f"linear_num_{x}_heads") for x in ("key", "value"))
     key, value = (size(config, f"linear_{x}_head_dim") for x in ("key", "value"))

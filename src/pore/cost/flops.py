@@ -1,18 +1,18 @@
 """What a prefill should cost, in floating-point operations (FLOPs), by two counts.
 
-*The paper's count* is that of Table 1 of PoRe (arXiv 2508.17807), taken over from FastV (arXiv
+*The paper's count* is that of Table 1 of PoRe (arXiv 2508.17807), which comes from FastV (arXiv
 2403.06764): per layer 4nd² + 2n²d + 2ndm for n tokens, width d and MLP width m, reported as the
-mean over the layers. It counts a multiply-add once, the MLP as two matrices although LLaMA's has
-three, and nothing but the decoder. It is there to compare with published tables.
+mean over the layers. It counts a multiply-add as one, the MLP as two matrices although LLaMA's has
+three, and only the decoder. It is there to compare with published tables.
 
-*The true count* is of every matrix product and convolution that stock transformers runs, a
+*The true count* covers every matrix product and convolution that stock transformers runs, with a
 multiply-add as two: all MLP matrices, grouped queries, vision tower, projector, output head.
 Attention is counted over the full n × n square, without halving for the causal mask, as
-`torch.utils.flop_counter` counts it. Element-wise work (norms, softmax, activations, rotary
-angles) is left out of both. A token is counted with the experts that it meets: those that are
-chosen, or all where stock transformers runs all (Llama 4). Sliding windows and chunks of decoder
-layers are counted as full attention, which is what kernels without block masks do; recurrent layers
-by their definition, see `pore.cost.decoders`.
+`torch.utils.flop_counter` counts it. Neither count includes element-wise work (norms, softmax,
+activations, rotary angles). A token counts the experts that it goes through: those that are chosen,
+or all if transformers runs all (Llama 4). Sliding windows and chunks of decoder layers count as
+full attention, which is what kernels without block masks compute; recurrent layers are counted by
+their definition, see `pore.cost.decoders`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _LABELS = {
 
 
 class ExtraRows(NamedTuple):
-    """Attention rows that pruning computes beside the model's own, to score tokens by.
+    """Attention rows that pruning computes beside the model's own, to score tokens.
 
     Attributes:
-        layer: The decoder layer, from 0, whose queries and keys they are of.
+        layer: The decoder layer, from 0, whose queries and keys are used.
         rows: How many query rows are multiplied with all keys.
         projected: Tokens whose queries, keys and values were computed only for this.
     """
@@ -52,7 +52,7 @@ class ExtraRows(NamedTuple):
 PatchGrid = tuple[int, int, int]
 
 
-"""(frames, rows, columns) of the patches of an image; 1 frame of anything but a video."""
+"""(frames, rows, columns) of the patches of an image; 1 frame unless it is a video."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Flops:
     """FLOPs of the prefill of one sample, by part.
 
     Attributes:
-        count: By which count: `"paper"` or `"true"`. Never compare one with the other.
+        count: Which count it is: `"paper"` or `"true"`. Never compare one with the other.
         per_layer: FLOPs of every decoder layer, in order.
         head: FLOPs of the output head, at the positions where logits are computed.
-        projector: FLOPs of the projector, over all images; None where they are not known.
-        tower: FLOPs of the vision tower, over all images; None where they are not known.
-        probe: FLOPs that pruning adds, of its `ExtraRows`.
+        projector: FLOPs of the projector, over all images; None if they are not known.
+        tower: FLOPs of the vision tower, over all images; None if they are not known.
+        probe: FLOPs that pruning adds, from its `ExtraRows`.
     """
 
     count: Literal["paper", "true"]
@@ -87,7 +87,7 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """FLOPs of everything counted: of the decoder alone where the tower's are not known."""
+        """FLOPs of everything counted: only of the decoder if the tower's are not known."""
         return self.decoder + self.head + (self.projector or 0) + (self.tower or 0) + self.probe
 
     @property
@@ -139,7 +139,7 @@ def tokens_per_layer(
 
     Args:
         layers: Number of decoder layers.
-        prompt: Tokens of the prompt, visual tokens included.
+        prompt: Tokens of the prompt, including visual tokens.
         visual: Visual tokens among them.
         keep: Visual tokens kept.
         layer: Index from 0 of the first layer that sees only the tokens kept.
@@ -165,12 +165,12 @@ def paper_flops(shape: DecoderShape, tokens: Sequence[float]) -> Flops:
 
     Its FLOPs column, in billions, is `layer_mean / 1e9`. With d = 4096, m = 11008, 32 layers and
     35 + 576 tokens in the first two, it gives the printed 54.6, 32.8 and 30.4 for 288, 144 and
-    128 visual tokens in the others. The printed 19.9 is that of 10 % of 576 unrounded, 57.6
-    tokens (19.92); the 58 tokens that FastV then keeps give 19.98. Unpruned it gives 99.16; the
-    printed 99.3 belongs to 612 tokens.
+    128 visual tokens in the others. The printed 19.9 is for 10 % of 576 tokens without rounding,
+    57.6 tokens (19.92); the 58 tokens that FastV really keeps give 19.98. Unpruned it gives 99.16;
+    the printed 99.3 belongs to 612 tokens.
 
     Args:
-        shape: The decoder's sizes, of which only the widths are used.
+        shape: The decoder's sizes; only the widths are used.
         tokens: Tokens that enter every decoder layer; fractions are taken, as in the paper.
 
     Returns:
@@ -214,11 +214,11 @@ def decoder_flops(
 
     Args:
         shape: The decoder's sizes.
-        tokens: Tokens that enter every decoder layer, one number a layer.
+        tokens: Tokens that enter every decoder layer, one number for each layer.
         logits: Positions at which the output head computes logits: 1 in `generate`, all that
             leave the last layer in a plain forward.
-        extra_rows: What is computed besides, to score tokens; pairwise distances, sorting and the
-            like are left out.
+        extra_rows: What is computed in addition, to score tokens; pairwise distances, sorting and
+            the like are not included.
 
     Returns:
         A `Flops` with `count="true"`; tower and projector are 0.
@@ -255,13 +255,13 @@ def model_flops(
     Args:
         shape: The model's sizes: `shape_of(model.config)`.
         tokens: Tokens that enter every decoder layer.
-        images: Images that pass through the tower, or tiles of them: their number; or of each the
-            (frames, rows, columns) of its patches, where images come in any size. None counts the
-            decoder alone, as does a tower that is not known.
-        projected: Visual tokens of all images that the projector makes; None is every one.
+        images: Images or tiles that pass through the tower: their number; or, if images come in any
+            size, the (frames, rows, columns) of the patches of each. With None, or if the tower is
+            not known, only the decoder is counted.
+        projected: Number of visual tokens that the projector makes for all images; None means all.
         tower_tokens: For a method that merges tokens inside the tower: how many of one image are
-            left after the attention of the first tower layers, one number a layer. Later layers see
-            what the last of these left; if empty, all layers see all.
+            left after the attention of the first tower layers, one number for each layer. Later
+            layers see as many as the last of these left; if empty, all layers see all.
         logits: As in `decoder_flops`.
         extra_rows: As in `decoder_flops`.
 
@@ -299,12 +299,12 @@ def model_flops(
 
 
 def _tower_flops(tower: TowerShape, grids: Sequence[PatchGrid], merged: Sequence[int]) -> int:
-    """FLOPs of a vision tower, of all images of a sample.
+    """FLOPs of a vision tower for all images of a sample.
 
     Args:
         tower: Its sizes.
-        grids: Of every image the (frames, rows, columns) of its patches.
-        merged: As `tower_tokens` of `model_flops`.
+        grids: The (frames, rows, columns) of the patches of every image.
+        merged: As `tower_tokens` in `model_flops`.
     """
     d, matrices = tower.hidden, 3 if tower.gated else 2
     patches = sum(t * h * w for t, h, w in grids)
@@ -313,8 +313,8 @@ def _tower_flops(tower: TowerShape, grids: Sequence[PatchGrid], merged: Sequence
         patches *= max((w for *_, w in grids), default=0)
     total = 2 * patches * d * tower.channels * tower.frames * tower.patch_size**2
     extra = tower.prefix_tokens
-    # Lengths of the sequences within which patches attend to one another, of layers that see whole
-    # images (every frame by itself) and of those with windows.
+    # Lengths of the sequences within which patches attend to one another, for layers that see whole
+    # # images (every frame by itself) and for layers with windows.
     whole = [h * w + extra for t, h, w in grids for _ in range(t)]
     if tower.together:
         whole = [sum(whole)]
@@ -335,7 +335,7 @@ def _tower_flops(tower: TowerShape, grids: Sequence[PatchGrid], merged: Sequence
 
 
 def _windows(height: int, width: int, side: int | None) -> list[int]:
-    """Patches of every window of a frame, those cut off by its edge included."""
+    """Number of patches of every window of a frame, including windows cut off by its edge."""
     if side is None:
         return []
 

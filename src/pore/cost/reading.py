@@ -1,4 +1,4 @@
-"""Reading sizes from a config, with an error that names the one that is missing or no size."""
+"""Reads sizes from a config, with an error that names a size that is missing or wrong."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def known_type(config: object, name: str, known: tuple[str, ...]) -> str:
 
 
 def part(config: object, name: str) -> Any:
-    """The entry of a model's config of some name, such as `text_config`.
+    """The entry of a model's config with this name, such as `text_config`.
 
     Raises:
         UnsupportedModelError: There is none.
@@ -62,7 +62,7 @@ def side(config: Any, name: str) -> int:
     """The side of a square, which a config may give as (height, width).
 
     Raises:
-        UnsupportedModelError: It is no square, or no positive whole number.
+        UnsupportedModelError: It is not a square, or not a positive whole number.
     """
     value = getattr(config, name, None)
     if isinstance(value, list | tuple) and len(set(value)) == 1 and isinstance(value[0], int):

@@ -13,7 +13,7 @@ from pore.cost.towers import TowerShape
 from pore.errors import UnsupportedModelError
 
 MANY_TILES = "images are cut into tiles, as many as their size asks for"
-"""A reason why images have no one number of visual tokens, as `ModelShape.varies` gives it."""
+"""A reason why images differ in their number of visual tokens, for `ModelShape.varies`."""
 
 ANY_SIZE = "images have as many tokens as their size asks for"
 """Another."""
@@ -25,17 +25,17 @@ class ModelShape:
 
     Attributes:
         decoder: The language model.
-        tower: The vision tower; None where it is of a type not known here.
-        projector: Multiply-adds by which the projector makes one visual token out of the tower's
-            patches; None where they are not known.
-        visual_tokens: Visual tokens of one image, or of one tile of it, as they come out of the
-            projector; None where images come in any size.
+        tower: The vision tower; None if its type is not known here.
+        projector: Multiply-adds with which the projector makes one visual token from the tower's
+            patches; None if they are not known.
+        visual_tokens: Visual tokens of one image or tile, as they come out of the projector; None
+            if images come in any size.
         merge: Patches along a side of the square that becomes one visual token.
         stacked: Multiply-adds, per visual token, of the projectors for lower tower layers
             (DeepStack). They run on all tokens, before a method can drop any in the tower.
-        frame_tokens: Tokens of a video's frame that the projector makes, where they are not as many
-            as of an image.
-        varies: Why images have no one number of visual tokens; None where they have.
+        frame_tokens: Number of tokens that the projector makes for a frame of a video, if it is not
+            the same as for an image.
+        varies: Why images differ in their number of visual tokens; None if they do not.
     """
 
     decoder: DecoderShape
@@ -49,7 +49,7 @@ class ModelShape:
 
     @classmethod
     def of_decoder(cls, decoder: DecoderShape, model_type: object) -> ModelShape:
-        """The shape of a model of which only the decoder is known."""
+        """The shape of a model whose decoder alone is known."""
         varies = f"they are not known (model_type {model_type!r})"
         return cls(decoder, None, None, None, varies=varies)
 
@@ -63,14 +63,14 @@ class ModelShape:
 
     @property
     def image_tokens(self) -> int:
-        """Visual tokens of every image.
+        """Number of visual tokens of every image.
 
         Raises:
-            UnsupportedModelError: Images have no one number of them.
+            UnsupportedModelError: Images differ in it.
         """
         if self.varies is not None or self.visual_tokens is None:
             raise UnsupportedModelError(
-                "This needs one number of visual tokens that all images have, but in this model "
+                "This needs the same number of visual tokens in all images, but in this model "
                 f"{self.varies}."
             )
         return self.visual_tokens
@@ -80,7 +80,7 @@ class ModelShape:
         """Layers of the vision tower.
 
         Raises:
-            UnsupportedModelError: The tower is of a type not known here.
+            UnsupportedModelError: The tower's type is not known here.
         """
         if self.tower is None:
             raise UnsupportedModelError("The sizes of this model's vision tower are not known.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pore.cost.reading import known_type, part, side, size
 
-# Towers of a fixed size by `model_type`: tokens beside the patches (a CLS token).
+# Towers for images of one size by `model_type`: number of tokens beside the patches (a CLS token).
 _TOWERS: Mapping[str, int] = MappingProxyType(
     {
         "clip_vision_model": 1,
@@ -48,16 +48,17 @@ class TowerShape:
         layers: Number of layers. transformers runs all of them, also those above the layer whose
             features are used.
         heads: Attention heads of a layer.
-        image_size: Side of the square image, in pixels; None where images come in any size.
+        image_size: Side of the square image, in pixels; None if images come in any size.
         patch_size: Side of a patch, in pixels.
         channels: Colour channels.
         prefix_tokens: Tokens beside the patches: 1 for a CLS token.
         pooling: Whether, after the last layer, one learned query attends to all patches and its
-            result goes through an MLP, as in SigLIP. transformers runs it though nothing reads it.
+            result goes through an MLP, as in SigLIP. transformers runs it although nothing reads
+            it.
         gated: Whether the MLP has three matrices rather than two.
         frames: Frames of a video in one patch; an image is repeated that many times.
-        window: Side in patches of the windows that layers attend in; None where there are none.
-        full: The layers that attend to the whole image although others attend in windows.
+        window: Side in patches of the windows in which layers attend; None if there are none.
+        full: The layers that attend to the whole image, if others attend in windows.
         together: Whether all images of a prompt are computed as one sequence under a mask, so that
             attention between images costs as much as within them.
     """
@@ -79,18 +80,18 @@ class TowerShape:
 
     @property
     def side(self) -> int:
-        """Patches along a side of an image, which must have a size of its own."""
+        """Number of patches along a side of an image, in a tower with one image size."""
         assert self.image_size is not None
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Patches of one image, which must have a size of its own."""
+        """Number of patches of one image, in a tower with one image size."""
         return self.side**2
 
     @property
     def tokens(self) -> int:
-        """Tokens that pass through the tower for one image."""
+        """Number of tokens that pass through the tower for one image."""
         return self.patches + self.prefix_tokens
 
     @classmethod
@@ -101,8 +102,7 @@ class TowerShape:
             config: A transformers config, such as `CLIPVisionConfig`.
 
         Raises:
-            UnsupportedModelError: The config is of a type not known here, or a size is missing from
-                it.
+            UnsupportedModelError: The config has a type that is not known here, or lacks a size.
         """
         model_type = known_type(config, "vision tower", (*_TOWERS, *_ANY_SIZE))
         if model_type in _ANY_SIZE:
@@ -125,7 +125,7 @@ def tower_of(config: object) -> TowerShape:
     """The sizes of the vision tower of a whole model's config.
 
     Raises:
-        UnsupportedModelError: As `TowerShape.from_config`, or there is no `vision_config`.
+        UnsupportedModelError: As in `TowerShape.from_config`, or there is no `vision_config`.
     """
     return TowerShape.from_config(part(config, "vision_config"))
 
@@ -145,7 +145,7 @@ def _any_size(cls: type[TowerShape], config: Any, model_type: str) -> TowerShape
             gated=True,
             together=True,
         )
-    second = model_type == "qwen2_vl_vision"  # which calls its sizes otherwise
+    second = model_type == "qwen2_vl_vision"  # its sizes have other names
     hidden = size(config, "embed_dim" if second else "hidden_size")
     if second:
         intermediate = int(hidden * config.mlp_ratio)

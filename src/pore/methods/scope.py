@@ -24,26 +24,25 @@ Combine = Literal["multiply", "add"]
 class SCOPE(BudgetPruner):
     """Keep patches that are attended to and cover what others do not (arXiv 2510.24214).
 
-    Patches are chosen one after the other, in the vision tower. Every patch of the image is covered
-    as well as the chosen patch that is most like it, by the cosine of their features before the
-    projector; at first, and by a patch of negative cosine, by 0. A patch's gain is how much better
-    all patches would be covered with it. Its score is the gain times s^alpha, where s is the
-    attention of the CLS token to it, summed over heads, at the tower layer whose output the
-    projector reads. The highest score is chosen, and gains are computed anew. Chosen patches go on
-    in raster order; CLS does not.
+    Patches are chosen one after the other, in the vision tower. How well a patch of the image is
+    covered is the largest cosine of its features, before the projector, to those of a chosen patch,
+    but at least 0. A patch's gain is how much better all patches would be covered if it were
+    chosen. Its score is the gain times s^alpha, where s is the attention of the CLS token to it,
+    summed over heads, at the tower layer whose output the projector reads. The patch with the
+    highest score is chosen, and gains are computed again. Chosen patches stay in raster order; the
+    CLS token does not stay.
 
     The choice of k among N patches costs k rounds of N x N.
 
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float). In a family that cuts
-            images into tiles the budget is shared out evenly among the tiles.
-        alpha: Power of the attention; 0 leaves it out.
-        combine: Whether gain and attention are taken times each other ("multiply"), or added up
-            ("add").
+            images into tiles the budget is divided evenly among the tiles.
+        alpha: Power of the attention; 0 ignores it.
+        combine: Whether gain and attention are multiplied ("multiply") or added ("add").
         faithful: Read `keep` as the authors' code does: as the total of all images and tiles that
-            go through the tower together, each of which gets the same number, rounded down. Of
-            tiled images it then chooses among patches of padding too, which the decoder never gets,
-            and newline tokens go.
+            go through the tower together, each of which gets the same number, rounded down. In
+            tiled images it can then choose patches of padding, which the decoder never gets, and
+            newline tokens are dropped.
     """
 
     alpha: float = 1.0
