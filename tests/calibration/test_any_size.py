@@ -112,6 +112,26 @@ def test_an_older_file_has_one_size() -> None:
         old.including(Batch([Sample("a", None, "w6")], bytes(12), [rows], []))
 
 
+def test_a_power_of_the_distance_holds_beyond_what_was_measured() -> None:
+    random = np.random.default_rng(0)
+    state = Calibration(pore.Provenance(), "float32", ("",), samples=b"", table=Table())
+    for number, grid in enumerate([(6, 6), (12, 9)] * 10):
+        layout = layout_of(grid, 4 + number % 7)
+        distance = Where(layout).distance.numpy()
+        attention = distance**-0.6 * np.exp(0.1 * random.standard_normal(distance.shape)) * 1e-3
+        rows = Rows(grid, attention, np.zeros(1, int), distance)
+        sample = Sample(str(number), None, "w6")
+        state = state.including(Batch([sample], number.to_bytes(12, "little"), [rows], []))
+    bias = state.fit_any_size()
+    assert bias.kind == "power"
+    assert bias.parameters["power"] == pytest.approx(-0.6, abs=0.03)
+    where = Where(layout_of((30, 30), 9))
+    ratio = (bias.at(where) / where.distance.double() ** -0.6).log()
+    assert float((ratio - ratio.mean()).abs().max()) < 0.1
+    with pytest.raises(ProfileError, match="A power is one of the distance"):
+        measured("place").fit_any_size("power", "place")
+
+
 class TestUse:
     def bias(self) -> AnySizeBias:
         return measured("distance").fit_any_size("spline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
 from pore.calibration.table import Rows, Table
 from pore.data.samples import Sample
+from pore.errors import CalibrationError
 
 
 def everything(found: Calibration) -> Any:
@@ -93,3 +95,51 @@ class TestSums:
         given = (tiny_llava(dtype=torch.float32), make_processor(), make_samples(9))
         one, other = (calibrate(*given, K, batch_size=size) for size in (1, 4))
         torch.testing.assert_close(other.mean, one.mean, rtol=5e-6, atol=0)
+
+
+class TestGeometricMean:
+    """The mean logarithm shows P where the arithmetic mean is that of a few large values."""
+
+    def measured(self, count: int, spread: float) -> tuple[Calibration, np.ndarray]:
+        random = np.random.default_rng(1)
+        true = np.exp(np.linspace(0, 2, 64))
+        state = Calibration(pore.Provenance(), "float32", ("",), samples=b"", table=Table())
+        for number in range(count):
+            rows = 1e-3 * true * np.exp(spread * random.standard_normal((1, 64)))
+            distance = np.arange(64, 0, -1)[None]
+            read = [Rows((8, 8), rows, np.zeros(1, int), distance)]
+            sample = Sample(str(number), None, "w6")
+            state = state.including(Batch([sample], number.to_bytes(12, "little"), read, []))
+        return state, true
+
+    def test_it_is_the_exponential_of_the_mean_logarithm(self) -> None:
+        found, _ = self.measured(1, 0.5)
+        torch.testing.assert_close(found.mean_attention("geometric"), found.mean)
+        torch.testing.assert_close(found.mean_attention(), found.mean)
+
+    def test_it_finds_a_bias_under_heavy_tails(self) -> None:
+        found, true = self.measured(60, 2.5)
+
+        def error(bias: Any) -> float:
+            return float((bias.values.log() - torch.from_numpy(true).log()).std())
+
+        for kind in ("exponential", "spline", "empirical", "auto"):
+            geometric = found.fit(kind, "geometric")
+            assert geometric.parameters["geometric"] == 1
+            assert error(geometric) < 0.5
+            assert "of the geometric mean" in repr(geometric)
+        arithmetic = found.fit("empirical")
+        assert error(found.fit("exponential", "geometric")) < 0.2
+        assert error(arithmetic) > 2 * error(found.fit("empirical", "geometric"))
+
+    def test_attention_of_zero_has_a_logarithm(self) -> None:
+        state, _ = self.measured(2, 0.1)
+        rows = np.zeros((1, 64))
+        read = [Rows((8, 8), rows, np.zeros(1, int), np.arange(64, 0, -1)[None])]
+        state = state.including(Batch([Sample("z", None, "w6")], bytes(12), read, []))
+        assert bool((state.mean_attention("geometric") > 0).all())
+
+    def test_an_older_file_has_none(self) -> None:
+        state, _ = self.measured(2, 0.1)
+        with pytest.raises(CalibrationError, match="older pore"):
+            replace(state, halves=None).fit("spline", "geometric")

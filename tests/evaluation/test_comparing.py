@@ -64,7 +64,8 @@ def test_every_correction_is_asked_on_every_host(
         assert made == {NONE, *CANDIDATES} - {"rows × columns"}
     assert {one for one in refused if "rows" not in one} == {
         "FitPrune, per head",
-        *(f"SGL, {name}" for name in ("per head", "without RoPE")),
+        "FitPrune, geometric, per head",
+        *(f"SGL, {name}" for name in ("per head", "geometric, per head", "without RoPE")),
         *(f"SGL, null token, {by}" for by in ("ratio", "log ratio")),
     }
     first = len(asked)  # settings of equal corrections, as auto and the one it chose, share answers

@@ -27,10 +27,10 @@ _AXES: dict[Over, tuple[str, ...]] = {
 }
 
 
-_REACH = 1 << 15
+REACH = 1 << 15
 
 
-"""The largest distance for which the prior of RoPE is computed."""
+"""The largest distance for which a formula of the distance is computed."""
 
 
 _FORM = Form(
@@ -152,9 +152,9 @@ class AnySizeBias(Measured, OnHub):
         Raises:
             ProfileError: A number is out of range.
         """
-        prior, raised = floored_prior(_REACH, head_dim=head_dim, theta=theta, text_tokens=1)
+        prior, raised = floored_prior(REACH, head_dim=head_dim, theta=theta, text_tokens=1)
         # There the nearest token comes last; here distances ascend.
-        axis = Axis(torch.arange(1, _REACH + 1, dtype=torch.float64), prior.flip(0))
+        axis = Axis(torch.arange(1, REACH + 1, dtype=torch.float64), prior.flip(0))
         parameters = {"head_dim": head_dim, "theta": theta, "raised": raised}
         return cls("distance", "rope", (axis,), (1, MAX_POSITIONS), parameters)
 

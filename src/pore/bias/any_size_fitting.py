@@ -8,13 +8,13 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 
-from pore.bias.any_size import AnySizeBias, Axis
+from pore.bias.any_size import REACH, AnySizeBias, Axis
 from pore.bias.choosing import choose
 from pore.bias.coordinates import SIDE, Over, centers_of
 from pore.bias.curve import Kind
 from pore.bias.fitting import Floats, Points, fit
 from pore.bias.provenance import Provenance
-from pore.errors import ScoreError
+from pore.errors import ProfileError, ScoreError
 
 _ROUNDS = 100  # at most, of fitting two factors in turn; they converge in a few
 
@@ -78,7 +78,8 @@ def fit_any_size(
         levels: The attention of all images.
         halves: The attention of each of two halves of the images, for "auto"; empty otherwise.
         over: The coordinate that the bins divide.
-        kind: A kind of curve, or "auto" for the kind with the least held-out error.
+        kind: A kind of curve, or "auto" for the kind with the least held-out error. Over the
+            distance also "power", a power of it, which holds for larger images than were measured.
         sizes: The smallest and largest number of visual tokens of the images.
         provenance: Where they come from.
 
@@ -97,15 +98,34 @@ def fit_any_size(
             parameters[f"{name} held-out error"] = chosen.errors[chosen.kind]
         else:
             kinds.append(kind)
+        if kinds[-1] == "power":
+            axis, parameters = _power(points, measured, over)
+            axes.append(axis)
+            continue
         found = fit(measured, kinds[-1], points.by(kinds[-1]))
         parameters |= {f"{name} {key}": value for key, value in found.parameters.items()}
         parameters[f"{name} r2"] = found.r2
         axes.append(Axis(torch.from_numpy(points.at), torch.from_numpy(found.curve)))
     # The two axes of a place may have different kinds; the bias is named by the more general one.
-    form = cast(
-        Kind, max(kinds, key=("exponential", "exponential+offset", "spline", "empirical").index)
-    )
+    forms = ("power", "exponential", "exponential+offset", "spline", "empirical")
+    form = cast(Kind, max(kinds, key=forms.index))
     return AnySizeBias(over, form, tuple(axes), sizes, parameters, provenance)
+
+
+def _power(points: Grades, measured: Floats, over: Over) -> tuple[Axis, dict[str, float]]:
+    """Least squares of -b ln d + constant to the logarithm of the attention at distances d.
+
+    Raises:
+        ProfileError: It is not over the distance.
+    """
+    if over != "distance":
+        raise ProfileError(f"A power is one of the distance, not of the {over}; fit another kind.")
+    curve = fit(measured, "exponential", points.by("spline")).curve
+    logs = np.log(points.at)
+    width = logs[-1] - logs[0]
+    power = float((np.log(curve[-1]) - np.log(curve[0])) / width) if width else 0.0
+    at = np.unique(np.round(np.geomspace(1, REACH, 512)))
+    return Axis(torch.from_numpy(at), torch.from_numpy(at**power)), {"power": power}
 
 
 class Grades(NamedTuple):

@@ -16,7 +16,7 @@ from pore.bias.conditions import OTHER_LENGTH, refuse
 from pore.bias.where import Where
 from pore.errors import ProfileError, ScoreError
 
-Kind = Literal["exponential", "exponential+offset", "spline", "empirical", "rope"]
+Kind = Literal["exponential", "exponential+offset", "spline", "empirical", "rope", "power"]
 
 
 MAX_POSITIONS = 1 << 20

@@ -47,8 +47,8 @@ class Points(NamedTuple):
         t: (n,) the points, ascending from 0 to 1.
         weight: (n,) weights of the points, of mean 1.
         length: How many tokens lie between the first and the last.
-        logs: Whether a spline is fitted to the logarithm of the attention, which makes it positive
-            however few samples there are.
+        logs: Whether all curves but the one with an offset are fitted to the logarithm of the
+            attention, which makes a spline positive however few samples there are.
     """
 
     t: Floats
@@ -57,9 +57,9 @@ class Points(NamedTuple):
     logs: bool = False
 
     @classmethod
-    def even(cls, n: int) -> Points:
+    def even(cls, n: int, logs: bool = False) -> Points:
         """The points of the n tokens of an image, all with the same weight."""
-        return cls(np.linspace(0, 1, n), np.ones(n), max(n - 1, 1))
+        return cls(np.linspace(0, 1, n), np.ones(n), max(n - 1, 1), logs)
 
 
 def fit(mean_attention: Tensor | npt.ArrayLike, kind: str, points: Points | None = None) -> Fit:
@@ -81,7 +81,8 @@ def fit(mean_attention: Tensor | npt.ArrayLike, kind: str, points: Points | None
     if kind not in _FORMS:
         raise ProfileError(
             f"Cannot fit a position bias of kind {brief(kind)}; choose exponential, "
-            "exponential+offset, spline or empirical."
+            "exponential+offset, spline or empirical; for images of any size, over the distance, "
+            "also power."
         )
     least, form = _FORMS[kind]
     observed = _observed(mean_attention)
@@ -147,6 +148,14 @@ def _exponential(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
     from scipy.optimize import least_squares
 
     t, root = at.t, np.sqrt(at.weight)
+    if at.logs:
+        beta, constant = np.polyfit(t, _logarithm(y), 1, w=root)
+        if abs(beta) >= _MAX_LOG_GROWTH:
+            _refuse_growth("exponential")
+        return np.exp(constant + beta * t), {
+            "amplitude": math.exp(constant),
+            "rate": float(beta) / at.length,
+        }
 
     def amplitude(beta: float) -> float:
         basis = root * np.exp(beta * t)
@@ -225,7 +234,7 @@ def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
 
     n, choices = len(y), []
     if at.logs:
-        y = np.log(np.maximum(y, 1e-3 * y.mean()))
+        y = _logarithm(y)
     for interior in (0, 1, 3, 7):
         free = interior + 4
         if interior and n < 4 * free:
@@ -239,6 +248,11 @@ def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
         choices.append((n * math.log(variance) + free * math.log(n), interior, curve))
     _, interior, curve = min(choices, key=lambda choice: choice[0])
     return np.exp(curve) if at.logs else curve, {"knots": float(interior)}
+
+
+def _logarithm(y: Floats) -> Floats:
+    """ln y; of what is less than a thousandth of the mean, that of a thousandth."""
+    return cast(Floats, np.log(np.maximum(y, 1e-3 * y.mean())))
 
 
 def _itself(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:

@@ -92,10 +92,12 @@ class PositionBias(Curve, Measured, OnHub):
         *,
         grid: tuple[int, int] | None = None,
         provenance: Provenance | None = None,
+        geometric: bool = False,
     ) -> PositionBias:
         """Fit a bias to the mean attention of a data set (arXiv 2508.17807, Eq. 3).
 
-        Least squares on the attention itself, as in the paper, not on its logarithm. The kinds:
+        Least squares on the attention itself, as in the paper, or (`geometric`) on its logarithm,
+        all but the form with an offset. The kinds:
 
         - "exponential": a·exp(b·i), the paper's. b > 0 favours the last tokens; b < 0, a bias
           towards the first, is fitted and reported as well.
@@ -112,6 +114,8 @@ class PositionBias(Curve, Measured, OnHub):
             kind: Form of the curve.
             grid: Rows and columns of the visual tokens.
             provenance: Where the attention comes from.
+            geometric: Whether `mean_attention` is a geometric mean, and the curve is fitted to its
+                logarithm; `parameters["geometric"]` then is 1.
 
         Returns:
             The bias, with its goodness of fit.
@@ -122,12 +126,16 @@ class PositionBias(Curve, Measured, OnHub):
             ProfileError: There is no such kind, the grid does not fit, or the best fit is not
                 positive and finite.
         """
-        found = fitting.fit(mean_attention, kind)
+        points = None
+        if geometric:
+            points = fitting.Points.even(len(torch.as_tensor(mean_attention)), logs=True)
+        found = fitting.fit(mean_attention, kind, points)
+        parameters = {**found.parameters, "geometric": 1.0} if geometric else found.parameters
         return cls(
             torch.from_numpy(found.curve),
             kind,
             grid=grid,
-            parameters=found.parameters,
+            parameters=parameters,
             r2=found.r2,
             residuals=torch.from_numpy(found.residuals),
             provenance=provenance or Provenance(),
@@ -220,7 +228,8 @@ class PositionBias(Curve, Measured, OnHub):
         size = f"{len(self)} positions"
         if self.grid is not None:
             size += f" ({self.grid[0]}×{self.grid[1]})"
-        parts = [self.kind, size, f"last/first = {self.growth:.3g}"]
+        kind = f"{self.kind} of the geometric mean" if "geometric" in self.parameters else self.kind
+        parts = [kind, size, f"last/first = {self.growth:.3g}"]
         if self.r2 is not None and self.kind != "empirical":
             parts.append(f"R² = {self.r2:.3f}")
         if raised := self.parameters.get("raised"):

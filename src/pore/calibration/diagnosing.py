@@ -48,7 +48,12 @@ class _Axis(NamedTuple):
 
 
 def of_positions(
-    mean: Floats, spread: Floats, halves: Sequence[tuple[int, Floats]], kind: str, keep: int | float
+    mean: Floats,
+    spread: Floats,
+    halves: Sequence[tuple[int, Floats]],
+    kind: str,
+    keep: int | float,
+    logs: bool = False,
 ) -> Diagnosis:
     """The diagnosis of a bias over the positions of images of one size.
 
@@ -58,6 +63,7 @@ def of_positions(
         halves: Of either half, how many images it has and their mean attention.
         kind: A kind of curve, or "auto".
         keep: How many tokens are kept, or which share of them.
+        logs: Whether means are geometric, and curves fitted to logarithms.
 
     Raises:
         PoreError: The attention is none that a curve can be fitted to, or `keep` is no budget.
@@ -66,7 +72,7 @@ def of_positions(
     relative = np.divide(spread, mean, out=np.zeros(n), where=mean > 0)
     axis = _Axis(
         "position",
-        lambda kind: Points.even(n),
+        lambda kind: Points.even(n, logs),
         np.ones(n),
         mean,
         [half for _, half in halves],

@@ -21,6 +21,12 @@ LARGEST = 1 << 30
 """The largest number that is summed."""
 
 
+LEAST = 2.0**-40
+
+
+"""The least number that has a logarithm of its own: about 1e-12."""
+
+
 _MAX_POSITIONS = 1 << 20
 
 
@@ -37,6 +43,31 @@ def units(rows: np.ndarray) -> np.ndarray:
     rest = np.rint(np.ldexp(rows - whole, _BITS)).astype(np.int64).astype(object)
     found: np.ndarray = (whole.astype(np.int64).astype(object) << _BITS) + rest
     return found
+
+
+def log_units(rows: np.ndarray) -> np.ndarray:
+    """How far the logarithms of numbers lie above that of the least, in units of 2⁻⁶².
+
+    Args:
+        rows: Numbers up to 2³⁰, float64, of any shape; less than `LEAST` counts as that.
+
+    Returns:
+        An array of that shape, of Python's integers, none negative.
+    """
+    return units(np.log(np.maximum(rows, LEAST) / LEAST))
+
+
+def geometric_mean(sums: Sequence[int], count: int) -> list[float]:
+    """The geometric means of `count` numbers each.
+
+    Args:
+        sums: Sums of what `log_units` gives.
+        count: How many numbers are in each.
+
+    Returns:
+        The means.
+    """
+    return [LEAST * math.exp(each) for each in mean(sums, count)]
 
 
 def mean(sums: Sequence[int], count: int) -> list[float]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pore.bias.any_size import AnySizeBias
@@ -17,14 +18,14 @@ from pore.bias.any_size_fitting import fit_any_size
 from pore.bias.choosing import Choice, choose, need_halves
 from pore.bias.coordinates import Over
 from pore.bias.curve import Kind
-from pore.bias.fitting import Floats
+from pore.bias.fitting import Floats, Points
 from pore.bias.judging import warning_of
 from pore.bias.position_bias import PositionBias
 from pore.bias.provenance import Provenance
 from pore.calibration import exact
 from pore.calibration.diagnosing import of_any_size, of_positions
 from pore.calibration.diagnosis import Diagnosis
-from pore.calibration.positions import Half
+from pore.calibration.positions import Half, Head
 from pore.calibration.table import Table
 from pore.corrections.heads import HeadBiases
 from pore.errors import CalibrationError, ProfileError, ScoreError
@@ -35,6 +36,12 @@ FitKind = Kind | Literal["auto"]
 """A kind of curve, or "auto" for the kind with the least held-out error."""
 
 
+Mean = Literal["arithmetic", "geometric"]
+
+
+"""Which mean of the attention over images a bias is fitted to."""
+
+
 class Fitting:
     """The fits of a `Calibration`, which defines these attributes."""
 
@@ -43,7 +50,7 @@ class Fitting:
     grid: tuple[int, int] | None
     halves: tuple[Half, Half] | None
     table: Table | None
-    heads: tuple[tuple[int, ...], ...] | None
+    heads: tuple[Head, ...] | None
 
     @property
     @abstractmethod
@@ -63,15 +70,46 @@ class Fitting:
     def images_of_one_size(self) -> int:
         """The same; CalibrationError also if images have different sizes."""
 
-    def fit(self, kind: FitKind = "exponential") -> PositionBias:
+    def mean_attention(self, mean: Mean = "arithmetic") -> Tensor:
+        """(N,) the mean attention of every position, float64.
+
+        Args:
+            mean: "arithmetic" for Ā, as in the paper (Eq. 3); "geometric" for the exponential of
+                the mean logarithm.
+
+        Raises:
+            CalibrationError: As in `fit`, or the file is from an older pore without logarithms.
+        """
+        if mean == "arithmetic":
+            return self.mean
+        images, halves = self.images_of_one_size(), self._known_halves()
+        logs = [a + b for a, b in zip(*(half.logs for half in halves), strict=True)]
+        return torch.tensor(exact.geometric_mean(logs, images), dtype=torch.float64)
+
+    def _spread(self, mean: Mean) -> Floats:
+        """(N,) the standard deviation over images around that mean, to first order."""
+        if mean == "arithmetic":
+            return self.std.numpy()
+        halves = self._known_halves()
+        sums = [a + b for a, b in zip(*(half.logs for half in halves), strict=True)]
+        squares = [a + b for a, b in zip(*(half.log_squares for half in halves), strict=True)]
+        found: Floats = np.array(exact.deviation(sums, squares, self.count))
+        return np.asarray(self.mean_attention("geometric").numpy() * found)
+
+    def fit(self, kind: FitKind = "exponential", mean: Mean = "arithmetic") -> PositionBias:
         """The position bias that fits the mean attention, with its provenance.
 
         Warns if the curve spans far more, or less, than the attention that it was fitted to.
+
+        In the model A = P · Â, the logarithm of A is that of P plus what the picture and the
+        question add, and its mean shows P. If attention has heavy tails, the arithmetic mean of the
+        paper is the mean of a few large values.
 
         Args:
             kind: Form of the curve, as in `PositionBias.fit`; or "auto" for the one among
                 exponential, exponential+offset and spline that is nearest to the half of the images
                 that it was not fitted to (`choice` says how near).
+            mean: The mean that it is fitted to, see `mean_attention`.
 
         Returns:
             The bias; with "auto", `parameters["held-out error"]` is that error.
@@ -80,37 +118,50 @@ class Fitting:
             CalibrationError: No image was measured, or images have different sizes.
             PoreError: The curve cannot be fitted; see `PositionBias.fit`. For "auto", see `choice`.
         """
-        mean, error = self.mean, None
+        measured, error = self.mean_attention(mean), None
         if kind == "auto":
-            choice = self.choice()
+            choice = self.choice(mean)
             kind, error = choice.kind, choice.errors[choice.kind]  # type: ignore[assignment] # one of them
         provenance = replace(self.provenance, samples=self.count)
-        found = PositionBias.fit(mean, kind, grid=self.grid, provenance=provenance)  # type: ignore[arg-type] # not "auto"
-        if said := warning_of(found.kind, found.values.numpy(), mean.numpy()):
+        found = PositionBias.fit(
+            measured,
+            kind,  # type: ignore[arg-type] # not "auto"
+            grid=self.grid,
+            provenance=provenance,
+            geometric=mean == "geometric",
+        )
+        if said := warning_of(found.kind, found.values.numpy(), measured.numpy()):
             warnings.warn(said, stacklevel=2)
         if error is not None:
             found = replace(found, parameters={**found.parameters, "held-out error": error})
         return found
 
-    def choice(self) -> Choice:
+    def choice(self, mean: Mean = "arithmetic") -> Choice:
         """How every kind of curve does on the half of the images that it was not fitted to.
+
+        Args:
+            mean: The mean that curves are fitted to, see `mean_attention`.
 
         Raises:
             CalibrationError: As in `fit`, or the file is from an older pore, which kept no halves.
             ScoreError: All images are in one half.
             ProfileError: No curve can be divided by.
         """
-        mean = self.mean
-        return choose(mean.numpy(), [half for _, half in self._halves()])
+        measured, logs = self.mean_attention(mean).numpy(), mean == "geometric"
+        halves = [half for _, half in self._halves(mean)]
+        return choose(measured, halves, lambda kind: Points.even(len(measured), logs))
 
-    def diagnose(self, kind: FitKind = "auto", keep: int | float = 0.25) -> Diagnosis:
-        """Whether `fit(kind)` will help, before anything is pruned by it.
+    def diagnose(
+        self, kind: FitKind = "auto", keep: int | float = 0.25, mean: Mean = "arithmetic"
+    ) -> Diagnosis:
+        """Whether `fit(kind, mean)` will help, before anything is pruned by it.
 
             print(measured.diagnose())
 
         Args:
             kind: Form of the curve, as in `fit`.
             keep: How many visual tokens will be kept, or which share of them.
+            mean: As in `fit`.
 
         Returns:
             The diagnosis; what cannot be fitted or divided by is a part of it.
@@ -121,8 +172,9 @@ class Fitting:
             ScoreError: All images are in one half, or no curve can be fitted to the attention.
             BudgetError: An image does not have that many tokens to keep.
         """
-        mean = self.mean.numpy()
-        return of_positions(mean, self.std.numpy(), self._halves(), kind, keep)
+        measured, halves = self.mean_attention(mean).numpy(), self._halves(mean)
+        logs = mean == "geometric"
+        return of_positions(measured, self._spread(mean), halves, kind, keep, logs)
 
     def diagnose_any_size(
         self, kind: FitKind = "auto", over: Over = "distance", keep: int | float = 0.25
@@ -156,16 +208,26 @@ class Fitting:
             tokens=table.usual_size(),
         )
 
-    def _halves(self) -> list[tuple[int, Floats]]:
-        """For each half of the images, their number and their mean attention."""
-        self.images_of_one_size()
+    def _known_halves(self) -> tuple[Half, Half]:
         if self.halves is None:
             raise CalibrationError(
-                "These sums are from an older pore, which did not keep the two halves of the data "
-                'apart that kind="auto" and a diagnosis need; calibrate again, or name a kind.'
+                "These sums are from an older pore, which kept neither the two halves of the data "
+                'that kind="auto" and a diagnosis need nor the logarithms that a geometric mean '
+                "needs; calibrate again, or name a kind and the arithmetic mean."
             )
-        need_halves([half.images for half in self.halves])
-        return [(half.images, np.array(exact.mean(half.sums, half.images))) for half in self.halves]
+        return self.halves
+
+    def _halves(self, mean: Mean) -> list[tuple[int, Floats]]:
+        """For each half of the images, their number and their mean attention."""
+        self.images_of_one_size()
+        halves = self._known_halves()
+        need_halves([half.images for half in halves])
+        return [
+            (half.images, np.array(exact.geometric_mean(half.logs, half.images)))
+            if mean == "geometric"
+            else (half.images, np.array(exact.mean(half.sums, half.images)))
+            for half in halves
+        ]
 
     def _table(self) -> Table:
         self.images_measured()
@@ -176,11 +238,13 @@ class Fitting:
             )
         return self.table
 
-    def fit_any_size(self, kind: FitKind = "spline", over: Over = "distance") -> AnySizeBias:
-        """The position bias for images of any size, with its provenance.
+    def fit_any_size(self, kind: FitKind = "power", over: Over = "distance") -> AnySizeBias:
+        """The position bias for images of any size, of the geometric mean, with its provenance.
 
         Args:
-            kind: Form of the curve, as in `fit`.
+            kind: Form of the curve, as in `fit`; or "power", a power of the distance. Of all forms
+                that was the nearest to the attention on images larger than those it was fitted to,
+                on a real language model (docs/results-real-language-model.md).
             over: What P is a function of, see `AnySizeBias`.
 
         Returns:
@@ -196,11 +260,12 @@ class Fitting:
         provenance = replace(self.provenance, samples=self.count)
         return fit_any_size(table.levels(over), halves, over, kind, sizes, provenance)
 
-    def fit_heads(self, kind: Kind = "exponential") -> HeadBiases:
+    def fit_heads(self, kind: Kind = "exponential", mean: Mean = "arithmetic") -> HeadBiases:
         """A position bias for every head.
 
         Args:
             kind: Form of the curves, as in `PositionBias.fit`.
+            mean: As in `fit`.
 
         Returns:
             The biases.
@@ -214,12 +279,21 @@ class Fitting:
             raise CalibrationError(
                 "These sums are not kept for every head; calibrate with heads=True."
             )
-        provenance = replace(self.provenance, samples=images)
+        logs = mean == "geometric"
+        origin = replace(self.provenance, samples=images)
         biases = []
-        for number, sums in enumerate(self.heads):
-            mean = exact.mean(sums, images)
+        for number, head in enumerate(self.heads):
             with of_part(f"head {number}"):
-                biases.append(PositionBias.fit(mean, kind, grid=self.grid, provenance=provenance))
+                measured = (
+                    exact.geometric_mean(head.logs, images)
+                    if logs
+                    else exact.mean(head.sums, images)
+                )
+                biases.append(
+                    PositionBias.fit(
+                        measured, kind, grid=self.grid, provenance=origin, geometric=logs
+                    )
+                )
         return HeadBiases(tuple(biases))
 
 

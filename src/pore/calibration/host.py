@@ -16,7 +16,7 @@ from pore.bias.curve import Kind
 from pore.bias.position_bias import PositionBias
 from pore.calibration.batch import BadSample, Batch
 from pore.calibration.diagnosis import Diagnosis
-from pore.calibration.fits import FitKind, of_part, part_read
+from pore.calibration.fits import FitKind, Mean, of_part, part_read
 from pore.calibration.sums import SEVERAL, Calibration
 from pore.corrections.heads import HeadBiases
 from pore.errors import CalibrationError
@@ -58,7 +58,9 @@ class HostCalibration(Saved):
         """Whether images had different sizes, so that no position has a mean."""
         return self.stages[0].mixed
 
-    def fit(self, kind: FitKind = "exponential") -> tuple[PositionBias, ...]:
+    def fit(
+        self, kind: FitKind = "exponential", mean: Mean = "arithmetic"
+    ) -> tuple[PositionBias, ...]:
         """The position bias of every stage, for the host's `reweight`.
 
         Args:
@@ -71,10 +73,10 @@ class HostCalibration(Saved):
             CalibrationError: No image was measured, or images have different sizes.
             PoreError: A curve cannot be fitted; see `Calibration.fit`.
         """
-        return self._of_every(lambda stage: stage.fit(kind))
+        return self._of_every(lambda stage: stage.fit(kind, mean))
 
     def fit_any_size(
-        self, kind: FitKind = "spline", over: Over = "distance"
+        self, kind: FitKind = "power", over: Over = "distance"
     ) -> tuple[AnySizeBias, ...]:
         """The position bias of every stage for images of any size, for the host's `reweight`.
 
@@ -88,7 +90,9 @@ class HostCalibration(Saved):
         """
         return self._of_every(lambda stage: stage.fit_any_size(kind, over))
 
-    def fit_heads(self, kind: Kind = "exponential") -> tuple[HeadBiases, ...]:
+    def fit_heads(
+        self, kind: Kind = "exponential", mean: Mean = "arithmetic"
+    ) -> tuple[HeadBiases, ...]:
         """The position biases of every stage's heads, for the host's `reweight`.
 
         Args:
@@ -98,9 +102,11 @@ class HostCalibration(Saved):
             CalibrationError: As in `fit`, or heads were not summed separately.
             PoreError: A curve cannot be fitted.
         """
-        return self._of_every(lambda stage: stage.fit_heads(kind))
+        return self._of_every(lambda stage: stage.fit_heads(kind, mean))
 
-    def diagnose(self, kind: FitKind = "auto", keep: int | float = 0.25) -> tuple[Diagnosis, ...]:
+    def diagnose(
+        self, kind: FitKind = "auto", keep: int | float = 0.25, mean: Mean = "arithmetic"
+    ) -> tuple[Diagnosis, ...]:
         """Whether the position bias of every stage will help; see `Calibration.diagnose`.
 
         Args:
@@ -110,7 +116,7 @@ class HostCalibration(Saved):
         Raises:
             PoreError: As in `Calibration.diagnose`.
         """
-        return self._of_every(lambda stage: stage.diagnose(kind, keep))
+        return self._of_every(lambda stage: stage.diagnose(kind, keep, mean))
 
     def diagnose_any_size(
         self, kind: FitKind = "auto", over: Over = "distance", keep: int | float = 0.25

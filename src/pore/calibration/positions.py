@@ -18,10 +18,31 @@ class Half(NamedTuple):
     Attributes:
         images: How many there are.
         sums: For each position the sum of their attention, in units of 2⁻⁶².
+        logs: For each position the sum of its logarithm, as `exact.log_units` gives it.
+        log_squares: For each position the sum of the square of that.
     """
 
     images: int
     sums: tuple[int, ...]
+    logs: tuple[int, ...]
+    log_squares: tuple[int, ...]
+
+    def plus(self, other: Half) -> Half:
+        """With more images."""
+        added = (_added(a, b) for a, b in zip(self[1:], other[1:], strict=True))
+        return Half(self.images + other.images, *added)
+
+
+class Head(NamedTuple):
+    """One head, over all images.
+
+    Attributes:
+        sums: As in `Half`.
+        logs: As in `Half`.
+    """
+
+    sums: tuple[int, ...]
+    logs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,7 @@ class PositionSums:
     sums: tuple[int, ...] = ()
     squares: tuple[int, ...] = ()
     halves: tuple[Half, Half] | None = None
-    heads: tuple[tuple[int, ...], ...] | None = None
+    heads: tuple[Head, ...] | None = None
 
     @classmethod
     def of(cls, rows: Rows, halves: np.ndarray) -> PositionSums:
@@ -42,16 +63,21 @@ class PositionSums:
             rows: What was read for the images.
             halves: (n,) which half each image is in.
         """
-        units = exact.units(rows.attention)
-        nothing = np.zeros(units.shape[1], dtype=object)  # what the sum is if there are no rows
-        both = (units[halves == half] for half in (0, 1))
-        heads = None if rows.heads is None else exact.units(rows.heads).sum(0)
+        units, logs = exact.units(rows.attention), exact.log_units(rows.attention)
+        both = tuple(
+            Half(int(mine.sum()), *map(_sum_of, (units[mine], logs[mine], logs[mine] ** 2)))
+            for mine in (halves == 0, halves == 1)
+        )
+        heads = None
+        if rows.heads is not None:
+            of_heads = (exact.units(rows.heads).sum(0), exact.log_units(rows.heads).sum(0))
+            heads = tuple(Head(tuple(a), tuple(b)) for a, b in zip(*of_heads, strict=True))
         return cls(
             rows.grid,
             tuple(units.sum(0)),
             tuple((units * units).sum(0)),
-            tuple(Half(len(part), tuple(part.sum(0, initial=0) + nothing)) for part in both),  # type: ignore[arg-type] # of two
-            None if heads is None else tuple(map(tuple, heads)),
+            both,  # type: ignore[arg-type] # of two
+            heads,
         )
 
     def of_one_size_with(self, other: PositionSums) -> bool:
@@ -62,12 +88,12 @@ class PositionSums:
         """The sums over the images of both, all of one size; what only one has is dropped."""
         halves = heads = None
         if self.halves is not None and other.halves is not None:
-            halves = tuple(
-                Half(a.images + b.images, _added(a.sums, b.sums))
-                for a, b in zip(self.halves, other.halves, strict=True)
-            )
+            halves = tuple(a.plus(b) for a, b in zip(self.halves, other.halves, strict=True))
         if self.heads is not None and other.heads is not None:
-            heads = tuple(_added(a, b) for a, b in zip(self.heads, other.heads, strict=True))
+            heads = tuple(
+                Head(_added(a.sums, b.sums), _added(a.logs, b.logs))
+                for a, b in zip(self.heads, other.heads, strict=True)
+            )
         return PositionSums(
             self.grid,
             _added(self.sums, other.sums),
@@ -94,28 +120,36 @@ def halves_of(value: Any, positions: int, count: int) -> tuple[Half, Half] | Non
     return halves
 
 
-def heads_of(value: Any, positions: int, count: int) -> tuple[tuple[int, ...], ...] | None:
+def heads_of(value: Any, positions: int, count: int) -> tuple[Head, ...] | None:
     """The sums of heads in JSON of any origin; ValueError if it holds none."""
     if value is None:
         return None
     if not isinstance(value, list) or not value:
         raise ValueError("heads must be lists of sums.")
-    return tuple(_sums(head, positions, count) for head in value)
+    if not all(isinstance(head, list) and len(head) == 2 for head in value):
+        raise ValueError("a head must have sums and sums of logarithms.")
+    return tuple(Head(*(_sums(each, positions, count) for each in head)) for head in value)
 
 
 def _half(value: Any, positions: int) -> Half:
-    if not isinstance(value, list) or len(value) != 2 or type(value[0]) is not int or value[0] < 0:
-        raise ValueError("a half must be a number of images and their sums.")
-    return Half(value[0], _sums(value[1], positions, value[0]))
+    if not isinstance(value, list) or len(value) != 4 or type(value[0]) is not int or value[0] < 0:
+        raise ValueError("a half must be a number of images, and sums over them.")
+    images, *sums = value
+    return Half(images, *(_sums(each, positions, images) for each in sums))
 
 
 def _sums(sums: Any, positions: int, count: int) -> tuple[int, ...]:
-    most = exact.largest_sum(count)
+    most = exact.largest_sum(count) << 70  # a square has twice the units
     if not isinstance(sums, list) or len(sums) != positions:
         raise ValueError("a half or a head must have one sum for every position.")
     if not all(type(x) is int and 0 <= x <= most for x in sums):
         raise ValueError("a sum of a half or a head cannot be a sum of attention.")
     return tuple(sums)
+
+
+def _sum_of(units: np.ndarray) -> tuple[int, ...]:
+    # If there are no rows, their sum is a single 0.
+    return tuple(units.sum(0, initial=0) + np.zeros(units.shape[1], dtype=object))
 
 
 def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

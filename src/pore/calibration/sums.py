@@ -20,7 +20,7 @@ from pore.calibration import exact
 from pore.calibration.batch import BadSample, Batch, reasons
 from pore.calibration.conditions import CONDITIONS, common, differences
 from pore.calibration.fits import Fitting
-from pore.calibration.positions import Half, PositionSums, halves_of, heads_of
+from pore.calibration.positions import Half, Head, PositionSums, halves_of, heads_of
 from pore.calibration.seen import digest, of_text, to_text, united
 from pore.calibration.table import Table
 from pore.errors import CalibrationError
@@ -76,11 +76,11 @@ class Calibration(Fitting, Saved):
         squares: For each position the sum of the squared attention, in units of 2⁻¹²⁴.
         samples: For every sample, in order, 8 bytes for its picture and prompt and 4 for its id;
             None if unknown, as in files from an older pore.
-        halves: For each of two halves of the images, the number of images and the sums; None if
-            unknown, likewise.
+        halves: For each of two halves of the images, the number of images, the sums, and those of
+            the logarithm and its square; None if unknown, likewise.
         table: Sums for images of any size; None if unknown, likewise.
-        heads: For each head the sums of its attention over the same images; None if heads were not
-            summed separately.
+        heads: For each head the sums of its attention and of the logarithm over the same images;
+            None if heads were not summed separately.
     """
 
     provenance: Provenance
@@ -95,7 +95,7 @@ class Calibration(Fitting, Saved):
     samples: bytes | None = field(default=None, repr=False)
     halves: tuple[Half, Half] | None = field(default=None, repr=False)
     table: Table | None = field(default=None, repr=False)
-    heads: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
+    heads: tuple[Head, ...] | None = field(default=None, repr=False)
 
     _form: ClassVar[Form] = _FORM
 

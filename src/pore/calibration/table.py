@@ -65,9 +65,9 @@ class Table:
     """Exact sums of attention over cells.
 
     Attributes:
-        cells: For each cell, the number of tokens, the sum of their attention times the number of
-            tokens of their image, in units of 2⁻⁶², and the sum of the squares of these products,
-            in units of 2⁻¹²⁴.
+        cells: For each cell, the number of tokens and two sums. With x the attention of a token
+            times the number of tokens of its image, they are the sum of ln x, as
+            `exact.log_units` gives it, and the sum of its square.
         sizes: How many images of each number of visual tokens were measured.
     """
 
@@ -85,7 +85,7 @@ class Table:
         cells, sizes = dict(self.cells), dict(self.sizes)
         sizes[tokens] = sizes.get(tokens, 0) + images
         size = size_class(tokens)
-        units = exact.units(rows.attention * tokens)
+        units = exact.log_units(rows.attention * tokens)
         raster = np.broadcast_to((np.arange(tokens) + 0.5) / tokens, (images, tokens))
         of = {"distance": rows.distance, "raster": raster, "place": rows.place}
         for over in OVER:
@@ -115,7 +115,9 @@ class Table:
         return Table(cells, sizes)
 
     def levels(self, over: Over, half: int | None = None) -> Levels:
-        """The mean and spread of every bin's attention, relative to 1 / N, by size of the image.
+        """The geometric mean and spread of every bin's attention, by size of the image.
+
+        Attention is relative to 1 / N.
 
         Args:
             over: The coordinate that the bins divide.
@@ -130,9 +132,9 @@ class Table:
         mean, counts, spread = (np.zeros((len(sizes), len(bins))) for _ in range(3))
         for (size, b), (count, total, square) in found.items():
             at = sizes.index(size), bins.index(b)
-            mean[at], counts[at] = exact.mean([total], count)[0], count
-            if count > 1:
-                spread[at] = exact.deviation([total], [square], count)[0]
+            mean[at], counts[at] = exact.geometric_mean([total], count)[0], count
+            if count > 1:  # the spread of x from that of ln x, to first order
+                spread[at] = mean[at] * exact.deviation([total], [square], count)[0]
         return Levels(np.array(bins, dtype=int), np.array(sizes, dtype=int), mean, counts, spread)
 
     def halves(self, over: Over) -> list[Levels]:
@@ -154,17 +156,17 @@ class Table:
         """The table as JSON can hold it."""
         return {
             "sizes": sorted(map(list, self.sizes.items())),
-            "cells": [[*key, *cell] for key, cell in sorted(self.cells.items())],
+            "logs": [[*key, *cell] for key, cell in sorted(self.cells.items())],
         }
 
     @classmethod
     def of_document(cls, document: Any) -> Table:
         """The table in JSON of any origin; ValueError if it holds none."""
-        if not isinstance(document, dict) or document.keys() != {"sizes", "cells"}:
-            raise ValueError("the table must have sizes and cells.")
-        cells, sizes = document["cells"], document["sizes"]
+        if not isinstance(document, dict) or document.keys() != {"sizes", "logs"}:
+            raise ValueError("the table must have sizes and logs.")
+        cells, sizes = document["logs"], document["sizes"]
         if not (isinstance(cells, list) and isinstance(sizes, list)):
-            raise ValueError("sizes and cells must be lists.")
+            raise ValueError("sizes and logs must be lists.")
         for one in sizes:
             if not (isinstance(one, list) and len(one) == 2 and all(map(_counts, one))):
                 raise ValueError("sizes must be pairs of tokens and images.")

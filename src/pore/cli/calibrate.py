@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pore.calibration.diagnosis import Diagnosis
-    from pore.calibration.fits import FitKind
+    from pore.calibration.fits import FitKind, Mean
     from pore.calibration.host import HostCalibration
     from pore.calibration.page import Drawn
     from pore.corrections.files import Calibrated
@@ -68,11 +68,18 @@ class Options(Loading):
             "first three's with the least error on the half of the data it was not fitted to."
         ),
     ] = "auto"
+    mean: Annotated[
+        str,
+        typer.Option(
+            help="Mean of the attention that P is fitted to: geometric, or arithmetic as in the "
+            "paper."
+        ),
+    ] = "geometric"
     over: Annotated[
         str | None,
         typer.Option(
             help="For images of different sizes, what P is a function of: distance (to the text), "
-            "place (row and column) or raster. [default: distance, if sizes differ]"
+            "place (row and column) or raster. [default: a power of the distance, if sizes differ]"
         ),
     ] = None
     heads: Annotated[
@@ -123,13 +130,13 @@ def calibrate(options: Options) -> None:
     from pore.data.loading import load_model
 
     form = form_of_bias(options.kind)
-    check_form(form, options.over, options.heads)
+    mean = check_form(form, options.mean, options.over, options.heads)
     (keep,) = budgets([options.keep] if options.keep else None, options.settings)
     model, processor = load_model(options.model, **options.how)
     out = options.out
     sums = options.checkpoint or out.with_name(f"{out.stem}.calibration.json")
     measured = measure(options, model, processor, keep, sums)
-    told = diagnosed(measured, form, options.over, keep)
+    told = diagnosed(measured, form, mean, options.over, keep)
     for stage, one in zip(measured.stages, told, strict=True):
         about = part_read(stage.provenance.layer).capitalize()
         say(f"{about}: {f'No diagnosis. {one}' if isinstance(one, str) else one}\n")
@@ -143,7 +150,7 @@ def calibrate(options: Options) -> None:
             say(f"Wrote {options.page}.")
 
     try:
-        biases, drawn = fitted(measured, form, options.over, options.heads)
+        biases, drawn = fitted(measured, form, mean, options.over, options.heads)
     except PoreError:
         show(None)  # which says why there is no P
         raise
@@ -188,7 +195,7 @@ def measure(
 
 
 def diagnosed(
-    measured: HostCalibration, form: FitKind, over: str | None, keep: int | float
+    measured: HostCalibration, form: FitKind, mean: Mean, over: str | None, keep: int | float
 ) -> list[Diagnosis | str]:
     """Of every stage whether P will help, or why that cannot be told."""
     found: list[Diagnosis | str] = []
@@ -197,7 +204,7 @@ def diagnosed(
             if over is not None or measured.mixed:
                 one = stage.diagnose_any_size(form, over or "distance", keep)  # type: ignore[arg-type] # checked
             else:
-                one = stage.diagnose(form, keep)
+                one = stage.diagnose(form, keep, mean)
             found.append(one)
         except PoreError as error:
             found.append(str(error))
@@ -205,26 +212,33 @@ def diagnosed(
 
 
 def fitted(
-    measured: HostCalibration, form: FitKind, over: str | None, heads: bool
+    measured: HostCalibration, form: FitKind, mean: Mean, over: str | None, heads: bool
 ) -> tuple[Sequence[Calibrated], Sequence[Drawn]]:
     """The corrections that the options ask for, one for every stage, and what is drawn of them."""
     if heads:
-        return measured.fit_heads(form), measured.fit(form)  # type: ignore[arg-type] # "auto" was refused
+        return measured.fit_heads(form, mean), measured.fit(form, mean)  # type: ignore[arg-type] # "auto" was refused
     if over is not None or measured.mixed:
+        if form == "auto" and over in (None, "distance"):
+            form = "power"
         any_size = measured.fit_any_size(form, over or "distance")  # type: ignore[arg-type] # checked
         return any_size, any_size
-    biases = measured.fit(form)
+    biases = measured.fit(form, mean)
     return biases, biases
 
 
-def check_form(form: FitKind, over: str | None, heads: bool) -> None:
+def check_form(form: FitKind, mean: str, over: str | None, heads: bool) -> Mean:
     """Refuse what cannot be fitted, before anything is measured."""
     from pore.bias.coordinates import OVER
+    from pore.calibration.fits import Mean
+
+    if mean not in get_args(Mean):
+        raise InputError(f"P is fitted to the {' or '.join(get_args(Mean))} mean, not {mean!r}.")
 
     if over is not None and over not in OVER:
         raise InputError(f"P is a function of {', '.join(OVER)}, not of {over!r}.")
     if heads and (over is not None or form == "auto"):
         raise InputError(
             "A P for every head is over the positions of images of one size, and of a kind that "
-            "you name: with --heads leave --over away, and give --kind, such as spline."
+            "you name: with --heads omit --over, and give --kind, such as spline."
         )
+    return mean  # type: ignore[return-value]

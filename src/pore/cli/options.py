@@ -197,7 +197,7 @@ def form_of_bias(text: str) -> FitKind:
     """Refuse a form of P that cannot be fitted, before anything is measured."""
     from pore.bias.curve import Kind
 
-    forms = ["auto", *(form for form in get_args(Kind) if form != "rope")]
+    forms = ["auto", *(form for form in get_args(Kind) if form not in ("rope", "power"))]
     if text not in forms:
         raise InputError(
             f"P cannot be fitted in the form {text!r}; choose from {', '.join(forms)}."

@@ -9,7 +9,7 @@ from typing import Any
 
 from pore.bias.coordinates import Over
 from pore.bias.position_bias import PositionBias
-from pore.calibration.fits import FitKind
+from pore.calibration.fits import FitKind, Mean
 from pore.calibration.sums import Calibration
 from pore.corrections.null_token import NullTokenPrior
 from pore.corrections.subtracted import Subtracted
@@ -44,12 +44,12 @@ class Measurement:
     stages: tuple[Calibration, ...]
     rope: Correction
 
-    def fitted(self, kind: FitKind) -> list[PositionBias]:
+    def fitted(self, kind: FitKind, mean: Mean = "arithmetic") -> list[PositionBias]:
         """P of every stage: in this form, or the next that fits."""
         with warnings.catch_warnings():
             # That a curve spans too much is warned of; what comes of it is measured here.
             warnings.simplefilter("ignore", UserWarning)
-            return [fitted(stage, kind) for stage in self.stages]
+            return [fitted(stage, kind, mean) for stage in self.stages]
 
     def weaker(self, kind: FitKind) -> list[PositionBias]:
         """The same, of half the strength."""
@@ -59,14 +59,14 @@ class Measurement:
         """A spline over something else than the number of the token."""
         return [stage.fit_any_size("spline", over) for stage in self.stages]
 
-    def by_head(self) -> list[Correction]:
+    def by_head(self, mean: Mean = "arithmetic") -> list[Correction]:
         """A spline for every head of every stage; where one does not fit a head, their means."""
         found: list[Correction] = []
         for stage in self.stages:
             try:
-                found.append(stage.fit_heads("spline"))
+                found.append(stage.fit_heads("spline", mean))
             except ProfileError:
-                found.append(stage.fit_heads("empirical"))
+                found.append(stage.fit_heads("empirical", mean))
         return found
 
 
@@ -79,6 +79,10 @@ CANDIDATES: Mapping[str, Make] = {
     "spline": lambda made: made.fitted("spline"),
     "auto": lambda made: made.fitted("auto"),
     "empirical": lambda made: made.fitted("empirical"),
+    "geometric, exponential": lambda made: made.fitted("exponential", "geometric"),
+    "geometric, spline": lambda made: made.fitted("spline", "geometric"),
+    "geometric, empirical": lambda made: made.fitted("empirical", "geometric"),
+    "geometric, per head": lambda made: made.by_head("geometric"),
     "exponential, half strength": lambda made: made.weaker("exponential"),
     "spline, half strength": lambda made: made.weaker("spline"),
     "rows × columns": lambda made: made.any_size("place"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from pore.bias.position_bias import PositionBias
 from pore.calibration.calibrating import calibrate
-from pore.calibration.fits import FitKind
+from pore.calibration.fits import FitKind, Mean
 from pore.calibration.host import HostCalibration
 from pore.calibration.reading import attention_stages
 from pore.calibration.sums import Calibration
@@ -137,11 +137,11 @@ def host_measure(host: Pruner, model: Any, processor: Any, layers: int) -> HostM
     return HostMeasure(host.name, named, depth, take, by_head)
 
 
-def fitted(measured: Calibration, kind: FitKind) -> PositionBias:
+def fitted(measured: Calibration, kind: FitKind, mean: Mean = "arithmetic") -> PositionBias:
     """P in the requested form, or in the next one if no curve of that form fits."""
     for form in (kind, *_OTHERWISE):
         try:
-            return measured.fit(form)
+            return measured.fit(form, mean)
         except ProfileError as error:
             refused = error
     raise refused
