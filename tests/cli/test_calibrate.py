@@ -93,7 +93,8 @@ def test_a_page_says_why_there_is_no_p(
     spiked = HostCalibration((sums_of(attention_of(spike, 50)),))
     monkeypatch.setattr("pore.calibration.calibrating.calibrate", lambda *_, **__: spiked)
     common = ("-m", model, "-s", data / "samples.jsonl", "-o", tmp_path / "p.json")
-    found = run("calibrate", *common, "--page", tmp_path / "page.html", code=1)
+    how = ("--mean", "arithmetic", "--page", tmp_path / "page.html")
+    found = run("calibrate", *common, *how, code=1)
     assert "Do not divide by P. No curve can be divided by." in found.output
     assert "No curve can be divided by" in found.stderr
     assert "Do not divide by P." in (tmp_path / "page.html").read_text()

@@ -238,13 +238,14 @@ class Fitting:
             )
         return self.table
 
-    def fit_any_size(self, kind: FitKind = "power", over: Over = "distance") -> AnySizeBias:
+    def fit_any_size(self, kind: FitKind | None = None, over: Over = "distance") -> AnySizeBias:
         """The position bias for images of any size, of the geometric mean, with its provenance.
 
         Args:
             kind: Form of the curve, as in `fit`; or "power", a power of the distance. Of all forms
                 that was the nearest to the attention on images larger than those it was fitted to,
-                on a real language model (docs/results-real-language-model.md).
+                on a real language model (docs/results-real-language-model.md). If None, "power"
+                over the distance and otherwise "spline".
             over: What P is a function of, see `AnySizeBias`.
 
         Returns:
@@ -254,6 +255,7 @@ class Fitting:
             CalibrationError: No image was measured, or the file is from an older pore.
             PoreError: The curve cannot be fitted.
         """
+        kind = kind or ("power" if over == "distance" else "spline")
         table = self._table()
         halves = table.halves(over) if kind == "auto" else []
         sizes = min(table.sizes), max(table.sizes)

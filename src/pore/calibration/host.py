@@ -76,7 +76,7 @@ class HostCalibration(Saved):
         return self._of_every(lambda stage: stage.fit(kind, mean))
 
     def fit_any_size(
-        self, kind: FitKind = "power", over: Over = "distance"
+        self, kind: FitKind | None = None, over: Over = "distance"
     ) -> tuple[AnySizeBias, ...]:
         """The position bias of every stage for images of any size, for the host's `reweight`.
 
