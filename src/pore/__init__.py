@@ -74,6 +74,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.tokencarve import TokenCarve as TokenCarve
     from pore.methods.tome import ToMe as ToMe
     from pore.methods.topv import TopV as TopV
+    from pore.methods.v2drop import V2Drop as V2Drop
     from pore.methods.visionzip import VisionZip as VisionZip
     from pore.methods.vispruner import VisPruner as VisPruner
     from pore.methods.vtc_cls import VTCCLS as VTCCLS

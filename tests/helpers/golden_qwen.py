@@ -70,3 +70,74 @@ def prompt_of(file: Any, model: Any, tensors: dict[str, Tensor]) -> dict[str, Te
         "image_grid_thw": torch.tensor([file.params["grid_thw"]]),
         "mm_token_type_ids": visual.int(),
     }
+
+
+_WORD = 1
+"""The id that stands for every word of a prompt that a file has as embeddings alone."""
+
+
+def text_model_around(file: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A Qwen2-VL around the file's text model, whose weights are named `text.`, and what is left.
+
+    Args:
+        file: The file; `text_config` and `mrope_section` are among its parameters. It has no head.
+    """
+    torch.manual_seed(0)
+    text = dict(file.params["text_config"])
+    rope = {
+        "rope_type": "default",
+        "mrope_section": file.params["mrope_section"],
+        "rope_theta": text.pop("rope_theta"),
+    }
+    words = text["vocab_size"]
+    config = transformers.Qwen2VLConfig(
+        text_config={**text, "vocab_size": words + 1, "rope_parameters": rope},
+        vision_config={
+            "depth": 1,
+            "num_heads": 1,
+            "patch_size": 4,
+            "embed_dim": 8,
+            "hidden_size": text["hidden_size"],
+        },
+        image_token_id=words,
+    )
+    made = transformers.Qwen2VLForConditionalGeneration
+    model: Any = made._from_config(config, dtype=torch.float32).eval()
+    weights = {k: v for k, v in file.tensors.items() if k.startswith("text.")}
+    held = {k.removeprefix("text."): v for k, v in weights.items()}
+    embeddings = held.get("embed_tokens.weight", torch.zeros(words, text["hidden_size"]))
+    held["embed_tokens.weight"] = torch.cat([embeddings, torch.zeros_like(embeddings[:1])])
+    model.model.language_model.load_state_dict(held)
+    return model, {k: v for k, v in file.tensors.items() if k not in weights}
+
+
+def prompt_in_text_model(file: Any, model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs of a model whose words and image features are the file's embeddings.
+
+    Args:
+        file: The file; `start`, `N` and `grid` are among its parameters.
+        model: From `text_model_around`; its `get_image_features` and its embeddings are replaced.
+        tensors: What else the file holds.
+    """
+    embeds, image = tensors["inputs_embeds"], model.config.image_token_id
+    start, count = file.params["start"], file.params["N"]
+    ids = torch.full(embeds.shape[:2], _WORD)
+    ids[:, start : start + count] = image
+    rows, columns = file.params["grid"]
+    size = model.config.vision_config.spatial_merge_size
+
+    def get_image_features(pixel_values: Tensor, image_grid_thw: Tensor, **_: Any) -> Any:
+        found = transformers.modeling_outputs.BaseModelOutputWithPooling()
+        found.pooler_output = (embeds[0, start : start + count],)
+        return found
+
+    model.model.get_image_features = get_image_features
+    return {
+        "inputs_embeds": embeds,
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": tensors["position_ids"],
+        "pixel_values": torch.zeros(1, 1),
+        "image_grid_thw": torch.tensor([[1, rows * size, columns * size]]),
+        "mm_token_type_ids": (ids == image).int(),
+    }

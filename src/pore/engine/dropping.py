@@ -85,6 +85,7 @@ def choose(left: Left, visual: Visual, layer: int, selection: Selection, hidden:
     if not torch.equal(kept, layout.tokens):
         index = left.drop(kept)
         hidden = take(hidden, index, 1)
+        visual.earlier = {i: take(states, index, 1) for i, states in visual.earlier.items()}
         layout = layout.shorten(selection.keep, index, left.tokens)
     visual.layout = layout
     visual.prefill.steps.append((layer, layout))
@@ -129,7 +130,14 @@ def view_of(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tens
         correction=stage.correction,
         beside=visual.beside,
         bias_at=stage.bias_at,
+        earlier=_earlier(visual, stage, hidden),
     )
+
+
+def _earlier(visual: Visual, stage: Stage, hidden: Tensor) -> Tensor | None:
+    """(B, m, D) what entered the layer that a stage looks back at."""
+    states = None if stage.earlier is None else visual.earlier.get(stage.earlier)
+    return None if states is None else states.to(hidden.device)
 
 
 def _positions(left: Left, visual: Visual) -> Tensor | None:

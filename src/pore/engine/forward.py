@@ -119,6 +119,8 @@ class Visual:
         memory: What each `prepare` of the stages returned for the prompt.
         attention: What the latest reader returned.
         beside: What the latest correction read beside it.
+        earlier: By layer, the states (B, m, D) with which the tokens that are left entered it; of
+            those layers that a later stage looks back at.
     """
 
     layout: Layout
@@ -130,6 +132,7 @@ class Visual:
     memory: dict[Callable[..., Any] | None, Any] = field(default_factory=dict)
     attention: Any = None
     beside: Any = None
+    earlier: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Forward:

@@ -38,7 +38,9 @@ def hook_layers(changes: Changes, setup: Setup, calls: Calls) -> Callable[[], No
     Returns:
         What is to be called before the decoder runs.
     """
-    hooks = {i: _layer_hook(setup, calls, i) for i in range(setup.first, len(setup.layers))}
+    looked = [stage.earlier for stage in setup.inner if stage.earlier is not None]
+    first = min([setup.first, *looked])
+    hooks = {i: _layer_hook(setup, calls, i) for i in range(first, len(setup.layers))}
     for i, hook in hooks.items():
         changes.before(setup.layers[i], hook, with_kwargs=True)
     last = [number for number, stage in enumerate(setup.inner) if stage.layer == len(setup.layers)]
@@ -61,6 +63,7 @@ def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:
     stages = [(n, stage.ahead) for n, stage in enumerate(setup.inner) if stage.layer == i]
     named = family.token_inputs
     names = list(inspect.signature(layer.forward).parameters) if named else []
+    looked_at = any(stage.earlier == i for stage in setup.inner)
     is_source, has_source = i in setup.sources.values(), i in setup.sources
 
     def before(
@@ -81,6 +84,8 @@ def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:
             if ahead and forward.visual is not None:
                 look_ahead(setup, forward, n, hidden, args, kwargs)
             hidden = pass_stage(setup, forward, n, hidden)
+        if looked_at and forward.visual is not None:
+            forward.visual.earlier[i] = hidden.detach()
         short = forward.short
         if is_source:
             forward.held[i] = short

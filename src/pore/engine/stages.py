@@ -46,6 +46,8 @@ class View:
         correction: What corrects the attention that ranks, or None.
         beside: What the correction read beside that attention.
         bias_at: Where the correction counts positions, see `Where`.
+        earlier: (B, L, D) the states with which the same tokens entered the layer that the stage
+            names as `earlier`; None without one.
     """
 
     layout: Layout
@@ -63,6 +65,7 @@ class View:
     correction: Correction | None = None
     beside: Any = None
     bias_at: Positions = "original"
+    earlier: Tensor | None = None
 
     def corrected(self, scores: Tensor) -> Tensor:
         """Scores without what position alone adds to them, as the stage's correction has it.
@@ -177,6 +180,7 @@ class Stage:
             the (I, t) attention that a position bias divides. None: the result is that attention.
         correction: What corrects the attention that ranks: `view.corrected` applies it.
         bias_at: Where the correction counts positions: "original", or "dense" in the new numbering.
+        earlier: A decoder layer before `layer`: the rule finds what entered it as `view.earlier`.
     """
 
     layer: int
@@ -192,6 +196,7 @@ class Stage:
     curve: Callable[[Any], Tensor] | None = None
     correction: Correction | None = None
     bias_at: Positions = "original"
+    earlier: int | None = None
 
     @property
     def dense(self) -> bool:

@@ -50,8 +50,8 @@ class StagedPruner(Pruner):
         _ = self.corrections
 
     @abstractmethod
-    def reader(self) -> Reader:
-        """What is read from attention and becomes `view.attention` in every stage."""
+    def reader(self) -> Reader | None:
+        """What is read from attention and becomes `view.attention` in every stage; or None."""
 
     @abstractmethod
     def remaining(self, visual: int) -> Sequence[int]:
@@ -177,7 +177,7 @@ def check_stages(
     """Refuse layers that the decoder does not have, and biases measured elsewhere.
 
     Args:
-        stages: Stages that read attention.
+        stages: Stages of which each looks at the layer before, or at its own.
         family: The model's adapter.
         model: The model.
 
@@ -187,8 +187,7 @@ def check_stages(
     """
     count = len(family.layers(model))
     last = stages[-1]
-    assert last.reads_layer is not None
-    if last.reads_layer >= count:
+    if (last.layer if last.ahead else last.layer - 1) >= count:
         raise BudgetError(
             f"Layer {last.layer} cannot be the first pruned layer of a decoder of {count} layers; "
             f"choose at most {count - 1 if last.ahead else count}."
