@@ -193,9 +193,9 @@ class TestHub:
             raise LocalEntryNotFoundError("no network")
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-        with pytest.raises(ProfileError, match="no local path, and the hub answers: no network"):
+        with pytest.raises(ProfileError, match="not a local path, and the hub answers: no network"):
             PositionBias.from_pretrained("me/bias")
 
     def test_a_name_that_no_repository_can_have(self) -> None:
-        with pytest.raises(ProfileError, match="no local path"):
+        with pytest.raises(ProfileError, match="not a local path"):
             PositionBias.from_pretrained("no/such/path/at/all")

@@ -264,7 +264,7 @@ def test_seeds_are_seen_before_the_work(command: str, seed: str) -> None:
 def test_forms_of_p_are_seen_before_the_work(command: tuple[str, ...], kind: str) -> None:
     found = CliRunner().invoke(app, [*command, "--kind", kind])
     assert found.exit_code == 1
-    assert f"P cannot be fitted in the form {kind!r}; choose from exponential" in found.stderr
+    assert f"P cannot be fitted in the form {kind!r}; choose from " in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """What transformers calls the arguments of its models, decoders and layers.
 
-The names are part of no promise: in 5.24 the cache became `cache`, after `past_key_values`. Every
-other file of pore uses the constants here, so that a further rename is one line; `check_interface`
-refuses a model whose arguments go by other names."""
+The names may change: in 5.24 `past_key_values` became `cache`. All other files of pore use the
+constants here, so that a further rename is one line; `check_interface` refuses a model whose
+arguments have other names."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ WANTED = "logits_to_keep"
 """The tokens whose logits are asked for: how many from the end, or their positions."""
 
 TOWER_READ = ("vision_feature_layer", "vision_feature_select_strategy")
-"""Which layer and tokens of the vision tower the projector reads; in a call, else in the config."""
+"""Which layer and tokens of the vision tower the projector reads: in a call, or in the config."""
 
 LABELS = "labels"
-"""(B, L) the token ids that the loss compares with; -100 where it skips a token."""
+"""(B, L) the token ids that the loss expects; -100 where it skips a token."""
 
 ROUTER_LOGITS = "output_router_logits"
 """Asks for the loss that balances experts."""
@@ -49,7 +49,7 @@ DEEPSTACK_WHAT = "deepstack_visual_embeds"
 """Arguments of a Qwen3-VL decoder: which tokens are visual, and what is added to them."""
 
 SHARED_KEYS = "shared_kv_states"
-"""The argument by which decoder layers hand on keys and values to later ones, by kind of layer."""
+"""The argument in which decoder layers pass keys and values to later ones, by kind of layer."""
 
 CACHE = ("cache", "past_key_values")
 """What forwards call the cache, newest first: `cache` since transformers 5.24."""
@@ -58,17 +58,17 @@ DECODER = frozenset(
     {IDS, EMBEDS, MASK, POSITIONS, WANTED, DEEPSTACK_WHERE, DEEPSTACK_WHAT, *CACHE}
     | {"per_layer_inputs", "use_cache"}
 )
-"""All arguments that decoders have; the engine knows what becomes of each."""
+"""All arguments of decoders; the engine knows what to do with each."""
 
 LAYER = frozenset(
     {HIDDEN, MASK, POSITIONS, ROTARY, SHARED_KEYS, *CACHE} | {"per_layer_input", "use_cache"}
 )
-"""All arguments that decoder layers have; the engine knows what becomes of each."""
+"""All arguments of decoder layers; the engine knows what to do with each."""
 
 
 @lru_cache(maxsize=64)
 def check_interface(kind: type) -> None:
-    """Refuse a decoder or a layer whose arguments go by names that pore does not know.
+    """Refuse a decoder or a layer whose arguments have names that pore does not know.
 
     Args:
         kind: The class of a decoder or of a decoder layer.

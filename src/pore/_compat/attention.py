@@ -1,4 +1,4 @@
-"""Attention kernels ("sdpa", "eager", "flash_attention_2"): which a config names, calling one.
+"""Attention kernels ("sdpa", "eager", "flash_attention_2"): which a config names, how to call it.
 
 Kernels can be registered publicly, with `AttentionInterface.register`. Which kernel a module uses,
 what its function is, and taking a name back are private."""
@@ -21,22 +21,22 @@ _EAGER = "eager_attention_forward"
 def attention_name(config: Any) -> str | None:
     """The name of the attention kernel that a config asks for, such as "sdpa".
 
-    `_attn_implementation` is where modules read it, at every call. None where there is none.
+    Modules read it from `_attn_implementation` at every call. None if there is none.
     """
     name: str | None = getattr(config, "_attn_implementation", None)
     return name
 
 
 def uses_flash(config: Any) -> bool:
-    """Whether that kernel has FlashAttention's contract: 2-D masks or none, tokens in order."""
+    """Whether that kernel works like FlashAttention: 2-D masks or none, tokens in order."""
     return "flash" in str(attention_name(config))
 
 
 def with_attention(config: Any, name: str) -> Any:
     """A copy of a config that asks for another attention kernel.
 
-    `_attn_implementation` is a property, which checks a name and spreads it to sub-configs; what it
-    gives is `_attn_implementation_internal`.
+    `_attn_implementation` is a property, which checks a name and passes it to sub-configs; its
+    value is stored in `_attn_implementation_internal`.
     """
     own = copy.copy(config)
     own._attn_implementation_internal = name
@@ -44,10 +44,10 @@ def with_attention(config: Any, name: str) -> Any:
 
 
 def attention_kernel(module: nn.Module, name: str) -> Callable[..., Any] | None:
-    """The kernel of a name, as an attention module calls it; None where there is none to be found.
+    """The kernel with a name, as an attention module calls it; None if it cannot be found.
 
-    Eager attention is no kernel of `ALL_ATTENTION_FUNCTIONS`: a function `eager_attention_forward`
-    lies beside each model's own modules. Llama 4 has another for its tower, whose name ends alike;
+    Eager attention is not in `ALL_ATTENTION_FUNCTIONS`: every model file has its own function
+    `eager_attention_forward`. Llama 4 has another for its tower, whose name has the same ending;
     the module's `forward` names the one that it uses.
     """
     if name != "eager":
@@ -64,9 +64,9 @@ def attention_kernel(module: nn.Module, name: str) -> Callable[..., Any] | None:
 
 
 def register_attention(name: str, kernel: Callable[..., Any]) -> Callable[[], None]:
-    """Make a kernel known by a name to all models; what is returned takes it back.
+    """Make a kernel known by a name to all models; the function returned undoes that.
 
-    The name holds no kernel alive, nor then the model that it belongs to, and goes with it.
+    The name keeps neither the kernel nor its model alive, and vanishes with the kernel.
     """
 
     def gone(_: object) -> None:
@@ -84,9 +84,9 @@ def register_attention(name: str, kernel: Callable[..., Any]) -> Callable[[], No
 
 
 def forget_attention(name: str) -> None:
-    """Make a name of ours unknown again, if it is known.
+    """Make one of our names unknown again, if it is known.
 
-    Registering is public, taking back is not: `del` forgets what one model file overrides, and
+    Registering is public, undoing it is not: `del` only removes what one model file overrides, and
     `_global_mapping` is what all of them share.
     """
     _kernels()._global_mapping.pop(name, None)
@@ -100,7 +100,7 @@ def _kernels() -> Any:
 
 
 def kernel_names() -> list[str]:
-    """The names of all attention kernels and of what makes masks for them."""
+    """The names of all attention kernels and of the functions that make masks for them."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
     return [*sorted(_kernels().keys()), *sorted(ALL_MASK_ATTENTION_FUNCTIONS.keys())]

@@ -1,4 +1,4 @@
-"""A cache tells an owner of ours what is done to its rows, and takes the owner along when copied.
+"""Makes a cache tell our owner object what is done to its rows, and copy the owner with itself.
 
 No hook of transformers says when `generate` repeats, selects, reorders or crops the rows of a
 cache, as it does in beam search and assisted decoding."""
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class CacheOwner(ABC):
-    """What goes with a cache and is told what is done to its rows."""
+    """An object that belongs to a cache and is told what is done to its rows."""
 
     @abstractmethod
     def take_rows(self, take: Callable[[Tensor], Tensor]) -> None:
@@ -22,23 +22,23 @@ class CacheOwner(ABC):
 
     @abstractmethod
     def check_crop(self, count: int) -> None:
-        """The last `count` slots are about to go; raises where they must not."""
+        """The last `count` slots are about to be dropped; raises if they must not be."""
 
     @abstractmethod
     def crop(self, count: int) -> None:
-        """They are gone."""
+        """The last `count` slots have been dropped."""
 
     @abstractmethod
     def reset(self) -> None:
-        """The cache is empty."""
+        """The cache has been emptied."""
 
     @abstractmethod
     def check_use(self) -> None:
-        """A model is about to use the cache; raises where it must not."""
+        """A model is about to use the cache; raises if it must not."""
 
 
 class _Owned:
-    """Methods of a cache that tell its owner; a base in front of the cache's own class."""
+    """Methods of a cache that tell its owner; a base class before the cache's own class."""
 
     _pore_owner: CacheOwner
 
@@ -65,7 +65,7 @@ class _Owned:
     def crop(self, tokens_to_remove: int) -> None:
         length = int(self.get_seq_length())  # type: ignore[attr-defined]
         count = -int(tokens_to_remove)  # a tensor, in assisted decoding
-        if tokens_to_remove > 0:  # until 5.17, the length that is left
+        if tokens_to_remove > 0:  # up to 5.17 this is the length that is left
             count = max(length - int(tokens_to_remove), 0)
         self._pore_owner.check_crop(count)
         super().crop(-count)  # type: ignore[misc]
@@ -78,7 +78,7 @@ class _Owned:
 
 
 CACHE_METHODS = frozenset(name for name in vars(_Owned) if not name.startswith("_"))
-"""The methods of a cache that change what it holds of a sample, or come before its use."""
+"""The methods of a cache that change the rows of its samples, or are called before its use."""
 
 
 @lru_cache(maxsize=64)
@@ -87,7 +87,7 @@ def _owned_class(kind: type) -> type:
 
 
 def owned(cache: Any, owner: CacheOwner) -> None:
-    """Give a cache an owner, which goes with every copy; it stays what it was to `isinstance`.
+    """Give a cache an owner, which every copy takes along; `isinstance` still finds its class.
 
     No hook of transformers says when rows of a cache are repeated, selected or cropped.
     """

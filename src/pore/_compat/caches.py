@@ -26,7 +26,7 @@ def _cache_class() -> type:
 
 
 def cache_in(values: Mapping[str, Any] | Iterable[Any] | None) -> Any:
-    """The cache among arguments or outputs, whatever it is called there; None where there is none.
+    """The cache among arguments or outputs, whatever its name there; None if there is none.
 
     Args:
         values: Arguments by name, a `ModelOutput`, or a tuple.
@@ -43,14 +43,14 @@ def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cache_argument(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
-    """The cache as an argument of a function of transformers, by the name that it has there.
+    """The cache as an argument of a function of transformers, by the name that the function uses.
 
     Args:
         function: The forward of a model, a decoder or a layer, or what makes masks.
         cache: A cache, or None.
 
     Raises:
-        UnsupportedModelError: The function takes none by a name that pore knows.
+        UnsupportedModelError: The function takes no cache by a name that pore knows.
     """
     names = inspect.signature(function).parameters
     name = next((name for name in CACHE if name in names), None)
@@ -64,10 +64,10 @@ def cache_argument(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
 
 
 def slots_of(cache: Any, length: int, layer: int) -> int:
-    """The keys that a layer's kernel gets for `length` new tokens: those in the cache, and theirs.
+    """Number of keys that a layer's kernel gets for `length` new tokens: cached and new ones.
 
-    `get_mask_sizes` is what transformers sizes masks by; a sliding layer's cache lets go of some,
-    a static one has empty slots at its end.
+    transformers takes the size of masks from `get_mask_sizes`; a sliding layer's cache drops some
+    keys, a static one has empty slots at its end.
     """
     slots: int = cache.get_mask_sizes(length, layer)[0]
     return slots
@@ -81,7 +81,7 @@ def sliding_layers(cache: Any) -> list[bool]:
 def has_static_slots(cache: Any) -> bool:
     """Whether a cache has its slots from the start, for which transformers makes masks early.
 
-    `is_compileable` is what `generate` goes by.
+    `generate` decides by `is_compileable`.
     """
     return bool(getattr(cache, "is_compileable", False))
 

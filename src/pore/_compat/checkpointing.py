@@ -1,4 +1,4 @@
-"""Gradient checkpointing: where a layer of transformers keeps the function that does it."""
+"""Gradient checkpointing: the function with which a layer of transformers does it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 CHECKPOINT = "_gradient_checkpointing_func"
-"""The attribute of a layer that holds the function its `__call__` is passed to while it trains.
+"""The attribute of a layer that holds the function to which its `__call__` is passed in training.
 
-That function keeps none of the layer's states. The backward pass calls the layer once more, hooks
-and all, long after the forward is over."""
+That function keeps none of the layer's states. The backward pass calls the layer once more, with
+its hooks, long after the forward has ended."""
 
 
 def checkpointed(layer: nn.Module) -> bool:

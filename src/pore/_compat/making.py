@@ -1,4 +1,4 @@
-"""Making models of a config with random weights, without touching the caller's random numbers.
+"""Makes models with random weights from a config, without touching the caller's random numbers.
 
 `AutoModel.from_config` is public, but sets the data type and kernels of the whole model at once and
 initialises every weight."""
@@ -16,8 +16,8 @@ import torch
 def seeded() -> Iterator[None]:
     """Seed torch's random generator of the CPU, and put its state back afterwards.
 
-    `torch.manual_seed` would seed the generators of other devices too, and `fork_rng` puts those
-    back only if it is told of each.
+    `torch.manual_seed` would seed the generators of other devices too, and `fork_rng` restores only
+    those that are named.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -29,7 +29,7 @@ def from_config(
 ) -> Any:
     """A model of a class, with the random weights that its class initialises.
 
-    `_from_config` is what the auto classes build a model with.
+    The auto classes build a model with `_from_config`.
 
     Args:
         kind: The class of the model.
@@ -37,7 +37,7 @@ def from_config(
         dtype: Type of its weights.
         attention: The attention kernel of every part: "" for the whole, or a name of
             `sub_configs`.
-        experts: What multiplies a mixture of experts; None is the choice of transformers.
+        experts: The implementation of a mixture of experts; None leaves the choice to transformers.
     """
     return kind._from_config(
         config, dtype=dtype, attn_implementation=attention, experts_implementation=experts
@@ -45,16 +45,16 @@ def from_config(
 
 
 def experts_name(config: Any) -> str | None:
-    """What multiplies the experts of a model, such as "grouped_mm": `_experts_implementation`."""
+    """The implementation of a model's experts, such as "grouped_mm": `_experts_implementation`."""
     name: str | None = getattr(config, "_experts_implementation", None)
     return name
 
 
 def random_model(kind: Any, config: Any, dtype: torch.dtype, attention: str) -> Any:
-    """A model with its parameters left as they were allocated.
+    """A model whose parameters are left as they were allocated.
 
-    `_from_config` is what the auto classes build a model with, in a dtype and with an attention
-    kernel; `no_init_weights` spares it the minutes that initialising 7B parameters takes.
+    The auto classes build a model with `_from_config`, in a dtype and with an attention kernel;
+    `no_init_weights` saves the minutes that initialising 7B parameters takes.
     """
     from transformers.initialization import no_init_weights
 

@@ -1,7 +1,7 @@
 """Attention masks in the form that each kernel takes.
 
-The public functions of `transformers.masking_utils` read how many tokens are cached from the first
-layer of the cache. After pruning, layers differ in that; these functions are told."""
+The public functions of `transformers.masking_utils` read the number of cached tokens from the first
+layer of the cache. After pruning, layers differ in it; these functions take it as an argument."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pore._compat.caches import cache_argument
 def has_masks(config: Any) -> bool:
     """Whether transformers knows what masks the kernel of a config takes.
 
-    A kernel that a user has registered without is given what the caller gave, or nothing.
+    A kernel that a user registered without masks gets the caller's mask, or none.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -35,21 +35,21 @@ def causal_mask(
 ) -> Any:
     """A causal mask in the form that the kernel of a config takes.
 
-    `ALL_MASK_ATTENTION_FUNCTIONS` and `causal_mask_function` of `masking_utils` are what
-    transformers makes its own masks with. `create_causal_mask` above them takes the numbers of
-    slots from the first layer of the cache, which is another's where layers hold fewer tokens.
+    transformers makes its own masks with `ALL_MASK_ATTENTION_FUNCTIONS` and `causal_mask_function`
+    of `masking_utils`. `create_causal_mask`, which calls them, takes the number of slots from the
+    first layer of the cache, which is wrong if other layers hold fewer tokens.
 
     Args:
         hidden: (B, length, D) states of the queries.
         valid: (B, slots) bool, False at keys that nothing sees.
         config: The decoder's config.
-        length: Queries.
-        offset: Keys before the first query.
-        see: Says of sample, head, query and key whether the query sees the key; None is causal.
+        length: Number of queries.
+        offset: Number of keys before the first query.
+        see: Tells for sample, head, query and key whether the query sees the key; None is causal.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
-    # A kernel of the user's own without masks takes what its arguments are said to be: a 4-D mask.
+    # A user's kernel without masks gets what kernels are documented to get: a 4-D mask.
     make = ALL_MASK_ATTENTION_FUNCTIONS[attention_name(config) if has_masks(config) else "sdpa"]
     return make(
         batch_size=hidden.shape[0],
@@ -69,8 +69,8 @@ def causal_mask(
 def block_masks(config: Any, embeds: Tensor, tokens: Tensor, cache: Any, blocks: Tensor) -> Any:
     """Masks by kind of layer, in which the tokens of a block see each other.
 
-    `create_masks_for_generate` of `masking_utils` is what models make theirs with; of the public
-    method of that name, Gemma 4 Unified has another than its forward goes by.
+    Models make their masks with `create_masks_for_generate` of `masking_utils`. The public method
+    with that name does not do for Gemma 4 Unified, whose forward uses other masks.
 
     Args:
         config: The decoder's config.

@@ -1,6 +1,6 @@
-"""What pore takes from the files of single models, and what `generate` and they do between layers.
+"""What pore uses from single model files, and what they and `generate` do between layers.
 
-`modeling_*.py` promises nothing below its classes."""
+`modeling_*.py` promises to keep nothing but its classes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ DEEPSTACK = "_deepstack_process"
 It runs between two decoder layers, where no hook reaches."""
 
 SPARED_ROWS = "_maybe_slice_kv_shared_inputs"
-"""The method of a Gemma 4 decoder that drops all tokens but those whose logits are asked for.
+"""The method of a Gemma 4 decoder that drops all tokens whose logits are not asked for.
 
-It does so before the layers that share keys, in which no token needs the others' states. It runs
+It does so before the layers that share keys, in which no token needs the states of others. It runs
 between two decoder layers, where no hook reaches."""
 
 PREFILL = "_prefill"
-"""The method by which `generate` runs a prompt; its first arguments are token ids and config.
+"""The method with which `generate` runs a prompt; its first arguments are token ids and config.
 
-Only there does one see that a call of the model is for a piece of a prompt (chunked prefill)."""
+Only this method shows that a call of the model is for a piece of a prompt (chunked prefill)."""
 
 
 def loss_of(model: nn.Module) -> Callable[..., Any]:
-    """The function by which a model computes its loss, of logits, labels and vocab_size.
+    """The function with which a model computes its loss from logits, labels and vocab_size.
 
     Labels that are already shifted by one token go to it as `shift_labels`.
     """
@@ -36,7 +36,7 @@ def loss_of(model: nn.Module) -> Callable[..., Any]:
 
 
 def text_vocabulary(config: Any) -> int:
-    """How many different tokens the language model knows."""
+    """The number of different tokens that the language model knows."""
     size: int = config.get_text_config().vocab_size
     return size
 
@@ -55,7 +55,7 @@ def tiles_of(size: Any, pinpoints: Any, side: int) -> tuple[int, int]:
 def window_order(config: Any, grids: Tensor) -> Tensor:
     """(T,) the visual tokens in the order in which Qwen2.5-VL's tower has them: window by window.
 
-    `get_vision_window_index` of `vision_utils` is what the tower reorders its patches by.
+    The tower reorders its patches by `get_vision_window_index` of `vision_utils`.
 
     Args:
         config: The tower's config.

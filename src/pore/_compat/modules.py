@@ -1,8 +1,8 @@
-"""What a `torch.nn.Module` keeps its hooks, its call and its state in, and what wraps a model.
+"""Where a `torch.nn.Module` keeps its hooks, its call and its state, and what wraps a model.
 
-torch promises `register_forward_hook` and its like. It promises no way to put a hook in so that an
-interrupt (Ctrl-C) finds it either there with its handle or not there at all, nor to see or replace
-what `module(...)` runs."""
+torch promises `register_forward_hook` and similar methods. It promises no way to add a hook so that
+after an interrupt (Ctrl-C) it is either there with its handle or not there at all, and no way to
+see or replace what `module(...)` runs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ HOOKS = {
 }
 """Where torch keeps the hooks of a module by number, and by the same number how to call each.
 
-`register_forward_hook` gives a handle that takes a hook out, but only once it is in: an interrupt
-may come between."""
+`register_forward_hook` returns a handle that removes a hook, but only after adding the hook: an
+interrupt may come between."""
 
 STATE = "__getstate__"
 """The method that says what copies and pickles of a module hold; Python looks in the object first.
 
-`copy.copy`, `copy.deepcopy` and `pickle` all ask it, through `object.__reduce_ex__`."""
+`copy.copy`, `copy.deepcopy` and `pickle` all call it, through `object.__reduce_ex__`."""
 
 CALL = "_call_impl"
-"""The method that `__call__` of a module is: its hooks, with the forward between them.
+"""The method behind `__call__` of a module: its hooks, with the forward between them.
 
-torch runs hooks after an exception too, where they ask for it, but not after Ctrl-C."""
+torch runs hooks after an exception too if they ask for it, but not after Ctrl-C."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model that transformers made, out of the wrapping of torch.compile and of peft.
+    """The model that transformers made, without the wrappers of torch.compile and peft.
 
     `_orig_mod` is the module that `torch.compile` compiled.
     """

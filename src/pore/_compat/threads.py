@@ -1,4 +1,4 @@
-"""Where other threads are in their code: a private function of CPython."""
+"""The place in the code where other threads are: a private function of CPython."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def whereabouts(threads: Iterable[int]) -> list[tuple[int, int]]:
-    """Where in its code each of some threads is, by their `get_ident`; none for those that ended.
+    """The place in the code of each thread, given by `get_ident`; none for threads that ended.
 
-    `sys._current_frames` is CPython's. A thread that waits stays where it is.
+    `sys._current_frames` is CPython's. The place of a waiting thread does not change.
     """
     frames = sys._current_frames()
     found = [frames[thread] for thread in threads if thread in frames]

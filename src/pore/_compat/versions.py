@@ -1,15 +1,15 @@
-"""Which versions of transformers all tests were run on."""
+"""The versions of transformers on which all tests were run."""
 
 from __future__ import annotations
 
 TESTED = ("5.16.0", "5.20.0", "5.23.0", "5.24.0")
-"""The versions of transformers that all tests were run on, the newest last.
+"""The versions of transformers on which all tests were run, the newest last.
 
-On a newer one the library proves itself for a kind of model before it prunes one (`checking`)."""
+On a newer one the library tests itself for a kind of model before it prunes it (`checking`)."""
 
 
 def newest_tested() -> str:
-    """The newest version of transformers that all tests were run on."""
+    """The newest version of transformers on which all tests were run."""
     return TESTED[-1]
 
 

@@ -1,8 +1,8 @@
 """The weights of a model as its checkpoint would hold them: offloaded, quantised, with adapters.
 
 accelerate, torchao and peft each keep weights, or what changes them, where `parameters()` does not
-show it, and none has a public function that reads them all. Also where a config says which commit
-of a checkpoint it came from."""
+show them, and none has a public function that reads them all. This file also knows where a config
+keeps the commit of its checkpoint."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from torch import Tensor, nn
 def commit(config: Any) -> str | None:
     """The revision on the hub of a checkpoint, as its config was told.
 
-    `_commit_hash` is where `from_pretrained` writes it, up to transformers 5.17, and where
-    `note_commit` does. None where neither did.
+    Up to transformers 5.17 `from_pretrained` writes it to `_commit_hash`; `note_commit` does so
+    too. None if neither did.
     """
     found: str | None = getattr(config, "_commit_hash", None)
     return found
 
 
 def note_commit(config: Any, revision: str) -> None:
-    """Let a config tell the revision it was loaded from; `to_dict` leaves `_commit_hash` out."""
+    """Note in a config the revision it was loaded from; `to_dict` omits `_commit_hash`."""
     config._commit_hash = revision
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place: `_version`; None where nothing counts it."""
+    """How often a tensor was changed in place: `_version`; None if it is not counted."""
     return None if tensor.is_inference() else tensor._version
 
 
 def plain_parts(tensor: Tensor) -> list[Tensor]:
     """The plain tensors in a tensor: itself, unless it wraps others, as quantised ones do.
 
-    `__tensor_flatten__` is where they tell torch.compile the names of those.
+    With `__tensor_flatten__` they tell torch.compile the names of these parts.
     """
     wrapped: Any = tensor
     if not hasattr(wrapped, "__tensor_flatten__"):
@@ -46,7 +46,7 @@ def plain_parts(tensor: Tensor) -> list[Tensor]:
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where accelerate computes a module whose weights it has offloaded.
+    """The device on which accelerate computes a module whose weights it has offloaded.
 
     `_hf_hook` is accelerate's hook on the module; its weights are on "meta" until it is called.
     """
@@ -78,7 +78,7 @@ def loaded_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def adapter_states(model: nn.Module) -> list[Any]:
-    """For every layer with adapters of peft: which are active, and how much each counts."""
+    """For every layer with peft adapters: which are active, and the weight of each."""
     found: list[Any] = []
     for name, module in model.named_modules():
         layer: Any = module

@@ -1,6 +1,6 @@
-"""Saved files: written whole, sealed with a checksum, and trusted in nothing when they are read.
+"""Saved files: written whole, sealed with a checksum, and fully checked when they are read.
 
 `parsing` reads JSON of any origin within bounds, `seals` adds and compares checksums, `forms` says
-what a document of one schema must hold, and `saved` makes a class that can be saved of that;
-`stages` is for several of them in one file, `hub` for those that go to the Hugging Face hub.
+what a document of one schema must hold, and `saved` uses these for classes that can be saved.
+`stages` puts several values into one file, `hub` exchanges them with the Hugging Face hub.
 """

@@ -1,4 +1,4 @@
-"""What all JSON documents of one schema have in common; compared before one is made use of."""
+"""What all JSON documents of one schema have in common; checked before a document is used."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Form:
 
     Attributes:
         schema: Its entry "schema", such as "pore.position_bias".
-        what: What a file of it is, in the words of messages: "position bias".
-        error: The error that is raised for a file that is none.
-        entries: The type of every other entry, but for the version and the checksum.
+        what: What messages call it, such as "position bias".
+        error: The error that is raised for a file that is not one.
+        entries: The type of every other entry, except for the version and the checksum.
         most: The largest size of a file, in bytes.
-        absent: Entries that older files lack, with the values that they then have.
-        elsewhere: Schemas of files that may be taken for one of these, with what to do instead.
+        absent: Entries that are missing in older files, with their default values.
+        elsewhere: Schemas of files that may be mistaken for this one, with what to do instead.
         version: The version that is written, and the only one that is read.
     """
 
@@ -45,20 +45,20 @@ class Form:
         return {"schema": self.schema, "version": self.version, **entries}
 
     def read(self, document: Any, make: Callable[[dict[str, Any]], _Made]) -> _Made:
-        """What is made of a document's entries.
+        """Make a value from a document's entries.
 
         Args:
             document: JSON of any origin.
-            make: Makes it, of entries whose types are right; raises ValueError for those whose
-                values are not.
+            make: Makes the value from entries of the right types; raises ValueError if their values
+                are wrong.
 
         Raises:
-            ValueError: It is no such document, or not as it was saved. The checksum is compared
-                last, since other messages say more.
+            ValueError: It is not such a document, or was changed since it was saved. The checksum
+                is compared last, because other messages say more.
         """
         entries = self._entries(document)
         for name, types in self.entries.items():
-            # True and False are whole numbers to Python.
+            # In Python True and False are whole numbers.
             if not isinstance(entries[name], types) or isinstance(entries[name], bool):
                 raise ValueError(f"the field {name} is {brief(entries[name])}, of a wrong type.")
         made = make(entries)
@@ -86,10 +86,10 @@ class Form:
 
     @contextmanager
     def naming(self, file: str) -> Iterator[None]:
-        """Say of whatever is wrong which file it is wrong with.
+        """Name the file in every error.
 
         Args:
-            file: The file, in words that begin a sentence.
+            file: The file, in words that can begin a sentence.
         """
         try:
             yield
@@ -102,7 +102,7 @@ class Form:
 
 
 def whole_numbers(value: list[Any] | None, name: str) -> tuple[int, int] | None:
-    """Two whole numbers of a JSON list, or None where there is none; else ValueError."""
+    """The two whole numbers of a JSON list; None for None, ValueError for anything else."""
     if value is None:
         return None
     if len(value) != 2 or not all(type(each) is int for each in value):
@@ -111,7 +111,7 @@ def whole_numbers(value: list[Any] | None, name: str) -> tuple[int, int] | None:
 
 
 def floats(value: list[Any], count: int, name: str) -> list[float]:
-    """The numbers of a JSON list, or ValueError."""
+    """The numbers of a JSON list; ValueError if it holds anything else."""
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} entries where there should be {count}.")
     for number in value:

@@ -13,7 +13,7 @@ from pore._saved.saved import Saved
 
 
 class OnHub(Saved):
-    """What can be saved in a model repository of the hub as well; says its `_filename` there."""
+    """A value that can also be saved in a model repository of the hub, as `_filename`."""
 
     _filename: ClassVar[str]
 
@@ -27,15 +27,15 @@ class OnHub(Saved):
         commit_message: str | None = None,
         token: str | None = None,
     ) -> str:
-        """Upload it to a model repository of the Hugging Face hub, made if missing.
+        """Upload it to a model repository of the Hugging Face hub, which is created if missing.
 
         Args:
             repo_id: "owner/name".
             filename: Path of the file in the repository; None for the usual one.
             private: Whether a repository made here is private; None for the owner's default.
             revision: The branch to commit to.
-            commit_message: The commit's message; None for one that says what it is.
-            token: Access token; None for the one logged in with.
+            commit_message: The commit's message; None for a default that names the kind of file.
+            token: Access token; None for the one of your login.
 
         Returns:
             The address of the commit.
@@ -71,7 +71,7 @@ class OnHub(Saved):
             repo_id_or_path: "owner/name" of a model repository, or a local folder or file.
             filename: Path of the file in the repository or folder; None for the usual one.
             revision: Branch, tag or commit of the repository.
-            token: Access token; None for the one logged in with.
+            token: Access token; None for the one of your login.
 
         Returns:
             What the file holds.
@@ -91,20 +91,20 @@ def fetched(
     revision: str | None,
     token: str | None,
 ) -> str | os.PathLike[str]:
-    """A local path, or where the hub's file has been downloaded to.
+    """A local path, or the path of the file downloaded from the hub.
 
     Args:
         form: What the file should be.
-        repo_id_or_path: As in `OnHub.from_pretrained`, and so are the others.
-        filename: Likewise.
-        revision: Likewise.
-        token: Likewise.
+        repo_id_or_path: As in `OnHub.from_pretrained`.
+        filename: As in `OnHub.from_pretrained`.
+        revision: As in `OnHub.from_pretrained`.
+        token: As in `OnHub.from_pretrained`.
 
     Raises:
         PoreError: There is no such file.
     """
     local = Path(repo_id_or_path)
-    # Not pathlib's, which raise errors for names that no file can have.
+    # Not pathlib's functions, which raise errors for names that no file can have.
     if os.path.isdir(local):
         return local / filename
     if os.path.exists(local) or local.suffix == ".json":
@@ -122,6 +122,6 @@ def fetched(
         return hf_hub_download(repo_id, filename, revision=revision, token=token)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise form.error(
-            f"No {form.what} {filename} of {repo_id!r}: it is no local path, and the hub "
+            f"No {form.what} {filename} of {repo_id!r}: it is not a local path, and the hub "
             f"answers: {error}"
         ) from error

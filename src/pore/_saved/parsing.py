@@ -1,4 +1,4 @@
-"""JSON of any origin: bounded before it is built, and never more than can be written again."""
+"""Reads JSON of any origin: its size is bounded before it is built, and it can be written again."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pore._files import read_regular
 MAX_DEPTH = 32
 
 
-"""Levels of lists and objects in one another; nothing that pore writes has more than 8."""
+"""How deep lists and objects may be nested; nothing that pore writes has more than 8 levels."""
 
 
 MAX_VALUES = 1 << 22
 
 
-"""Texts, numbers, lists and objects, together; built, each takes up to 100 bytes."""
+"""How many texts, numbers, lists and objects there may be; each takes up to 100 bytes."""
 
 
 _NAN = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -33,10 +33,10 @@ def read_json(path: str | os.PathLike[str], most: int, *, values: int = MAX_VALU
         values: As in `parse_json`.
 
     Returns:
-        The document, as `parse_json` gives it.
+        The document, as from `parse_json`.
 
     Raises:
-        OSError: The file cannot be read, is no file, or is larger than that.
+        OSError: The file cannot be read, is not a file, or is larger than that.
         ValueError: As in `parse_json`.
     """
     return parse_json(read_regular(path, most), values=values)
@@ -48,19 +48,19 @@ def parse_json(
     """What JSON text holds.
 
     Args:
-        text: The text, as UTF-8 where it is bytes.
-        finite: Whether to refuse NaN and infinity, which are Python's and not JSON's.
-        depth: How many levels it may have at most.
-        values: How many values it may hold at most.
+        text: The text, or its bytes in UTF-8.
+        finite: Whether to refuse NaN and infinity, which Python accepts but JSON does not have.
+        depth: The largest number of levels.
+        values: The largest number of values.
 
     Returns:
-        The document, with no key twice in one object, and with texts that UTF-8 can hold.
+        The document. No object has a key twice, and UTF-8 can hold all texts.
 
     Raises:
-        ValueError: It is no JSON, or not like this; the message says what is wrong.
+        ValueError: It is not such JSON; the message says what is wrong.
     """
     # A value comes after a comma or at the beginning of a list or an object, a key before a colon.
-    # Those within texts count too; no file that pore writes comes near.
+    # Those within texts count too, but no file that pore writes comes near the limit.
     marks = ",[{:" if isinstance(text, str) else (b",", b"[", b"{", b":")
     if sum(map(text.count, marks)) > values:  # type: ignore[arg-type]
         raise ValueError(f"it holds more than {values} values.")
@@ -72,7 +72,7 @@ def parse_json(
 
     def constant(name: str) -> float:
         if finite:
-            raise ValueError(f"it holds {name}, and only finite numbers can be there.")
+            raise ValueError(f"it holds {name}, but numbers must be finite.")
         return _NAN[name]
 
     def number(digits: str) -> float:
@@ -102,7 +102,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(document: Any, depth: int) -> None:
-    """Refuse what is too deep, and half surrogate pairs, which escapes can write."""
+    """Refuse nesting that is too deep, and half surrogate pairs, which escapes can make."""
     level, above = [document], 0
     while level:
         below: list[Any] = []
@@ -119,6 +119,6 @@ def _check(document: Any, depth: int) -> None:
                     value.encode()
                 except UnicodeEncodeError as error:
                     raise ValueError(
-                        f"it holds half of a surrogate pair in {value[:40]!a}, which is no text."
+                        f"it holds half of a surrogate pair in {value[:40]!a}, which is not text."
                     ) from error
         level, above = below, above + 1

@@ -1,4 +1,4 @@
-"""A class whose values are kept in JSON files of their own."""
+"""Classes whose values are saved in JSON files."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pore._saved.seals import sealed_text
 
 
 class Saved:
-    """What can be saved and loaded: says its `_form`, its document, and how it is made of one."""
+    """A value that can be saved: its class defines `_form`, `document` and `of_document`."""
 
     _form: ClassVar[Form]
 
     @abstractmethod
     def document(self) -> dict[str, Any]:
-        """What a file holds, but for the checksum."""
+        """What a file holds, without the checksum."""
 
     @classmethod
     @abstractmethod
     def of_document(cls, document: Any) -> Self:
-        """The value that a JSON document of any origin holds, or ValueError."""
+        """The value in a JSON document of any origin; ValueError if it holds none."""
 
     def to_json(self) -> str:
         """All of it as JSON text, with schema, version and a checksum."""
@@ -38,13 +38,13 @@ class Saved:
         """Read what `to_json` wrote.
 
         Args:
-            text: The JSON text, or its bytes in UTF-8; trusted in nothing.
+            text: The JSON text, or its bytes in UTF-8; everything in it is checked.
 
         Returns:
             What it holds.
 
         Raises:
-            PoreError: It holds nothing that this version can read.
+            PoreError: This version cannot read it.
         """
         with cls._form.naming("This text"):
             return cls.of_document(parse_json(text))
@@ -65,7 +65,7 @@ class Saved:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote; trusted in nothing.
+        """Read a file that `save` wrote; everything in it is checked.
 
         Args:
             path: The file.
@@ -74,8 +74,8 @@ class Saved:
             What it holds.
 
         Raises:
-            PoreError: There is no such file, or it is damaged, too large, of another version or
-                something else altogether.
+            PoreError: There is no such file, or it is damaged, too large, from another version or
+                of another kind.
         """
         with cls._form.naming(shown(path)):
             return cls.of_document(read_json(path, cls._form.most))

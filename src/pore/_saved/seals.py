@@ -1,7 +1,7 @@
-"""JSON documents with a checksum of themselves, so that damage to a file is noticed.
+"""JSON documents with their own checksum, so that damage to a file is noticed.
 
 The checksum is the SHA-256 of the document without it, as JSON with sorted keys and no spaces. It
-is of the content: another layout of the same file does no harm, another digit does.
+covers the content: another layout of the same file does no harm, another digit does.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def content(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document without its checksum, which `check` is for."""
+    """A document without its checksum, which `check` compares."""
     return {key: value for key, value in document.items() if key != CHECKSUM}
 
 
 def check(document: Mapping[str, Any]) -> None:
     """Refuse a document that is not as it was sealed; older files have no checksum.
 
-    Readers look at the content first, whose message says more where that is wrong too.
+    Readers check the content first, because messages about it say more.
 
     Args:
         document: As read from a file of any origin.
 
     Raises:
-        ValueError: The checksum is not that of the content; the message says how to go on.
+        ValueError: The checksum is not that of the content; the message says what to do.
     """
     if CHECKSUM in document and document[CHECKSUM] != _checksum(content(document)):
         raise ValueError(
@@ -52,7 +52,7 @@ def check(document: Mapping[str, Any]) -> None:
 
 
 def unseal(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a document that is as it was sealed, or ValueError as of `check`."""
+    """The content of a document that is as it was sealed; otherwise ValueError, as in `check`."""
     check(document)
     return content(document)
 
@@ -73,7 +73,7 @@ def _text(document: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value on one line; of a list of objects, each on its own, or on many as a document."""
+    """A value on one line; a list of objects has a line for each of them."""
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         parts = (_text(one) if "schema" in one else json.dumps(one) for one in value)
         return "[\n" + ",\n".join(parts) + "\n]"

@@ -1,4 +1,4 @@
-"""One document of several, one for each stage of a method; of a single one, that one itself."""
+"""One document for all stages of a method; for a single stage, just the document of that stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pore._saved.seals import seal
 STAGES = {"stages": list}
 
 
-"""The entries of a document of several."""
+"""The entries of a document with several stages."""
 
 
 _MOST = 1 << 10
@@ -25,8 +25,8 @@ def document_of(form: Form, stages: Sequence[Saved]) -> dict[str, Any]:
     """The document of all stages, or of the only one.
 
     Args:
-        form: Of several.
-        stages: What each has.
+        form: The form of a document with several stages.
+        stages: The value of each stage.
 
     Raises:
         PoreError: There is none, or more than can be read again.
@@ -39,12 +39,12 @@ def document_of(form: Form, stages: Sequence[Saved]) -> dict[str, Any]:
 
 
 def stages_of(form: Form, document: Any, kind: type[_One]) -> tuple[_One, ...]:
-    """What a document of several holds, or one of a single stage.
+    """What a document holds that has several stages or a single one.
 
     Args:
-        form: Of several.
+        form: The form of a document with several stages.
         document: JSON of any origin.
-        kind: What every stage has.
+        kind: The class of the value of every stage.
 
     Raises:
         ValueError: It is neither.

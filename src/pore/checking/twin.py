@@ -45,7 +45,7 @@ def build(config: Any, kind: Any, dtype: torch.dtype, like: Any) -> Any:
         for weight in model.parameters():
             if weight.dim() > 1:
                 # Scaled by the number of inputs, whatever the initialiser, so that attention is
-                # sharp # and no table is zero.
+                # sharp and no table is zero.
                 fan_in = weight[0].numel() if weight.dim() != 3 else weight.shape[1]
                 embeds = weight.shape[0] == VOCABULARY
                 nn.init.normal_(weight, std=1.0 if embeds else 1.5 / math.sqrt(fan_in))

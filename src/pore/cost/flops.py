@@ -314,7 +314,7 @@ def _tower_flops(tower: TowerShape, grids: Sequence[PatchGrid], merged: Sequence
     total = 2 * patches * d * tower.channels * tower.frames * tower.patch_size**2
     extra = tower.prefix_tokens
     # Lengths of the sequences within which patches attend to one another, for layers that see whole
-    # # images (every frame by itself) and for layers with windows.
+    # images (every frame by itself) and for layers with windows.
     whole = [h * w + extra for t, h, w in grids for _ in range(t)]
     if tower.together:
         whole = [sum(whole)]
