@@ -115,7 +115,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert mode_of(folder / "file") == 0o600
     assert sorted(os.listdir(folder)) == ["file", "not yet"]
     (tmp_path / "round").symlink_to("round")
-    with pytest.raises(OSError, match="round in a circle"):
+    with pytest.raises(OSError, match="in a circle"):
         write_atomic(tmp_path / "round", "x")
     assert (tmp_path / "round").is_symlink()
 

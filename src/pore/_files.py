@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read only where reading comes to an end."""
+"""Files are written whole or not at all, and only files that have an end are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _locks: Any = None
-with suppress(ImportError):  # on Windows, where temporaries of killed writers stay
+with suppress(ImportError):  # on Windows, where temporary files of killed writers stay
     import fcntl
 
     _locks = fcntl
@@ -32,14 +32,14 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
     Args:
         path: Where to write; missing parent folders are made.
         data: Text or bytes. Text is written as UTF-8. Halves of surrogate pairs, as Python has
-            them for file names that are no UTF-8, are written as escapes.
+            them for file names that are not UTF-8, are written as escapes.
 
     Returns:
         The path written.
 
     Raises:
-        OSError: The folder cannot be made or written to, or `path` is a folder, a pipe or a
-            device. What was there is then unchanged.
+        OSError: The folder cannot be made or written to, or `path` is a folder, a pipe or a device.
+            An existing file is then unchanged.
     """
     payload = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     target = _resolved(path)
@@ -49,7 +49,7 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
     except FileNotFoundError:
         mode = None
     _remove_stale(target.parent)
-    # Not for a moment more readable than what it replaces; the kernel applies the umask.
+    # Never more readable than the file it replaces; the kernel applies the umask.
     descriptor, name = _temporary(target.parent, 0o666 if mode is None else mode & 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -85,10 +85,10 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
         The open file.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is not a regular file.
     """
     try:
-        # Before it is opened, because some devices act on being opened; and again afterwards,
+        # Before it is opened, because opening some devices has effects; and again afterwards,
         # because the name may mean another file by then.
         _regular(os.stat(path), path)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _CLOSED_BY_EXEC
@@ -114,7 +114,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
         The bytes.
 
     Raises:
-        OSError: It cannot be read, is no regular file, or is larger than `most`.
+        OSError: It cannot be read, is not a regular file, or is larger than `most`.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
@@ -132,7 +132,7 @@ def _regular(found: os.stat_result, path: str | os.PathLike[str]) -> os.stat_res
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", shown(path))
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", shown(path))
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", shown(path))
     return found
 
 
@@ -143,7 +143,7 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
     except ValueError as error:
         raise _no_name(path) from error
     if target.is_symlink():
-        raise OSError(errno.ELOOP, "its links lead round in a circle", shown(path))
+        raise OSError(errno.ELOOP, "its links lead in a circle", shown(path))
     return target
 
 
@@ -167,7 +167,7 @@ def _temporary(folder: Path, mode: int) -> tuple[int, Path]:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove the temporary files of killed processes: those that nobody holds a lock on."""
+    """Remove the temporary files of killed processes: those that no process has locked."""
     if _locks is None:
         return
     with suppress(OSError):

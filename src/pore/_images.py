@@ -1,7 +1,7 @@
 """Pictures of any origin, as a viewer shows them.
 
-Pillow alone would clip what has more than 256 levels, drop transparency without a background, leave
-a picture on its side, and start other programs for some formats.
+Pillow alone would clip pictures with more than 256 levels, drop transparency without a background,
+leave a picture on its side, and start other programs for some formats.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened. Pillow decodes these itself. For others, such as PostScript, it starts programs,
-which run whatever the file says."""
+"""The formats that are opened. Pillow decodes these itself. For others, such as PostScript, it
+starts programs, which run whatever the file says."""
 
 MAX_ASPECT = 256
-"""The longer side of a picture is at most so many times the shorter one. A processor that makes the
-shorter side 336 pixels makes 29 million pixels of it already."""
+"""The longer side of a picture is at most this many times the shorter one. A processor that makes
+the shorter side 336 pixels already makes 29 million pixels of such a picture."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF's numbers
 
 
 def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
     """A picture in RGB as a viewer shows it.
 
-    - It is turned upright as its EXIF data say.
-    - Of an animation it is the first picture.
-    - What is transparent becomes white.
+    - It is turned upright by its EXIF data.
+    - An animation gives its first picture.
+    - Transparent parts become white.
     - Grey of 16 bits (modes I;16 and I): 0 is black and 65535 white, or what a TIFF says.
-    - Grey of floats (mode F): 0 is black and 1 white, or 255 where some pixel is above 2.
-    - Grey outside of its range: the least value is black and the largest white.
+    - Grey of floats (mode F): 0 is black and 1 white, or 255 white if some pixel is above 2.
+    - Grey outside of its range: the smallest value is black and the largest white.
     - CMYK is converted without a colour profile, and profiles of RGB are not applied.
 
     Args:
@@ -65,7 +65,7 @@ def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
             with PIL.Image.open(file, formats=known) as image:
                 return _shown(image)
         except PIL.UnidentifiedImageError as error:
-            raise InputError(f"it is damaged, or none of {', '.join(known)}.") from error
+            raise InputError(f"it is damaged, or not one of {', '.join(known)}.") from error
         except PIL.Image.DecompressionBombError as error:
             raise InputError(
                 f"it has more than {2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)} pixels; make it "
@@ -81,14 +81,14 @@ def _shown(image: PIL.Image.Image) -> PIL.Image.Image:
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(
-            f"it is of {width} × {height} pixels, more than {MAX_ASPECT} times as long as wide, "
+            f"it has {width} × {height} pixels, more than {MAX_ASPECT} times as long as wide, "
             "which processors may blow up to gigabytes; cut it."
         )
     tags: Any = getattr(image, "tag_v2", {})  # of a TIFF
     upright = PIL.ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
         return _grey(upright, tags).convert("RGB")
-    if upright.mode == "La":  # premultiplied, which Pillow converts to LA alone
+    if upright.mode == "La":  # premultiplied; Pillow converts it only to LA
         upright = upright.convert("LA")
     if (
         upright.mode in ("LA", "PA", "RGBA", "RGBa")
@@ -107,7 +107,7 @@ def _grey(image: PIL.Image.Image, tags: Any) -> PIL.Image.Image:
     pixels = np.asarray(image).astype(np.float64)
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite(low + high):
-        raise InputError("it has NaN or infinity for pixels.")
+        raise InputError("some of its pixels are NaN or infinity.")
     whole = image.mode.startswith("I;16")
     if image.mode == "F":
         white, most = (1.0, 2.0) if high <= 2 else (255.0, 255.0)

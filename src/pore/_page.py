@@ -1,4 +1,4 @@
-"""Pages: a single HTML file that contains all it shows, so that it opens without a network."""
+"""Pages: a single HTML file that contains everything it shows, so that it opens offline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def filled(
         title: The title of the page.
         command: The command line that made it.
         setup: Hardware, versions and settings, in words by name.
-        **values: What the template has places for.
+        **values: The values for the template's places.
 
     Returns:
         The text of the page.
@@ -37,7 +37,7 @@ def filled(
 
 
 def part(template: str, **values: object) -> Html:
-    """A template filled, without a page around it, to be a value of another."""
+    """A filled template without a page around it, as a value for another template."""
     return _substituted(template, **values)
 
 

@@ -13,12 +13,12 @@ def progress(
     """One bar on stderr for a whole job, gone when the job ends.
 
     Args:
-        total: How much there is to do; None where that is not known.
-        unit: What is counted, such as "samples", to be shown with its rate; "" shows the share.
-        show: Whether to show the bar, where stderr is a terminal.
+        total: How much there is to do; None if that is not known.
+        unit: What is counted, such as "samples", shown with its rate; "" shows the share.
+        show: Whether to show the bar if stderr is a terminal.
 
     Yields:
-        A function to be called with what is being done and how much of the total is done.
+        A function to call with what is being done and how much of the total is done.
     """
     from rich.progress import (
         BarColumn,

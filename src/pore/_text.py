@@ -1,8 +1,8 @@
 """Text of users made safe for where it is shown: terminals, figures, pages and CSV files.
 
-Questions, answers, ids, kinds and the names of files and models are whatever somebody wrote. All of
-it goes through here before it is shown, so that dollars start no formula, brackets no markup, and
-a control character is spelled out in place of being obeyed.
+Questions, answers, ids, kinds and the names of files and models can hold anything. All of them go
+through here before they are shown, so that dollars start no formula, brackets no markup, and a
+control character is spelled out instead of being obeyed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ _LONGEST_NAME = 60
 def visible(text: str, spare: str = "") -> str:
     r"""Text with invisible characters spelled out: the escape character becomes `\x1b`.
 
-    These are the ones that a terminal or a page obeys, such as controls and changes of direction.
+    These are the characters that a terminal or a page obeys, such as controls and changes of
+    direction.
 
     Args:
         text: Any text, also with halves of surrogate pairs, as Python has them for file names that
-            are no UTF-8.
+            are not UTF-8.
         spare: Characters to leave as they are.
 
     Returns:
@@ -115,23 +116,23 @@ def for_figure(text: str, width: int = _LONGEST_NAME, lines: int = 1) -> str:
         The text, with an ellipsis where it was cut.
     """
     shown = visible(" ".join(text.split()))
-    # Of what does not fit it only matters that there is more: wrapping a megabyte takes long.
+    # Text that does not fit is cut before wrapping, because wrapping a megabyte takes long.
     wrapped = textwrap.wrap(shown[: 2 * width * (lines + 1)], width)
     if len(wrapped) > lines:
         wrapped[lines - 1 :] = [f"{wrapped[lines - 1][: width - 1]}…"]
     found = "\n".join(wrapped)
-    # matplotlib leaves what begins with an underscore out of legends.
+    # matplotlib omits labels that begin with an underscore from legends.
     return f" {found}" if found.startswith("_") else found
 
 
 def for_csv(value: Any) -> Any:
-    """A value as a cell or heading of a CSV file that no spreadsheet takes for a formula.
+    """A value as a cell or heading of a CSV file that no spreadsheet mistakes for a formula.
 
     Args:
         value: Text, or anything else, which stays as it is.
 
     Returns:
-        Text in one line; an apostrophe comes before what would begin a formula.
+        Text in one line, with an apostrophe before it if it would begin a formula.
     """
     if not isinstance(value, str):
         return value

@@ -1,8 +1,8 @@
-"""Changes to a model that are taken back, whatever happens meanwhile, and that no copy has.
+"""Changes to a model that are always undone, whatever happens, and that copies do not have.
 
-Every change is noted before it is made, is taken back without asking whether it was made, and is
-forgotten only once it is back. So wherever Ctrl-C comes, taking back again does the rest. What
-there is to know lies in the changed modules themselves: nothing else holds on to the model.
+Every change is noted before it is made, is undone without asking whether it was made, and is
+forgotten only once it is undone. So wherever Ctrl-C comes, undoing again does the rest. The notes
+lie in the changed modules themselves: nothing else holds a reference to the model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _NOTHING = object()
 
 
 class _Leaving:
-    """`__exit__` of `Changes`, which notes what a `with` statement holds of it.
+    """`__exit__` of `Changes`, as an object that lives as long as the `with` block.
 
-    The statement takes it before it calls `__enter__`, and lets go of it when the block has ended:
-    also where an interrupt came when `__enter__` was done, or before `__exit__` was.
+    The statement gets it before it calls `__enter__`, and releases it when the block has ended,
+    even if an interrupt came right after `__enter__` or before `__exit__`.
     """
 
     def __get__(self, changes: Changes | None, kind: type[Changes]) -> Callable[..., None]:
@@ -41,8 +41,8 @@ class _Leaving:
 class Changes:
     """Changes to modules, for a `with` block or until `undo`.
 
-    A change hides what a module had, and is of this one object: a copy, a deep copy or a pickle
-    that is made of it meanwhile is of the module without.
+    A change hides what a module had, and belongs to this one object: a copy, a deep copy or a
+    pickle that is made meanwhile holds the module without it.
     """
 
     def __init__(self) -> None:
@@ -67,12 +67,12 @@ class Changes:
         __exit__ = _Leaving()
 
     def _let_go(self, block: object) -> None:
-        if block is self._block:  # None once all is back
+        if block is self._block:  # None once everything is undone
             self.undo()
 
     @property
     def in_block(self) -> bool:
-        """Whether a `with` block lasts that will take the changes back."""
+        """Whether this is inside a `with` block, whose end will undo the changes."""
         return self._block is not None and self._block() is not None
 
     @property
@@ -83,12 +83,12 @@ class Changes:
     # -- making changes ---------------------------------------------------------------------------
 
     def put(self, module: nn.Module, name: str, value: Any) -> None:
-        """Give one module an attribute of its own, such as a function in place of its class's.
+        """Give one module its own attribute, such as a function in place of its class's.
 
         Args:
             module: The module.
-            name: The attribute, which is no parameter, buffer or module.
-            value: What it is to be.
+            name: The attribute, which is not a parameter, buffer or module.
+            value: Its value.
         """
         own = vars(module).get(name, _NOTHING)  # accelerate puts a `forward` there too
 
@@ -112,7 +112,7 @@ class Changes:
         module.register_forward_hook(hook, **how)
 
     def kernel(self, name: str, kernel: Callable[..., Any]) -> None:
-        """Make an attention kernel known to transformers by a name that is not taken."""
+        """Make an attention kernel known to transformers by an unused name."""
 
         def forget(_: object = kernel) -> None:  # by which it is held; the name does not
             forget_attention(name)
@@ -129,10 +129,10 @@ class Changes:
         else:
             mark.edits.append(edit)
 
-    # -- and taking them back ---------------------------------------------------------------------
+    # -- and undoing them -------------------------------------------------------------------------
 
     def undo(self) -> None:
-        """Take all changes back, the latest first; what was taken back before is left alone."""
+        """Undo all changes, the latest first; changes that were undone before are left alone."""
         while self._made:
             latest = self._made[-1]
             latest()
@@ -145,9 +145,9 @@ class _Edit:
     """One change to what a module holds.
 
     Args:
-        changes: Whose it is.
+        changes: The changes to which it belongs.
         module: The module.
-        restore: Takes it back, in the module's `__dict__` or in a copy of that.
+        restore: Undoes it, in the module's `__dict__` or in a copy of that.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class _Edit:
         self.restore = restore
 
     def __call__(self) -> None:
-        """Take it back."""
+        """Undo it."""
         self.restore(vars(self.module))
         mark = _mark(self.module)
         if mark is not None and mark.edits == [self]:
@@ -168,7 +168,7 @@ class _Edit:
 
 
 class _Mark:
-    """What a changed module has as its `__getstate__`, by which Python copies and pickles it."""
+    """The `__getstate__` of a changed module, with which Python copies and pickles it."""
 
     def __init__(self, module: nn.Module, edit: _Edit) -> None:
         self.module = module
@@ -177,7 +177,7 @@ class _Mark:
     def __call__(self) -> State:
         """What the module would hold without the changes."""
         kind: Any = type(self.module)
-        whole = getattr(kind, STATE, None)  # which every class has since Python 3.11
+        whole = getattr(kind, STATE, None)  # every class has it since Python 3.11
         state: State = dict(vars(self.module) if whole is None else whole(self.module))
         for hooks, flags in HOOKS.items():
             for name in (hooks, *flags):
@@ -195,7 +195,7 @@ def changes_in(model: nn.Module) -> list[Changes]:
         model: The module.
 
     Returns:
-        Each once.
+        Every `Changes` once.
     """
     marks = [mark for mark in map(_mark, model.modules()) if mark is not None]
     return list(dict.fromkeys(edit.changes for mark in marks for edit in mark.edits))
@@ -212,7 +212,7 @@ def _mark(module: nn.Module) -> _Mark | None:
 
 
 def _without(hook: Callable[..., Any], hooks: str, state: State) -> None:
-    """Take a hook out of a module's `__dict__`, or of a copy of that."""
+    """Remove a hook from a module's `__dict__`, or from a copy of that."""
     for number in [number for number, own in list(state[hooks].items()) if own is hook]:
-        for name in (*HOOKS[hooks], hooks):  # last where it is found by
+        for name in (*HOOKS[hooks], hooks):  # last the table through which it is found
             state[name].pop(number, None)

@@ -10,7 +10,7 @@ class PoreError(ValueError):
 
 
 class UnsupportedModelError(PoreError):
-    """The model is of no family that pore knows, or the method cannot run on its family."""
+    """pore does not know the model's family, or the method cannot run in it."""
 
 
 class ModelStateError(PoreError):
@@ -42,19 +42,19 @@ class CalibrationError(PoreError):
 
 
 class StaleCheckpointError(CalibrationError):
-    """A checkpoint is of another model, of other conditions or of other samples than the call."""
+    """A checkpoint belongs to another model, other conditions or other samples than the call."""
 
 
 def check_options(function: str, given: Iterable[str], options: type) -> None:
-    """Refuse keywords that a function has not, as Python does for those of its own.
+    """Refuse keywords that a function does not take, as Python does for ordinary arguments.
 
     Args:
-        function: Its name, as its user calls it.
+        function: Its name, as users call it.
         given: The names of the keywords.
-        options: The `TypedDict` that has those there are.
+        options: The `TypedDict` of the keywords that it takes.
 
     Raises:
-        TypeError: Names one that there is not, and those there are.
+        TypeError: It does not take one of them; the message names it, and those that it takes.
     """
     known = options.__annotations__
     for name in given:

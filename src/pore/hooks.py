@@ -33,17 +33,17 @@ def tap_attention(
     """Show the query, key and value of one attention module to an observer.
 
     The module gets its own copy of its config, which names a registered function of ours; the
-    shared config is not touched. The observer reads out of any autocast and graph.
+    shared config is not touched. The observer runs outside any autocast and gradient graph.
 
     Args:
-        changes: What takes it back.
+        changes: Undoes the tap at the end.
         module: An attention module of transformers (with `config` and the attention interface).
         observer: Called with query (B, H, q, d), key (B, G, n, d), the attention mask that the
             kernel gets, the scaling and the soft cap of the logits (or None), whether the kernel is
-            causal where that mask does not say, and value (B, G, n, e); before the kernel.
-        key_bias: Gives (B, m) to be added to the logits of every key, by SDPA, or None for nothing;
-            for attention without a mask.
-        wanted: Whether the observer is to be called now; None is always.
+            causal if that mask does not say so, and value (B, G, n, e); called before the kernel.
+        key_bias: Returns (B, m) numbers that SDPA adds to the logits of every key, or None for
+            nothing; for attention without a mask.
+        wanted: Whether the observer should be called now; None means always.
 
     Raises:
         UnsupportedModelError: The module does not use transformers' attention interface.
@@ -74,7 +74,7 @@ def tap_attention(
         bias = key_bias() if key_bias is not None else None
         if bias is None:
             return kernel(module, query, key, value, attention_mask, *args, **kwargs)
-        # FlashAttention takes no such mask; SDPA is what every torch has.
+        # FlashAttention does not take such a mask; every torch has SDPA.
         sdpa = attention_kernel(module, "sdpa")
         assert sdpa is not None
         mask = bias[:, None, None].to(query)
@@ -84,14 +84,15 @@ def tap_attention(
 
 
 def hide_positions(changes: Changes, module: nn.Module) -> None:
-    """Keep the positions of tokens from the kernel of an attention module.
+    """Hide the positions of tokens from the kernel of an attention module.
 
-    transformers hands them to FlashAttention to tell packed sequences. Where tokens were dropped
-    it would take the gaps for such, and forget what is in the cache; asking for them reads the
-    device in every layer. The module itself may need them (Ministral 3 scales queries by them).
+    transformers passes them to FlashAttention, which finds packed sequences by them. If tokens were
+    dropped it would mistake the gaps for new sequences and ignore the cache; the test also reads
+    from the device in every layer. The module itself may need them (Ministral 3 scales queries by
+    them).
 
     Args:
-        changes: What takes it back.
+        changes: Undoes this at the end.
         module: The attention module.
 
     Raises:
@@ -108,7 +109,7 @@ def between(changes: Changes, module: nn.Module, function: Callable[..., Any]) -
     """Put a function between an attention module and its kernel.
 
     Args:
-        changes: What takes it out.
+        changes: Removes it at the end.
         module: The attention module.
         function: Called in place of the kernel, with the kernel in place of the module.
     """
@@ -134,7 +135,7 @@ def between(changes: Changes, module: nn.Module, function: Callable[..., Any]) -
             held["config"] = config
             return function(kernel, *args, **kwargs)
         finally:
-            held["config"] = own  # where no interrupt can come between
+            held["config"] = own  # here no interrupt can come between
 
     # The suffix keeps checks such as `"flash" in name` of modules true for the copy.
     name = f"{implementation}_pore{next(_names)}"

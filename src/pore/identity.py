@@ -1,9 +1,9 @@
-"""What a model or a picture is: told by its content, since another one can have the same name.
+"""Identifies a model or a picture by its content, because another one can have the same name.
 
 A model is its weights and its config. The fingerprint of weights depends on every byte of them: if
-one weight changes, it always changes, and if more do, all but certainly (it stays the same with a
-chance of about 2⁻⁶⁴). It is the same on every device, and for weights that accelerate has
-offloaded. How attention is computed, and what only shapes the output, is no part of either.
+one weight changes, it always changes; if more do, it stays the same only with a chance of about
+2⁻⁶⁴. It is the same on every device, and for weights that accelerate has offloaded. How attention
+is computed, and settings that only shape the output, do not count.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
 _BLOCK = 1 << 15
 
 
-"""How many words of 8 bytes are summed up in one."""
+"""How many words of 8 bytes are summed into one."""
 
 
-# Blocks at a time: as many as a CPU's cache holds, and enough to keep a GPU busy.
+# Number of blocks at a time: as many as a CPU's cache holds, or enough to keep a GPU busy.
 _AT_A_TIME = {"cpu": 4, "cuda": 512}
 
 
-# Odd numbers whose bits look random, as int64: a product with one can be undone, so that two words
-# never give the same, and spreads every bit over the whole.
+# Odd numbers with random-looking bits, as int64: multiplying by one can be undone, so two words
+# never give the same product, and every bit spreads over the whole word.
 _KEY, _FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x7F51AFD7ED558CCD, 0x44CEB9FE1A85EC53
 
 
-# Settings that do not change what the model computes of its inputs, or that show elsewhere: in the
-# weights (the number format, quantisation) or in the generation config (what ends an answer).
+# Settings that do not change what the model computes from its inputs, or that show elsewhere: in
+# the weights (the number format, quantisation) or in the generation config (what ends an answer).
 _IRRELEVANT = frozenset(
     (
         "architectures",
@@ -73,7 +73,7 @@ _IRRELEVANT = frozenset(
 
 
 class _Mark(NamedTuple):
-    """What is the same as long as a tensor has not changed.
+    """Stays equal as long as a tensor does not change.
 
     Attributes:
         tensor: The tensor object.
@@ -94,17 +94,17 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[list[_Mark], str | None]] = (
 def weights_of(model: nn.Module) -> str | None:
     """The fingerprint of a model's weights: number formats and a digest, as "bfloat16:5f3c...".
 
-    Of all parameters and saved buffers: names, number formats, shapes and bytes; of adapters also
-    which are active. So weights converted to another format have another fingerprint.
+    It covers the names, number formats, shapes and bytes of all parameters and saved buffers, and
+    which adapters are active. So weights converted to another format have another fingerprint.
 
-    A model's weights are read once, and again when PyTorch has counted a change of one. It counts
-    none that is made through `.data`, nor of offloaded weights: `forget` such a model.
+    A model's weights are read once, and again when PyTorch has counted a change of one. It does not
+    count changes through `.data`, nor changes of offloaded weights: `forget` such a model.
 
     Args:
         model: A model of transformers, which may be wrapped by torch.compile or peft.
 
     Returns:
-        The fingerprint, or None where weights are on the meta device and nowhere else.
+        The fingerprint, or None if weights exist only on the meta device.
     """
     model = unwrapped(model)
     marks = _marks(model)
@@ -130,13 +130,13 @@ def forget(model: nn.Module) -> None:
 
 
 def same_weights(one: str, other: str) -> bool:
-    """Whether two fingerprints can be of the same weights.
+    """Whether two fingerprints can belong to the same weights.
 
-    Those of different number formats can: how a checkpoint was converted, nothing tells.
+    With different number formats they can: nothing tells how a checkpoint was converted.
 
     Args:
-        one: What `weights_of` gave.
-        other: Likewise.
+        one: A fingerprint from `weights_of`.
+        other: Another one.
     """
     return one == other or one.partition(":")[0] != other.partition(":")[0]
 
@@ -158,15 +158,15 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def names_of(model: nn.Module) -> dict[str, str | None]:
     """The names of a checkpoint.
 
-    A local folder is known by its last part only, so that nothing of the machine is told.
+    Of a local folder only the last part is given, so that nothing about the machine is revealed.
 
     Args:
         model: A model of transformers.
 
     Returns:
         `model`, the hub id, folder name or "embedded" (None for a model that was not loaded), and
-        `revision`, the commit on the hub where that is known: transformers from 5.18 on does not
-        tell it, `pore.data.loading.load_model` does.
+        `revision`, the commit on the hub if it is known: transformers from 5.18 on does not note
+        it, but `pore.data.loading.load_model` does.
     """
     config: Any = model.config
     name, revision = getattr(config, "name_or_path", "") or None, commit(config)
@@ -181,20 +181,20 @@ def names_of(model: nn.Module) -> dict[str, str | None]:
 
 
 def identity(model: nn.Module) -> dict[str, Any]:
-    """What a model is, for a position bias, a calibration or answers to say where they come from.
+    """Identifies a model, so that a position bias, a calibration or answers can say their origin.
 
     Args:
         model: A model of transformers.
 
     Returns:
-        What `names_of` gives, and of its content `weights`, a fingerprint, and `config`, settings;
-        see `weights_of` and `config_of`.
+        What `names_of` returns, and `weights`, a fingerprint, and `config`, settings; see
+        `weights_of` and `config_of`.
     """
     return {**names_of(model), "weights": weights_of(model), "config": config_of(model)}
 
 
 def at_hand(model: nn.Module) -> dict[str, Any]:
-    """The same for `PositionBias.check`, which asks for the content only where it has to know."""
+    """The same for `PositionBias.check`, which computes the content only if it is needed."""
     return {
         **names_of(model),
         "weights": partial(weights_of, model),
@@ -203,14 +203,14 @@ def at_hand(model: nn.Module) -> dict[str, Any]:
 
 
 def picture_of(image: Any) -> str:
-    """The fingerprint of a picture: of the bytes of a file, or of what is seen of a loaded image.
+    """The fingerprint of a picture: of a file's bytes, or of the visible pixels of a loaded image.
 
     Args:
         image: As in `Sample.image`.
 
     Returns:
-        A digest; a word ("none", "unreadable") where there is no picture to read, so that a picture
-        that was mended is another one.
+        A digest; or a word ("none", "unreadable") if no picture can be read, so that a repaired
+        picture counts as another one.
     """
     if image is None:
         return "none"
@@ -248,7 +248,7 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 
 def _marks(model: nn.Module) -> list[_Mark] | None:
-    """The marks of all weights; None where PyTorch does not count the changes of one."""
+    """The marks of all weights; None if PyTorch does not count changes of one of them."""
     marks = []
     for tensors in (model.parameters(), model.buffers()):
         for part in (part for tensor in tensors for part in plain_parts(tensor)):
@@ -269,8 +269,8 @@ def _unchanged(before: list[_Mark], marks: list[_Mark]) -> bool:
 def _read(model: nn.Module) -> str | None:
     digest = hashlib.blake2b(digest_size=16)
     formats: set[str] = set()
-    # Tied weights have several names, and are read once. Offloaded ones come and go, so that the id
-    # of one that is gone may be another's by now.
+    # Tied weights have several names, and are read once. Offloaded ones come and go, so the id of
+    # one that is gone may belong to another by now.
     seen: dict[int, tuple[weakref.ref[Tensor], bytes]] = {}
     for name, tensor in loaded_weights(model):
         parts = plain_parts(tensor)
@@ -288,7 +288,7 @@ def _read(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def _content(tensor: Tensor) -> bytes:
-    """A few bytes for a tensor's bytes, whatever its device and strides."""
+    """A few bytes that stand for a tensor's bytes, whatever its device and strides."""
     data = tensor.detach()
     if data.device.type not in _AT_A_TIME:  # other devices may lack integers of 64 bits
         data = data.cpu()
@@ -309,7 +309,7 @@ def _content(tensor: Tensor) -> bytes:
 
 
 def _mixed(words: Tensor, keys: Tensor) -> Tensor:
-    """The sum, modulo 2⁶⁴, of words mixed with their places, by steps that can be undone."""
+    """The sum, modulo 2⁶⁴, of words that are mixed with their places by reversible steps."""
     mixed = words + keys
     mixed *= _FIRST
     mixed ^= (mixed >> 32) & 0xFFFFFFFF

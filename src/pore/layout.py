@@ -1,9 +1,9 @@
-"""Where the visual tokens of a batch lie: the one description that everything downstream reads.
+"""Where the visual tokens of a batch lie: the one description that all later steps read.
 
-From the prompt inwards: an `Image` is one image's placeholders in one sample; its `Tiling` says how
-tiles became these tokens, where it was cut into tiles; `Packing` says the same of a vision tower
-that takes all images in one sequence. A `Layout` holds all images of a batch as padded tensors, and
-is what stages get and what shrinks as they drop tokens.
+From the prompt inwards: an `Image` is one image's placeholders in one sample; if it was cut into
+tiles, its `Tiling` says how the tiles became these tokens; `Packing` does the same for a vision
+tower that takes all images in one sequence. A `Layout` holds all images of a batch as padded
+tensors; stages get it, and it shrinks as they drop tokens.
 
 *Raster order* is the order of reading: row by row from the top, from left to right.
 """
@@ -28,13 +28,13 @@ class Image:
         index: Which image of that sample it is, from 0.
         columns: Positions of its visual tokens in the sequence, ascending. The first is the first
             in raster order, and so on.
-        grid: (height, width) of the image in tokens, or None where tokens lie on no single grid.
+        grid: (height, width) of the image in tokens, or None if tokens lie on no single grid.
         tiling: How its tiles became tokens; None for an image in one piece.
-        structure: Positions of tokens between them that stand for no patch, such as the end of a
-            row.
-        places: Where the attention mask hides some of the image's tokens: which ones, counted in
-            raster order, lie at `columns`. None: all do.
-        count: How many tokens the image has, hidden ones included; 0 means as many as `columns`.
+        structure: Positions of tokens between the visual tokens that stand for no patch, such as
+            the end of a row.
+        places: If the attention mask hides some of the image's tokens: which tokens, counted in
+            raster order, lie at `columns`. None means all.
+        count: How many tokens the image has, including hidden ones; 0 means as many as `columns`.
     """
 
     row: int
@@ -51,7 +51,7 @@ class Image:
             object.__setattr__(self, "count", len(self.columns))
 
     def showing(self, places: Sequence[int]) -> Image:
-        """The image of which only the tokens at these places (in raster order) are not hidden."""
+        """The image with all tokens hidden except those at these places (in raster order)."""
         if len(places) == len(self.columns):
             return self
         return replace(self, columns=[self.columns[i] for i in places], places=places)
@@ -67,23 +67,23 @@ class Tiling:
     """How an image that goes through the vision tower in tiles becomes tokens.
 
     LLaVA-NeXT, say, cuts a wide image into a 1 × 2 grid of tiles and adds the whole image at low
-    resolution: 3 tiles of 576 patches. In the prompt come the 576 tokens of the whole, then the two
-    others row by row across both, with a newline after every row.
+    resolution: 3 tiles of 576 patches. The prompt has the 576 tokens of the whole image first, then
+    the two others row by row across both, with a newline after every row.
 
     Attributes:
-        tiles: How many there are. Where there are several, one is the whole image at low
-            resolution. Of a video, its frames.
-        grid: (rows, columns) in which the other tiles lie. Of a single tile, the grid of its
-            tokens. None where it is not known.
-        patches: How many patches a tile has; where several patches make a token, how many tokens.
+        tiles: Number of tiles. If there are several, one is the whole image at low resolution. For
+            a video, the number of frames.
+        grid: (rows, columns) in which the other tiles lie. For a single tile, the grid of its
+            tokens. None if it is not known.
+        patches: Number of patches of a tile; if several patches make a token, its number of tokens.
         slots: For every token in the prompt, the patch that it shows, as tile * patches + patch; -1
-            for tokens that show none. Patches of nothing but padding may have no token.
-        size: (height, width) of the image in pixels, where the family is told.
+            for tokens that show none. Patches that show only padding may have no token.
+        size: (height, width) of the image in pixels, if the family knows it.
         blended: Whether tokens are blended from several patches; `slots` then name the nearest one.
         whole: Which tile is the whole image.
         apart: Whether each tile owns a contiguous run of placeholders, one for each of its patches.
             Then what is left of a tile stays in its run, in the order that a method gives it.
-        video: (frames, rows, columns) of a video in tokens, where the tower takes it in one piece.
+        video: (frames, rows, columns) of a video in tokens, if the tower takes it in one piece.
     """
 
     tiles: int
@@ -102,7 +102,7 @@ class Tiling:
         return tuple(slot for slot in self.slots if slot >= 0)
 
     def image(self, row: int, index: int, columns: Sequence[int]) -> Image:
-        """The image whose tokens, structure included, lie at `columns`: one for each slot."""
+        """The image whose tokens, including structure, lie at `columns`: one for each slot."""
         pairs = list(zip(columns, self.slots, strict=True))
         return Image(
             row,
@@ -118,17 +118,17 @@ class Tiling:
 class Packing:
     """How images lie in the one sequence that goes through a vision tower, of T visual tokens.
 
-    Each image is one run of the sequence. Within it the tower may have an order of its own: the
+    Each image is one run of the sequence. Within the run the tower may have its own order: the
     tokens of Qwen2.5-VL come window by window, and the patches of Pixtral row by row although a
-    token of Mistral 3 is made of a square of them.
+    token of Mistral 3 is made from a square of them.
 
     Attributes:
         grids: (height, width) of every image, in visual tokens.
-        patches: How many patches a visual token is made of.
+        patches: Number of patches that become one visual token.
         groups: (T, patches) where in the sequence the patches of every visual token are; tokens in
-            raster order, image after image. None where the patches of a token are side by side.
-        order: (T,) which token, counted in raster order, image after image, each token of the
-            sequence is. None where the sequence is in that order.
+            raster order, image after image. None if the patches of a token are side by side.
+        order: (T,) for each token of the sequence, which token it is, counted in raster order,
+            image after image. None if the sequence is in that order.
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -143,7 +143,7 @@ class Packing:
 
 
 def sources(images: Sequence[Image], count: int) -> list[int] | None:
-    """Which of the images that went through the vision tower every image of a batch is.
+    """For every image of a batch, which of the images that went through the vision tower it is.
 
     Beam search and several answers per prompt repeat samples after their images were encoded: with
     two beams, the images [a, b] of two samples become the batch [a, a, b, b], and the answer is
@@ -154,7 +154,7 @@ def sources(images: Sequence[Image], count: int) -> list[int] | None:
         count: How many images were encoded.
 
     Returns:
-        The number of each image among the encoded ones; None where they do not fit together.
+        The number of each image among the encoded ones; None if they do not fit together.
     """
     if count == 0 or len(images) % count:
         return None
@@ -167,22 +167,23 @@ def sources(images: Sequence[Image], count: int) -> list[int] | None:
 class Layout:
     """The visual tokens, the padding and the last token of every sample of a batch.
 
-    The I images of the batch are rows of tensors of t columns, t being the tokens of the largest
-    image now, so that a method works on all of them at once whatever their sizes. It is the
-    sequence of now that counts: dropping tokens gives a new layout, whose `raster` still says which
-    of the original tokens are left.
+    The I images of the batch are rows of tensors of t columns, where t is the number of tokens that
+    the largest image has now, so that a method works on all images at once whatever their sizes. A
+    layout describes the present sequence: dropping tokens gives a new layout, whose `raster` still
+    says which of the original tokens are left.
 
     Attributes:
         images: The images, by sample and then by place in the prompt, as they entered the model.
         rows: (I,) the sample of every image.
         columns: (I, t) where its visual tokens lie in the sequence, ascending.
         raster: (I, t) which of the image's original tokens they are, in raster order: where to read
-            a position bias. A merged token counts as the one it was merged into; -1 stands for none
-            (a CLS token, a merged rest).
+            a position bias. A merged token counts as the one it was merged into; -1 means none (a
+            CLS token, or a token merged from the rest).
         valid: (I, t) bool, False where a smaller image is filled up to t.
         tokens: (B, L) bool, False at padding.
         text: (B, L) bool, True at text: neither visual tokens nor structure of an image.
-        last: (B,) position of the last token that is no padding, whose attention most methods read.
+        last: (B,) position of the last token that is not padding, whose attention most methods
+            read.
         entered_last: (B,) the same in the sequence as it entered the model.
     """
 
@@ -249,11 +250,11 @@ class Layout:
     def places(self, n: int | Tensor) -> Tensor:
         """Where to read a position bias of `n` positions for every visual token.
 
-        That is at its raster index. A token that stands for no patch has none, and is read where
-        it comes among the image's present tokens, of which the first is at 0 and the last at n - 1.
+        That is its raster index. A token that stands for no patch has none; for it the bias is read
+        at its place among the image's present tokens, with the first at 0 and the last at n - 1.
 
         Args:
-            n: How many positions the bias has; or (I, 1), how many it has for every image.
+            n: Number of positions of the bias; or (I, 1), the number for every image.
 
         Returns:
             (I, t) positions from 0 to n - 1.
@@ -287,7 +288,7 @@ class Layout:
             states: (B, L, ...) one entry per position of the sequence.
 
         Returns:
-            (I, t, ...); what is not `valid` is arbitrary.
+            (I, t, ...); entries that are not `valid` are arbitrary.
         """
         return states[self.rows[:, None].to(states.device), self.columns.to(states.device)]
 
@@ -299,7 +300,7 @@ class Layout:
         return self.text[self.rows] & after
 
     def kept_tokens(self, keep: Tensor) -> Tensor:
-        """Which positions of the sequence stay where images keep only some of their visual tokens.
+        """Which positions of the sequence stay if images keep only some of their visual tokens.
 
         Args:
             keep: (I, t) bool, the visual tokens kept.

@@ -14,8 +14,8 @@ EMBEDDED = "embedded"
 """What the model is called, in place of a hub id or folder."""
 
 TAUGHT_LAYER = 4
-"""The decoder layer whose attention was supervised in training, as no real model's is. Methods that
-look at it or at layers above see better attention than they would elsewhere."""
+"""The decoder layer whose attention was supervised in training, unlike in real models. Methods that
+read it or layers above it get better attention than they would elsewhere."""
 
 
 def embedded_model() -> str:

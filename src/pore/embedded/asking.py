@@ -13,7 +13,7 @@ from pore.embedded.things import COLORS, DIGITS, LETTERS, PLACES, SHAPES, THIRDS
 KINDS = ("color", "shape", "existence", "place", "count", "relation", "reading")
 
 MAX_COUNT = 4
-"""Largest answer to a question of how many."""
+"""The largest answer to a question about a number of objects."""
 
 DIRECTIONS = {
     "above": (0, -1),
@@ -33,8 +33,8 @@ class Question:
         question: The text, such as ``"What color is the circle?"``.
         answer: The one right answer, such as ``"red"``.
         kind: One of `KINDS`.
-        third: Third of the image of the object asked for (``"top"``, ``"middle"``, ``"bottom"``),
-            or None where no single object is.
+        third: Third of the image in which the object asked for lies (``"top"``, ``"middle"``,
+            ``"bottom"``), or None if the question is not about a single object.
     """
 
     question: str
@@ -59,7 +59,7 @@ def candidates(things: tuple[Thing, ...], rng: np.random.Generator) -> dict[str,
     """Every question of each kind that has one right answer in this scene.
 
     Wrong statements (for ``existence`` and ``relation``) are drawn so that ``yes`` and ``no`` can
-    be balanced: half of the objects that do not exist combine a colour and a noun that both do.
+    be balanced: half of the absent objects combine a colour and a noun that both occur.
     """
     found: dict[str, list[Question]] = {kind: [] for kind in KINDS}
     for question in (
@@ -74,13 +74,13 @@ def candidates(things: tuple[Thing, ...], rng: np.random.Generator) -> dict[str,
 
 
 def _unique(things: tuple[Thing, ...]) -> list[Thing]:
-    """Those that a colour and a noun tell from all others."""
+    """The objects that colour and noun together distinguish from all others."""
     phrases = [t.phrase for t in things]
     return [t for t in things if phrases.count(t.phrase) == 1]
 
 
 def _attributes(things: tuple[Thing, ...]) -> Iterator[Question]:
-    """What colour the only circle has, and which shape is the only red one."""
+    """Questions such as what colour the only circle has, or which shape is the only red one."""
     nouns = [t.noun for t in things]
     for t in things:
         if nouns.count(t.noun) == 1:
@@ -126,7 +126,7 @@ def _relations(things: tuple[Thing, ...]) -> Iterator[Question]:
 
 
 def _absent(things: tuple[Thing, ...], rng: np.random.Generator) -> list[str]:
-    """Phrases that fit no object: as many of present colour and noun as of others."""
+    """Phrases that fit no object: half of them with a present colour and a present noun."""
     phrases = {t.phrase for t in things}
     colors = sorted({t.color for t in things})
     nouns = sorted({t.noun for t in things})
@@ -141,7 +141,7 @@ def _absent(things: tuple[Thing, ...], rng: np.random.Generator) -> list[str]:
 
 
 def _balanced(options: list[Question], rng: np.random.Generator) -> Question:
-    """One of ``options``, each answer being equally likely."""
+    """One of ``options``, so that each answer is equally likely."""
     answers = sorted({q.answer for q in options})
     answer = answers[rng.integers(len(answers))]
     same = [q for q in options if q.answer == answer]
@@ -158,7 +158,7 @@ def choose(things: tuple[Thing, ...], rng: np.random.Generator, each: int) -> tu
 
 
 def is_due(question: Question, turn: int) -> bool:
-    """Whether a question is what the balance of its kind asks for at this turn."""
+    """Whether a question is the one that keeps its kind balanced at this turn."""
     third = THIRDS[turn % 3]
     if question.kind in ("color", "shape", "reading"):
         return question.third == third

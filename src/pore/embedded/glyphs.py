@@ -13,7 +13,7 @@ from pore.embedded.splits import SPLITS, Split
 
 @cache
 def glyphs() -> dict[str, np.ndarray]:
-    """All of them, as the package's own file holds them."""
+    """All these pictures, from the file in the package."""
     return load_file(Path(__file__).with_name("glyphs.safetensors"))
 
 

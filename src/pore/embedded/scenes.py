@@ -5,7 +5,7 @@ printed letters) on a textured background, with questions that have one right an
 shape, existence, place, count, relation and reading, in the manner of CLEVR, POPE and TextVQA.
 
 Scenes are a function of ``(split, index)``. The splits draw from disjoint seeds, and the
-handwritten digits are split by sample, so that no digit of the tests was seen in training.
+handwritten digits are split by sample, so that no digit sample of the tests was seen in training.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def questions(split: Split, n: int) -> Iterator[tuple[Scene, Question]]:
     """The standard evaluation stream: ``n`` questions, each about a scene of its own.
 
     Kinds take turns. Within a kind the thirds of the image take turns, as do yes and no, the
-    counts from 0 to 4 and the nine places; scenes that cannot ask what is due are passed over.
+    counts from 0 to 4 and the nine places; scenes in which the next question cannot be asked are
+    skipped.
     """
     indices = count()
     for i in range(n):

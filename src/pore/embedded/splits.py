@@ -1,4 +1,4 @@
-"""The splits of the scenes, and where their chance comes from."""
+"""The splits of the scenes, and their random generators."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 Split = Literal["train", "calibration", "test", "fresh"]
 
 SPLITS: tuple[Split, ...] = ("train", "calibration", "test", "fresh")
-"""The first 2,100 questions of "test" were asked often while the library grew. "fresh" has seeds of
-which nothing was asked before the comparison of corrections; it shares its handwriting with
-"test"."""
+"""The first 2,100 questions of "test" were asked often while the library grew. "fresh" has other
+seeds, of which no question was asked before the comparison of corrections; it shares its
+handwriting with "test"."""
 
 
 def generator(split: Split, index: int, purpose: int) -> np.random.Generator:
-    """The source of chance of a scene, apart from that of any other.
+    """The random generator of a scene, independent of all other scenes.
 
     Args:
         split: The scene's split.

@@ -60,7 +60,7 @@ class Thing:
         y: Row of the centre in pixels.
         size: Height in pixels.
         sample: Index of the handwritten sample, for a digit; otherwise 0.
-        tint: What is added to the colour's red, green and blue.
+        tint: Numbers added to the colour's red, green and blue.
     """
 
     category: Literal["shape", "digit", "letter"]
@@ -94,13 +94,13 @@ class Thing:
 
     @property
     def clear_of_borders(self) -> bool:
-        """Whether the centre is so far from the borders between places that its own is certain."""
+        """Whether the centre is far enough from the borders between places to be certain."""
         borders = (SIDE // 3, 2 * SIDE // 3)
         return all(abs(c - b) >= _PLACE_MARGIN for c in (self.x, self.y) for b in borders)
 
 
 def _skewed(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Probabilities over ``n`` choices, in half of the cases with one favourite."""
+    """Probabilities of ``n`` choices, in half of the cases with one favourite."""
     weights: np.ndarray = np.ones(n)
     if rng.random() < 0.5:
         weights[rng.integers(n)] += n / 2
