@@ -16,6 +16,7 @@ def test_methods_come_from_the_registry() -> None:
     for name, kind in methods().items():
         assert name in text
         assert all(field.name in text for field in fields(kind))  # type: ignore[arg-type]
+    assert "harmed" in text
 
 
 def test_models_come_from_the_registry() -> None:

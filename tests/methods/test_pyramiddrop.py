@@ -120,7 +120,10 @@ class TestSettings:
             pruner(reweight=(P, P))
         origin = pore.Provenance(layer=3, normalize="prompt")
         measured = pore.PositionBias.exponential(0.3, N, provenance=origin)
-        with pruner(layers=(2,), reweight=measured)(model):
+        with (
+            pytest.warns(UserWarning, match="made PyramidDrop worse where that was measured"),
+            pruner(layers=(2,), reweight=measured)(model),
+        ):
             pass
         with pytest.raises(ProfileMismatchError, match="layer"), pruner(reweight=measured)(model):
             pass

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pore._text import cell
 from pore.cli.printing import plain_table, stdout
+
+if TYPE_CHECKING:
+    from pore.engine.pruner import Pruner
 
 
 def methods() -> None:
@@ -17,12 +20,18 @@ def methods() -> None:
     for name, kind in registered().items():
         table.add_row(
             cell(name, "bold"),
-            "yes" if kind.reweightable else "-",
+            _takes_bias(kind),
             "\n".join(_setting(field) for field in fields(kind)),  # type: ignore[arg-type]
             (kind.__doc__ or "").strip().split("\n", 1)[0],
             kind.paper,
         )
     stdout().print(table)
+
+
+def _takes_bias(kind: type[Pruner]) -> str:
+    if not kind.reweightable:
+        return "-"
+    return "yes" if kind.harmed is None else "yes, but it was harmed"
 
 
 def _setting(field: Any) -> str:

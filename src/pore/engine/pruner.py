@@ -26,6 +26,8 @@ class Pruner(ABC):
         paper: Where it was published.
         reweightable: Whether it ranks by text-visual attention and so takes `reweight`.
         always_reweighted: Whether it cannot do without `reweight`.
+        harmed: Why a position bias made it worse where that was measured (docs/corrections.md), as
+            the end of a sentence; None where it did not.
         experimental: Whether it was built from a paper's description, with no code to compare with.
         draws: Whether it chooses by chance.
         reads_positions: Whether its scores change with the numbers that positions have, so that
@@ -38,6 +40,7 @@ class Pruner(ABC):
     paper: ClassVar[str]
     reweightable: ClassVar[bool] = False
     always_reweighted: ClassVar[bool] = False
+    harmed: ClassVar[str | None] = None
     experimental: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     reads_positions: ClassVar[bool] = False

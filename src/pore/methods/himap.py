@@ -50,6 +50,7 @@ class HiMAP(StagedPruner):
     name: ClassVar[str] = "HiMAP"
     paper: ClassVar[str] = "arXiv 2503.13108"
     reweightable: ClassVar[bool] = True
+    harmed: ClassVar[str | None] = "every form of it did, and why is not known"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,6 +52,10 @@ class PyramidDrop(StagedPruner):
     name: ClassVar[str] = "PyramidDrop"
     paper: ClassVar[str] = "arXiv 2410.17247"
     reweightable: ClassVar[bool] = True
+    harmed: ClassVar[str | None] = (
+        "one of its stages ranked by a layer that does not tell what is asked, and there the "
+        "ranking without the bias is worse than chance"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

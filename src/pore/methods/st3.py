@@ -62,6 +62,10 @@ class ST3Style(StagedPruner):
     name: ClassVar[str] = "ST3-style"
     paper: ClassVar[str] = "after arXiv 2412.20105; no code to compare with"
     reweightable: ClassVar[bool] = True
+    harmed: ClassVar[str | None] = (
+        "one of its stages ranked by a layer that does not tell what is asked, and there the "
+        "ranking without the bias is worse than chance"
+    )
     experimental: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

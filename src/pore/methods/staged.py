@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
@@ -108,6 +109,13 @@ class StagedPruner(Pruner):
     def check(self, model: nn.Module, family: Family) -> None:
         """Refuse layers that the decoder does not have, and biases measured elsewhere."""
         check_stages(self.stages(), family, model)
+        if self.harmed and any(one is not None for one in self.corrections):
+            warnings.warn(
+                f"A position bias made {self.name} worse where that was measured: {self.harmed}. "
+                f"See whether it helps on your model, with questions whose answers you know: pore "
+                f"evaluate --method {self.name} --reweight FILE (docs/corrections.md).",
+                stacklevel=2,
+            )
 
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image that enter every decoder layer."""
