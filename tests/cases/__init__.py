@@ -1,7 +1,7 @@
 """One tiny random model of every family, made from its own config class, with prompts for it.
 
-A file a family, of the same name as its adapter's in `src/pore/families/`. Every subclass of `Case`
-in it that has a name of its own is a case: nothing is listed.
+Every family has one file, with the same name as its adapter's in `src/pore/families/`. Every
+subclass of `Case` in it that sets a `name` is a case: no list names them.
 """
 
 from collections.abc import Callable

@@ -34,7 +34,7 @@ TOWER: dict[str, Any] = {
 
 
 def since(version: str) -> bool:
-    """Whether transformers can what it could not before a version."""
+    """Whether transformers is at least this version."""
     return Version(transformers.__version__) >= Version(version)
 
 
@@ -65,7 +65,7 @@ def text_config(kind: str, **more: Any) -> Any:
 
 
 class Case(ABC):
-    """A family: how to make a model of it and what its prompts look like.
+    """A family: how to make its model and what its prompts look like.
 
     A prompt is a list of text token ids, in which a number below 0 stands for image -1 - number,
     and one of -100 or below for video -100 - number.
@@ -73,14 +73,14 @@ class Case(ABC):
 
     name: str
     cousin: bool = False
-    """Whether the adapter is that of another case, and the model's own code differs little."""
+    """Whether another case has the same adapter, and the model's code differs little from it."""
     layers: int = LAYERS
     tiled = False
-    """Whether images come in several grids."""
+    """Whether images have different grids."""
     deepstack: bool = False
     """Whether the first decoder layers add features to the visual tokens."""
     videos: str | None = None
-    """Whether there are "videos", also "mixed" with images in one prompt."""
+    """Whether prompts can have "videos", or also videos "mixed" with images in one prompt."""
     beams: bool = True
     """Whether transformers itself can search with beams; Llama 4 cannot in 5.23."""
     static: bool = True
@@ -88,7 +88,7 @@ class Case(ABC):
     counted: bool = True
     """Whether FLOPs are known."""
     close: float = 2e-5
-    """Tolerance: the norms and rotary tables of most families go through float32."""
+    """The tolerance; the norms and rotary tables of most families go through float32."""
 
     @abstractmethod
     def build(self) -> Any:
@@ -100,7 +100,7 @@ class Case(ABC):
 
     @abstractmethod
     def encode(self, images: Sequence[int]) -> dict[str, Tensor]:
-        """What the processor gives for these images, in the order of the prompts."""
+        """The processor's output for these images, in the order of the prompts."""
 
     def content(self, image: int) -> list[bool]:
         """Which of `image_ids` stand for patches."""
@@ -115,15 +115,15 @@ class Case(ABC):
         return [token == self.video_placeholder for token in self.video_ids(video)]
 
     def encode_videos(self, videos: Sequence[int]) -> dict[str, Tensor]:
-        """What the processor gives for these videos, in the order of the prompts."""
+        """The processor's output for these videos, in the order of the prompts."""
         raise NotImplementedError
 
     def extra(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Further inputs that the processor gives."""
+        """Further outputs of the processor."""
         return {}
 
     def answered(self, ids: Tensor, mask: Tensor, count: int) -> dict[str, Tensor]:
-        """`extra` of a prompt and the `count` tokens of an answer that follow it."""
+        """`extra` for a prompt followed by `count` tokens of an answer."""
         return self.extra(ids, mask)
 
     @cache  # noqa: B019 - cases live as long as the tests
@@ -191,7 +191,7 @@ class Case(ABC):
 def of(name: str, **more: Any) -> Callable[[], Any]:
     """Makes a config, by the name of its class.
 
-    A file of cases has a table `PUBLISHED` of those that real models have, by name: as large as
-    their classes make them, or as a published checkpoint where that says more.
+    A file of cases has a table `PUBLISHED` with the configs of real models, by name: with the
+    defaults of their classes, or of a published checkpoint where that tests more.
     """
     return lambda: getattr(transformers, name)(**more)

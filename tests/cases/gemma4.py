@@ -22,7 +22,7 @@ IDS = {
 
 
 class Gemma4(Case):
-    """A small one: inputs for every layer, and the last two look at keys of layers 2 and 3."""
+    """A small model: inputs for every layer, and the last two layers use keys of layers 2 and 3."""
 
     name = "Gemma 4"
     counted = False
@@ -31,14 +31,14 @@ class Gemma4(Case):
         "num_frames_per_video" in inspect.signature(transformers.Gemma4Model.forward).parameters
     )
     """Whether videos may have several lengths."""
-    # transformers 5.20 itself takes those, but does not hand them on to what needs them.
+    # transformers 5.20 accepts them, but does not pass them to the code that needs them.
     lost = ragged and "num_frames_per_video=" not in inspect.getsource(
         transformers.Gemma4Model.forward
     )
     videos = None if lost else "mixed"
     video_grids = ((2, 2, 3), (3 if ragged else 2, 2, 2))
     patches, values, side = 48, 48, 2
-    """The most of an image, numbers in each, and how many along a side become a token."""
+    """The most patches of an image, numbers in each, and patches along a token's side."""
     window = 32
     sizes: dict[str, Any] = {  # noqa: RUF012
         "num_kv_shared_layers": 2,
@@ -76,7 +76,7 @@ class Gemma4(Case):
             **IDS,
         )
         kind = transformers.Gemma4ForConditionalGeneration
-        # Grouped matrix products know no float64.
+        # Grouped matrix products do not support float64.
         model = kind._from_config(config, dtype=torch.float64, experts_implementation="eager")
         nn.init.normal_(model.model.vision_tower.patch_embedder.position_embedding_table, std=0.3)
         return model
@@ -129,7 +129,7 @@ class Gemma4(Case):
 
 
 class Gemma4MoE(Gemma4):
-    """A large one: images see themselves where windows slide, keys are values in other layers."""
+    """A large model: images see themselves in layers with windows; in others, keys are values."""
 
     name = "Gemma 4 with experts"
     static = since("5.23")  # 5.16 makes other masks for it
@@ -150,7 +150,7 @@ class Gemma4Unified(Gemma4):
 
     name = "Gemma 4 Unified"
     cousin = True
-    static = False  # its masks for that are not those of its forward
+    static = False  # its masks for static caches are not those of its forward
     side = 1
     patches, values = 12, 192
 

@@ -11,7 +11,7 @@ from cases.qwen_vl import LATER_TOWER, Qwen3VL
 
 
 class Glm4V(Qwen3VL):
-    """Videos have the placeholder of images, and come without any."""
+    """Videos have the placeholder of images; prompts have either images or videos."""
 
     name = "GLM-4V"
     beams = since("5.18")  # before, it lost count of the images when it repeated samples

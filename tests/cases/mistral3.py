@@ -86,7 +86,7 @@ class Ministral3(Mistral3):
 
 
 class Mistral4(Ministral3):
-    """The cache holds latent states of all heads in common; a mixture of experts."""
+    """The cache holds latent states that all heads share; a mixture of experts."""
 
     name = "Mistral 4"
     cousin = True
@@ -106,7 +106,7 @@ class Mistral4(Ministral3):
 
     def build(self) -> Any:
         model = super().build()
-        # Grouped matrix products know no float64.
+        # Grouped matrix products do not support float64.
         model.set_experts_implementation("eager")
         return model
 

@@ -44,7 +44,7 @@ class PaliGemma(Case):
         return {"token_type_ids": torch.zeros_like(ids)}
 
     def answered(self, ids: Tensor, mask: Tensor, count: int) -> dict[str, Tensor]:
-        """Tokens of the answer are no part of what sees each other."""
+        """Tokens of the answer are not among those that see each other."""
         answered = torch.arange(ids.shape[1]) >= ids.shape[1] - count
         return {"token_type_ids": answered.long().expand_as(ids)}
 
@@ -61,7 +61,7 @@ class PaliGemma2(PaliGemma):
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 30.0,
     }
-    kernel = "eager"  # older transformers take SDPA, which leaves the cap out without a word
+    kernel = "eager"  # older transformers take SDPA, which silently ignores the cap
 
 
 PUBLISHED = {

@@ -50,7 +50,7 @@ class Qwen2VL(Case):
             vision_end_token_id=103,
         )
         kind = getattr(transformers, self.kind)
-        # Grouped matrix products know no float64.
+        # Grouped matrix products do not support float64.
         return kind._from_config(config, dtype=torch.float64, experts_implementation="eager")
 
     def image_ids(self, image: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Video-LLaVA: images and videos, each with a tower of its own."""
+"""Video-LLaVA: images and videos, each with its own tower."""
 
 from __future__ import annotations
 

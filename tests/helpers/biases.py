@@ -27,7 +27,7 @@ PROVENANCE = Provenance(
 
 
 def noisy(rate: float, n: int, noise: float = 0.0, seed: int = 0) -> torch.Tensor:
-    """An exponential of mean attention about 1e-3 with relative noise."""
+    """An exponential with a mean attention of about 1e-3 and relative noise."""
     curve = 1e-3 * torch.exp(rate * torch.arange(n, dtype=torch.float64))
     wobble = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return curve * (1 + noise * wobble).clamp(0.1)

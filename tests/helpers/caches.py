@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""What must hold of quantised caches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from helpers.models import batch, prompt, tiny_llava
 
 
 def check_quantized(make: Callable[[Any], Cache], dtype: torch.dtype, again: bool = True) -> None:
-    """A quantised cache holds what is left, quantised, and nothing else.
+    """A quantised cache holds the tokens that are left, quantised, and nothing else.
 
     Args:
         make: Makes the cache for a decoder's config.
-        dtype: Of the model.
-        again: Whether new tokens stay as they are until there are many: then the answer is that
-            over a plain cache whose states were quantised by hand after the prefill.
+        dtype: The model's floating type.
+        again: Whether new tokens are quantised only once there are many: then the answer must be
+            that with a plain cache whose states were quantised by hand after the prefill.
     """
     model = tiny_llava(dtype=dtype)
     config = model.config.text_config

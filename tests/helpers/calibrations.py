@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""Samples, processors and host methods for tests of calibration."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_processor(**settings: Any) -> LlavaProcessor:
             bos_token="<s>",
             eos_token="</s>",
             unk_token="<unk>",
-            padding_side="right",  # build_inputs pads on the left all the same
+            padding_side="right",  # build_inputs pads on the left nevertheless
             extra_special_tokens={"image_token": "<image>"},
         ),
         patch_size=8,
@@ -106,7 +106,7 @@ def run(model: Any, processor: Any, samples: Any, layer: int = K, **settings: An
 
 @dataclass(frozen=True)
 class LastTwo:
-    """Sums over heads and the last two tokens, so up to 8 of 4 heads, beside what else is read."""
+    """Sums over heads and the last two tokens: up to 8 for 4 heads, beside other readings."""
 
     measures: str = "last two"
 
@@ -119,7 +119,7 @@ class LastTwo:
 
 @dataclass(frozen=True)
 class Stepwise(pore.Pruner):
-    """Two stages: one sums rows and shares a memory, one looks ahead; both number anew."""
+    """Two stages: one sums rows and shares a memory, one looks ahead; positions are new."""
 
     keep: int | float = 4
     reweight: Any = None
@@ -171,7 +171,7 @@ def broken_after(samples: list[Sample], n: int, error: BaseException) -> Iterato
 
 
 def same(one: Calibration, other: Calibration) -> bool:
-    """Whether two calibrations agree, but for the last bits that a batch's make-up decides."""
+    """Whether two calibrations agree, except for the last bits, which depend on the batches."""
     return (
         (one.count, one.seen, one.bad, one.passes)
         == (other.count, other.seen, other.bad, other.passes)
@@ -183,7 +183,7 @@ def same(one: Calibration, other: Calibration) -> bool:
 def eager_in_float64(
     module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any
 ) -> Any:
-    """Eager attention whose softmax stays in float64; transformers' own goes through float32."""
+    """Eager attention with its softmax in float64; transformers' own goes through float32."""
     groups = module.num_key_value_groups
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     logits = query @ key.transpose(2, 3) * kwargs["scaling"]
@@ -193,7 +193,7 @@ def eager_in_float64(
 
 
 def tiny_eager() -> LlavaForConditionalGeneration:
-    """With eager attention in the decoder; the tower keeps SDPA, which is in float64."""
+    """A model with eager attention in the decoder; the tower keeps SDPA, which is in float64."""
     model = tiny_llava(layers=LAYERS, attention="eager")
     model.model.vision_tower.set_attn_implementation("sdpa")
     return model
@@ -212,7 +212,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def spoil(samples: list[Sample], tmp_path: Path) -> list[Sample]:
-    """Three bad samples among the good, one of them found only by the processor."""
+    """Samples with three bad ones among them, one of which only the processor finds."""
     truncated = tmp_path / "truncated.png"
     samples[0].load_image().save(truncated)
     truncated.write_bytes(truncated.read_bytes()[:600])

@@ -1,4 +1,4 @@
-"""What the command line reads: a folder of a tiny random LLaVA with its processor, and samples."""
+"""What the command line reads: a folder with a tiny random LLaVA and its processor, and samples."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def save_checkpoint(folder: Path) -> Path:
 
 
 def save_samples(folder: Path, count: int) -> Path:
-    """Write images with a question each, and a JSONL file of them.
+    """Write images with one question each, and a JSONL file that lists them.
 
     Args:
         folder: Where.
-        count: How many, at most 14: the words of the tokenizer are few.
+        count: How many, at most 14, because the tokenizer has few words.
 
     Returns:
         The JSONL file.

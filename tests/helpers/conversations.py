@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""Positions for tests of conversations."""
 
 from __future__ import annotations
 

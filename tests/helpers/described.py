@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""A family that a user describes, and its model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.unknown import PATCH, my_vlm
 
 
 class Described(Case):
-    """An unknown model, images of 4 x 4 tokens."""
+    """The adapter of an unknown model with images of 4 x 4 tokens."""
 
     name = "My VLM"
 

@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""Prompts, kernels and comparisons for tests of the engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCHES = {
 def _flash(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """FlashAttention's contract on a CPU: a 2-D mask or none, causal, aligned at the end."""
+    """A CPU kernel like FlashAttention: a 2-D mask or none, causal, aligned at the end."""
     assert mask is None or mask.dim() == 2
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -38,18 +38,18 @@ def _flash(
 
 
 def tolerance(attention: str, dtype: torch.dtype = torch.float64) -> dict[str, float]:
-    """Errors allowed: eager attention takes its softmax in float32, all else is in `dtype`."""
+    """Tolerances: eager attention takes its softmax in float32, everything else is in `dtype`."""
     error = 2e-5 if attention == "eager" else 1e-9 if dtype == torch.float64 else 2e-6
     return {"rtol": error, "atol": error}
 
 
 def is_of_transformers(hook: Any) -> bool:
-    """Whether a hook is one that transformers leaves in a model at its first call."""
+    """Whether a hook is one that transformers itself adds at a model's first call."""
     return str(hook.__module__).startswith("transformers.")
 
 
 def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
-    """Everything of a model that a hook could leave something in."""
+    """Everything in a model in which a hook could leave something."""
     modules = [
         (
             name,
@@ -101,7 +101,7 @@ METHODS = [
 
 
 def logits_at_end(logits: Tensor, mask: Tensor, tokens: list[int]) -> list[Tensor]:
-    """Per sample, the logits of its last tokens, whatever the padding side."""
+    """For each sample, the logits of its last tokens, whatever the padding side."""
     right = not bool(mask[:, -1].all())
     return [
         row[:n] if right else row[len(row) - n :] for row, n in zip(logits, tokens, strict=True)

@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""What every method must fulfil in every family."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pore.families.registry import family_of
 KEEP = 6
 
 
-# One method of every kind: a stage in the decoder, several that number anew, merging ones, on the
-# embeddings, in the tower.
+# One method of every kind: one stage in the decoder, several stages with new positions, merging
+# stages, on the embeddings, in the tower.
 KINDS = {"FastV", "PyramidDrop", "SparseVLM", "DivPrune", "VisionZip"}
 
 
@@ -86,7 +86,7 @@ def refusal(case: Case, name: str) -> str | None:
 def forward(case: Case, inputs: dict[str, Tensor], **more: Any) -> Tensor:
     """Logits, at the positions that `generate` would give: a plain forward counts left padding.
 
-    Relative positions are the same, but not everything is relative: DART's key norms are not.
+    Relative positions are the same, but DART's key norms depend on absolute ones.
     """
     family = family_of(case.model())
     if not family.mrope:
@@ -119,9 +119,9 @@ def check_masked_dense(case: Case, pruner: Pruner, prompts: Any, side: str) -> N
 
 @contextmanager
 def hidden_from(case: Case, stages: list[tuple[int, Tensor]], tokens: Tensor) -> Iterator[None]:
-    """Take dropped tokens out of the masks that the model itself made for the full sequence.
+    """Hide dropped tokens in the masks that the model itself made for the full sequence.
 
-    A recurrent layer has no mask for that: it is run on what is left of every sample.
+    A recurrent layer has no such mask: it is run on the tokens left of every sample.
     """
     model, family = case.model(), family_of(case.model())
 
@@ -138,7 +138,7 @@ def hidden_from(case: Case, stages: list[tuple[int, Tensor]], tokens: Tensor) ->
             for first, dropped in stages:
                 if i >= first:
                     mask = (mask & ~dropped[:, None, None, :]) | (mask & itself)
-            if additive:  # as eager attention takes it
+            if additive:  # the form that eager attention takes
                 mask = torch.zeros(mask.shape).double().masked_fill(~mask, -torch.inf)
             return args, {**kwargs, "attention_mask": mask}
 

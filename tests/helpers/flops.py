@@ -1,4 +1,4 @@
-"""Tiny LLaVAs of several decoders, and how PyTorch counts their FLOPs."""
+"""Tiny LLaVAs with several decoders, and how PyTorch counts their FLOPs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DECODERS = {
 
 
 def tiny_config(text: Any, **changes: Any) -> LlavaConfig:
-    """A LLaVA of 3 x 3 patches, on images of which a margin of 2 pixels fills no patch."""
+    """A LLaVA with 3 x 3 patches, for images in which a margin of 2 pixels belongs to no patch."""
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=56,
@@ -57,7 +57,7 @@ def tiny_model(config: LlavaConfig, attention: str = "sdpa") -> Any:
 def sdpa_on_cpu(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     """Scores and output over the full square, as PyTorch counts SDPA on other devices.
 
-    `torch.utils.flop_counter` knows no formula for the fused kernel on CPUs and counts it as 0.
+    `torch.utils.flop_counter` has no formula for the fused kernel on CPUs and counts it as 0.
     """
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])

@@ -1,4 +1,4 @@
-"""What tests of masks and positions of the caller share."""
+"""What tests of the caller's own masks and positions share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ON_EMBEDDINGS = [
 ]
 
 
-ANEW = [  # positions of what is left are numbered anew
+ANEW = [  # methods that number the positions of the tokens left anew
     name
     for name in EVERY
     if any(not isinstance(stage, Stage) or stage.dense for stage in usual(name, KEEP).stages())
@@ -43,7 +43,7 @@ ANEW = [  # positions of what is left are numbered anew
 
 
 def triangle(mask: Tensor) -> Tensor:
-    """(B, 1, L, L) the causal mask of a 2-D one; padding sees itself."""
+    """(B, 1, L, L) the causal mask for a 2-D mask; padding sees itself."""
     length = mask.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool).tril() & mask.bool()[:, None]
     return (seen | torch.eye(length, dtype=torch.bool))[:, None]
@@ -60,7 +60,7 @@ def run_of(name: str, inputs: Any, keep: float = KEEP, **more: Any) -> tuple[Ten
 
 
 def columns_kept(run: pore.Run, inputs: Any) -> list[list[int]]:
-    """For each sample, the columns that are left, of methods that merge nothing."""
+    """For each sample, the columns that are left; only for methods that merge nothing."""
     found = []
     for sample, ids, mask in zip(
         run.report, inputs["input_ids"], inputs["attention_mask"], strict=True

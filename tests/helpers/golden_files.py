@@ -1,7 +1,7 @@
-"""Golden files that are not at hand: other parameters, roundings and ends of the authors' code.
+"""Stand-ins for golden files that we lack: other parameters, roundings and ends of their code.
 
-A test makes each by a reference of its own, token by token and in plain arithmetic, from what the
-specifications say; the checker of the method then takes it as one of theirs.
+A test computes each with its own reference, token by token and in plain arithmetic, from the
+specification; the checker of the method then reads it like a file of the authors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass
 class Made:
-    """What a golden file holds."""
+    """The contents of a golden file."""
 
     params: dict[str, Any]
     tensors: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""LLaVAs around the vision tower or the decoder of a golden file, and what goes on in them."""
+"""LLaVAs built around the vision tower or decoder of a golden file, and what they compute."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def llava_of(
     Args:
         vision: The file's CLIP configuration.
         weights: CLIP weights by their names in transformers, with or without `vision_model.`.
-        projector: What stands between tower and decoder.
+        projector: The module between tower and decoder.
         width: Hidden size of the decoder.
     """
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def llava_of(
 def visual_embeddings(
     model: LlavaForConditionalGeneration, pruner: pore.Pruner, pixels: Tensor
 ) -> tuple[Tensor, Run]:
-    """What the decoder gets of every image, (B, k, D), and the run.
+    """What the decoder gets for every image, (B, k, D), and the run.
 
     Args:
         model: The model.
@@ -85,19 +85,19 @@ def visual_embeddings(
 
 
 def tower_view(features: Tensor, attention: Tensor, **others: Any) -> TowerView:
-    """What a tower rule sees, of features (I, N, C) and attention (S, I, H, N) given by hand."""
+    """The view of a tower rule, made from features (I, N, C) and attention (S, I, H, N)."""
     raster = torch.arange(features.shape[1]).expand(len(features), -1)
     parts = {"cls_feature": None, "queries": (), "keys": (), **others}
     return TowerView(features=features, cls_attention=attention, raster=raster, **parts)
 
 
 class Worst:
-    """The largest difference met so far, relative to the largest expected value."""
+    """The largest difference so far, relative to the largest expected value."""
 
     value = 0.0
 
     def compare(self, got: Tensor, expected: Tensor) -> None:
-        """Assert that a tensor is what the file holds."""
+        """Assert that a tensor equals the one in the file."""
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
         scale = expected.abs().max().item()
         if scale > 0:
@@ -112,7 +112,7 @@ def llava_around(
     Args:
         file: The file.
         settings: Which of its parameters is the LLaMA configuration.
-        prefix: What stands before the names that the weights have in transformers.
+        prefix: Prefix of the weights' names, compared with transformers.
     """
     llama = file.params[settings]
     config = LlavaConfig(
@@ -150,7 +150,7 @@ def marked_inputs(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor
 def layer_inputs(model: LlavaForConditionalGeneration) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The states and the rotary cosines that every decoder layer gets, in the order of the calls.
 
-    Inside the block of a pruner, these are what is left by it.
+    Inside the block of a pruner, they have only the tokens that it left.
     """
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -168,10 +168,10 @@ def layer_inputs(model: LlavaForConditionalGeneration) -> Iterator[list[tuple[Te
 
 
 def cut_cache(cache: Any, layers: range, index: Tensor) -> DynamicCache:
-    """A cache of which early layers too hold only the tokens kept, as after some authors' prefill.
+    """A cache whose early layers also hold only the tokens kept, as after some authors' prefill.
 
-    Here layers before the pruned one keep their whole cache. The answer goes on over this one in
-    the model as it is, without pore.
+    In pore, layers before the pruned one keep their whole cache. The answer is then decoded with
+    this cache by the plain model, without pore.
 
     Args:
         cache: The cache after the prefill.
@@ -198,9 +198,9 @@ def check_decoding(
     Args:
         model: The model, in the block of a pruner and of `layer_inputs`.
         cache: What the prefill left.
-        seen: What `layer_inputs` gives.
+        seen: What `layer_inputs` yields.
         expected: The file's `cache_decode_` tensors.
-        worst: Where differences go.
+        worst: Collects the differences.
     """
     steps = zip(
         expected["cache_decode_tokens"],

@@ -1,4 +1,4 @@
-"""What the decoder gets of the prompt of a golden file, through the engine."""
+"""What the decoder gets for the prompt of a golden file, through the engine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from pore.families.registry import family_of
 
 
 def tower_prompt(file: Any, weights: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """A model of the file's tower, projector and word embeddings, and the file's prompt.
+    """A model with the file's tower, projector and word embeddings, and the file's prompt.
 
-    It is a LLaVA-1.5, or a LLaVA-NeXT where the file's image comes in crops, with any decoder.
+    It is a LLaVA-1.5, or a LLaVA-NeXT if the file's image comes in crops, with an arbitrary
+    decoder.
 
     Args:
         file: The golden file; the one image of its prompt is the id `image_token_id`.
@@ -38,7 +39,7 @@ def tower_prompt(file: Any, weights: dict[str, Tensor]) -> tuple[Any, dict[str, 
     size, grid, newline = None, None, None
     if params["anyres"]:
         newline = tensors["image_newline"]
-        grid = params["grid"][::-1]  # theirs is (width, height)
+        grid = params["grid"][::-1]  # the file has (width, height)
         assert tensors["pixel_values"].shape[1] == grid[0] * grid[1] + 1
         size = [side * vision.image_size for side in grid]
         if with_rows(tensors):
@@ -63,7 +64,7 @@ def with_rows(tensors: dict[str, Tensor]) -> bool:
 
 
 def without_newlines(states: Tensor, model: Any) -> Tensor:
-    """(1, M, D) states less those that are the model's newline."""
+    """(1, M, D) states without those that are the model's newline."""
     rows = (states[0] != model.model.image_newline.data).any(-1)
     return states[:, rows]
 
@@ -74,7 +75,7 @@ def model_around(
     grid: list[int] | None = None,
     vision_feature_layer: int = -2,
 ) -> Any:
-    """A LLaVA-1.5 of given word embeddings, or, for a grid of tiles, a LLaVA-NeXT.
+    """A LLaVA-1.5 with given word embeddings, or, for a grid of tiles, a LLaVA-NeXT.
 
     Args:
         vision: The tower.
@@ -127,9 +128,9 @@ def inputs_of(
 
     Args:
         model: The model.
-        tensors: The file's, of which `input_ids` (1, L) and `pixel_values` are taken.
+        tensors: The file's tensors; `input_ids` (1, L) and `pixel_values` are used.
         image: The id that stands for the image.
-        size: (height, width) of the image in pixels, where it is cut into tiles.
+        size: (height, width) of the image in pixels, if it is cut into tiles.
     """
     inputs = {"pixel_values": tensors["pixel_values"]}
     if size is None:

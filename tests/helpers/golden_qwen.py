@@ -1,4 +1,4 @@
-"""Qwen2-VLs and Qwen2.5-VLs around the text model of a golden file."""
+"""Qwen2-VLs and Qwen2.5-VLs built around the text model of a golden file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that a small model answers to guide a large one, and what they look like one by one."""
+"""Prompts that a small model answers to guide a large one, together and one by one."""
 
 from __future__ import annotations
 

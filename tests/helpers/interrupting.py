@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 Place = tuple[CodeType, int, str]
-"""Code, the offset of the bytecode in it, and the kind of event that a trace sees there."""
+"""The code, the offset of the bytecode in it, and the kind of event that a trace sees there."""
 
 
 def places(
     action: Callable[[], object], files: tuple[str, ...] = ("",), opcodes: bool = True
 ) -> Counter[Place]:
-    """How often an action comes to every place, in files with one of these words in their path."""
+    """How often an action reaches every place in files with one of these words in their path."""
     found: Counter[Place] = Counter()
 
     def trace(frame: Any, event: str, _: Any) -> Any:
@@ -39,10 +39,11 @@ def places(
 def interrupted(
     action: Callable[[], object], place: Place, time: int, error: type[BaseException]
 ) -> BaseException | None:
-    """Raise an error when an action comes to a place for the nth time.
+    """Raise an error when an action reaches a place for the nth time.
 
     Returns:
-        What came out of the action; None where it ended, as where it never came there.
+        The error that the action raised; None if it ended normally, for instance because it never
+        reached the place.
     """
     code, offset, kind = place
     left = time
@@ -71,7 +72,7 @@ def interrupted(
 
 
 def whole_state(model: torch.nn.Module) -> list[Any]:
-    """All that the modules of a model hold, by identity, with their hooks, and all kernels."""
+    """What the modules of a model hold, by identity, with their hooks, and all kernels."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     found: list[Any] = [sorted(ALL_ATTENTION_FUNCTIONS)]

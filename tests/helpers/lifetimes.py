@@ -1,4 +1,4 @@
-"""Methods of every kind, and a tiny model to copy, share and let go."""
+"""Methods of every kind, and a tiny model to copy, share and delete."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ kinds = pytest.mark.parametrize("pruner", KINDS, ids=[pruner.name for pruner in 
 
 
 def model_of(attention: str = "sdpa", called: bool = True) -> Any:
-    """A model, as it is after its first call, at which transformers puts hooks of its own on."""
+    """A model after its first call, at which transformers adds its own hooks."""
     made = tiny_llava(layers=3, tower_layers=3, dtype=torch.float32)
     if attention != "sdpa":
         ALL_ATTENTION_FUNCTIONS.register("flash_test", _flash)

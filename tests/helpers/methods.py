@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""The methods that tests go through, and prompts for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def usual(name: str, keep: int | float) -> Pruner:
     return made
 
 
-# Built in only: other tests register methods of their own.
+# Only the built-in ones: other tests register their own methods.
 EVERY = [
     name
     for name, kind in sorted(pore.methods().items())
@@ -51,7 +51,7 @@ EVERY = [
 DRAWING = {name for name in EVERY if pore.methods()[name].draws}
 
 
-# What gives tokens that stay new states, on the embeddings or in the decoder.
+# Methods that give kept tokens new states, on the embeddings or in the decoder.
 MERGING = {
     name
     for name in EVERY
@@ -60,8 +60,8 @@ MERGING = {
 
 
 def asked(name: str, prompts: list[list[int]]) -> list[list[int]]:
-    """The prompts of a test for a method: where one token follows the image, one more for PriorTR,
-    which compares the question with a token before it."""
+    """The prompts of a test for a method. If a single token follows the image, PriorTR gets one
+    more, because it compares the question with a token before it."""
     if name != "PriorTR":
         return prompts
     return [[*ids[:-1], 5, ids[-1]] if ids[-2] == IMAGE else ids for ids in prompts]

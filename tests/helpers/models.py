@@ -33,7 +33,7 @@ def tiny_llava(
     seed: int = 0,
     **text: Any,
 ) -> LlavaForConditionalGeneration:
-    """A LLaVA of random weights: `side` squared visual tokens, 4 heads in groups of 2, sharp."""
+    """A random LLaVA: `side`² visual tokens, 4 heads in groups of 2, sharp attention."""
     torch.manual_seed(seed)
     config = LlavaConfig(
         text_config=LlamaConfig(
@@ -120,7 +120,7 @@ def _norm(norm: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _rope(rotary: LlamaRotaryEmbedding, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
-    """Rotary tables in the type of the states; transformers' own are of float32."""
+    """Rotary tables in the type of the states; transformers' own are in float32."""
     freqs = position_ids[..., None].to(x.dtype) * rotary.inv_freq.to(x.dtype)
     table = torch.cat((freqs, freqs), dim=-1)
     return table.cos(), table.sin()

@@ -1,4 +1,4 @@
-"""Text that somebody may have written, and what of it a terminal, page or figure would obey."""
+"""Text that somebody may have written, and the parts that a terminal, page or figure obeys."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ ANY = st.text(st.characters(codec=None), max_size=40) | st.sampled_from(NASTY)
 
 
 def obeyed(text: str) -> set[str]:
-    """What a text holds beside line ends that is not shown but obeyed."""
+    """The characters of a text, except line ends, that are not shown but obeyed."""
     joiners = "\n\u200c\u200d"
     return {c for c in text if category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") and c not in joiners}

@@ -1,4 +1,4 @@
-"""Letterbox padding as told by the size of an image, which is what pore reads from its pixels."""
+"""Letterbox padding computed from an image's size; pore reads it from the pixels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def padding_fraction(sizes: Tensor, grid: tuple[int, int], resolution: int) -> T
         sizes: (I, 2) width and height of the images in pixels, before letterboxing.
         grid: Rows and columns of patches.
         resolution: Side of the square that the vision tower sees, in pixels. Patches measure
-            resolution // rows by resolution // columns from the top left corner; what is left
-            over belongs to none.
+            resolution // rows by resolution // columns from the top left corner; the remainder
+            belongs to no patch.
 
     Returns:
         (I, rows · columns) shares from 0 to 1 in raster order, float64, on the CPU.
     """
     width, height = sizes.to("cpu", torch.float64).unbind(1)
     side = torch.maximum(width, height)
-    # Operations in the order of the released code, so that shares on the threshold agree.
+    # In the order of the released code, so that shares at the threshold agree.
     left = (height - width).clamp(min=0) / (2 * side) * resolution
     top = (width - height).clamp(min=0) / (2 * side) * resolution
     return covered(left, top, grid, (resolution, resolution))
@@ -32,8 +32,8 @@ def padding_fraction(sizes: Tensor, grid: tuple[int, int], resolution: int) -> T
 def unpadded_cells(sizes: Tensor, grid: tuple[int, int]) -> Tensor:
     """The cells of a grid that LLaVA's "unpad" leaves: letterboxing undone on the grid itself.
 
-    Coarser than `padding_fraction`: the image is scaled to the grid and rounded down to whole
-    cells, and as many are cut on either side. Version 2 uses it for its unweighted baseline.
+    It is coarser than `padding_fraction`: the image is scaled to the grid and rounded down to whole
+    cells, and the same number is cut on either side. Version 2 uses it for its unweighted baseline.
 
     Args:
         sizes: (I, 2) width and height of the images in pixels, before letterboxing.

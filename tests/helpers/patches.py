@@ -21,7 +21,7 @@ Patches = Iterator[Any]
 
 
 def renamed(model: Any, old: str, where: str = "layer") -> Patches:
-    """An argument has another name, for decoder layers, the "decoder" or the "base" model."""
+    """An argument has another name in decoder layers, in the "decoder" or in the "base" model."""
     family, new = family_of(model), f"other_{old}"
     modules = {
         "layer": family.layers(model),
@@ -52,7 +52,7 @@ def renamed(model: Any, old: str, where: str = "layer") -> Patches:
 
 
 def without_masks(model: Any) -> Patches:
-    """What makes a kernel's masks makes none."""
+    """The function that makes a kernel's masks makes none."""
     none = {"sdpa": lambda *_, **__: None}
     yield mock.patch.dict(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, none)
 
@@ -92,7 +92,7 @@ def shifted_ids(model: Any) -> Patches:
 
 
 def cached(change: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any], Patches]:
-    """What a cache gives for a new token is changed."""
+    """What a cache returns for a new token is changed."""
     update = DynamicLayer.update
 
     def changed(self: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -103,13 +103,13 @@ def cached(change: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any], Pat
 
 
 def emptied(keys: Any, values: Any) -> tuple[Any, Any]:
-    """As where what was cached is lost."""
+    """As if everything cached were lost."""
     lost = torch.arange(keys.shape[2]) < keys.shape[2] - 1
     return keys.masked_fill(lost[:, None], 0.0), values.masked_fill(lost[:, None], 0.0)
 
 
 def kernel(change: Callable[..., Any]) -> Callable[[Any], Patches]:
-    """SDPA is given other arguments."""
+    """SDPA gets other arguments."""
     real = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def changed(

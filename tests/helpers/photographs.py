@@ -19,15 +19,15 @@ SIZES: dict[str, tuple[int, int]] = {
     "one pixel": (1, 1),
     "4K": (3840, 2160),
 }
-"""(width, height) of the pictures, all made of one photograph."""
+"""(width, height) of the pictures, all made from one photograph."""
 
 
 @cache
 def photograph(name: str) -> Image.Image:
     """A picture of one of the `SIZES`: the photograph cropped to its shape, and resized.
 
-    It is matplotlib's own of Grace Hopper, 512 by 600 pixels; the panorama is three of them side by
-    side.
+    It is matplotlib's photograph of Grace Hopper, 512 by 600 pixels; the panorama is three of them
+    side by side.
     """
     path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     with Image.open(path) as file:

@@ -26,7 +26,7 @@ class Seen(NamedTuple):
 class Recording(Pruner):
     """A method whose stages note what they see and choose; `replays` makes the choices again.
 
-    Choices in the vision tower are not replayed: it does not see the tokens that were answered.
+    Choices in the vision tower are not replayed: it does not see the tokens of the answer.
     """
 
     def __init__(self, method: Pruner) -> None:
@@ -55,7 +55,7 @@ class Recording(Pruner):
 def decoded_and_whole(
     model: Any, inputs: dict[str, Tensor], method: Pruner
 ) -> tuple[Tensor, Tensor]:
-    """Logits of an answer of 5 tokens by a LLaVA, prompts padded on the left.
+    """Logits of a LLaVA's answer of 5 tokens, with prompts padded on the left.
 
     Returns:
         (B, 5, V) float32, as `generate` decodes them from its cache; and (B, 5, V) of one forward

@@ -28,10 +28,10 @@ def dropped_columns(run: Run, input_ids: Tensor, image_token: int) -> Tensor:
 
 
 def dropped_by_stage(run: Run, visual: Tensor) -> list[tuple[int, Tensor]]:
-    """Of every stage in the decoder, its layer and (B, L) bool, True at what it left dropped.
+    """For every stage in the decoder, its layer and (B, L) bool, True at tokens dropped by then.
 
     Args:
-        run: What was done.
+        run: The run.
         visual: (B, L) bool, True at visual content.
     """
     stages: dict[int, Tensor] = {}
@@ -59,8 +59,8 @@ def masked_from(
 
     Args:
         layers: The decoder layers of a model with SDPA attention.
-        stages: The first layer that does not see some tokens, and those tokens, (B, L) bool; a
-            longer sequence goes on with tokens that stay.
+        stages: The first layer that does not see some tokens, and those tokens, (B, L) bool; in a
+            longer sequence, further tokens are seen.
         tokens: (B, L) bool, False at padding; likewise.
     """
 
@@ -73,7 +73,7 @@ def masked_from(
                 if i >= first:
                     seen = seen & ~nn.functional.pad(dropped, (0, more))
             causal = torch.ones(length, length, dtype=torch.bool).tril()
-            # Padding looks at itself, so that no softmax is over nothing.
+            # Padding sees itself, so that no softmax is empty.
             mask = (causal & seen[:, None, :]) | torch.eye(length, dtype=torch.bool)
             return args, {**kwargs, "attention_mask": mask[:, None]}
 

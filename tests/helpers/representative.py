@@ -1,4 +1,4 @@
-"""Which cells of methods × families run at every change; the others are marked slow."""
+"""Which pairs of method and family run at every change; the others are marked slow."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from helpers.methods import EVERY
 EVERYWHERE = "FastV"
 """The method that runs in every family."""
 OTHERS = 2
-"""How many more run in each."""
+"""How many more methods run in each family."""
 
 
 @cache
 def chosen() -> dict[tuple[str, str], int]:
     """The pairs of a family and a method that run at every change, numbered.
 
-    Beside `EVERYWHERE`, each family has those of its methods that the families before it have had
-    least often: so every method occurs.
+    Besides `EVERYWHERE`, each family gets those of its methods that earlier families got least
+    often, so that every method occurs.
     """
     used: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
@@ -39,8 +39,8 @@ def chosen() -> dict[tuple[str, str], int]:
 def marks(case: Case, name: str, situation: int | None = None, side: str | None = None) -> Any:
     """The marks of a test of a method in a family: none if it runs at every change.
 
-    A chosen pair runs in every situation where the method is `EVERYWHERE`, else in one; and there
-    on one side of padding. Which one changes from pair to pair and from situation to situation.
+    A chosen pair runs in every situation if the method is `EVERYWHERE`, otherwise in one, and there
+    with padding on one side. Situation and side change from pair to pair.
 
     Args:
         case: The family.

@@ -22,7 +22,7 @@ ABOUT = About("tiny <model>", "pore evaluate --all", "cal", "test", {"machine": 
 
 @dataclass(frozen=True)
 class Fussy(pore.Random):
-    """Refuses at last what its settings do not tell."""
+    """Refuses only when it runs, for a reason that its settings do not show."""
 
     name: ClassVar[str] = "Fussy"
     experimental: ClassVar[bool] = True
@@ -33,25 +33,25 @@ class Fussy(pore.Random):
         return super()._select(view)
 
 
-del Pruner.registry["Fussy"]  # other tests know nothing of it
+del Pruner.registry["Fussy"]  # other tests must not see it
 
 
 def some_methods() -> dict[str, type[Pruner]]:
-    """A registry of some methods of every kind, and one that refuses at last."""
+    """A registry of some methods of every kind, and one that refuses only when it runs."""
     names = ("Downsample", "FastV", "FasterVLM", "PyramidDrop", "Random", "SGL", "Scored")
     return {name: pore.methods()[name] for name in names} | {"Fussy": Fussy}
 
 
 def run_survey(checkpoint: Path, out: Path, **changes: Any) -> SurveyResult:
-    """Ask the methods of the registry nine questions, P measured on six.
+    """Ask the methods of the registry nine questions, with P measured on six.
 
     Args:
         checkpoint: The model's folder.
-        out: Folder for what comes of it.
-        **changes: Arguments of `survey.run` other than the usual.
+        out: Folder for the results.
+        **changes: Arguments of `survey.run` that differ from the usual ones.
 
     Returns:
-        What came of it.
+        The outcome.
     """
     model, processor = load_model(str(checkpoint))
     given: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What a rule in a vision tower sees, and the same computed by hand."""
+"""What a rule in a vision tower sees, and the same computed separately."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MERGED = [
     for case in [*CASES, *COUSINS]
     if family_of(case.model()).merged and not family_of(case.model()).packed
 ]
-"""Families whose towers take images side by side, and make a token of several patches."""
+"""Families whose towers take images side by side, and make a token from several patches."""
 
 
 class Looking(Pruner):
-    """Keeps all, and shows what a rule sees."""
+    """Keeps everything, and records what a rule sees."""
 
     keep = 1.0
     view: TowerView

@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""The loss of a model, for tests of gradients and training."""
 
 from __future__ import annotations
 

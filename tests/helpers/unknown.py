@@ -19,7 +19,7 @@ PATCH = 4  # pixels
 
 
 class MyVLMConfig(PretrainedConfig):
-    """A decoder's config, and of the vision tower its width alone."""
+    """A decoder's config, and only the width of the vision tower."""
 
     model_type = "my_vlm"
     sub_configs: ClassVar = {"text_config": LlamaConfig}
@@ -103,7 +103,7 @@ class MyVLMForConditionalGeneration(MyVLMPreTrained, GenerationMixin):
 
 
 def my_vlm(text: LlamaConfig) -> MyVLMForConditionalGeneration:
-    """The model with random weights in float64 and a decoder of one's own choice."""
+    """The model with random weights in float64 and any decoder."""
     torch.manual_seed(0)
     config = MyVLMConfig(text_config=text)
     made = MyVLMForConditionalGeneration._from_config(config, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Helpers of tests: what several of them use."""
+"""Models and pictures for tests that ask whose results these are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pore.data.samples import Sample
 
 @dataclass
 class Call:
-    """What a call is made with; a change is made to it between two calls."""
+    """The inputs of a call; a test changes one of them between two calls."""
 
     model: Any
     processor: Any
