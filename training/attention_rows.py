@@ -1,10 +1,10 @@
-"""What corrections of text-visual attention read, recorded once and kept for trying them all.
+"""Records what corrections of text-visual attention read, so that all of them can be tried on it.
 
     python training/attention_rows.py --folder runs/smollm2 --tokens 144 --split test
 
-A method that drops tokens before layer K scores them by the attention of layer K - 1. Nothing of a
-correction changes the layers before, so that one pass per question is enough for all of them.
-Parts of 25 questions are written as they are done, and an interrupted run goes on after them.
+A method that drops tokens before layer K scores them by the attention of layer K - 1. No correction
+changes the layers before, so one pass per question is enough for all of them. Every 25 questions
+are written as soon as they are done, and an interrupted run continues after them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ LAYERS = (0, 1, 2, 4, 7)
 """Layers at which methods with K = 1, 2, 3, 5 and 8 score."""
 
 FIRST: dict[Split, int] = {"train": 3_900_000, "calibration": 1_000_000, "test": 2_000_000}
-"""Number of the first picture of a split. No scene that anything else here looks at comes near."""
+"""Number of the first picture of a split; nothing else here uses scenes with such numbers."""
 
 EVERY = "every-layer"
-"""In the name of a folder of records of all layers, in place of the split."""
+"""Stands for the split in the name of a folder with records of all layers."""
 
 PART = 25
 Floats = npt.NDArray[np.float32]
@@ -72,7 +72,7 @@ class Rows:
 
 
 def records_of(folder: Path, tokens: int, what: str) -> Path:
-    """The folder of the records of one size: of a split, or of `EVERY` layer."""
+    """The folder with the records of one size: for a split, or for `EVERY` layer."""
     return folder / "rows" / f"{tokens}-{what}"
 
 
@@ -89,7 +89,7 @@ def load(folder: Path) -> Rows:
 
 
 def inputs_of(processor: LlavaProcessor, one: Asked) -> Any:
-    """What a question and its picture are to the model."""
+    """A question and its picture as the model gets them."""
     content = [{"type": "image"}, {"type": "text", "text": one.question.question}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
@@ -98,14 +98,14 @@ def inputs_of(processor: LlavaProcessor, one: Asked) -> Any:
 
 
 class Recorder:
-    """A model with its processor, cut off after the last layer that is looked at."""
+    """A model with its processor, cut off after the last layer that is read."""
 
     def __init__(self, folder: str, layers: Sequence[int] | None = LAYERS) -> None:
         """Load the model.
 
         Args:
-            folder: Of the checkpoint.
-            layers: Indices of the layers to be looked at; None for all.
+            folder: The folder of the checkpoint.
+            layers: Indices of the layers to read; None for all.
         """
         self.model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
         self.processor = LlavaProcessor.from_pretrained(folder)
@@ -146,7 +146,7 @@ class Recorder:
         )
 
     def _rows(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `Rows` holds of one layer; visual tokens lie from `begin` to before `end`."""
+        """What `Rows` holds for one layer; visual tokens lie from `begin` to before `end`."""
         attention = self.model.model.language_model.layers[layer].self_attn
         given = self.inputs[layer]
         states, (cos, sin) = given["hidden_states"], given["position_embeddings"]
@@ -173,7 +173,7 @@ def joined(records: Sequence[Rows]) -> Rows:
 
 
 def missing(folder: Path, parts: int) -> Iterator[tuple[int, Path]]:
-    """The parts that are not there yet, by number, with the files that they go into."""
+    """The missing parts by number, with the files into which they go."""
     for i in range(parts):
         path = folder / f"{i:04d}.npz"
         if not path.exists():

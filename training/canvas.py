@@ -26,10 +26,10 @@ PATCH = 8
 """Width and height of a patch in pixels."""
 
 COVERED = 8 * 255
-"""What an object must cover of a patch, in units of 1/255 pixel, so that the patch shows it."""
+"""How much of a patch an object must cover to be shown by it, in units of 1/255 pixel."""
 
 _POSITIONS = 3
-"""Of `generator`: the purpose that positions on a larger picture are drawn for."""
+"""The `purpose` with which `generator` draws positions on a larger picture."""
 
 Array = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
@@ -114,7 +114,7 @@ def _things(split: Split, index: int, side: int) -> tuple[Thing, ...]:
 
 
 def _draw(split: Split, index: int, things: tuple[Thing, ...], side: int) -> Array:
-    """As `pore.embedded.drawing.draw`, on a picture of any size up to that of a texture."""
+    """Like `pore.embedded.drawing.draw`, on a picture of any size up to that of a texture."""
     rng = generator(split, index, 1)
     textures = glyphs()["textures"]
     room = textures.shape[-1] - side + 1
@@ -133,11 +133,11 @@ def _draw(split: Split, index: int, things: tuple[Thing, ...], side: int) -> Arr
 
 
 def asked(split: Split, first: int, n: int, side: int) -> Iterator[Asked]:
-    """`n` questions about objects that are there, each about a picture of its own.
+    """`n` questions about objects that are present, each about its own picture.
 
     Kinds take turns, and within a kind the thirds of the image, as in the standard stream
-    (`pore.embedded.scenes.questions`); pictures that cannot ask what is due are passed over, and so
-    are questions about what is not in the picture, for which no patch is right.
+    (`pore.embedded.scenes.questions`). Pictures for which the next question cannot be asked are
+    skipped, and so are questions about absent objects, for which no patch is right.
 
     Args:
         split: Which seeds and which handwritten digits to draw from.

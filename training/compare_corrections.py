@@ -3,8 +3,8 @@
     python training/compare_corrections.py --folder runs/smollm2 \
         --out benchmarks/results/real-language-model.json
 
-The folder is the one that the model was built in and its attention recorded. Everything that is
-chosen is chosen on calibration questions; test questions are only scored.
+The folder is the one in which the model was built and its attention recorded. All choices are made
+on calibration questions; test questions are only scored.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def command_line() -> str:
 
 
 def about_curve(rows: LayerRows, kind: Any) -> dict[str, Any]:
-    """What can be told of a fit from calibration questions alone."""
+    """What calibration questions alone tell about a fit."""
     try:
         fitted = PositionBias.fit(rows.mean, kind)
     except ProfileError as error:
@@ -139,7 +139,7 @@ def compare(calibration: Rows, test: Rows) -> dict[str, Any]:
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """For every correction the mean over layers and budgets, and where it harms with p < 0.01.
 
-    Where a correction was refused, nothing is corrected, and the difference is 0.
+    If a correction was refused, nothing is corrected, and the difference is 0.
     """
     told: dict[str, Any] = {}
     every = len(found["layers"]) * len(budgets(found["tokens"]))
@@ -166,7 +166,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def everything(folder: Path) -> dict[str, Any]:
-    """All results, from what the other scripts left in a folder."""
+    """All results, from the files of the other scripts in a folder."""
     records = {
         split: {n: load(records_of(folder, n, split)) for n in SIZES}
         for split in ("calibration", "test")

@@ -1,8 +1,8 @@
 """What the decoder reads: running English, and scenes told in words with questions about them.
 
-The English is what Python's standard library carries: docstrings and the help topics of `pydoc`.
-Scenes in words have the form of the later visual prompt, with sentences in the place of the image,
-so that the decoder knows how to look something up before it sees a picture.
+The English comes from Python's standard library: docstrings and the help topics of `pydoc`. Scenes
+in words have the form of the later visual prompt, with sentences in place of the image, so that the
+decoder can look something up before it sees a picture.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""What `Calibration.diagnose` says of the recorded attention of a real language model, as a table.
+"""What `Calibration.diagnose` says about a real language model's recorded attention, as a table.
 
     python training/diagnoses.py --folder runs/smollm2
 
-Reads the calibration records that `attention_rows.py` wrote. No test question is looked at, so that
-the verdicts can be held against what P does to these (docs/results-real-language-model.md).
+It reads the calibration records that `attention_rows.py` wrote. It uses no test question, so that
+the verdicts can be compared with what P does on test questions
+(docs/results-real-language-model.md).
 """
 
 from __future__ import annotations

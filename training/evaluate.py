@@ -24,7 +24,7 @@ BATCH = 50
 
 
 def accuracy(n: int, folder: str) -> dict[str, object]:
-    """Share of exact answers to ``n`` test questions, in all, per kind and per third."""
+    """Share of exact answers to ``n`` test questions, overall, per kind and per third."""
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     hits: dict[str, list[bool]] = defaultdict(list)

@@ -10,7 +10,7 @@ from kept_objects import budgets, shares
 from offline_corrections import FIXED, Correction, LayerRows, explained_by_position, halves, span
 
 MIDDLE = 1
-"""Which of the three budgets objects are counted at: a quarter of the tokens."""
+"""Which of the three budgets is used to count objects: a quarter of the tokens."""
 
 
 def crosswise(correction: Correction, rows: LayerRows) -> Any:

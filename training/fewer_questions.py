@@ -17,7 +17,7 @@ TWENTIETH = 20
 def from_few(rows: LayerRows) -> float:
     """Share of the mean attention that comes from the twentieth of questions with most of it.
 
-    It is 0.05 where all questions are alike; told at every position, the mean over these.
+    It is 0.05 if all questions are alike. It is computed at every position and averaged.
     """
     scores = np.sort(rows.scores.astype(np.float64), 0)
     most = scores[-max(len(scores) // TWENTIETH, 1) :].sum(0)
@@ -25,9 +25,9 @@ def from_few(rows: LayerRows) -> float:
 
 
 def fewer_questions(calibration: Rows, test: Rows) -> dict[str, Any]:
-    """By layer, correction and number of questions the difference to none, in points, by budget.
+    """By layer, correction and number of questions: the gain over no correction, in points.
 
-    Means over `DRAWS` draws of that many calibration questions.
+    Means over `DRAWS` random choices of that many calibration questions.
     """
     rng = np.random.default_rng(0)
     keeps = budgets(test.patches.shape[1])

@@ -1,7 +1,7 @@
-"""Reads a GGUF file: what it says about itself, and its tensors as float32.
+"""Reads a GGUF file: its metadata, and its tensors as float32.
 
-Of the many forms in which such a file may hold numbers only those are read that the package of
-`training/real_language_model.py` uses: F32, Q4_1 and Q8_0. The format is that of
+Such a file may store numbers in many forms; only those are read that the package of
+`training/real_language_model.py` uses: F32, Q4_1 and Q8_0. The format is described in
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3.
 """
 
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK = 32
-"""Numbers that share a scale in Q4_1 and Q8_0."""
+"""How many numbers share a scale in Q4_1 and Q8_0."""
 
 _NUMBERS = {
     0: "B",
@@ -40,7 +40,7 @@ _MAX_DIMENSIONS = 4
 
 
 def f32(raw: Bytes) -> Floats:
-    """Numbers that are held as they are."""
+    """Numbers that are stored as they are."""
     return raw.view("<f4").astype(np.float32)
 
 
@@ -65,7 +65,7 @@ def q8_0(raw: Bytes) -> Floats:
     return found
 
 
-# By the number that the file has for it: its name, the bytes of a block, its numbers, the reader.
+# For each form's number in the file: its name, bytes and numbers of a block, and the reader.
 _FORMS: dict[int, tuple[str, int, int, Callable[[Bytes], Floats]]] = {
     0: ("F32", 4, 1, f32),
     3: ("Q4_1", 4 + BLOCK // 2, BLOCK, q4_1),
@@ -80,7 +80,7 @@ class GGUF:
     Attributes:
         path: Where it is.
         about: What it says about itself, such as ``{"llama.block_count": 30}``.
-        places: By name of a tensor its shape, the number of its form and its first byte.
+        places: For the name of each tensor, its shape, the number of its form and its first byte.
     """
 
     path: Path
@@ -119,7 +119,7 @@ def read(path: Path) -> GGUF:
     """
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ValueError(f"{path.name} is no GGUF file.")
+            raise ValueError(f"{path.name} is not a GGUF file.")
         try:
             version, tensors, entries = _take(file, "IQQ")
             if version != 3:

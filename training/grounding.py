@@ -16,12 +16,12 @@ class Grounding:
     Half of the layer's heads are drawn to the first thing that a question names, the other half to
     the second; for questions about one thing, the other half is left alone. The gradient that
     answers alone give to attention is so weak that a model of this size spends hours on a plateau;
-    as the scenes know where everything is, it can be told. The layers at which FastV scores are
-    not touched.
+    the scenes know where everything is, so the model can be told. The layers at which FastV scores
+    are not touched.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, layer: int) -> None:
-        """Listen to the layer.
+        """Record the layer's attention.
 
         Args:
             model: The model.

@@ -1,4 +1,4 @@
-"""How much of the objects asked about stays, and how sure that is."""
+"""How much of the objects asked about is kept, and how certain that is."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def kept(scores: Floats, keep: int) -> Flags:
 
 
 def shares(scores: Floats, patches: Flags, keep: int) -> Floats:
-    """``(Q,)``: of the patches that show what is asked about, the share that is kept.
+    """``(Q,)`` the share kept of the patches that show what is asked about.
 
     Args:
         scores: ``(Q, N)``.
-        patches: ``(Q, N)`` bool: the patches asked about; NaN comes out where there are none.
+        patches: ``(Q, N)`` bool: the patches asked about; the result is NaN if there are none.
         keep: Tokens kept.
     """
     with np.errstate(invalid="ignore"):
@@ -46,7 +46,7 @@ def shares(scores: Floats, patches: Flags, keep: int) -> Floats:
 
 
 def in_thirds(patches: Flags) -> dict[str, Flags]:
-    """Patches ``(Q, N)`` of a square grid apart by the third of the image that their row is in."""
+    """Patches ``(Q, N)`` of a square grid, separated by the third of the image that they are in."""
     n = patches.shape[-1]
     side = round(n**0.5)
     third = np.arange(n) // side * 3 // side
@@ -62,7 +62,7 @@ class Difference:
 
     @classmethod
     def between(cls, ours: Floats, theirs: Floats) -> Difference:
-        """Of two series about the same questions."""
+        """The difference of two series about the same questions."""
         paired = ours - theirs
         return cls(float(paired.mean()), float(_SURE * paired.std(ddof=1) / len(paired) ** 0.5))
 
@@ -73,7 +73,7 @@ class Difference:
 
 
 def result(scores: Floats, plain: Floats, patches: Flags, keep: int) -> dict[str, Any]:
-    """What a correction keeps, beside what is kept without any, in per cent.
+    """What a correction keeps, compared with no correction, in per cent.
 
     Args:
         scores: ``(Q, N)`` corrected.

@@ -2,8 +2,8 @@
 
     python training/larger_pictures.py --folder runs/smollm2
 
-Says how much of the words for what a patch shows a projector can tell from the tower's features, on
-pictures that it was not fitted to, for three ways to 576 visual tokens.
+It measures how well a projector can tell, from the tower's features, the words for what a patch
+shows, on pictures that it was not fitted to, for three ways to get 576 visual tokens.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TOKENS = 576
 
 
 def repeated(table: Tensor) -> Tensor:
-    """Position embeddings of 12 x 12 patches, again for every quarter of 24 x 24."""
+    """Position embeddings of 12 x 12 patches, repeated for every quarter of 24 x 24."""
     return torch.cat([table[:1], table[1:].reshape(12, 12, -1).repeat(2, 2, 1).flatten(0, 1)])
 
 
 def enlarged(first: int, n: int, tower: CLIPVisionModel, words: Lexicon) -> Patches:
-    """Patches of scenes of 96 pixels shown at 192: four for each of their own."""
+    """Patches of 96-pixel scenes shown at 192 pixels: four for each original patch."""
     shown = [canvas("train", first + i, 96) for i in range(n)]
     told = [projector.targets(one, words) for one in shown]
 

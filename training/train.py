@@ -8,8 +8,8 @@
     python training/export.py --state STATE/count.pt     # the checkpoint folder
 
 ``--stage all`` runs the five one after another. A stage writes ``STATE/<stage>.pt`` every two
-minutes and takes up from there; batches depend on the step's number alone, so that an interrupted
-run sees what an uninterrupted one would have seen. ``STATE/log.jsonl`` gets a line per report.
+minutes and continues from there; batches depend only on the step's number, so an interrupted run
+sees the same batches as an uninterrupted one. ``STATE/log.jsonl`` gets a line per report.
 """
 
 from __future__ import annotations

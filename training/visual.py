@@ -19,7 +19,7 @@ from pore.embedded.things import Thing
 from tower import patch_labels
 
 MORE = {"relation": 8, "count": 3}
-"""How many more questions of the two hardest kinds there are after an image."""
+"""How many extra questions of the two hardest kinds follow an image."""
 
 
 @dataclass
@@ -31,13 +31,14 @@ class VisualBatch:
         ids: ``(B, T)`` token ids.
         targets: ``(B, T)``: the next token where the next token is part of an answer, else -1.
         mask: ``(B, 1, T, T)`` bool: every turn sees the image, itself, and no other turn.
-        positions: ``(B, T)``: every turn goes on from the image, as the only turn would.
+        positions: ``(B, T)``: every turn continues after the image, as if it were the only turn.
         asked: ``(Q, 2)``: row and index of the last prompt token of every turn with a referent.
         referents: ``(Q, 2, 144)`` bool: the patches that show the first and the second thing that
-            the turn asks about; twice the same where there is one.
-        counting: ``(C, 2)``: row and index of the last prompt token of every question of how many.
+            the turn asks about; twice the same if there is only one.
+        counting: ``(C, 2)``: row and index of the last prompt token of every question about a
+            count.
         counted: ``(C, 4, 144)`` bool: the patches that show each of the things to be counted;
-            rows without a patch where there are fewer.
+            rows without a patch if there are fewer.
     """
 
     images: np.ndarray
@@ -58,8 +59,8 @@ class Turn:
     Attributes:
         question: The text.
         answer: The answer.
-        referents: ``(2, 144)`` bool, or None where nothing in the image is asked about.
-        counted: ``(4, 144)`` bool for a question of how many, otherwise None.
+        referents: ``(2, 144)`` bool, or None if nothing in the image is asked about.
+        counted: ``(4, 144)`` bool for a question about a count, otherwise None.
     """
 
     question: str
@@ -127,7 +128,7 @@ def question_batch(
 
 
 def spread(options: list[Question], n: int, rng: np.random.Generator) -> list[Question]:
-    """Up to ``n`` of ``options``, rare answers being as likely as frequent ones."""
+    """Up to ``n`` of ``options``; rare answers are as likely as frequent ones."""
     if not options:
         return []
     frequency = Counter(q.answer for q in options)
@@ -142,7 +143,7 @@ def instruction_batch(
 ) -> VisualBatch:
     """A question of each kind about ``size`` scenes, and a description of all that they show.
 
-    A description names the objects in random order: every word of it has to be found in the image,
+    A description names the objects in random order: every word of it must be found in the image,
     which teaches what belongs together far more densely than questions do.
     """
     drawn = [scenes.scene(split, first + i, objects, each=1) for i in range(size)]
@@ -155,7 +156,7 @@ def instruction_batch(
 
 
 def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> VisualBatch:
-    """Lay turns after their image so that each is what it would be alone."""
+    """Put turns after their image so that each is computed as if it were alone."""
     bos, eos, image, pad = special(tokenizer)
     prefix = [bos, *encode(tokenizer, ["USER: "])[0], *[image] * VISUAL_TOKENS]
     flat = [turn for row in turns for turn in row]

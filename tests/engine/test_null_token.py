@@ -1,4 +1,4 @@
-"""The token behind an image, which sees the image and nothing of the question."""
+"""The token after an image, which sees the image but not the question."""
 
 from __future__ import annotations
 

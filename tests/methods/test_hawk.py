@@ -96,7 +96,9 @@ class TestScores:
             model(inputs_embeds=embeds)
             run.mark_visual(ids[:, :-1] == 3)
             model(inputs_embeds=embeds[:, :-1])
-        assert not torch.allclose(seen[0], seen[1])  # its last token counts, though it is behind 82
+        assert not torch.allclose(
+            seen[0], seen[1]
+        )  # its last token counts, though it comes after 82
 
 
 class TestNormalization:

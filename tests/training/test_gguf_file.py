@@ -69,7 +69,7 @@ def test_numbers_of_4_bits(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(b"PK\3\4 and so on")
-    with pytest.raises(ValueError, match=r"a\.gguf is no GGUF file"):
+    with pytest.raises(ValueError, match=r"a\.gguf is not a GGUF file"):
         gguf_file.read(path)
 
 

@@ -1,4 +1,4 @@
-"""Whether a position bias was measured under the conditions at hand."""
+"""Whether a position bias was measured under the present conditions."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LARGEST = 1 << 30
 LEAST = 2.0**-40
 
 
-"""The least number that has a logarithm of its own: about 1e-12."""
+"""Smaller numbers get the logarithm of this one: about 1e-12."""
 
 
 _MAX_POSITIONS = 1 << 20

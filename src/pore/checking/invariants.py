@@ -134,7 +134,7 @@ def invariants(subject: Subject, exact: bool) -> Iterator[tuple[str, Callable[[]
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything in a model, by module, where a pruner could leave something behind."""
+    """Everything in a model, by module, where a pruner could leave traces."""
     found: dict[str, Any] = {
         name or type(model).__name__: (
             type(module),

@@ -32,7 +32,7 @@ from pore.errors import PoreError
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 
 
-# Wrong usage of any kind; typer has no name of its own for it.
+# Wrong usage of any kind; typer has no name for it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 

@@ -52,7 +52,7 @@ def scene(split: Split, index: int, objects: tuple[int, int] = (4, 10), each: in
 
 
 def questions(split: Split, n: int) -> Iterator[tuple[Scene, Question]]:
-    """The standard evaluation stream: ``n`` questions, each about a scene of its own.
+    """The standard evaluation stream: ``n`` questions, each about its own scene.
 
     Kinds take turns. Within a kind the thirds of the image take turns, as do yes and no, the
     counts from 0 to 4 and the nine places; scenes in which the next question cannot be asked are

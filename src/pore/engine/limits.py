@@ -57,7 +57,7 @@ def _no_letterbox(stages: Stages, family: Family) -> Limit | None:
         return None
     return Limit(
         "it looks for letterbox padding, but images go into the vision tower in their own shape, "
-        "without any. Leave suppress_padding away."
+        "without any. Leave suppress_padding out."
     )
 
 

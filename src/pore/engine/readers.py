@@ -56,7 +56,7 @@ def text_rows(layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def null_row(layout: Layout, offset: int = 0) -> Tensor:
-    """The text token after every image that sees the image, but none of a question behind it.
+    """The text token after every image that sees the image, but not a question that follows it.
 
     In the prompt ``[5, IMG, IMG, 6, 7, 8]`` it is the 6 at position 3: under a causal mask what it
     looks at does not depend on 7 and 8.

@@ -1,4 +1,4 @@
-"""SGL in an evaluation: every batch is pruned with a guide of its own."""
+"""SGL in an evaluation: every batch is pruned with its own guide."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def arrivals(features: Tensor, links: Tensor, valid: Tensor, iterations: int) ->
     """What every token has at the end of the walk, for each of its links.
 
     Args:
-        features: (I, t, D) embeddings; a token starts with the length of its own.
+        features: (I, t, D) embeddings; a token starts with the length of its embedding.
         links: (I, t, t) from `transition`.
         valid: (I, t) bool, False where an image has fewer tokens.
         iterations: Steps of the walk.

@@ -79,7 +79,7 @@ class SCOPE(BudgetPruner):
         if share == 0:
             raise BudgetError(
                 f"keep={self.keep} for {pictures} images or tiles together is less than one token "
-                "for each; ask for more, or leave faithful=True away."
+                "for each; ask for more, or leave faithful=True out."
             )
         return [share] * pictures
 

@@ -22,13 +22,13 @@ from pore.tensors.selection import budget
 class V2Drop(StagedPruner):
     """Keep the visual tokens whose states change most in the layer before (arXiv 2509.01552).
 
-    Before each of `layers` a token scores the length of the difference between its state now and
-    its state as it entered the layer before, if that has pruned too, after its pruning. States are
-    those between the layers, without a norm. The largest differences stay, with their positions. No
-    attention and no text is read, and there is no `reweight`.
+    Before each of `layers` a token's score is the length of the difference between its state now
+    and its state when it entered the layer before (after that layer's pruning, if it prunes too).
+    States are those between the layers, without a norm. Tokens with the largest differences stay,
+    with their positions. The method reads neither attention nor text, and has no `reweight`.
 
-    The authors prune three times in LLaVA-1.5, to a half, a quarter, and in the end to one token:
-    that is `V2Drop(keep=1)`.
+    The authors prune three times in LLaVA-1.5: to a half, to a quarter, and in the end to one
+    token. That is `V2Drop(keep=1)`.
 
     Attributes:
         keep: Tokens per image after the last stage (int), or the fraction of the original number
@@ -36,8 +36,8 @@ class V2Drop(StagedPruner):
             rounded down, but not fewer than that. Or a tuple: what is left of the original number
             after every stage.
         layers: The 0-based index of the first layer of every stage that sees fewer tokens.
-        faithful: Drop in every image of a batch what is dropped in its first one, as the authors'
-            code does; all must have equally many tokens.
+        faithful: Drop the same tokens in every image of a batch as in its first one, as the
+            authors' code does; all must have equally many tokens.
     """
 
     keep: int | float | tuple[int | float, ...]
@@ -84,8 +84,8 @@ class V2Drop(StagedPruner):
             return scores
         if not bool(view.layout.valid.all()):
             raise InputError(
-                "The images of this batch have different numbers of tokens, of which the authors' "
-                "code cannot drop the same; leave faithful=True away."
+                "The authors' code drops the same tokens in all images of a batch, but these have "
+                "different numbers of tokens; leave faithful=True out."
             )
         return scores[:1].expand_as(scores)
 
