@@ -1,4 +1,4 @@
-"""From the sums that a position bias is fitted to, to a diagnosis of it."""
+"""Makes the diagnosis of a position bias from the sums to which it is fitted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pore.errors import ProfileError
 _Z95 = 1.96
 
 
-_LEAST = 1e-3  # of the mean, that attention counts as where it is less, as in `log_error`
+_LEAST = 1e-3  # attention below this share of its mean counts as this share, as in `log_error`
 
 
 class _Axis(NamedTuple):
@@ -28,13 +28,13 @@ class _Axis(NamedTuple):
 
     Attributes:
         name: The axis.
-        points: Gives the points where it was measured, for a kind of curve.
-        weight: (K,) what each of them counts.
+        points: Returns the points where it was measured, for a kind of curve.
+        weight: (K,) the weights of these points.
         attention: (K,) the mean attention there.
-        halves: Two of (K,), that of either half of the images.
+        halves: The mean attention (K,) of each half of the images.
         error: (K,) the standard error of the mean, relative to it.
-        noise: The held-out error that a curve without fault would have.
-        tokens: (N,) at which of the points every token of a typical image is.
+        noise: The held-out error that a perfect curve would have.
+        tokens: (N,) for every token of a typical image, the point at which it is.
     """
 
     name: str
@@ -60,13 +60,13 @@ def of_positions(
     Args:
         mean: (N,) the mean attention.
         spread: (N,) its standard deviation over images.
-        halves: Of either half, how many images it has and their mean attention.
+        halves: For each half, its number of images and their mean attention.
         kind: A kind of curve, or "auto".
         keep: How many tokens are kept, or which share of them.
         logs: Whether means are geometric, and curves fitted to logarithms.
 
     Raises:
-        PoreError: The attention is none that a curve can be fitted to, or `keep` is no budget.
+        PoreError: No curve can be fitted to this attention, or `keep` is not a budget.
     """
     n, counts = len(mean), [images for images, _ in halves]
     relative = np.divide(spread, mean, out=np.zeros(n), where=mean > 0)
@@ -97,12 +97,12 @@ def of_any_size(
 
     Args:
         levels: The attention of all images.
-        halves: That of either half of them.
-        over: What the bins are of.
+        halves: The attention of each half of them.
+        over: The coordinate that the bins divide.
         kind: A kind of curve, or "auto".
         keep: How many tokens are kept, or which share of them.
         images: How many images there are.
-        tokens: How many tokens a typical one has, of the size that most tokens are of.
+        tokens: Number of tokens of a typical image, in the size to which most tokens belong.
 
     Raises:
         PoreError: As in `of_positions`.
@@ -117,14 +117,14 @@ def of_any_size(
         _of_bins(one, [each[number] for each in others], _index(levels.bins, at, one.name))
         for number, one in enumerate(curves_of(levels, over))
     ]
-    # Bins ascend in reading order, but for distances: the nearest to the text come last.
+    # Bins ascend in reading order, except for distances: the nearest to the text come last.
     part = (order[::-1] if over == "distance" else order) * PARTS // tokens
     typical = Tokens(levels.mean[usual][at], levels.spread[usual][at], part)
     return _diagnosis(axes, typical, kind, keep, images)
 
 
 def _of_bins(one: Measured, others: Sequence[Measured], index: np.ndarray) -> _Axis:
-    """An axis measured in bins. How sure their means are is told by how far the halves differ."""
+    """An axis measured in bins; the difference of the halves tells how certain their means are."""
     points, halves = one.points, [other.at(one.points) for other in others]
     first, second = (np.maximum(half, _LEAST * half.mean()) for half in halves)
     apart = log_error(first, second, points.weight)
@@ -134,7 +134,7 @@ def _of_bins(one: Measured, others: Sequence[Measured], index: np.ndarray) -> _A
 
 
 def _index(bins: np.ndarray, at: np.ndarray, axis: str) -> np.ndarray:
-    """At which point of an axis tokens in some bins are."""
+    """For tokens in some bins, the points of an axis at which they are."""
     if axis not in ("row", "column"):
         return at
     side = bins // SIDE if axis == "row" else bins % SIDE
@@ -180,13 +180,13 @@ def _of_axis(axis: _Axis, judged: Judged, kind: str | None, curve: Floats | None
 
 
 def _curve(judged: Judged, kind: str | None) -> Floats | None:
-    """The curve of a kind; None where there is none, or it cannot be fitted."""
+    """The curve of a kind; None if there is none, or it cannot be fitted."""
     found = judged.fits.get(kind or "")
     return None if found is None else found.curve
 
 
 def _at_tokens(curves: Sequence[Floats | None], axes: Sequence[_Axis]) -> Floats | None:
-    """(N,) P at every token of a typical image; None where an axis has none."""
+    """(N,) P at every token of a typical image; None if an axis has no curve."""
     found = np.ones(len(axes[0].tokens))
     for curve, axis in zip(curves, axes, strict=True):
         if curve is None:
@@ -196,7 +196,7 @@ def _at_tokens(curves: Sequence[Floats | None], axes: Sequence[_Axis]) -> Floats
 
 
 def _within(axis: _Axis, curve: Floats | None) -> int:
-    """At how many points the curve is within the confidence band of the mean."""
+    """The number of points at which the curve is within the confidence band of the mean."""
     assert curve is not None
     ratio = np.log(np.maximum(axis.attention, _LEAST * axis.attention.mean()) / curve)
     ratio -= np.average(ratio, weights=axis.weight)
@@ -204,7 +204,7 @@ def _within(axis: _Axis, curve: Floats | None) -> int:
 
 
 def _unsure(axes: Sequence[_Axis], kinds: Sequence[str | None], typical: Typical) -> float | None:
-    """The share of what is kept that P of either half of the images does not agree on."""
+    """The share of kept tokens in which P of the two halves of the images differ."""
     kept = []
     for half in (0, 1):
         curves: list[Floats | None] = []

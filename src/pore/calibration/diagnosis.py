@@ -1,4 +1,4 @@
-"""Whether a position bias will help, told from the sums that it is fitted to."""
+"""Whether a position bias will help, judged from the sums to which it is fitted."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ THIRDS = ("first", "middle", "last")
 LITTLE = 0.02
 
 
-"""The share of what is kept that P must change for it to matter."""
+"""P matters only if it changes at least this share of the kept tokens."""
 
 
 UNSURE = 0.05
 
 
-"""The share of what is kept that more images may change before they are asked for."""
+"""More images are asked for if they would change more than this share of the kept tokens."""
 
 
 BETTER = 0.8
 
 
-"""The share of the error of no bias at all that the error of P must not exceed."""
+"""The error of P must not exceed this share of the error without any bias."""
 
 
 CHANCE = 0.7
 
 
-"""The share of the error of no bias at all that, if it is chance, hides whether P is any better."""
+"""If chance alone makes more than this share of the error without bias, it hides P's benefit."""
 
 
 Verdict = Literal["divide", "little bias", "more images", "do not divide"]
@@ -49,18 +49,18 @@ Verdict = Literal["divide", "little bias", "more images", "do not divide"]
 class AxisDiagnosis:
     """How the attention along one coordinate can be described.
 
-    Errors are typical factors, as logarithms (`pore.bias.judging.log_error`): 0.1 stands for 10 %.
+    Errors are typical factors, as logarithms (`pore.bias.judging.log_error`): 0.1 means about 10 %.
 
     Attributes:
         name: The coordinate: "position" in the image, or an axis of an `AnySizeBias`.
-        kind: The form of P, or None where none can be divided by.
-        span: How many times more attention the twelfth of the image with the most gets than that
-            with the least.
-        fitted: The same of P; None where there is none.
-        errors: Of every form that can be fitted, its error on the half of the images that it was
+        kind: The form of P, or None if no form can be divided by.
+        span: How many times more attention the twelfth of the image with the most gets than the
+            twelfth with the least.
+        fitted: The same for P; None without P.
+        errors: For every form that can be fitted, its error on the half of the images that it was
             not fitted to; "flat" is no bias at all, "empirical" the mean attention itself.
-        refused: Of the forms that cannot be fitted or divided by, the reason.
-        noise: The error that a curve without fault would have, as the other half's mean varies.
+        refused: For every form that cannot be fitted or divided by, the reason.
+        noise: The error that a perfect curve would have, because the other half's mean varies.
     """
 
     name: str
@@ -74,27 +74,27 @@ class AxisDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a calibration says of P before anything is pruned by it.
+    """What a calibration says about P before anything is pruned with it.
 
-    `str` gives it in sentences. What would be kept is found on images that are drawn from the mean
-    and spread of the attention at every position, since sums keep no single image; see
+    `str` gives it in sentences. Which tokens would be kept is found on images that are drawn from
+    the mean and spread of the attention at every position, because sums keep no single image; see
     `pore.calibration.typical`.
 
     Attributes:
-        axes: How the attention can be described: over the position in the image; of images of any
-            size over the coordinate asked for, of "place" over rows and over columns.
-        images: How many were measured.
-        keep: Tokens kept, or the share of them.
-        standard_error: Of Ā at every position, relative to it. Of images of any size at every bin,
-            where it is one number, from the difference of the two halves.
+        axes: How the attention can be described: over the position in the image; for images of any
+            size over the coordinate asked for, with "place" over rows and over columns.
+        images: Number of images measured.
+        keep: Number of tokens kept, or their share.
+        standard_error: The standard error of Ā at every position, relative to Ā. For images of any
+            size at every bin; it is then one number, from the difference of the two halves.
         within: At how many of these P is nearer to Ā than 1.96 standard errors; None without P.
-        before: The share of what is kept in the first, middle and last third of the image, in
-            reading order (of "distance" the farthest to the nearest), without P.
+        before: Shares of the kept tokens that lie in the first, middle and last third of the image,
+            in reading order (with "distance" from the farthest to the nearest), without P.
         after: The same with P; None without P.
-        changed: The share of what is kept that P changes; None without P.
-        unsure: The share of what is kept that P of one half of the images and P of the other do
-            not agree on; None where either cannot be fitted. P of all images differs from that of
-            endlessly many by about half of it.
+        changed: The share of the kept tokens that P changes; None without P.
+        unsure: The share of the kept tokens in which P of one half of the images and P of the other
+            differ; None if either cannot be fitted. P of all images differs from P of infinitely
+            many by about half of it.
         verdict: "divide", "little bias" (P changes hardly anything), "more images" (what P
             corrects cannot be told from chance) or "do not divide".
     """
@@ -111,7 +111,7 @@ class Diagnosis:
 
     @property
     def error(self) -> float | None:
-        """The held-out error of P, over all axes; None where it has none."""
+        """The held-out error of P, over all axes; None without P."""
         return self._error_of([axis.kind for axis in self.axes])
 
     @property
@@ -123,7 +123,7 @@ class Diagnosis:
 
     @property
     def noise(self) -> float:
-        """The held-out error that a P without fault would have, over all axes."""
+        """The held-out error that a perfect P would have, over all axes."""
         return math.hypot(*(axis.noise for axis in self.axes))
 
     @property
@@ -153,7 +153,7 @@ class Diagnosis:
 
     @property
     def advice(self) -> str:
-        """Whether to divide by P, and why, in sentences that follow from the numbers alone."""
+        """Whether to divide by P, and why, in sentences that follow only from the numbers."""
         return _advice(self)
 
     def __str__(self) -> str:
@@ -193,7 +193,7 @@ def _numbers(found: Diagnosis) -> list[str]:
 
 
 def sureness(found: Diagnosis) -> str:
-    """How sure the mean attention and P are, in a sentence."""
+    """How certain the mean attention and P are, in a sentence."""
     error, known = float(np.median(found.standard_error)), len(found.standard_error)
     parts = [f"The mean of {found.images} images has a standard error of {off(error)}"]
     if found.within is not None:
@@ -212,7 +212,7 @@ def name_of(kind: str) -> str:
 
 
 def off(error: float) -> str:
-    """An error in words: "9 %", or "3.1-fold" where it is large."""
+    """An error in words: "9 %", or "3.1-fold" if it is large."""
     return percent(math.expm1(error)) if error < math.log(2) else fold(math.exp(error))
 
 
@@ -290,7 +290,7 @@ def _harm(found: Diagnosis) -> str:
 
 
 def _itself(axis: AxisDiagnosis) -> str:
-    """What is to be said of the mean attention itself, where it is better than no bias."""
+    """A sentence on the mean attention itself, if it is better than no bias."""
     error = axis.errors.get("empirical", math.inf)
     if error > BETTER * axis.errors["flat"]:
         return ""

@@ -94,7 +94,7 @@ class HAWK(BudgetPruner):
         return cls(keep, weights=None, between=None)
 
     def kept(self, visual: int) -> int:
-        """How many tokens stay of an image that came with so many."""
+        """How many tokens stay of an image that came with `visual` tokens."""
         if isinstance(self.keep, float):
             return min(visual, math.ceil(visual * self.keep))
         return budget(self.keep, visual)

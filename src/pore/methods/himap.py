@@ -81,7 +81,7 @@ class HiMAP(StagedPruner):
         return [first, replace(second, attention=_within)]
 
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after both prunings, of an image that came with so many."""
+        """Tokens left after both prunings, for an image that came with `visual` tokens."""
         last = budget(self.keep, visual)
         first = self.first if isinstance(self.first, int) else round(self.first * visual)
         return [min(max(last, first), visual), last]

@@ -24,7 +24,7 @@ _SCALE = 1000.0
 _CROPS = 1024 / 576
 
 
-"""Crops for every 1 / keep of the tokens: 16 where 64 of 576 stay."""
+"""The number of crops times the fraction kept: 16 crops if 64 of 576 tokens stay."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class HoloV(BudgetPruner):
     the picture. A token's score is A + alpha v. A is 1000 times the attention of the CLS token to
     it, averaged over heads, at the tower layer whose output the projector reads; v is the variance
     of its cosines to the crop's other tokens after the projector, scaled to the mean of A in the
-    crop. A crop gets tokens in proportion to its mean score, rounded down, what is left going one
-    each to the crops of the largest scores. In every crop the tokens of the most attention stay.
+    crop. A crop gets tokens in proportion to its mean score, rounded down; the crops with the
+    largest scores get one more each until the budget is used. In every crop the tokens with the
+    most attention stay.
 
-    Since v is scaled to the mean of A, it multiplies the score of every crop by nearly the same
-    number, and decides next to nothing. It is computed as the authors do.
+    Because v is scaled to the mean of A, it multiplies the score of every crop by nearly the same
+    number, and decides almost nothing. It is computed as in the authors' code.
 
     It acts on the embeddings, and positions are numbered anew. Tiles of an image are one sequence,
     in the order of the prompt, with one budget.
@@ -47,15 +48,15 @@ class HoloV(BudgetPruner):
     Attributes:
         keep: Tokens kept per image (int), or the fraction kept (float).
         crops: How many crops; at most one for each token. None takes the authors' rule for
-            Qwen2.5-VL, 1024 / 576 crops for each 1 / keep of the tokens. That is 16 where 64 of 576
-            stay, as in their LLaVA.
+            Qwen2.5-VL, (1024 / 576) / keep crops, with `keep` as a fraction: 16 if 64 of 576 stay,
+            as in their LLaVA.
         alpha: Weight of v.
-        faithful: Give the tokens of a crop by falling attention, unless all of it stays. Where a
-            crop gets more than it has, add vectors of zeros, which the decoder attends to, at the
-            end of the image. Do not scale up the attention of a crop of one token, so that beside
-            larger ones it gets nothing. Newline tokens go. By default kept tokens stay in raster
-            order, and what a crop has no room for goes to the tokens of the most attention among
-            all others.
+        faithful: Order the tokens of a crop by falling attention, unless all of them stay. If a
+            crop gets more tokens than it has, add vectors of zeros, which the decoder attends to,
+            at the end of the image. Do not scale up the attention of a crop of one token, so that
+            beside larger ones it gets nothing. Drop newline tokens. By default kept tokens stay in
+            raster order, and the part of the budget that a crop cannot use goes to the tokens with
+            the most attention among all others.
     """
 
     crops: int | None = None
@@ -70,14 +71,14 @@ class HoloV(BudgetPruner):
         if self.crops is not None:
             check_whole(1, crops=self.crops)
         if not math.isfinite(self.alpha):
-            raise ScoreError(f"alpha={self.alpha!r} is no finite number.")
+            raise ScoreError(f"alpha={self.alpha!r} is not a finite number.")
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings, which reads attention of the tower."""
         return [Stage(0, self._select, tower=True, tower_attention=True, merges=self.faithful)]
 
     def limits(self, family: Family) -> list[Limit]:
-        """Tokens change places only where positions are counted."""
+        """Tokens can change places only if positions are counted."""
         found = super().limits(family)
         if self.faithful and family.mrope:
             found.append(
@@ -221,7 +222,8 @@ def allocated(scores: Tensor, crops: Tensor, counts: Tensor) -> Tensor:
         counts: (I,) tokens of every image.
 
     Returns:
-        (I, P): the share of the score, rounded down, and one more for those of the largest scores.
+        (I, P): the share of the score, rounded down, and one more for those with the largest
+        scores.
     """
     scores = scores.masked_fill(~crops, 0.0)
     share = scores / (scores.sum(-1, keepdim=True) + _TINY)
@@ -231,7 +233,7 @@ def allocated(scores: Tensor, crops: Tensor, counts: Tensor) -> Tensor:
 
 
 def kept_in_crops(attention: Tensor, index: Tensor, there: Tensor, shares: Tensor) -> Tensor:
-    """The tokens of the most attention in every crop, as many as it gets, or all that it has.
+    """The tokens with the most attention in every crop, as many as it gets, or all that it has.
 
     Args:
         attention: (I, t) attention.

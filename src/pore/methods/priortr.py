@@ -87,7 +87,7 @@ class PriorTR(StagedPruner):
         )
 
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after every stage, of an image that came with so many."""
+        """Tokens left after every stage, for an image that came with `visual` tokens."""
         return pyramid(self.keep, len(self.layers), visual)
 
     def must_meet(self, stage: int) -> bool:

@@ -94,7 +94,7 @@ class SGL(ScoredPruner):
         return self.guide.looks_at
 
     def kept(self, visual: int) -> int:
-        """How many tokens stay of an image that came with so many."""
+        """How many tokens stay of an image that came with `visual` tokens."""
         if self.faithful and isinstance(self.keep, float):
             return int(torch.tensor(visual) * self.keep)  # int64 times float: float32
         return super().kept(visual)

@@ -92,7 +92,7 @@ class ST3Style(StagedPruner):
         return LastToken() if self.query == "last" else TextMean()
 
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after every pruning, of an image that came with so many."""
+        """Tokens left after every pruning, for an image that came with `visual` tokens."""
         return left_after(self.keep, self.prunings, self.ratio, visual)
 
     def score(self, stage: int, view: View) -> Tensor:

@@ -66,7 +66,7 @@ class V2Drop(StagedPruner):
         return [replace(stage, earlier=stage.layer - 1) for stage in super().stages()]
 
     def remaining(self, visual: int) -> Sequence[int]:
-        """Tokens that are left after every stage, of an image that came with so many."""
+        """Tokens left after every stage, for an image that came with `visual` tokens."""
         if isinstance(self.keep, tuple):
             return pyramid(self.keep, len(self.layers), visual)
         last = budget(self.keep, visual)
