@@ -50,7 +50,7 @@ class Typical:
             keep: How many tokens are kept, or which share of them.
 
         Raises:
-            BudgetError: `keep` is none of an image of so many tokens.
+            BudgetError: `keep` is not a budget for an image with this number of tokens.
         """
         self._part = tokens.part
         self._count = budget(keep, len(tokens.mean))

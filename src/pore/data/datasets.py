@@ -32,7 +32,7 @@ def from_dataset(
         question: Column that holds the question.
         answer: Column that holds the answer; there need not be one. Of a list of answers the most
             frequent counts. See `Sample` for what is taken as an answer.
-        limit: At most so many samples, from the first.
+        limit: Use at most this many samples, from the first.
 
     Returns:
         The samples, each made when it is asked for: a sequence, or for an `IterableDataset` an

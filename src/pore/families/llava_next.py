@@ -162,7 +162,7 @@ class LlavaOnevision(LlavaNext):
 
 
 def _frames(inputs: Mapping[str, Any], tokens: int, end: bool = False) -> list[Tiling]:
-    """Videos (V, frames, 3, H, W) that become so many tokens for each frame, and a newline."""
+    """Videos (V, frames, 3, H, W): this many tokens for each frame, and a newline."""
     pixels = inputs.get("pixel_values_videos")
     pixels = inputs["pixel_values"] if pixels is None else pixels  # before transformers 5.18
     frames = pixels.shape[1]

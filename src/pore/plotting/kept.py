@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# The longest side of a panel is at most so many times the other.
+# The longest side of a panel is at most this many times the other.
 LONGEST = 6.0
 
 

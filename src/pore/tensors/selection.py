@@ -99,7 +99,7 @@ def budget(keep: int | float, available: int) -> int:
 
 
 def check_scores(scores: Tensor, counts: Tensor, valid: Tensor) -> None:
-    """Refuse scores from which so many tokens cannot be chosen; waits once for the device.
+    """Refuse scores from which this many tokens cannot be chosen; waits once for the device.
 
     Args:
         scores: (I, n) scores; entries that are not `valid` are ignored.

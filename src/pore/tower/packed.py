@@ -220,7 +220,7 @@ def slots_of(raster: Tensor, n: int) -> Tensor:
         (k,) different placeholders; tokens that stand for no patch get the last free ones.
 
     Raises:
-        BudgetError: There are not so many.
+        BudgetError: There are fewer.
     """
     free = torch.ones(n, dtype=torch.bool, device=raster.device)
     free[raster[raster >= 0]] = False
