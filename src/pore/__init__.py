@@ -45,6 +45,7 @@ __version__ = "0.1.0"
 # alone the classes are listed, each with its own settings; a test holds the list complete.
 if _typing.TYPE_CHECKING:
     from pore.methods.cdpruner import CDPruner as CDPruner
+    from pore.methods.clse import CLSE as CLSE
     from pore.methods.d2pruner import D2Pruner as D2Pruner
     from pore.methods.dart import DART as DART
     from pore.methods.divprune import DivPrune as DivPrune

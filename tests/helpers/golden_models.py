@@ -222,3 +222,16 @@ def check_positions(model: LlavaForConditionalGeneration, got: Tensor, expected:
     positions = expected[None].long()
     cosines = model.model.language_model.rotary_emb(got, positions)[0]
     torch.testing.assert_close(got, cosines, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def decoded_logits(
+    model: Any, cache: Any, tensors: dict[str, Tensor], positions: list[int]
+) -> Tensor:
+    """(B, n, V) logits of the file's `decode_tokens` (B, n), fed one by one at these positions."""
+    steps = []
+    for token, position in zip(tensors["decode_tokens"].T, positions, strict=True):
+        where = torch.full((len(token), 1), position)
+        step = model(input_ids=token[:, None], past_key_values=cache, position_ids=where)
+        steps.append(step.logits[:, -1])
+    return torch.stack(steps, 1)

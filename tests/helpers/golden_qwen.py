@@ -141,3 +141,23 @@ def prompt_in_text_model(file: Any, model: Any, tensors: dict[str, Tensor]) -> d
         "image_grid_thw": torch.tensor([[1, rows * size, columns * size]]),
         "mm_token_type_ids": (ids == image).int(),
     }
+
+
+@torch.no_grad()
+def decoded_states(
+    model: Any, cache: Any, tensors: dict[str, Tensor], positions: list[int]
+) -> Tensor:
+    """(n, D) last states of the file's `decode_embeds` (n, D), fed one by one at these positions.
+
+    A position is the same on all axes.
+    """
+    steps = []
+    for embeds, position in zip(tensors["decode_embeds"], positions, strict=True):
+        step = model(
+            inputs_embeds=embeds[None, None],
+            past_key_values=cache,
+            position_ids=torch.full((3, 1, 1), position),
+            output_hidden_states=True,
+        )
+        steps.append(step.hidden_states[-1][0, -1])
+    return torch.stack(steps)

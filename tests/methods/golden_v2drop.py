@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import pore
-from helpers.golden_models import Worst, llava_around, marked_inputs
-from helpers.golden_qwen import prompt_in_text_model, text_model_around
+from helpers.golden_models import Worst, decoded_logits, llava_around, marked_inputs
+from helpers.golden_qwen import decoded_states, prompt_in_text_model, text_model_around
 from helpers.recording import Recording
 from pore.methods.v2drop import variation
 
@@ -47,12 +47,12 @@ def check(file: Any) -> float:
             _check_stages(recording, tensors, worst)
             if qwen:
                 worst.compare(out.hidden_states[-1], tensors["last_hidden_state"])
-                got = _decode_states(model, cache, tensors, params["decode_positions"])
+                got = decoded_states(model, cache, tensors, params["decode_positions"])
                 worst.compare(got, tensors["decode_hidden"])
             else:
                 rows = tensors["logits"].shape[1]
                 worst.compare(out.logits[:, -rows:], tensors["logits"])
-                got = _decode(model, cache, tensors, params["decode_positions"])
+                got = decoded_logits(model, cache, tensors, params["decode_positions"])
                 worst.compare(got, tensors["decode_logits"])
         assert lengths == tensors["cache_lengths"].tolist()
     return worst.value
@@ -73,29 +73,3 @@ def _check_stages(recording: Recording, tensors: dict[str, Tensor], worst: Worst
         expected = tensors[f"kept_indices.{number}"].tolist()
         for raster, keep in zip(view.layout.raster, selection.keep, strict=True):
             assert raster[keep].tolist() == expected
-
-
-def _decode(model: Any, cache: Any, tensors: dict[str, Tensor], positions: list[int]) -> Tensor:
-    """(B, n, V) logits of tokens that are fed one by one."""
-    steps = []
-    for token, position in zip(tensors["decode_tokens"].T, positions, strict=True):
-        where = torch.full((len(token), 1), position)
-        step = model(input_ids=token[:, None], past_key_values=cache, position_ids=where)
-        steps.append(step.logits[:, -1])
-    return torch.stack(steps, 1)
-
-
-def _decode_states(
-    model: Any, cache: Any, tensors: dict[str, Tensor], positions: list[int]
-) -> Tensor:
-    """(n, D) last hidden states of embeddings that are fed one by one."""
-    steps = []
-    for embeds, position in zip(tensors["decode_embeds"], positions, strict=True):
-        step = model(
-            inputs_embeds=embeds[None, None],
-            past_key_values=cache,
-            position_ids=torch.full((3, 1, 1), position),
-            output_hidden_states=True,
-        )
-        steps.append(step.hidden_states[-1][0, -1])
-    return torch.stack(steps)

@@ -174,7 +174,7 @@ def on_grid(layout: Layout, stride: int) -> Tensor:
     marked = torch.zeros_like(layout.valid)
     _, patches = layout.shows()
     for i, (image, patch) in enumerate(zip(layout.images, patches, strict=True)):
-        shape = _grid_of(image)
+        shape = grid_of(image)
         if shape is None:
             marked[i] = patch % stride**2 == 0
             continue
@@ -184,7 +184,7 @@ def on_grid(layout: Layout, stride: int) -> Tensor:
     return marked & (patches >= 0)
 
 
-def _grid_of(image: Image) -> tuple[int, int] | None:
+def grid_of(image: Image) -> tuple[int, int] | None:
     """(height, width) in which the tokens of an image, a tile or a frame lie; None if not known."""
     if image.grid is not None:
         return image.grid
