@@ -67,10 +67,10 @@ class TestPositions:
         del row["attention_mask"]
         counts = [one["input_ids"].shape[1], two["input_ids"].shape[1]]
         positions = torch.cat([torch.arange(count) for count in counts])[None]
-        with pytest.raises(InputError, match="give every prompt a row of the batch"):
+        with pytest.raises(InputError, match="give every prompt its own row of the batch"):
             run_of(name, row, position_ids=positions, use_cache=use_cache)
         starts = torch.tensor([0, counts[0], sum(counts)], dtype=torch.int32)
-        with pytest.raises(InputError, match="give every prompt a row of the batch"):
+        with pytest.raises(InputError, match="give every prompt its own row of the batch"):
             run_of(name, row, cu_seq_lens_q=starts, cu_seq_lens_k=starts)
 
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in DRAWING])

@@ -75,7 +75,8 @@ def _check_end_to_end(file: Any, weights: dict[str, Tensor]) -> float:
     model = llava_of(params["config"], vision, nn.Identity(), width)
     pixels = tensors["pixel_values"]
     assert params["total"] // len(pixels) == params["per_image"]
-    settings = {"alpha": float(params["alpha"])}
+    combine = _COMBINE[params.get("combine", "multi")]
+    settings: Any = {"alpha": float(params["alpha"]), "combine": combine}
     plain = visual_embeddings(model, pore.SCOPE(params["per_image"], **settings), pixels)[0]
     recording = Recording(pore.SCOPE(params["total"], faithful=True, **settings))
     got, run = visual_embeddings(model, recording, pixels)
