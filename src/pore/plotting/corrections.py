@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pore._text import for_figure
 from pore.errors import InputError
 from pore.plotting.drawable import check_drawable
-from pore.plotting.labels import budget_label, marks
+from pore.plotting.labels import budget_label, marks, points
 from pore.plotting.style import BLACK, style
 
 if TYPE_CHECKING:
@@ -62,15 +62,15 @@ def corrections(records: Sequence[Mapping[str, Any]], taught: int | None = None)
                 if record["keep"] == keep:
                     row = names.index(str(record["reweight"]))
                     column = list(hosts).index(record["method"])
-                    points = grid[row][column] = 100 * record["difference"]
+                    grid[row][column] = 100 * record["difference"]
                     axis.text(
                         column,
                         row,
-                        f"{points:+.1f}".replace("-", "−"),
+                        points(record["difference"]),
                         ha="center",
                         va="center",
                         fontsize=7,
-                        color="white" if abs(points) > 0.7 * _MOST else BLACK,
+                        color="white" if abs(grid[row][column]) > 0.7 * _MOST else BLACK,
                         fontweight="bold" if record["p_mcnemar"] < CLEAR else "normal",
                     )
             image = axis.imshow(grid, cmap="RdBu", vmin=-_MOST, vmax=_MOST, aspect="auto")
