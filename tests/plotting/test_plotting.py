@@ -165,6 +165,23 @@ def test_differences_have_a_row_for_each_host() -> None:
         plotting.differences([])
 
 
+def test_corrections_says_every_difference_and_which_are_clear() -> None:
+    record = {"method": "FastV", "keep": 4, "ci": [0.0, 0.1], "looks_at": [1], "third": None}
+    records = [
+        {**record, "reweight": name, "difference": difference, "p_mcnemar": p}
+        for name, difference, p in (("spline", 0.05, 0.001), ("mean", -0.2, 0.5))
+    ]
+    third = {**records[0], "third": "top", "difference": 0.9}
+    axis = plotting.corrections([*records, third]).axes[0]
+    assert {text.get_text(): text.get_fontweight() for text in axis.texts} == {
+        "+5.0": "bold",
+        "−20.0": "normal",
+    }
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["spline", "mean"]
+    with pytest.raises(InputError, match="nothing to draw"):
+        plotting.corrections([third])
+
+
 def test_kept_tokens_are_left_and_dropped_ones_fade() -> None:
     panels = [
         plotting.Panel("a", True, (0, 23)),

@@ -71,6 +71,9 @@ DRAWN: dict[str, Callable[[Sequence[str]], Figure]] = {
     "differences": lambda texts: plotting.differences(
         [*map(result, texts), *(result(text, third=None) for text in texts)]
     ),
+    "corrections": lambda texts: plotting.corrections(
+        [result(text, third=None, reweight=text) for text in texts]
+    ),
     "kept_tokens": lambda texts: plotting.kept_tokens(
         IMAGE,
         [plotting.Panel(text, True, (0, 1)) for text in texts],
@@ -109,7 +112,7 @@ def test_figures_show_text_as_it_is(name: str, texts: Sequence[str]) -> None:
         assert not any(obeyed(one.get_text()) for one in shown)
     with PIL.Image.open(io.BytesIO(content)) as image:
         assert max(image.size) < 2000
-    for text in texts if name.startswith(("accuracy", "diff", "kept")) else ():
+    for text in texts if name.startswith(("accuracy", "corr", "diff", "kept")) else ():
         begin = for_figure(text, 20).strip()[:5].strip()
         assert any(begin in one.get_text() for one in shown)
 
