@@ -132,6 +132,18 @@ class TestGeometricMean:
         assert error(found.fit("exponential", "geometric")) < 0.2
         assert error(arithmetic) > 2 * error(found.fit("empirical", "geometric"))
 
+    def test_a_bias_is_drawn_with_the_mean_that_it_was_fitted_to(self) -> None:
+        found, _ = self.measured(60, 0.5)
+        mean, error = found.mean_of(found.fit("spline", "geometric"))
+        torch.testing.assert_close(mean, found.mean_attention("geometric"))
+        # Of a logarithm of standard deviation 0.5, over 60 images.
+        torch.testing.assert_close(
+            (error / mean).mean(), torch.tensor(0.5 / 60**0.5).double(), rtol=0.1, atol=0
+        )
+        mean, error = found.mean_of(found.fit("spline"))
+        torch.testing.assert_close(mean, found.mean)
+        torch.testing.assert_close(error, found.sem)
+
     def test_attention_of_zero_has_a_logarithm(self) -> None:
         state, _ = self.measured(2, 0.1)
         rows = np.zeros((1, 64))

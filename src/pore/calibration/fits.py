@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -86,9 +87,25 @@ class Fitting:
         logs = [a + b for a, b in zip(*(half.logs for half in halves), strict=True)]
         return torch.tensor(exact.geometric_mean(logs, images), dtype=torch.float64)
 
+    def mean_of(self, bias: PositionBias) -> tuple[Tensor, Tensor]:
+        """The mean attention that a bias was fitted to, and its standard error.
+
+        Args:
+            bias: A bias that was fitted to this calibration.
+
+        Returns:
+            (N,) each, float64; the error is NaN for one image.
+
+        Raises:
+            CalibrationError: As in `mean_attention`.
+        """
+        mean: Mean = "geometric" if "geometric" in bias.parameters else "arithmetic"
+        error = torch.from_numpy(self._spread(mean)) / math.sqrt(self.count)
+        return self.mean_attention(mean), error
+
     def _spread(self, mean: Mean) -> Floats:
         """(N,) the standard deviation over images around that mean, to first order."""
-        if mean == "arithmetic":
+        if mean == "arithmetic" or self.count == 1:
             return self.std.numpy()
         halves = self._known_halves()
         sums = [a + b for a, b in zip(*(half.logs for half in halves), strict=True)]

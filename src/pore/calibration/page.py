@@ -93,11 +93,12 @@ def figures(measured: Calibration, bias: Drawn) -> Iterator[tuple[str, str, byte
         )
         yield "any_size", caption, plotting.to_png(figure)
         return
+    mean, error = measured.mean_of(bias)
     if bias.grid is not None:
         caption = "Mean attention on the grid of the image, before and after division by P."
-        yield "figure1", caption, plotting.to_png(plotting.figure1(measured.mean, bias))
+        yield "figure1", caption, plotting.to_png(plotting.figure1(mean, bias))
     caption = "The same over the raster position, with the fit."
-    figure = plotting.figure2(measured.mean, bias, measured.sem)
+    figure = plotting.figure2(mean, bias, error)
     yield "figure2", caption, plotting.to_png(figure)
 
 
