@@ -238,4 +238,4 @@ class TestFamilies:
         del inputs["attention_mask"]
         with torch.no_grad(), usual_of(name, FEW, case)(model), pytest.raises(PoreError) as error:
             model(**inputs, position_ids=positions)
-        assert "a row of the batch" in str(error.value)
+        assert "its own row of the batch" in str(error.value)

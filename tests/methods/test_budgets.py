@@ -107,7 +107,7 @@ def test_budgets_that_a_method_cannot_leave_are_passed_over() -> None:
     [
         (0, {}, BudgetError, "at least 1"),
         (1.5, {}, BudgetError, "no fraction"),
-        (577, {}, BudgetError, "where there are 576"),
+        (577, {}, BudgetError, "as there are 576"),
         (128, {"keep": 3}, InputError, "'keep' beside its budget; it has faithful, layer"),
         (128, {"lair": 3}, InputError, "has no setting 'lair'"),
     ],

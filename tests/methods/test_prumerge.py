@@ -268,7 +268,7 @@ class TestFaithful:
 
     def test_more_tokens_than_patches(self) -> None:
         for kind in (pore.PruMerge, pore.PruMergePlus):
-            with pytest.raises(BudgetError, match="makes 41 tokens of 40 patches"):
+            with pytest.raises(BudgetError, match="makes 41 tokens from 40 patches"):
                 kind(keep=40, faithful=True)._select(view_of(1, 40, 0))
 
 

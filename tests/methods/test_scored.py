@@ -167,7 +167,7 @@ class TestBadInput:
             (torch.zeros(1, N + 1), r"shape \(1, 17\)"),
             (torch.zeros(N), r"must be \(1, 16\)"),
             (torch.full((1, N), torch.nan), "NaN"),
-            ([0.0] * N, "gave list"),
+            ([0.0] * N, "returned list"),
         ],
     )
     def test_scores_that_do_not_fit(self, scores: Any, message: str) -> None:

@@ -21,6 +21,7 @@ import pore
 from helpers.nasty import ANY, NASTY, obeyed
 from pore import plotting
 from pore._text import for_figure
+from pore.bias.any_size_fitting import Levels, fit_any_size
 from pore.data.coverage import Coverage
 
 GRID, N = (4, 6), 24
@@ -58,6 +59,14 @@ def layout(text: str) -> Figure:
     return plotting.layout(IMAGE, [coverage], title=text)
 
 
+def any_size(text: str) -> Figure:
+    bins, tokens = np.arange(4), np.ones((2, 4))
+    levels = Levels(bins, np.array([12, 14]), tokens * np.arange(1, 5), tokens, 0.1 * tokens)
+    bias = fit_any_size(levels, [], "raster", "exponential", (64, 200), pore.Provenance())
+    object.__setattr__(bias, "kind", text)
+    return plotting.any_size(levels, bias)
+
+
 def many(texts: Sequence[str]) -> Figure:
     methods = [*texts, *(f"{text}{i}" for i in (1, 2) for text in texts)]
     return plotting.accuracy_over_flops([*map(result, methods), result("unpruned")])
@@ -79,6 +88,10 @@ DRAWN: dict[str, Callable[[Sequence[str]], Figure]] = {
         [plotting.Panel(text, True, (0, 1)) for text in texts],
         GRID,
         title=" ".join(text[:20] for text in texts),
+    ),
+    "any_size": lambda texts: any_size(texts[0]),
+    "corrections": lambda texts: plotting.corrections(
+        [result(text, third=None, reweight=text) for text in texts]
     ),
     "layout": lambda texts: layout(" ".join(text[:20] for text in texts)),
 }

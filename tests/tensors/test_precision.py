@@ -154,9 +154,15 @@ class Watched(Pruner):
 
     def _read(self, i: int, reader: Any) -> Any:
         def watch(attention: Any) -> Any:
+            plain = None
+            if self.method.name == "FEATHER":  # the model computes these again, in its own format
+                plain = attention.plain()
+                attention = replace(attention, plain=lambda: plain)
             with self._look("attention"):
                 got = reader(attention)
-            wide = {name: getattr(attention, name).double() for name in ("query", "key", "value")}
+            wide = {name: doubled(getattr(attention, name)) for name in ("query", "key", "value")}
+            if plain is not None:
+                wide["plain"] = lambda: doubled(plain)
             self._exact[i] = reader(replace(attention, **wide, read=[]))
             close(got, self._exact[i])
             return got
