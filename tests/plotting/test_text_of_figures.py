@@ -60,8 +60,9 @@ def layout(text: str) -> Figure:
 
 
 def any_size(text: str) -> Figure:
-    bins, tokens = np.arange(4), np.ones((2, 4))
-    levels = Levels(bins, np.array([12, 14]), tokens * np.arange(1, 5), tokens, 0.1 * tokens)
+    tokens = np.ones((2, 4))
+    sizes, mean = np.array([12, 14]), tokens * np.arange(1, 5)
+    levels = Levels(np.arange(4), sizes, mean, tokens, 0.1 * tokens)
     bias = fit_any_size(levels, [], "raster", "exponential", (64, 200), pore.Provenance())
     object.__setattr__(bias, "kind", text)
     return plotting.any_size(levels, bias)
@@ -90,9 +91,6 @@ DRAWN: dict[str, Callable[[Sequence[str]], Figure]] = {
         title=" ".join(text[:20] for text in texts),
     ),
     "any_size": lambda texts: any_size(texts[0]),
-    "corrections": lambda texts: plotting.corrections(
-        [result(text, third=None, reweight=text) for text in texts]
-    ),
     "layout": lambda texts: layout(" ".join(text[:20] for text in texts)),
 }
 CHUNKS = [NASTY[i : i + 4] for i in range(0, len(NASTY), 4)]
