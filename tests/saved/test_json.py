@@ -178,7 +178,7 @@ def test_every_reader_refuses_what_is_no_file(tmp_path: Path, reader: str) -> No
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
     # `read_records` says that it lets errors of the system through.
-    with pytest.raises((error, OSError), match="no file"):
+    with pytest.raises((error, OSError), match="not a file"):
         read(pipe)
 
 
@@ -276,10 +276,10 @@ def test_lines_of_samples(tmp_path: Path, name: str) -> None:
 def test_load_samples_of_what_is_no_file(tmp_path: Path) -> None:
     for name in ("s.jsonl", "pipe"):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(InputError, match="no file"):
+        with pytest.raises(InputError, match="not a file"):
             pore.load_samples(tmp_path / name)
     (tmp_path / "images").mkdir()
-    with pytest.raises(InputError, match=r"questions in .*no file"):
+    with pytest.raises(InputError, match=r"questions in .*not a file"):
         pore.load_samples(tmp_path / "images", questions=tmp_path / "pipe")
     for name in ("/a\0b", "./" + "x" * 300):
         with pytest.raises(InputError, match="no file or folder"):
