@@ -72,7 +72,9 @@ def any_size(levels: Levels, bias: AnySizeBias) -> Figure:
                 )
             fit = axis(axis.at.new_tensor(points.at)).numpy()
             fit = fit * curve.attention.mean() / fit.mean()
-            panel.plot(points.at, fit, color=VERMILION, lw=2.0, label=f"P ({for_figure(bias.kind)})")
+            panel.plot(
+                points.at, fit, color=VERMILION, lw=2.0, label=f"P ({for_figure(bias.kind)})"
+            )
             panel.axhline(1.0, color=GREY, lw=1.0, ls=(0, (4, 3)))
             if points.logarithmic:
                 panel.set_xscale("log")
