@@ -130,9 +130,7 @@ class TestFamilies:
             with pytest.raises(UnsupportedModelError, match="recurrent"):
                 compare(case, Looking(0, ahead=True), 0, case.inputs(PROMPTS["single"]))
             return
-        # Ministral 3 and Mistral 4 scale queries by their position, which padding moves here.
-        prompts = "single" if case.name in ("Ministral 3", "Mistral 4") else "ragged"
-        compare(case, Looking(0, ahead=True), 0, case.inputs(PROMPTS[prompts]))
+        compare(case, Looking(0, ahead=True), 0, case.inputs(PROMPTS["ragged"]))
 
 
 def by_hand(model: LlavaForConditionalGeneration, layer: int, states: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def view_of(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tens
         memory=visual.memory.get(stage.prepare),
         input_ids=left.ids,
         tower=encoded,
-        positions=_positions(left, visual),
+        positions=None if visual.positions is None else of_those_left(left, visual.positions),
         rotary=partial(setup.family.rotary, setup.model, layer=max(stage.layer - 1, 0)),
         dense=setup.renumbers(stage),
         correction=stage.correction,
@@ -140,13 +140,11 @@ def _earlier(visual: Visual, stage: Stage, hidden: Tensor) -> Tensor | None:
     return None if states is None else states.to(hidden.device)
 
 
-def _positions(left: Left, visual: Visual) -> Tensor | None:
-    """(A, B, m) the positions of the tokens that are left; None before the first layer."""
-    if visual.positions is None:
-        return None
+def of_those_left(left: Left, positions: Tensor) -> Tensor:
+    """(A, B, m) the positions of the tokens that are left, of positions (A, 1 or B, L)."""
     if left.index is None:
-        return visual.positions.expand(-1, len(left.tokens), -1)
-    return take(visual.positions, left.index, -1)
+        return positions.expand(-1, len(left.tokens), -1)
+    return take(positions, left.index, -1)
 
 
 def _letterbox(tower: TowerRun, visual: Visual) -> Tensor:

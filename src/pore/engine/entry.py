@@ -14,10 +14,10 @@ from pore._compat.caches import cache_in, slots_of
 from pore._compat.masks import causal_mask, has_masks
 from pore.engine.cache import CachedTokens, padding_before
 from pore.engine.deepstack import added_to_prompt
-from pore.engine.dropping import act, choose, prepare
+from pore.engine.dropping import act, choose, of_those_left, prepare
 from pore.engine.entered import Entered
 from pore.engine.forward import Came, Left, Visual
-from pore.engine.given import chosen_masks
+from pore.engine.given import chosen_masks, positions_by_axis
 from pore.engine.layer_masks import LayerMasks
 from pore.engine.masks import own_parts
 from pore.engine.records import CacheRecord
@@ -77,7 +77,10 @@ def enter(
     """
     embeds: Tensor = kwargs[EMBEDS]
     if visual is not None:
-        embeds = _dropped(setup, left, visual, first_layer, embeds)
+        positions = positions_by_axis(
+            kwargs.get(POSITIONS), came.length, record.cached, embeds.device
+        )
+        embeds = _dropped(setup, left, visual, first_layer, embeds, positions)
     if left.index is None and record.entry is None:
         return {**kwargs, EMBEDS: embeds}, as_it_came(came, record, own)
     counted = _counted(setup, came, record)
@@ -114,9 +117,14 @@ def enter(
 
 
 def _dropped(
-    setup: Setup, left: Left, visual: Visual, first_layer: FirstLayer | None, embeds: Tensor
+    setup: Setup,
+    left: Left,
+    visual: Visual,
+    first_layer: FirstLayer | None,
+    embeds: Tensor,
+    positions: Tensor,
 ) -> Tensor:
-    """(B, m, D) the embeddings that are left."""
+    """(B, m, D) the embeddings that are left, of those at positions (A, 1 or B, L)."""
     if setup.tower is not None and visual.tower is not None:
         # What the tower has not kept lies there as zeros, up to the number the model expects.
         layout = visual.layout
@@ -130,7 +138,7 @@ def _dropped(
     for stage in setup.entry:
         prepare(setup, left, visual, [stage], embeds)
         if first_layer is not None and stage.attention is not None:
-            first_layer.read(visual, stage, embeds)
+            first_layer.read(visual, stage, embeds, of_those_left(left, positions)[0])
         embeds = act(setup, left, visual, stage, embeds)
     return embeds
 

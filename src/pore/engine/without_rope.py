@@ -139,7 +139,7 @@ def _turning_nothing(tables: Any) -> Any:
 class FirstLayer:
     """Shows the attention of the first layer to stages on the embeddings.
 
-    When they act, positions are not assigned yet, so it is attention without RoPE.
+    What they drop changes positions, so it is attention without RoPE.
 
     Args:
         changes: Removes the tap at the end.
@@ -151,18 +151,19 @@ class FirstLayer:
         self._without = WithoutRope(setup.family.attention(setup.layers[0]))
         self._without.tap(changes)
 
-    def read(self, visual: Visual, stage: Stage, embeds: Tensor) -> None:
+    def read(self, visual: Visual, stage: Stage, embeds: Tensor, positions: Tensor) -> None:
         """Let a stage's reader read.
 
         Args:
             visual: The images of the call; what was read is stored in it.
             stage: A stage with a reader.
             embeds: (B, m, D) the embeddings that are left.
+            positions: (B, m) the positions with which they came.
         """
         assert stage.attention is not None
         visual.layout = layout = visual.layout.to(embeds.device)
         numbers = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
-        found = self._run(embeds, numbers)
+        found = self._run(embeds, positions)
         attention = LayerAttention(
             layout=layout,
             query=found.query,
@@ -178,12 +179,15 @@ class FirstLayer:
             visual.attention = stage.attention(attention)
         visual.prefill.readings.append(Reading(0, sum(attention.read), 1, layout))
 
-    def _run(self, embeds: Tensor, numbers: Tensor) -> Plain:
-        """Run the first layer on embeddings (B, m, D); the positions (B, m) rotate nothing."""
+    def _run(self, embeds: Tensor, positions: Tensor) -> Plain:
+        """Run the first layer on embeddings (B, m, D) at positions (B, m).
+
+        These rotate nothing, but some families scale queries by them.
+        """
         family, layer = self._setup.family, self._setup.layers[0]
-        axes = numbers.expand(3, -1, -1) if family.mrope else numbers
+        axes = positions.expand(3, -1, -1) if family.mrope else positions
         tables = family.rotary(self._setup.model, embeds, axes, 0)
-        kwargs: dict[str, Any] = {MASK: None, POSITIONS: numbers, ROTARY: tables}
+        kwargs: dict[str, Any] = {MASK: None, POSITIONS: positions, ROTARY: tables}
         if family.shares_keys:
             kwargs[SHARED_KEYS] = {}
         return self._without.run(layer.forward, (embeds,), kwargs)
