@@ -10,6 +10,7 @@ tensors; stages get it, and it shrinks as they drop tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -55,6 +56,18 @@ class Image:
         if len(places) == len(self.columns):
             return self
         return replace(self, columns=[self.columns[i] for i in places], places=places)
+
+    @property
+    def cells(self) -> tuple[int, int] | None:
+        """(height, width) of the grid on which its tokens lie, or those of each of its tiles or
+        frames; None if it is not known."""
+        if self.grid is not None or self.tiling is None:
+            return self.grid
+        if self.tiling.video is not None:
+            return self.tiling.video[1:]
+        side = math.isqrt(self.tiling.patches)
+        square = self.tiling.tiles > 1 and side**2 == self.tiling.patches
+        return (side, side) if square else None
 
     @property
     def tiles(self) -> int:

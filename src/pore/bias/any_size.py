@@ -234,17 +234,9 @@ class AnySizeBias(Measured, OnHub):
         Raises:
             ProfileError: `strength` is not from 0 to 1.
         """
-        if not 0 <= strength <= 1:
-            raise ProfileError(f"The strength of a bias is from 0 to 1, not {strength!r}.")
-        step, source = f"strength {strength:g}", self.provenance.source
-        return replace(
-            self,
-            axes=tuple(Axis(axis.at, axis.values**strength) for axis in self.axes),
-            parameters={},
-            provenance=replace(
-                self.provenance, source=step if source is None else f"{source}; {step}"
-            ),
-        )
+        origin = self.weakened(strength)
+        axes = tuple(Axis(axis.at, axis.values**strength) for axis in self.axes)
+        return replace(self, axes=axes, parameters={}, provenance=origin)
 
     def document(self) -> dict[str, Any]:
         """What a file holds, but for the checksum."""
@@ -268,9 +260,8 @@ class AnySizeBias(Measured, OnHub):
     def _made_of(cls, entries: dict[str, Any]) -> AnySizeBias:
         axes = []
         for one in entries["axes"]:
-            if not isinstance(one, list) or len(one) != 2 or not isinstance(one[0], list):
-                raise ValueError("an axis must be a list of points and one of values.")
-            if not isinstance(one[1], list):
+            lists = isinstance(one, list) and all(isinstance(each, list) for each in one)
+            if not lists or len(one) != 2:
                 raise ValueError("an axis must be a list of points and one of values.")
             numbers = (floats(each, len(one[0]), "an axis") for each in one)
             axes.append(Axis(*(torch.tensor(each, dtype=torch.float64) for each in numbers)))

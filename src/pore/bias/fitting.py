@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from pore._saved.forms import brief
+from pore.bias.judging import Floats as Floats
+from pore.bias.judging import floored
 from pore.errors import ProfileError, ScoreError
-
-Floats = npt.NDArray[np.float64]
-
 
 _MAX_LOG_GROWTH = math.log(1e6)
 
@@ -149,7 +148,7 @@ def _exponential(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
 
     t, root = at.t, np.sqrt(at.weight)
     if at.logs:
-        beta, constant = np.polyfit(t, _logarithm(y), 1, w=root)
+        beta, constant = np.polyfit(t, np.log(floored(y)), 1, w=root)
         if abs(beta) >= _MAX_LOG_GROWTH:
             _refuse_growth("exponential")
         return np.exp(constant + beta * t), {
@@ -234,7 +233,7 @@ def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
 
     n, choices = len(y), []
     if at.logs:
-        y = _logarithm(y)
+        y = np.log(floored(y))
     for interior in (0, 1, 3, 7):
         free = interior + 4
         if interior and n < 4 * free:
@@ -248,11 +247,6 @@ def _spline(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:
         choices.append((n * math.log(variance) + free * math.log(n), interior, curve))
     _, interior, curve = min(choices, key=lambda choice: choice[0])
     return np.exp(curve) if at.logs else curve, {"knots": float(interior)}
-
-
-def _logarithm(y: Floats) -> Floats:
-    """ln y; of what is less than a thousandth of the mean, that of a thousandth."""
-    return cast(Floats, np.log(np.maximum(y, 1e-3 * y.mean())))
 
 
 def _itself(y: Floats, at: Points) -> tuple[Floats, dict[str, float]]:

@@ -33,7 +33,13 @@ NOTHING = 10.0
 """By what factor a curve may lie below the attention in a part of the image without refusal."""
 
 
-_LEAST = 1e-3  # attention below this share of its mean counts as this share: its logarithm is taken
+_LEAST = 1e-3  # attention below this share of its mean counts as this share
+
+
+def floored(attention: Floats) -> Floats:
+    """Mean attention of which a logarithm can be taken: at least a thousandth of its mean."""
+    found: Floats = np.maximum(attention, _LEAST * attention.mean())
+    return found
 
 
 def log_error(curve: Floats, measured: Floats, weight: Floats | None = None) -> float:
@@ -49,7 +55,7 @@ def log_error(curve: Floats, measured: Floats, weight: Floats | None = None) -> 
     Returns:
         The standard deviation of ln(measured / curve).
     """
-    ratio = np.log(np.maximum(measured, _LEAST * measured.mean()) / curve)
+    ratio = np.log(floored(measured) / curve)
     mean = np.average(ratio, weights=weight)
     return float(np.sqrt(np.average((ratio - mean) ** 2, weights=weight)))
 
@@ -63,7 +69,7 @@ def block_means(values: Floats) -> Floats:
 def span(values: Floats) -> float:
     """How many times more the largest part gets than the smallest."""
     blocks = block_means(values)
-    return float(blocks.max() / max(blocks.min(), _LEAST * blocks.mean()))
+    return float(blocks.max() / floored(blocks).min())
 
 
 def too_little(curve: Floats, measured: Floats) -> float:

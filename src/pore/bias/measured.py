@@ -80,6 +80,16 @@ class Measured:
         positions = None if n is None else self.other_length(n)
         refuse(positions, differences(self.provenance, here, self.allowed))
 
+    def weakened(self, strength: float) -> Provenance:
+        """The provenance of what is made of this with a strength, or ProfileError.
+
+        Args:
+            strength: From 0 to 1.
+        """
+        if not 0 <= strength <= 1:
+            raise ProfileError(f"The strength of a bias is from 0 to 1, not {strength!r}.")
+        return self.provenance.then(f"strength {strength:g}")
+
     def allowing(self, *names: str) -> Self:
         """The same, for use where the named fields differ. The override is not saved.
 

@@ -9,7 +9,7 @@ the tokens (Eq. 4). Only the shape of P matters to a ranking, so it is kept at m
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 import numpy.typing as npt
@@ -255,14 +255,8 @@ class PositionBias(Curve, Measured, OnHub):
         Raises:
             ProfileError: `strength` is not from 0 to 1.
         """
-        if not 0 <= strength <= 1:
-            raise ProfileError(f"The strength of a bias is from 0 to 1, not {strength!r}.")
-        step = f"strength {strength:g}"
-        source = self.provenance.source
-        provenance = replace(
-            self.provenance, source=step if source is None else f"{source}; {step}"
-        )
-        return PositionBias(self.values**strength, self.kind, grid=self.grid, provenance=provenance)
+        origin = self.weakened(strength)
+        return PositionBias(self.values**strength, self.kind, grid=self.grid, provenance=origin)
 
     def resample(
         self, n: int | None = None, *, grid: tuple[int, int] | None = None
@@ -289,11 +283,7 @@ class PositionBias(Curve, Measured, OnHub):
                 raise ProfileError("Resampling needs the number of positions wanted, or the grid.")
             n = math.prod(grid)
         need_count(n)
-        step = f"resampled from {len(self)} to {n} positions"
-        source = self.provenance.source
-        provenance = replace(
-            self.provenance, source=step if source is None else f"{source}; {step}"
-        )
+        provenance = self.provenance.then(f"resampled from {len(self)} to {n} positions")
         if self.kind == "exponential":
             return PositionBias.exponential(
                 self.rate * len(self) / n, n, grid=grid, provenance=provenance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from pore._saved.forms import brief
@@ -58,6 +58,10 @@ class Provenance:
             wrong = sorted(entries.keys() - known)
             raise ProfileError(f"unknown fields of the provenance: {brief(wrong)}.")
         return cls(**entries)
+
+    def then(self, step: str) -> Provenance:
+        """The provenance of what was made of this in a further step, which `source` names."""
+        return replace(self, source=step if self.source is None else f"{self.source}; {step}")
 
     def __post_init__(self) -> None:
         texts = ("model", "revision", "normalize", "template", "date", "host", "source", "weights")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pore.errors import InputError
-from pore.layout import Image, Layout
+from pore.layout import Layout
 
 Positions = Literal["original", "dense"]
 
@@ -82,31 +81,20 @@ class Where:
             InputError: The tokens of an image lie on no grid.
         """
         layout = self.layout
-        tiles, patches = layout.shows() if self.positions == "original" else (None, self.raster)
+        patches = layout.shows()[1] if self.positions == "original" else self.raster
         found = torch.full((*layout.raster.shape, 2), 0.5, dtype=torch.float64)
         found = found.to(patches.device)
         for i, image in enumerate(layout.images):
-            rows, columns = grid_of(image)
-            patch = patches[i] if tiles is not None else patches[i] % (rows * columns)
-            row, column = patch // columns, patch % columns
-            both = torch.stack([(row + 0.5) / rows, (column + 0.5) / columns], -1)
-            found[i] = torch.where((patch < 0)[:, None], found[i], both.to(found))
+            if image.cells is None:
+                raise InputError(
+                    f"The tokens of image {image.index} of sample {image.row} lie on no grid, so "
+                    "they have no row and column; use a position bias over the distance to the "
+                    "text."
+                )
+            rows, columns = image.cells
+            cell = patches[i] % (rows * columns)  # of a video, in its frame
+            both = torch.stack(
+                [(cell // columns + 0.5) / rows, (cell % columns + 0.5) / columns], -1
+            )
+            found[i] = torch.where((patches[i] < 0)[:, None], found[i], both.to(found))
         return found
-
-
-def grid_of(image: Image) -> tuple[int, int]:
-    """Rows and columns of an image's tokens, or of the tokens of each of its tiles.
-
-    Raises:
-        InputError: They lie on no grid.
-    """
-    if image.grid is not None:
-        return image.grid
-    if image.tiling is not None and image.tiling.tiles > 1:
-        side = math.isqrt(image.tiling.patches)
-        if side * side == image.tiling.patches:
-            return side, side
-    raise InputError(
-        f"The tokens of image {image.index} of sample {image.row} lie on no grid, so they "
-        "have no row and column; use a position bias over the distance to the text."
-    )

@@ -12,15 +12,12 @@ from pore.bias.any_size_fitting import Levels, Measured, curves_of
 from pore.bias.choosing import Judged, PointsOf, judge
 from pore.bias.coordinates import SIDE, Over
 from pore.bias.fitting import Floats, Points, fit
-from pore.bias.judging import log_error, span
+from pore.bias.judging import floored, log_error, span
 from pore.calibration.diagnosis import AxisDiagnosis, Diagnosis
 from pore.calibration.typical import PARTS, Tokens, Typical
 from pore.errors import ProfileError
 
 _Z95 = 1.96
-
-
-_LEAST = 1e-3  # attention below this share of its mean counts as this share, as in `log_error`
 
 
 class _Axis(NamedTuple):
@@ -126,7 +123,7 @@ def of_any_size(
 def _of_bins(one: Measured, others: Sequence[Measured], index: np.ndarray) -> _Axis:
     """An axis measured in bins; the difference of the halves tells how certain their means are."""
     points, halves = one.points, [other.at(one.points) for other in others]
-    first, second = (np.maximum(half, _LEAST * half.mean()) for half in halves)
+    first, second = map(floored, halves)
     apart = log_error(first, second, points.weight)
     error = np.full(len(points.at), apart / 2)
     name, weight = one.name, points.weight
@@ -198,7 +195,7 @@ def _at_tokens(curves: Sequence[Floats | None], axes: Sequence[_Axis]) -> Floats
 def _within(axis: _Axis, curve: Floats | None) -> int:
     """The number of points at which the curve is within the confidence band of the mean."""
     assert curve is not None
-    ratio = np.log(np.maximum(axis.attention, _LEAST * axis.attention.mean()) / curve)
+    ratio = np.log(floored(axis.attention) / curve)
     ratio -= np.average(ratio, weights=axis.weight)
     return int((np.abs(ratio) <= _Z95 * axis.error).sum())
 

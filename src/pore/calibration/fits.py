@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,9 +83,8 @@ class Fitting:
         """
         if mean == "arithmetic":
             return self.mean
-        images, halves = self.images_of_one_size(), self._known_halves()
-        logs = [a + b for a, b in zip(*(half.logs for half in halves), strict=True)]
-        return torch.tensor(exact.geometric_mean(logs, images), dtype=torch.float64)
+        images = self.images_of_one_size()
+        return torch.tensor(averaged(self._both_halves(), images, mean), dtype=torch.float64)
 
     def mean_of(self, bias: PositionBias) -> tuple[Tensor, Tensor]:
         """The mean attention that a bias was fitted to, and its standard error.
@@ -107,11 +106,9 @@ class Fitting:
         """(N,) the standard deviation over images around that mean, to first order."""
         if mean == "arithmetic" or self.count == 1:
             return self.std.numpy()
-        halves = self._known_halves()
-        sums = [a + b for a, b in zip(*(half.logs for half in halves), strict=True)]
-        squares = [a + b for a, b in zip(*(half.log_squares for half in halves), strict=True)]
-        found: Floats = np.array(exact.deviation(sums, squares, self.count))
-        return np.asarray(self.mean_attention("geometric").numpy() * found)
+        both = self._both_halves()
+        found: Floats = np.array(exact.deviation(both.logs, both.log_squares, self.count))
+        return np.asarray(self.mean_attention(mean).numpy() * found)
 
     def fit(self, kind: FitKind = "exponential", mean: Mean = "arithmetic") -> PositionBias:
         """The position bias that fits the mean attention, with its provenance.
@@ -234,17 +231,16 @@ class Fitting:
             )
         return self.halves
 
+    def _both_halves(self) -> Half:
+        first, second = self._known_halves()
+        return first.plus(second)
+
     def _halves(self, mean: Mean) -> list[tuple[int, Floats]]:
         """For each half of the images, their number and their mean attention."""
         self.images_of_one_size()
         halves = self._known_halves()
         need_halves([half.images for half in halves])
-        return [
-            (half.images, np.array(exact.geometric_mean(half.logs, half.images)))
-            if mean == "geometric"
-            else (half.images, np.array(exact.mean(half.sums, half.images)))
-            for half in halves
-        ]
+        return [(half.images, np.array(averaged(half, half.images, mean))) for half in halves]
 
     def _table(self) -> Table:
         self.images_measured()
@@ -298,22 +294,21 @@ class Fitting:
             raise CalibrationError(
                 "These sums are not kept for every head; calibrate with heads=True."
             )
-        logs = mean == "geometric"
-        origin = replace(self.provenance, samples=images)
+        provenance = replace(self.provenance, samples=images)
+        how: dict[str, Any] = {"grid": self.grid, "geometric": mean == "geometric"}
         biases = []
         for number, head in enumerate(self.heads):
             with of_part(f"head {number}"):
-                measured = (
-                    exact.geometric_mean(head.logs, images)
-                    if logs
-                    else exact.mean(head.sums, images)
-                )
-                biases.append(
-                    PositionBias.fit(
-                        measured, kind, grid=self.grid, provenance=origin, geometric=logs
-                    )
-                )
+                measured = averaged(head, images, mean)
+                biases.append(PositionBias.fit(measured, kind, provenance=provenance, **how))
         return HeadBiases(tuple(biases))
+
+
+def averaged(part: Half | Head, images: int, mean: Mean) -> list[float]:
+    """The mean attention of every position, of either kind, from sums over some images."""
+    if mean == "geometric":
+        return exact.geometric_mean(part.logs, images)
+    return exact.mean(part.sums, images)
 
 
 def part_read(layer: int | None) -> str:

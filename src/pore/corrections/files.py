@@ -7,25 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pore._files import shown, write_atomic
-from pore._saved.forms import Form
-from pore._saved.hub import fetched
-from pore._saved.parsing import read_json
 from pore._saved.saved import Saved
-from pore._saved.seals import sealed_text
-from pore._saved.stages import STAGES, document_of, stages_of
 from pore.bias.any_size import AnySizeBias
-from pore.bias.position_bias import FILENAME, SEVERAL, PositionBias
+from pore.bias.position_bias import FILENAME, PositionBias
+from pore.bias.stages import load_stages, save_biases
 from pore.corrections.heads import HeadBiases
-from pore.errors import ProfileError
 
 Calibrated = PositionBias | AnySizeBias | HeadBiases
 
 
 """A calibrated correction, which can be saved in a file."""
-
-
-_FORM = Form(schema=SEVERAL, what="position bias", error=ProfileError, entries=STAGES)
 
 
 def save_corrections(path: str | os.PathLike[str], corrections: Sequence[Calibrated]) -> Path:
@@ -42,7 +33,7 @@ def save_corrections(path: str | os.PathLike[str], corrections: Sequence[Calibra
         ProfileError: There is none.
         OSError: It cannot be written.
     """
-    return write_atomic(path, sealed_text(document_of(_FORM, corrections)))
+    return save_biases(path, corrections)
 
 
 def load_corrections(
@@ -66,10 +57,10 @@ def load_corrections(
     Raises:
         ProfileError: It cannot be found or read.
     """
-    path = fetched(_FORM, repo_id_or_path, filename, revision=revision, token=token)
-    with _FORM.naming(shown(path)):
-        found: tuple[Any, ...] = stages_of(_FORM, read_json(path, _FORM.most), _Any)
-        return found
+    found: tuple[Any, ...] = load_stages(
+        _Any, repo_id_or_path, filename, revision=revision, token=token
+    )
+    return found
 
 
 class _Any(Saved):

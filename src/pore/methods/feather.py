@@ -185,12 +185,10 @@ def on_grid(layout: Layout, stride: int) -> Tensor:
 
 
 def grid_of(image: Image) -> tuple[int, int] | None:
-    """(height, width) in which the tokens of an image, a tile or a frame lie; None if not known."""
-    if image.grid is not None:
-        return image.grid
-    tiling = image.tiling
-    if tiling is not None and tiling.video is not None:
-        return tiling.video[1:]
-    count = tiling.patches if tiling is not None and tiling.tiles > 1 else image.count
+    """(height, width) in which the tokens of an image, a tile or a frame lie; None if not known.
+
+    Where nothing says it, a square number of tokens lies in a square, as in the authors' code.
+    """
+    count = image.count if image.tiles == 1 else 0
     side = math.isqrt(count)
-    return (side, side) if side**2 == count else None
+    return image.cells or ((side, side) if side and side**2 == count else None)
