@@ -17,10 +17,9 @@ import numpy.typing as npt
 from visual import things_asked
 
 from pore.embedded.asking import KINDS, Question, candidates
-from pore.embedded.drawing import opacity
-from pore.embedded.glyphs import glyphs
+from pore.embedded.drawing import draw, opacity
 from pore.embedded.splits import Split, generator
-from pore.embedded.things import BOX, COLORS, SIDE, THIRDS, Thing, things_of
+from pore.embedded.things import BOX, SIDE, THIRDS, Thing, things_of
 
 PATCH = 8
 """Width and height of a patch in pixels."""
@@ -94,7 +93,7 @@ class Asked:
 def canvas(split: Split, index: int, side: int) -> Canvas:
     """Picture `index` of a split at some size, always the same."""
     things = _things(split, index, side)
-    return Canvas(side, _draw(split, index, things, side), things)
+    return Canvas(side, draw(split, index, things, side), things)
 
 
 def _things(split: Split, index: int, side: int) -> tuple[Thing, ...]:
@@ -111,25 +110,6 @@ def _things(split: Split, index: int, side: int) -> tuple[Thing, ...]:
             if len(placed) == len(wanted):
                 break
     return tuple(placed)
-
-
-def _draw(split: Split, index: int, things: tuple[Thing, ...], side: int) -> Array:
-    """Like `pore.embedded.drawing.draw`, on a picture of any size up to that of a texture."""
-    rng = generator(split, index, 1)
-    textures = glyphs()["textures"]
-    room = textures.shape[-1] - side + 1
-    which, top, left, flip = rng.integers((len(textures), room, room, 4)).tolist()
-    texture = textures[which, top : top + side, left : left + side]
-    texture = texture[:: 1 - 2 * (flip & 1), :: 1 - (flip & 2)].astype(np.int32)
-    base = rng.integers(15, 56, 3)
-    image = base + (texture[..., None] * rng.integers(20, 71, 3) >> 8)
-    half = BOX // 2
-    for thing in things:
-        window = image[thing.y - half : thing.y + half, thing.x - half : thing.x + half]
-        color = np.clip(np.add(COLORS[thing.color], thing.tint), 0, 255)
-        alpha = opacity(thing)[..., None].astype(np.int32)
-        window += (color - window) * alpha // 255
-    return image.astype(np.uint8)
 
 
 def asked(split: Split, first: int, n: int, side: int) -> Iterator[Asked]:
@@ -160,6 +140,6 @@ def asked(split: Split, first: int, n: int, side: int) -> Iterator[Asked]:
             ]
             if due:
                 question, named = due[rng.integers(len(due))]
-                shown = replace(blank, image=_draw(split, index, things, side))
+                shown = replace(blank, image=draw(split, index, things, side))
                 yield Asked(index, shown, question, np.any([shown.covers(t) for t in named], 0))
                 break

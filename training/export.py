@@ -44,35 +44,47 @@ CHAT_TEMPLATE = (
 """The template of llava-hf/llava-1.5-7b-hf."""
 
 
-def processor(tokenizer: Tokenizer) -> LlavaProcessor:
-    """The stock processor: any image is resized to the square."""
-    side = {"height": 96, "width": 96}
+def own_processor(tokenizer: Tokenizer) -> LlavaProcessor:
+    """The processor of the embedded model."""
+    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": "<unk>"}
+    return processor(tokenizer, 96, CHAT_TEMPLATE, IMAGE, model_max_length=1024, **special)
+
+
+def processor(
+    tokenizer: Tokenizer, side: int, template: str, image: str, **settings: Any
+) -> LlavaProcessor:
+    """A stock processor: any image is resized to the square.
+
+    Args:
+        tokenizer: The tokenizer.
+        side: Pixels of a side of the square.
+        template: The chat template.
+        image: The token that stands for an image.
+        **settings: Of `PreTrainedTokenizerFast`: the other special tokens, and the longest prompt.
+    """
+    square = {"height": side, "width": side}
     images = CLIPImageProcessorPil(
-        size=side, do_center_crop=False, crop_size=side, image_mean=MEAN, image_std=STD
+        size=square, do_center_crop=False, crop_size=square, image_mean=MEAN, image_std=STD
     )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token="<unk>",
-        extra_special_tokens={"image_token": IMAGE},
+        extra_special_tokens={"image_token": image},
         padding_side="left",
-        model_max_length=1024,
         clean_up_tokenization_spaces=False,
+        **settings,
     )
     return LlavaProcessor(
         image_processor=images,
         tokenizer=wrapped,
         patch_size=8,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
-        image_token=IMAGE,
+        chat_template=template,
+        image_token=image,
         num_additional_image_tokens=1,
     )
 
 
-def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
+def save(model: LlavaForConditionalGeneration, made: LlavaProcessor, folder: Path) -> None:
     """Write weights in float16, a config that loads them in float32, and the processor."""
     text = model.config.text_config
     model.generation_config = GenerationConfig(
@@ -82,7 +94,7 @@ def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, folder: Pat
         do_sample=False,
     )
     model.half().save_pretrained(folder)
-    processor(tokenizer).save_pretrained(folder)
+    made.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
 
     def load_in_float32(config: dict[str, Any]) -> None:
@@ -113,7 +125,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
     model = build(tokenizer)
     model.load_state_dict(torch.load(arguments.state, weights_only=True)["model"])
-    save(model, tokenizer, arguments.folder)
+    save(model, own_processor(tokenizer), arguments.folder)
 
 
 if __name__ == "__main__":

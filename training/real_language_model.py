@@ -20,26 +20,22 @@ import pydoc_data.topics
 from pathlib import Path
 from typing import Any
 
+import export
 import gguf_file
 import projector
 import smollm2
 import torch
-from export import edit
 from lexicon import Lexicon
-from model import MEAN, STD
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
-    GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pore.embedded import embedded_model
 
@@ -119,54 +115,18 @@ def build(
 
 
 def processor(tokenizer: Tokenizer, side: int) -> LlavaProcessor:
-    """The stock processor: any image is resized to the square."""
-    square = {"height": side, "width": side}
-    images = CLIPImageProcessorPil(
-        size=square, do_center_crop=False, crop_size=square, image_mean=MEAN, image_std=STD
-    )
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    """The processor for pictures of a side, with the tokens and the template of SmolLM2."""
+    return export.processor(
+        tokenizer,
+        side,
+        smollm2.CHAT_TEMPLATE,
+        smollm2.IMAGE,
         bos_token=smollm2.START,
         eos_token=smollm2.END,
         pad_token=smollm2.END,
         unk_token="<|endoftext|>",
-        extra_special_tokens={"image_token": smollm2.IMAGE},
-        padding_side="left",
         model_max_length=8192,
-        clean_up_tokenization_spaces=False,
     )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=wrapped,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        chat_template=smollm2.CHAT_TEMPLATE,
-        image_token=smollm2.IMAGE,
-        num_additional_image_tokens=1,
-    )
-
-
-def save(model: LlavaForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write weights in float16, a config that loads them in float32, and the processor."""
-    text = model.config.text_config
-    model.generation_config = GenerationConfig(
-        bos_token_id=text.bos_token_id,
-        eos_token_id=text.eos_token_id,
-        pad_token_id=text.pad_token_id,
-        do_sample=False,
-    )
-    model.half().save_pretrained(folder)
-    processor(tokenizer, model.config.vision_config.image_size).save_pretrained(folder)
-
-    def load_in_float32(config: dict[str, Any]) -> None:
-        for part in (config, config["text_config"], config["vision_config"]):
-            part["dtype"] = "float32"
-
-    def name_stock_tokenizer(config: dict[str, Any]) -> None:
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-
-    edit(folder / "config.json", load_in_float32)
-    edit(folder / "tokenizer_config.json", name_stock_tokenizer)
 
 
 @torch.inference_mode()
@@ -210,7 +170,8 @@ def main() -> None:
     for tokens in arguments.tokens:
         folder = arguments.folder / str(tokens)
         model, about = build(file, tokens)
-        save(model, tokenizer, folder)
+        made = processor(tokenizer, model.config.vision_config.image_size)
+        export.save(model, made, folder)
         model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
         about |= {
             "perplexity": {

@@ -23,15 +23,17 @@ def opacity(thing: Thing) -> Image:
     return found
 
 
-def draw(split: Split, index: int, things: tuple[Thing, ...]) -> Image:
-    """Draw objects over the background of scene ``index``, as ``(96, 96, 3)`` uint8.
+def draw(split: Split, index: int, things: tuple[Thing, ...], side: int = SIDE) -> Image:
+    """Draw objects over the background of scene ``index``, as ``(side, side, 3)`` uint8.
 
-    Integers all the way, so that every machine draws the same picture.
+    The side may be anything up to that of a texture. Integers all the way, so that every machine
+    draws the same picture.
     """
     rng = generator(split, index, 1)
     textures = glyphs()["textures"]
-    which, top, left, flip = rng.integers((len(textures), 97, 97, 4)).tolist()
-    texture = textures[which, top : top + SIDE, left : left + SIDE]
+    room = textures.shape[-1] - side + 1
+    which, top, left, flip = rng.integers((len(textures), room, room, 4)).tolist()
+    texture = textures[which, top : top + side, left : left + side]
     texture = texture[:: 1 - 2 * (flip & 1), :: 1 - (flip & 2)].astype(np.int32)
     base = rng.integers(15, 56, 3)
     image = base + (texture[..., None] * rng.integers(20, 71, 3) >> 8)
