@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from transformers.utils import is_torchvision_available
 
 import pore
 from helpers.photographs import photograph
 from pore.data.prompts import build_inputs
 from processors import KINDS
-from processors.base import Kind, parts
+from processors.base import Kind, parts_or_skip
 
 NAMES = ("photograph", "portrait", "photograph", "portrait")
-NEED_TORCHVISION = ("Llama 4", "Gemma 4")
-
-
-def made(kind: Kind) -> tuple[Any, Any]:
-    try:
-        return parts(kind)
-    except ImportError:
-        if kind.name not in NEED_TORCHVISION or is_torchvision_available():
-            raise
-        pytest.skip("the processor needs torchvision")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_family_is_calibrated_on_photographs_and_pruned_by_it(kind: Kind) -> None:
-    processor, model = made(kind)
+    processor, model = parts_or_skip(kind)
     samples = [
         pore.Sample(id=str(number), image=photograph(name), question=f"look {number}")
         for number, name in enumerate(NAMES)

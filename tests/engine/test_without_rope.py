@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ def not_turned(attention: nn.Module) -> Iterator[list[Any]]:
     file: Any = sys.modules[type(attention).__module__]
     names = [
         name
-        for name in type(attention).forward.__wrapped__.__code__.co_names  # type: ignore[attr-defined]
+        for name in inspect.unwrap(type(attention).forward).__code__.co_names
         if name.startswith("apply_rotary")
     ]
     assert names

@@ -15,7 +15,6 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
-from transformers.utils import is_torchvision_available
 
 import pore
 from helpers.padding import padding_fraction
@@ -27,7 +26,7 @@ from pore.errors import InputError
 from pore.families.registry import family_of
 from pore.tensors.selection import budget
 from processors import KINDS
-from processors.base import Kind, features, parts
+from processors.base import Kind, features, parts, parts_or_skip
 
 FAST = "portrait"
 EXTREME = {"LLaVA with SigLIP": "one pixel high", "LLaVA-NeXT": "tiny", "Qwen2-VL": "tiny"}
@@ -45,19 +44,6 @@ CASES = [
     for kind in KINDS
     for name in SIZES
 ]
-
-
-NEED_TORCHVISION = ("Llama 4", "Gemma 4")
-"""Families whose processor does, Gemma 4 in older versions of transformers."""
-
-
-def made(kind: Kind) -> tuple[Any, Any]:
-    try:
-        return parts(kind)
-    except ImportError:
-        if kind.name not in NEED_TORCHVISION or is_torchvision_available():
-            raise
-        pytest.skip("the processor needs torchvision")
 
 
 def encoded(kind: Kind, pictures: list[Image.Image]) -> Any:
@@ -115,7 +101,7 @@ def check(boxes: Coverage, changed: Tensor, mark: tuple[int, int, int, int], ble
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
-    processor, model = made(kind)
+    processor, model = parts_or_skip(kind)
     picture = photograph(name)
     if name in kind.refuses:
         with pytest.raises(InputError, match=kind.refuses[name]):
@@ -141,7 +127,7 @@ def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_pictures_of_a_batch_are_told_apart(kind: Kind) -> None:
     """Two pictures of different shape: each has the tokens that it has alone."""
-    _, model = made(kind)
+    _, model = parts_or_skip(kind)
     pictures = [photograph("photograph"), photograph("portrait")]
     together = tokens(kind, model, encoded(kind, pictures))
     alone = [one for picture in pictures for one in tokens(kind, model, encoded(kind, [picture]))]
@@ -154,7 +140,7 @@ def test_pictures_of_a_batch_are_told_apart(kind: Kind) -> None:
 @pytest.mark.parametrize("name", ["tiny", pytest.param("one pixel wide", marks=pytest.mark.slow)])
 def test_what_a_processor_makes_is_pruned(kind: Kind, name: str) -> None:
     """Half of every image is dropped before the second layer, whatever its shape."""
-    _, model = made(kind)
+    _, model = parts_or_skip(kind)
     if name in kind.breaks:
         pytest.skip(f"the model itself fails: {kind.breaks[name]}")
     inputs = encoded(kind, [photograph(name)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor
+
+from helpers.golden_models import llava_around, marked_inputs
 
 
 def qwen_around(file: Any, kind: str) -> tuple[Any, dict[str, Tensor]]:
@@ -161,3 +163,33 @@ def decoded_states(
         )
         steps.append(step.hidden_states[-1][0, -1])
     return torch.stack(steps)
+
+
+class Around(NamedTuple):
+    """A model around what a file holds, and its prompt.
+
+    Attributes:
+        qwen: Whether it is a Qwen2-VL, and no LLaVA.
+        model: The model.
+        tensors: What else the file holds.
+        inputs: The prompt.
+        visual: Which of its tokens are visual, if the model has to be told; else None.
+    """
+
+    qwen: bool
+    model: Any
+    tensors: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    visual: Tensor | None
+
+
+def either_around(file: Any) -> Around:
+    """The model and the prompt of a file of either variant: "qwen2vl", or a LLaMA in a LLaVA."""
+    if file.params.get("variant") == "qwen2vl":
+        model, tensors = text_model_around(file)
+        return Around(True, model, tensors, prompt_in_text_model(file, model, tensors), None)
+    model, tensors = llava_around(file, "llama_config", "llama.")
+    mask = torch.ones(tensors["inputs_embeds"].shape[:2], dtype=torch.long)
+    where = {"image_start": file.params["start"], "image_len": file.params["N"]}
+    inputs, visual = marked_inputs({**tensors, **where, "attention_mask": mask})
+    return Around(False, model, tensors, inputs, visual)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import pore
-from helpers.golden_models import Worst, decoded_logits, llava_around, marked_inputs
-from helpers.golden_qwen import decoded_states, prompt_in_text_model, text_model_around
+from helpers.golden_models import Worst, decoded_logits
+from helpers.golden_qwen import decoded_states, either_around
 from helpers.recording import Recording
 from pore.engine.stages import View
 from pore.methods.clse import By, evolution, high_pass
@@ -64,15 +64,7 @@ def check(file: Any) -> float:
 
 def _check_end_to_end(file: Any) -> float:
     params, worst = file.params, Worst()
-    qwen = params.get("variant") == "qwen2vl"
-    if qwen:
-        model, tensors = text_model_around(file)
-        inputs, visual = prompt_in_text_model(file, model, tensors), None
-    else:
-        model, tensors = llava_around(file, "llama_config", "llama.")
-        mask = torch.ones(tensors["inputs_embeds"].shape[:2], dtype=torch.long)
-        where = {"image_start": params["start"], "image_len": params["N"], "attention_mask": mask}
-        inputs, visual = marked_inputs({**tensors, **where})
+    qwen, model, tensors, inputs, visual = either_around(file)
     stages = range(len(params["K"]))
     names = {f"{name}.{i}" for i in stages for name in _STAGE} | (_QWEN if qwen else _LLAMA)
     if "evolution" not in tensors:  # where it does not rank

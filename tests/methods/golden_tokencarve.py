@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import pore
-from helpers.golden_models import Worst, cut_cache, layer_inputs, llava_around
+from helpers.golden_models import Worst, cut_cache, decoded_logits, layer_inputs, llava_around
 from helpers.recording import Recording
 from pore.engine.stages import View
 from pore.layout import Image, Layout
@@ -116,15 +116,8 @@ def _check_end_to_end(file: Any) -> float:
     cache = cut_cache(out.past_key_values, range(min(2, layer)), kept)
     lengths = [one.get_seq_length() for one in cache.layers]
     assert lengths == tensors["kv_lens_prefill"].tolist()
-    steps = zip(
-        tensors["decode_tokens"], tensors["decode_logits"], params["decode_positions"], strict=True
-    )
-    for token, logits, position in steps:
-        with torch.no_grad():
-            step = model(
-                input_ids=token.view(1, 1),
-                past_key_values=cache,
-                position_ids=torch.tensor([[position]]),
-            )
-        worst.compare(step.logits[0, -1], logits)
+    tokens = {"decode_tokens": tensors["decode_tokens"][None]}
+    decoded = decoded_logits(model, cache, tokens, params["decode_positions"])[0]
+    for got, logits in zip(decoded, tensors["decode_logits"], strict=True):
+        worst.compare(got, logits)
     return worst.value

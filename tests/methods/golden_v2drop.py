@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import pore
-from helpers.golden_models import Worst, decoded_logits, llava_around, marked_inputs
-from helpers.golden_qwen import decoded_states, prompt_in_text_model, text_model_around
+from helpers.golden_models import Worst, decoded_logits
+from helpers.golden_qwen import decoded_states, either_around
 from helpers.recording import Recording
 from pore.methods.v2drop import variation
 
@@ -21,15 +21,7 @@ _QWEN = _RUN | {"decode_embeds", "decode_hidden", "last_hidden_state", "position
 def check(file: Any) -> float:
     """Assert that pore gives what the file holds; the largest relative difference."""
     params, worst = file.params, Worst()
-    qwen = params.get("variant") == "qwen2vl"
-    if qwen:
-        model, tensors = text_model_around(file)
-        inputs, visual = prompt_in_text_model(file, model, tensors), None
-    else:
-        model, tensors = llava_around(file, "llama_config", "llama.")
-        mask = torch.ones(tensors["inputs_embeds"].shape[:2], dtype=torch.long)
-        where = {"image_start": params["start"], "image_len": params["N"], "attention_mask": mask}
-        inputs, visual = marked_inputs({**tensors, **where})
+    qwen, model, tensors, inputs, visual = either_around(file)
     stages = range(len(params["layers"]))
     names = {f"{name}.{i}" for i in stages for name in ("kept_indices", "variation")}
     names |= _QWEN if qwen else _LLAMA

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer
@@ -21,6 +22,7 @@ from tokenizers.pre_tokenizers import Split
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
 
 from pore.families.registry import family_of
 
@@ -118,6 +120,20 @@ class Kind:
 
 MIXES = {"out_proj", "o_proj", "projection_layer"}
 """Names of the layers through which attention in towers gives what it has found."""
+
+
+NEED_TORCHVISION = ("Llama 4", "Gemma 4")
+"""Families whose processor does, Gemma 4 in older versions of transformers."""
+
+
+def parts_or_skip(kind: Kind) -> tuple[Any, Any]:
+    """The processor and the model of a family; the test is skipped if torchvision is missing."""
+    try:
+        return parts(kind)
+    except ImportError:
+        if kind.name not in NEED_TORCHVISION or is_torchvision_available():
+            raise
+        pytest.skip("the processor needs torchvision")
 
 
 @cache
