@@ -67,7 +67,7 @@ def not_turned(attention: nn.Module) -> Iterator[list[Any]]:
     names = [
         name
         for name in inspect.unwrap(type(attention).forward).__code__.co_names
-        if name.startswith("apply_rotary")
+        if name.startswith("apply_") and "rotary" in name
     ]
     assert names
     run, seen = attention.forward, []
