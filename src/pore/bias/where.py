@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,8 @@ Positions = Literal["original", "dense"]
 class Where:
     """The positions of the visual tokens of I images whose attention is corrected.
 
+    What follows from them is computed once: some hosts correct every head by itself.
+
     Attributes:
         layout: Where they lie in the sequence as it is now.
         positions: Which position of a token counts. "original": where it was when the prompt
@@ -32,18 +35,18 @@ class Where:
     positions: Positions = "original"
     beside: Any = None
 
-    @property
+    @cached_property
     def on_cpu(self) -> Where:
         """The same with its layout on the CPU."""
         return replace(self, layout=self.layout.to(torch.device("cpu")))
 
-    @property
+    @cached_property
     def counts(self) -> Tensor:
         """(I, 1) how many tokens every image came with, on the device of the layout."""
         counts = [image.count for image in self.layout.images]
         return torch.tensor(counts, device=self.layout.columns.device)[:, None]
 
-    @property
+    @cached_property
     def raster(self) -> Tensor:
         """(I, t) positions in the image, from 0 to its number of tokens - 1, in raster order.
 
@@ -56,7 +59,7 @@ class Where:
         left = self.layout.valid.sum(-1, keepdim=True)
         return torch.minimum((self.counts - left + slots).clamp(min=0), self.counts - 1)
 
-    @property
+    @cached_property
     def distance(self) -> Tensor:
         """(I, t) how many tokens later the last token of the prompt comes, at least 1."""
         layout = self.layout
@@ -70,7 +73,7 @@ class Where:
         columns = columns.to(layout.columns.device)
         return layout.entered_last[layout.rows, None] - columns.gather(1, self.raster)
 
-    @property
+    @cached_property
     def place(self) -> Tensor:
         """(I, t, 2) relative row and column of every token in its picture, each from 0 to 1.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -83,7 +84,11 @@ class View:
         """
         if self.correction is None:
             return scores
-        return self.correction.correct(scores, Where(self.layout, self.bias_at, self.beside))
+        return self.correction.correct(scores, self._where)
+
+    @cached_property
+    def _where(self) -> Where:
+        return Where(self.layout, self.bias_at, self.beside)
 
     @property
     def features(self) -> Tensor:

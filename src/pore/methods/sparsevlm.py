@@ -247,9 +247,10 @@ class SparseVLM(StagedPruner):
         """The raters' attention to every token, averaged over heads, divided by P if given."""
         rated: Rated = view.attention
         heads = rated.attention if rated.corrected is None else rated.corrected
-        # Head by head, because corrected scores decide which heads count.
-        each = [view.corrected(head) for head in heads.unbind(1)]
-        return self._chosen(torch.stack(each, 1)).mean(1)
+        if view.correction is not None:
+            # Head by head, because corrected scores decide which heads count.
+            heads = torch.stack([view.corrected(head) for head in heads.unbind(1)], 1)
+        return self._chosen(heads).mean(1)
 
     def _chosen(self, heads: Tensor) -> Tensor:
         """The heads of (I, H, t) that count."""
