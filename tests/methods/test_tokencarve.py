@@ -57,9 +57,11 @@ def by_hand(states: Tensor, attention: Tensor, keep: int, weight: float) -> dict
 
 
 counts = st.lists(st.integers(1, 24), min_size=1, max_size=3)
+# Quarters: sums of ranks times these are exact in float32, so that equal points are equal here too.
+weights = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 
 
-@given(counts, st.integers(0, 2**20), st.floats(0.05, 1.0), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+@given(counts, st.integers(0, 2**20), st.floats(0.05, 1.0), weights)
 def test_is_what_its_rule_says_image_by_image(
     counts: list[int], seed: int, keep: float, weight: float
 ) -> None:
