@@ -1,6 +1,7 @@
 """Test helpers of this folder are imported by their plain names."""
 
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,31 @@ torch.set_num_threads(1)  # tiny models: threads cost more than they give
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+ENGINE = Path(__file__).parent / "engine"
+IN_ENGINE = 8
+"""Cases of a test of the engine that are run at every change, where it is not marked otherwise."""
+
 _support = support.Support() if support.TARGET else None
 _golden: dict[str, list[float]] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark slow all but some cases of tests that have many, evenly spread: CI runs all.
+
+    Each test begins elsewhere, so that together they come to every method and family.
+    """
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for name, cases in tests.items():
+        marker = cases[0].get_closest_marker("at_once")
+        at_once = IN_ENGINE if cases[0].path.parent == ENGINE else len(cases)
+        step = -(-len(cases) // (marker.args[0] if marker else at_once))
+        for number, case in enumerate(cases):
+            if number % step != zlib.crc32(name.encode()) % step:
+                case.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,27 +11,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from helpers.engine import _flash
 from helpers.models import tiny_llava
-
-HERE = Path(__file__).parent
-AT_ONCE = 8
-"""Cases of a test that are run at every change; CI runs all."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the rest slow, evenly spread.
-
-    Each test begins elsewhere, so that together they come to every method and family.
-    """
-    tests: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.path.parent == HERE:
-            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
-    for name, cases in tests.items():
-        step = -(-len(cases) // AT_ONCE)
-        for number, case in enumerate(cases):
-            if number % step != zlib.crc32(name.encode()) % step:
-                case.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def compared(checkpoint: Path, out: Path, n: int, **changes: Any) -> Comparison:
     return comparing.run(model, processor, **(given | changes))
 
 
+@pytest.mark.slow
 def test_every_correction_is_asked_on_every_host(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,7 @@ def llava(how: str) -> Any:
 
 @pytest.mark.parametrize("how", SURROUNDINGS)
 @pytest.mark.parametrize("name", EVERY)
+@pytest.mark.at_once(48)
 def test_every_score_is_that_of_float32(name: str, how: str) -> None:
     model = llava(how)
     inputs = batch([prompt(3, 1, 5), prompt(7, 2, 4, 1)], dtype=model.dtype)
@@ -265,6 +266,7 @@ def test_every_score_is_that_of_float32(name: str, how: str) -> None:
 
 @pytest.mark.parametrize("mode", ["training", "inference"])
 @pytest.mark.parametrize("name", EVERY)
+@pytest.mark.at_once(32)
 def test_scores_have_no_graph(name: str, mode: str) -> None:
     """While the model is trained under autocast, and in inference mode."""
     model = copy.deepcopy(llava("bf16 autocast"))
@@ -294,6 +296,7 @@ def in_float32(case: Case) -> Any:
         if case.name in FAMILIES and refusal(case, name) is None
     ],
 )
+@pytest.mark.at_once(40)
 def test_every_score_is_that_of_float32_in_other_towers(case: Case, name: str) -> None:
     """Towers without CLS, with CLS last, that merge patches, cut tiles, or take images packed."""
     model = in_float32(case)
