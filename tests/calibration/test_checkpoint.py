@@ -11,7 +11,7 @@ import torch
 
 from helpers.calibrations import broken_after, make_processor, run, same
 from helpers.models import tiny_llava
-from pore.calibration import passes
+from pore.calibration import rounds
 from pore.calibration.sums import Calibration
 from pore.data.samples import Sample
 from pore.errors import CalibrationError
@@ -58,7 +58,7 @@ def test_resumed_equals_uninterrupted(
     assert Calibration.load(file) == whole
     # Once done, nothing is left to run.
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(passes, "measure")
+        patch.delattr(rounds, "measure")
         assert run(model, processor, samples, checkpoint=file, every=4) == whole
 
 
@@ -71,7 +71,7 @@ def test_killed_in_the_middle_of_a_forward(
     whole: Calibration,
 ) -> None:
     file = tmp_path / "state.json"
-    measure = passes.measure
+    measure = rounds.measure
     calls = iter(range(100))
 
     def interrupted(*args: Any) -> Any:
@@ -80,7 +80,7 @@ def test_killed_in_the_middle_of_a_forward(
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(passes, "measure", interrupted)
+    monkeypatch.setattr(rounds, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"after 8 samples.*state\.json.*same call again"):
         run(model, processor, samples, checkpoint=file, every=100)
     monkeypatch.undo()

@@ -102,6 +102,9 @@ def calibrate(
             progress: Whether to show progress, rate and time left where stderr is a terminal.
             limit: Use at most this many samples, from the first.
             source: The data set, for the provenance.
+            distributed: Whether the processes of `torch.distributed`, each of which makes this
+                call, share the samples. All get the same result, that of a single process; the
+                first writes the checkpoint, after every `every` samples of each process.
 
     Returns:
         The sums over all good images, with the bad samples listed: one `Calibration` for a layer;

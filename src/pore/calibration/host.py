@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from pore._saved.forms import Form
@@ -17,6 +17,7 @@ from pore.bias.position_bias import PositionBias
 from pore.calibration.batch import BadSample, Batch
 from pore.calibration.diagnosis import Diagnosis
 from pore.calibration.fits import FitKind, Mean, of_part, part_read
+from pore.calibration.seen import one_by_one
 from pore.calibration.sums import SEVERAL, Calibration
 from pore.corrections.heads import HeadBiases
 from pore.errors import CalibrationError
@@ -212,3 +213,26 @@ class HostCalibration(Saved):
                 for i, stage in enumerate(self.stages)
             )
         )
+
+    def followed_by(
+        self, shares: Sequence[HostCalibration], marks: bytes, bad: Sequence[BadSample], then: str
+    ) -> HostCalibration:
+        """The calibration with the samples that follow, which several measured.
+
+        Args:
+            shares: Calibrations of parts of these samples, of which only the sums are taken.
+            marks: The marks of the samples, in their order.
+            bad: Those of the samples that were skipped, in their order.
+            then: The digest of the pass after them.
+        """
+        before = self.stages[0].samples
+        about: dict[str, Any] = {
+            "passes": (then,),
+            "samples": None if before is None else before + marks,
+            "seen": self.seen + len(one_by_one(marks)),
+            "bad": (*self.bad, *bad),
+        }
+        stages = list(self.stages)
+        for share in shares:
+            stages = [a.with_sums_of(b) for a, b in zip(stages, share.stages, strict=True)]
+        return HostCalibration(tuple(replace(stage, **about) for stage in stages))

@@ -36,19 +36,21 @@ import torch
 from torch import nn
 
 from pore._compat.weights import execution_device
+from pore._processes import Processes, joined
 from pore._progress import progress
 from pore.bias.provenance import Provenance
-from pore.calibration.batch import Batch, reasons
+from pore.calibration.batch import reasons
 from pore.calibration.checkpoint import Checkpoint
 from pore.calibration.host import HostCalibration
-from pore.calibration.measuring import NOT_FINITE, Subject, measure
+from pore.calibration.measuring import Subject
 from pore.calibration.reading import Reader
+from pore.calibration.rounds import Rounds, resumed
 from pore.calibration.seen import marks_of, tokens_of
 from pore.calibration.sums import Calibration
 from pore.calibration.table import Table
 from pore.data.prompts import processor_settings, prompt_template
 from pore.data.samples import Sample
-from pore.errors import CalibrationError, ScoreError
+from pore.errors import CalibrationError
 from pore.identity import forget, identity
 
 _log = logging.getLogger("pore.calibration")
@@ -70,6 +72,7 @@ class Options(TypedDict, total=False):
     progress: bool
     limit: int | None
     source: str | None
+    distributed: bool
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Pass:
         progress: Whether to show progress if stderr is a terminal.
         limit: Use at most this many samples, from the first.
         source: The data set, for the provenance.
+        distributed: Whether the processes of `torch.distributed` share the samples.
 
     Raises:
         CalibrationError: One is out of range.
@@ -96,6 +100,7 @@ class Pass:
     progress: bool = True
     limit: int | None = None
     source: str | None = None
+    distributed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "every", "limit"):
@@ -128,28 +133,27 @@ class Pass:
             ScoreError: Attention is not finite from the start.
         """
         dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+        processes = joined() if self.distributed else Processes()
         start = self._start(model, processor, reader, dtype)
         known = [n for n in (operator.length_hint(samples, -1), self.limit) if n is not None]
         total = min((n for n in known if n >= 0), default=None)
         stream = islice(samples, self.limit)
         marks = partial(marks_of, tokens_of(processor))
-        checkpoint = Checkpoint(self.checkpoint, self.every)
-        state = checkpoint.resume(start, stream, marks)
+        checkpoint = Checkpoint(self.checkpoint if processes.first else None, self.every)
+        state = resumed(processes, checkpoint, start, stream, marks)
         subject = Subject(model, processor, reader, _device(model), dtype)
+        rounds = Rounds(processes, subject, start, marks, self.batch_size, self.every)
+        show = self.progress and processes.first
         try:
-            with _evaluation(model), progress(total, "samples", show=self.progress) as told:
+            with _evaluation(model), progress(total, "samples", show=show) as told:
                 told("calibrating", state.seen)
-                while batch := list(islice(stream, self.batch_size)):
-                    read, bad = measure(subject, batch)
-                    if not (read or state.count) and any(b.reason == NOT_FINITE for b in bad):
-                        raise ScoreError(
-                            f"Attention of {reader.where} is NaN or infinite from the start; look "
-                            "for overflow (float16 although the model needs bfloat16?), damaged "
-                            "weights or bad inputs."
-                        )
-                    for one in bad:
-                        _log.warning("Skipped the sample %s: %s", one.id, one.reason)
-                    state = state.including(Batch(batch, marks(batch), read, bad))
+                while not rounds.over:
+                    before = state
+                    tell = partial(told, f"calibrating, {len(state.bad)} bad")
+                    state = rounds.following(state, stream, tell)
+                    if processes.first:
+                        for one in state.bad[len(before.bad) :]:
+                            _log.warning("Skipped the sample %s: %s", one.id, one.reason)
                     self._check_bad(state, total)
                     told(f"calibrating, {len(state.bad)} bad", state.seen)
                     checkpoint.keep(state, at_once=False)

@@ -192,9 +192,8 @@ class Calibration(Fitting, Saved):
             if one.provenance.source is not None
             for source in one.provenance.source.split("; ")
         }
-        joined = self._joined(other._positions) if other.count else self._positions
         return replace(
-            self,
+            self.with_sums_of(other),
             provenance=replace(
                 self.provenance,
                 source="; ".join(sorted(sources)) or None,
@@ -203,15 +202,8 @@ class Calibration(Fitting, Saved):
             ),
             passes=tuple(sorted(self.passes + other.passes)),
             seen=self.seen + other.seen,
-            count=self.count + other.count,
             bad=tuple(sorted(self.bad + other.bad)),
             samples=samples,
-            table=(
-                None
-                if self.table is None or other.table is None
-                else self.table.merged(other.table)
-            ),
-            **joined.entries,
         )
 
     @classmethod
@@ -334,6 +326,14 @@ class Calibration(Fitting, Saved):
             count = state.count + len(rows.attention)
             state = replace(state, count=count, table=table, **joined.entries)
         return state
+
+    def with_sums_of(self, other: Calibration) -> Calibration:
+        """The calibration with the sums over the images of another as well, and nothing else."""
+        known = self.table is not None and other.table is not None
+        table = self.table.merged(other.table) if known else None  # type: ignore[union-attr, arg-type] # known
+        joined = self._joined(other._positions) if other.count else self._positions
+        count = self.count + other.count
+        return replace(self, count=count, table=table, **joined.entries)
 
     @property
     def _positions(self) -> PositionSums:

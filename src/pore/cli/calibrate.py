@@ -30,6 +30,7 @@ from pore.errors import InputError, PoreError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pore._processes import Processes
     from pore.calibration.diagnosis import Diagnosis
     from pore.calibration.fits import FitKind, Mean
     from pore.calibration.host import HostCalibration
@@ -111,7 +112,8 @@ def calibrate(options: Options) -> None:
 
     A method that ranks by attention at several layers gets one P for each, all in one file. Only
     the vision tower runs, and the decoder up to the last layer whose attention is read. If it is
-    interrupted, the same command resumes where it stopped.
+    interrupted, the same command resumes where it stopped. Under torchrun the processes share the
+    samples, and P is that of a single process.
 
     Says whether to divide by P, and why; --page shows the figures and all the numbers.
 
@@ -122,31 +124,32 @@ def calibrate(options: Options) -> None:
         pore calibrate --method PyramidDrop --out pyramid.json
 
         pore calibrate -m llava-hf/llava-1.5-7b-hf -s photos --questions ask.txt -o llava.json
+
+        torchrun --nproc_per_node 8 -m pore calibrate -m llava-hf/llava-1.5-7b-hf -s asked.jsonl
     """
-    from pore.calibration.fits import part_read
+    from pore._processes import launched
     from pore.calibration.page import write_page
     from pore.cli.about import command_line, name_of, setup_of
     from pore.corrections.files import save_corrections
-    from pore.data.loading import load_model
 
-    form = form_of_bias(options.kind)
-    mean = check_form(form, options.mean, options.over, options.heads)
-    (keep,) = budgets([options.keep] if options.keep else None, options.settings)
-    model, processor = load_model(options.model, **options.how)
     out = options.out
     sums = options.checkpoint or out.with_name(f"{out.stem}.calibration.json")
-    measured = measure(options, model, processor, keep, sums)
+    with launched() as processes:
+        form = form_of_bias(options.kind)
+        mean = check_form(form, options.mean, options.over, options.heads)
+        (keep,) = budgets([options.keep] if options.keep else None, options.settings)
+        measured, model = measure(options, processes, keep, sums)
+    if not processes.first:
+        return
     told = diagnosed(measured, form, mean, options.over, keep)
-    for stage, one in zip(measured.stages, told, strict=True):
-        about = part_read(stage.provenance.layer).capitalize()
-        say(f"{about}: {f'No diagnosis. {one}' if isinstance(one, str) else one}\n")
-    if options.heads:
-        say("This is about the mean over heads; P of every head is not judged by itself.\n")
+    say_diagnoses(measured, told, options.heads)
 
     def show(drawn: Sequence[Drawn] | None) -> None:
         if options.page is not None:
             about = {"model": name_of(options.model), "command": command_line()}
-            write_page(options.page, measured, drawn, told, **about, setup=setup_of(model))
+            shared = {"processes": f"{processes.size} processes"} if processes.size > 1 else {}
+            setup = setup_of(model) | shared
+            write_page(options.page, measured, drawn, told, **about, setup=setup)
             say(f"Wrote {options.page}.")
 
     try:
@@ -163,13 +166,25 @@ def calibrate(options: Options) -> None:
 
 
 def measure(
-    options: Options, model: Any, processor: Any, keep: int | float, checkpoint: Path
-) -> HostCalibration:
-    """The sums over the samples that the options name, for the host that they name."""
+    options: Options, processes: Processes, keep: int | float, checkpoint: Path
+) -> tuple[HostCalibration, Any]:
+    """The sums over the samples that the options name, for the host that they name, and the model.
+
+    Args:
+        options: The options.
+        processes: Those that share the samples.
+        keep: The host's budget.
+        checkpoint: The file of the sums.
+    """
+    from pore._processes import device_of
     from pore.calibration.calibrating import calibrate
+    from pore.data.loading import load_model
     from pore.data.sources import load_samples
     from pore.methods.making import make
 
+    model, processor = load_model(
+        options.model, **{**options.how, "device": device_of(options.device)}
+    )
     samples = load_samples(
         options.samples, questions=options.questions, limit=options.limit, split=options.split
     )
@@ -181,17 +196,30 @@ def measure(
         layer=options.layer,
         normalize=options.normalize,
     )
-    return calibrate(
+    measured = calibrate(
         model,
         processor,
-        list(samples),
+        samples,
         host=host,
         batch_size=options.batch_size,
         checkpoint=checkpoint,
         max_bad=options.max_bad,
         source=options.samples,
         heads=options.heads,
+        distributed=processes.size > 1,
     )
+    return measured, model
+
+
+def say_diagnoses(measured: HostCalibration, told: Sequence[Diagnosis | str], heads: bool) -> None:
+    """Print whether P of every stage will help."""
+    from pore.calibration.fits import part_read
+
+    for stage, one in zip(measured.stages, told, strict=True):
+        about = part_read(stage.provenance.layer).capitalize()
+        say(f"{about}: {f'No diagnosis. {one}' if isinstance(one, str) else one}\n")
+    if heads:
+        say("This is about the mean over heads; P of every head is not judged by itself.\n")
 
 
 def diagnosed(
