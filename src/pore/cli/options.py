@@ -174,14 +174,12 @@ def _default(each: Any) -> Any:
 
 def budget(text: str) -> int | float:
     """`128`, `0.25` or `25%` as a method's `keep`."""
+    from pore.methods.settings import read_budget
+
     try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return int(text) if text.strip("+-").isdigit() else float(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is neither a number of tokens (128) nor a share of them (0.25 or 25%)."
-        ) from None
+        return read_budget(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def budgets(

@@ -6,8 +6,8 @@ under the template and the image processing under which tokens are pruned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from pore.data.samples import Sample
 from pore.errors import InputError
 
 if TYPE_CHECKING:
+    import PIL.Image
     from transformers import BatchFeature
 
 # The settings of an image processor that decide what a visual token shows.
@@ -64,20 +65,39 @@ def render(processor: Any, question: str, *, image: bool = True) -> str:
     Raises:
         InputError: The processor has no chat template, or the question holds the placeholder.
     """
-    placeholder = getattr(processor, "image_token", None)
-    if placeholder and placeholder in question:
-        raise InputError(
-            f"The question {question!r} holds {placeholder}, which stands for an image; leave it "
-            "out, the chat template places the image."
-        )
     content = [{"type": "image"}] if image else []
-    conversation = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return render_messages(
+        processor, [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    )
+
+
+def render_messages(processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt of a conversation in the model's own chat template.
+
+    Args:
+        processor: The model's processor.
+        messages: The conversation as chat templates take it: a `role` each, and as `content` a list
+            of parts such as `{"type": "image"}` and `{"type": "text", "text": "..."}`.
+
+    Returns:
+        The text up to where the answer begins, with a placeholder for every image.
+
+    Raises:
+        InputError: The processor has no chat template, or a text holds the placeholder.
+    """
+    placeholder = getattr(processor, "image_token", None)
+    for text in [part.get("text", "") for message in messages for part in message["content"]]:
+        if placeholder and placeholder in text:
+            raise InputError(
+                f"The question {text!r} holds {placeholder}, which stands for an image; leave it "
+                "out, the chat template places the image."
+            )
     if getattr(processor, "chat_template", None) is None:
         raise InputError(
             f"{type(processor).__name__} has no chat template, so the prompt is unknown; load the "
             "processor of an instruction-tuned checkpoint, or set processor.chat_template."
         )
-    prompt: str = processor.apply_chat_template(conversation, add_generation_prompt=True)
+    prompt: str = processor.apply_chat_template(list(messages), add_generation_prompt=True)
     return prompt
 
 
@@ -137,25 +157,73 @@ def build_inputs(
         InputError: An image cannot be read, or the processor refuses the samples; for a batch of
             several, ask for one at a time to learn which.
     """
-    images: list[Any] = [sample.load_image() for sample in samples if sample.image is not None]
-    if len(images) == len(samples):
+    return prompt_inputs(
+        processor,
+        [
+            Prompt(
+                sample.id,
+                render(processor, sample.question, image=sample.image is not None),
+                () if sample.image is None else (sample.load_image(),),
+            )
+            for sample in samples
+        ],
+        device,
+        dtype,
+    )
+
+
+class Prompt(NamedTuple):
+    """A prompt as a processor takes it.
+
+    Attributes:
+        id: Names it in messages.
+        text: The whole text, in the model's chat template, with a placeholder for every image.
+        images: Its images, in the order of their placeholders.
+    """
+
+    id: str
+    text: str
+    images: Sequence[PIL.Image.Image]
+
+
+def prompt_inputs(
+    processor: Any,
+    prompts: Sequence[Prompt],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> BatchFeature:
+    """The inputs of a model for a batch of prompts, padded on the left.
+
+    Args:
+        processor: The model's processor.
+        prompts: One or more prompts.
+        device: Where the tensors go.
+        dtype: Floating dtype of the pixels, that of the model; None leaves float32.
+
+    Returns:
+        As `build_inputs`.
+
+    Raises:
+        InputError: The processor refuses the prompts.
+    """
+    images: list[Any] = [image for prompt in prompts for image in prompt.images]
+    if all(prompt.images for prompt in prompts):
         # Of a flat list some processors, such as Gemma 3's, take all for images of one prompt.
-        images = [[image] for image in images]
-    prompts = [render(processor, s.question, image=s.image is not None) for s in samples]
+        images = [list(prompt.images) for prompt in prompts]
     start = getattr(processor.tokenizer, "bos_token", None)
     try:
         inputs = processor(
             images=images or None,
-            text=prompts,
+            text=[prompt.text for prompt in prompts],
             padding=True,
             padding_side="left",
             # A template that writes the start token itself must not get a second one.
-            add_special_tokens=not (start and prompts[0].startswith(start)),
+            add_special_tokens=not (start and prompts[0].text.startswith(start)),
             return_tensors="pt",
         )
     except Exception as error:  # processors raise whatever their parts raise
         raise InputError(
-            f"The processor refuses {', '.join(sample.id for sample in samples)}: "
+            f"The processor refuses {', '.join(prompt.id for prompt in prompts)}: "
             f"{type(error).__name__}: {error}"
         ) from error
     found: BatchFeature = inputs.to(device=device, dtype=dtype)

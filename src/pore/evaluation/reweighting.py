@@ -80,7 +80,8 @@ def biases_named(
         allow: Conditions that may differ from those under which it was measured.
         model: The model that it is for.
         processor: Its processor.
-        samples: Some samples, from which the RoPE prior is made.
+        samples: Some samples, from which the RoPE prior is made; without any it is the one over
+            distances.
 
     Returns:
         One bias for every stage, or a single one for all; None without a name.
@@ -93,7 +94,7 @@ def biases_named(
     if name in UNCALIBRATED:
         return [UNCALIBRATED[name]]
     if name == ROPE:
-        return [rope_bias(model, processor, samples)]
+        return [rope_bias(model, processor, samples) if samples else rope_at_distances(model)]
     biases = [bias.allowing(*allow) for bias in load_bias(name)]
     for bias in biases:
         # Every head of a stage was measured with the same.
@@ -155,22 +156,40 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     images = images_of(model, inputs)
     if not images:
         raise InputError("The RoPE prior needs an image in the samples; there is none.")
-    config: Any = family.decoder(model).config
+    if family.grid(model) is None:
+        return rope_at_distances(model)
+    # Prompts are padded on the left, so all end in the last column.
+    length = inputs["input_ids"].shape[1]
+    after = statistics.median_low(length - 1 - image.columns[-1] for image in images)
+    return PositionBias.rope(
+        len(images[0].columns), text_tokens=after, grid=images[0].grid, **_rotary(model)
+    )
+
+
+def rope_at_distances(model: Any) -> AnySizeBias:
+    """The data-free prior of SparseVLM+ for prompts that are not known yet.
+
+    It is read at the distance of every token to the querying one.
+
+    Args:
+        model: The model, with rotary embeddings.
+
+    Returns:
+        The prior.
+
+    Raises:
+        PoreError: The model has no rotary embedding of one base.
+    """
+    return AnySizeBias.rope(**_rotary(model))
+
+
+def _rotary(model: Any) -> dict[str, Any]:
+    """The size of a rotated head and the base of its rotation."""
+    config: Any = family_of(model).decoder(model).config
     theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta")
     if theta is None:
         raise InputError(
             f"{type(config).__name__} has no `rope_theta`, which the RoPE prior needs."
         )
-    rotary = {
-        "head_dim": getattr(config, "head_dim", None)
-        or config.hidden_size // config.num_attention_heads,
-        "theta": float(theta),
-    }
-    if family.grid(model) is None:
-        return AnySizeBias.rope(**rotary)
-    # Prompts are padded on the left, so all end in the last column.
-    length = inputs["input_ids"].shape[1]
-    after = statistics.median_low(length - 1 - image.columns[-1] for image in images)
-    return PositionBias.rope(
-        len(images[0].columns), text_tokens=after, grid=images[0].grid, **rotary
-    )
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {"head_dim": size, "theta": float(theta)}

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 
-from pore.cost.flops import model_flops
 from pore.data.samples import Sample
-from pore.engine.prefill import TowerWork
 from pore.engine.pruner import Pruner
-from pore.engine.report import Report
 from pore.engine.run import unpruned
-from pore.errors import UnsupportedModelError
 from pore.evaluation.answers import is_right
 from pore.evaluation.batches import Batches
+from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.work import Progress
-from pore.families.registry import family_of, images_of, shape_of
 from pore.identity import names_of, weights_of
 
 # Samples in the batch that `time_some` measures on, and measurements per method.
@@ -71,7 +67,7 @@ def evaluate(
     pixels = pruner is not None and pruner.reads_tower
     asked: list[int] = []
     given: list[str] = []
-    effort: list[dict[str, Any]] = []
+    efforts: list[Effort] = []
     with torch.inference_mode():
         for one, numbers in stretches(pruner, batches, range(len(batches))):
             with nullcontext() if one is None else one(model) as run:
@@ -80,7 +76,7 @@ def evaluate(
                     if inputs:
                         asked += batches.numbers(i)
                         if run is None:
-                            effort += _unpruned(model, inputs)
+                            efforts += unpruned_efforts(model, inputs)
                         tokens = model.generate(
                             **inputs, max_new_tokens=max_new_tokens, do_sample=False
                         )
@@ -89,66 +85,40 @@ def evaluate(
                         if progress is not None:
                             progress(len(new))
             if run is not None:
-                effort += _pruned(run.report)
+                efforts += pruned_efforts(run.report)
     samples = batches.samples
     if progress is not None and len(asked) < len(samples):
         progress(len(samples) - len(asked))
     return Outcome(
         pruner,
         tuple(
-            Answer(
-                id=samples[number].id,
-                question=samples[number].question,
-                expected=str(samples[number].answer),
-                given=text.strip(),
-                right=is_right(text, str(samples[number].answer)),
-                kind=samples[number].kind,
-                third=samples[number].third,
-                **spent,
-            )
-            for number, text, spent in zip(asked, given, effort, strict=True)
+            _answer(samples[number], text, effort)
+            for number, text, effort in zip(asked, given, efforts, strict=True)
         ),
         skipped=tuple(batches.skipped[i] for i in sorted(batches.skipped.keys() - set(asked))),
         asked=asked_model(model),
     )
 
 
+def _answer(sample: Sample, text: str, effort: Effort) -> Answer:
+    return Answer(
+        id=sample.id,
+        question=sample.question,
+        expected=str(sample.answer),
+        given=text.strip(),
+        right=is_right(text, str(sample.answer)),
+        kind=sample.kind,
+        third=sample.third,
+        kept=effort.kept,
+        flops=effort.flops,
+        extra=effort.extra,
+        mean_tokens=effort.mean_tokens,
+    )
+
+
 def asked_model(model: Any) -> dict[str, str | None]:
     """Which model is asked, for `Outcome.asked`."""
     return {**names_of(model), "weights": weights_of(model)}
-
-
-def _pruned(report: Report) -> Iterator[dict[str, Any]]:
-    """The visual tokens that were left of every sample, and the FLOPs of its prefill."""
-    for sample in report:
-        yield {
-            "kept": tuple(image.kept for image in sample.images),
-            "flops": sample.flops,
-            "extra": sum(image.extra for image in sample.images),
-            "mean_tokens": sample.mean_visual_tokens,
-        }
-
-
-def _unpruned(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The visual tokens of every sample, all kept, and the FLOPs of its prefill."""
-    family = family_of(model)
-    layers = len(family.layers(model))
-    images = images_of(model, inputs)
-    lengths = inputs["attention_mask"].sum(-1).tolist()
-    shape = None
-    with suppress(UnsupportedModelError):
-        shape = shape_of(model.config)
-    for row, length in enumerate(lengths):
-        own = [image for image in images if image.row == row]
-        flops = None
-        if shape is not None:
-            work = TowerWork.of(shape, own)._asdict()
-            flops = model_flops(shape, [length] * layers, **work).total
-        yield {
-            "kept": tuple(tuple(range(len(image.columns))) for image in own),
-            "flops": flops,
-            "mean_tokens": float(sum(len(image.columns) for image in own)),
-        }
 
 
 def time_prefill(

@@ -50,6 +50,28 @@ def read_settings(kind: type[Pruner], given: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def read_budget(text: str) -> int | float:
+    """The budget that a text names.
+
+    Args:
+        text: A number of visual tokens such as "128", or a share of them: "0.25" or "25%".
+
+    Returns:
+        The number or the share, as methods take it for `keep`.
+
+    Raises:
+        InputError: It is neither.
+    """
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.strip("+-").isdigit() else float(text)
+    except ValueError:
+        raise InputError(
+            f"{text!r} is neither a number of tokens (128) nor a share of them (0.25 or 25%)."
+        ) from None
+
+
 def check_names(kind: type[Pruner], names: Sequence[str]) -> None:
     """Refuse names of settings that a method does not have.
 
