@@ -27,7 +27,7 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import CalibrationError, ProfileMismatchError, StaleCheckpointError
 from pore.evaluation import survey
-from pore.evaluation.records import read_records
+from pore.evaluation.files import read_records
 from pore.evaluation.results import SurveyResult
 from pore.evaluation.reweighting import reweighted
 from pore.families.registry import shape_of

@@ -11,7 +11,8 @@ import pore
 from helpers.checkpoint import save_checkpoint
 from helpers.command_line import run
 from pore.errors import UnsupportedModelError
-from pore.evaluation.records import FIELDS, read_records
+from pore.evaluation.files import read_records
+from pore.evaluation.records import FIELDS
 from pore.methods.registry import methods
 
 
@@ -125,7 +126,7 @@ def test_demo(model: Path, tmp_path: Path) -> None:
         *("-o", tmp_path, "-b", "3"),
     )
     assert len(read_records(tmp_path / "results.json")) == 6
-    assert tuple(json.loads((tmp_path / "results.json").read_text())[0]) == (*FIELDS, "checksum")
+    assert tuple(json.loads((tmp_path / "results.json").read_text())["results"][0]) == FIELDS
     assert "FastV + RoPE prior" in found.output
     assert "report.html" in found.output
     assert (tmp_path / "report.html").exists()

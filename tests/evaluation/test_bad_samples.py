@@ -18,8 +18,9 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Batches, Skipped
+from pore.evaluation.differences import compare
 from pore.evaluation.guided import Guiding
-from pore.evaluation.outcome import Answer, Outcome, common, compare
+from pore.evaluation.outcome import Answer, Outcome, common
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import evaluate, time_prefill
 

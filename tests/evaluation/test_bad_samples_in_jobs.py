@@ -21,8 +21,8 @@ from pore.data.sources import load_samples
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation import demo, survey
+from pore.evaluation.files import read_records
 from pore.evaluation.findings import facts, skips
-from pore.evaluation.records import read_records
 from pore.evaluation.results import About, DemoSettings, SurveyResult, SurveySettings
 
 

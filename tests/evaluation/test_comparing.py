@@ -19,7 +19,7 @@ from pore.errors import CalibrationError
 from pore.evaluation import comparing
 from pore.evaluation.candidates import CANDIDATES, NONE
 from pore.evaluation.comparing import Comparison
-from pore.evaluation.records import read_records
+from pore.evaluation.files import read_records
 from pore.evaluation.store import described
 
 HOSTS = ("FastV", "PyramidDrop", "SGL", "D2Pruner", "Random", "FitPrune")
@@ -92,7 +92,7 @@ def test_what_is_written(checkpoint: Path, tmp_path: Path) -> None:
     records = read_records(tmp_path / "results.json")
     assert {r["reweight"] for r in records} == {None, *names}
     assert all(record["prefill_ms"] > 0 and record["n"] == 3 for record in records)
-    differences = json.loads((tmp_path / "differences.json").read_text())
+    differences = json.loads((tmp_path / "differences.json").read_text())["differences"]
     whole = [each for each in differences if each["third"] is None]
     assert [(r["method"], r["reweight"]) for r in records if r["reweight"]] == [
         (each["method"], each["reweight"]) for each in whole

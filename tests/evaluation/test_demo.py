@@ -16,9 +16,11 @@ from pore.data.loading import load_model
 from pore.data.sources import load_samples
 from pore.errors import InputError
 from pore.evaluation import demo
+from pore.evaluation.differences import compare
+from pore.evaluation.files import read_records
 from pore.evaluation.findings import facts, verdicts
-from pore.evaluation.outcome import Answer, Outcome, compare
-from pore.evaluation.records import FIELDS, read_records
+from pore.evaluation.outcome import Answer, Outcome
+from pore.evaluation.records import FIELDS
 from pore.evaluation.results import About, DemoResult, DemoSettings
 
 SETTINGS = DemoSettings(keeps=(0.5, 0.25), batch_size=4)
@@ -75,7 +77,7 @@ def test_demo_writes_what_it_says(result: DemoResult) -> None:
     assert all(record["prefill_ms"] > 0 and record["n"] == 9 for record in found)
     assert PositionBias.load(folder / "profile.json") == result.bias
     assert pore.Calibration.load(folder / "calibration.json") == result.calibration
-    assert len(json.loads((folder / "differences.json").read_text())) == 8
+    assert len(json.loads((folder / "differences.json").read_text())["differences"]) == 8
 
 
 def test_demo_calibrates_on_calibration_samples_only(result: DemoResult) -> None:

@@ -13,8 +13,9 @@ from helpers.survey import ABOUT
 from pore.data.loading import load_model
 from pore.embedded import TAUGHT_LAYER, embedded_model
 from pore.evaluation import page, survey
+from pore.evaluation.differences import compare
 from pore.evaluation.findings import findings, footnotes
-from pore.evaluation.outcome import Outcome, compare
+from pore.evaluation.outcome import Outcome
 from pore.plotting.labels import marks
 
 pytestmark = pytest.mark.usefixtures("registry")

@@ -13,29 +13,39 @@ import pytest
 import pore
 from pore.bias.position_bias import PositionBias
 from pore.errors import InputError
-from pore.evaluation.outcome import Answer, Outcome
-from pore.evaluation.records import read_records, to_csv, write_records
+from pore.evaluation.batches import Skipped
+from pore.evaluation.files import Results, read_records, read_results, write_results
+from pore.evaluation.outcome import Answer, Outcome, questions_of, records_of
+from pore.evaluation.records import to_csv
+from pore.evaluation.statistics import wilson
 from pore.evaluation.tables import table
 from pore.plotting.labels import budget_label
 
+MADE = {"seed": 3, "command": "pore evaluate"}
 
-def records() -> list[dict[str, Any]]:
+
+def outcomes() -> list[Outcome]:
     answers = tuple(
         Answer(str(i), "q", "x", "x", i < 2, "color", (None, "top")[i % 2], ((0, 1),), 10)
         for i in range(3)
     )
     bias = PositionBias.exponential(0.1, 16)
     return [
-        Outcome(None, answers, 1.5).record(),
-        Outcome(pore.FastV(keep=0.25, reweight=bias), answers).record(),
-        Outcome(pore.Downsample(keep=4), answers, budget=0.25).record(),
+        Outcome(None, answers, 1.5),
+        Outcome(pore.FastV(keep=0.25, reweight=bias), answers),
+        Outcome(pore.Downsample(keep=4), answers, budget=0.25),
     ]
+
+
+def records() -> list[dict[str, Any]]:
+    return records_of(outcomes())
 
 
 def test_records_as_files(tmp_path: Path) -> None:
     found = records()
-    write_records(tmp_path / "new", found)
+    write_results(tmp_path / "new", Results(MADE, questions_of(outcomes()), found))
     assert read_records(tmp_path / "new" / "results.json") == found
+    assert read_results(tmp_path / "new" / "results.json").circumstances == MADE
     text = (tmp_path / "new" / "results.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert text == to_csv(found)
@@ -82,3 +92,30 @@ def test_table_has_a_block_for_each_budget() -> None:
 )
 def test_budget_label(keep: Any, label: str) -> None:
     assert budget_label(keep) == label
+
+
+def test_groups_have_intervals_and_a_split_by_downsample() -> None:
+    unpruned, fastv, smaller = records()
+    assert unpruned["accuracy_by_kind"] == {"color": pytest.approx(2 / 3)}
+    assert unpruned["ci_by_kind"]["color"] == unpruned["ci"]
+    assert unpruned["ci_by_third"]["top"] == list(wilson(1, 1))
+    assert unpruned["accuracy_by_downsample"] == {}  # at another budget
+    for record in (fastv, smaller):  # they answer alike here
+        assert record["accuracy_by_downsample"] == {"right": 1.0, "wrong": 0.0}
+        assert record["ci_by_downsample"]["right"] == list(wilson(2, 2))
+    assert unpruned["scores"] == [1, 1, 0]
+
+
+def test_scores_are_in_the_places_of_the_samples() -> None:
+    first, second = (Answer(one, "q", "x", "x", True, None, None, ((0,),), 1) for one in "ac")
+    outcome = Outcome(None, (first, second), skipped=(Skipped(1, "b", "no picture"),))
+    assert outcome.scores == [1, None, 1]
+    assert [one["id"] for one in questions_of([outcome])] == ["a", "b", "c"]
+    known = [one["asked"] is not None for one in questions_of([outcome])]
+    assert known == [True, False, True]
+
+
+def test_results_have_as_many_scores_as_questions(tmp_path: Path) -> None:
+    path, _ = write_results(tmp_path, Results({}, (), records()))
+    with pytest.raises(InputError, match="as many scores as there are questions"):
+        read_results(path)

@@ -16,7 +16,8 @@ from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
 from pore.errors import InputError
 from pore.evaluation.batches import Batches
-from pore.evaluation.outcome import Answer, Outcome, compare
+from pore.evaluation.differences import compare
+from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.records import FIELDS
 from pore.evaluation.reweighting import load_bias, reweighted, rope_bias
 from pore.evaluation.running import evaluate, time_prefill

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pore.errors import InputError
 from pore.evaluation.answers import is_right, normalise
-from pore.evaluation.statistics import paired, wilson
+from pore.evaluation.statistics import holm, mean_interval, paired, wilson
 
 
 @pytest.mark.parametrize(
@@ -80,3 +83,35 @@ def test_paired_of_many() -> None:
 def test_paired_needs_pairs() -> None:
     with pytest.raises(InputError, match="Cannot pair"):
         paired([True], [True, False])
+
+
+def test_scores_between_right_and_wrong() -> None:
+    """Soft scores, as of VQAv2, against a test that tries every swap."""
+    first, second = [0.3, 0.6, 1, 0, 0.9, 0.3], [0.6, 0.9, 1, 0.3, 0.6, 1]
+    found = paired(first, second, resamples=20_000)
+    by = [b - a for a, b in zip(first, second, strict=True)]
+    swaps = [
+        abs(sum(sign * d for sign, d in zip(signs, by, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(by))
+    ]
+    exact = np.mean([swap >= abs(sum(by)) - 1e-9 for swap in swaps])
+    assert found.p == pytest.approx(exact, abs=0.01)
+    assert found.difference == pytest.approx(np.mean(by))
+    assert (found.n, found.gained, found.lost) == (6, 4, 1)
+    assert found.ci[0] < found.difference < found.ci[1]
+    low, high = mean_interval(second)
+    assert low < np.mean(second) < high
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm(ps: list[float]) -> None:
+    """Against its definition: the ordered p are rejected until the first that is too large."""
+    corrected = holm(ps)
+    for level in (0.01, 0.05, 0.5):
+        order = sorted(range(len(ps)), key=lambda i: ps[i])
+        rejected = []
+        for rank, i in enumerate(order):
+            if ps[i] * (len(ps) - rank) >= level:
+                break
+            rejected.append(i)
+        assert {i for i, p in enumerate(corrected) if p < level} == set(rejected)

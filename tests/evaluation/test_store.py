@@ -13,8 +13,8 @@ import pore
 from helpers.survey import SETTINGS, run_survey
 from pore.data.sources import load_samples
 from pore.evaluation import survey
+from pore.evaluation.files import read_records
 from pore.evaluation.outcome import Outcome
-from pore.evaluation.records import read_records
 from pore.evaluation.store import Store, described
 
 pytestmark = pytest.mark.usefixtures("registry")

@@ -18,10 +18,11 @@ from helpers.models import tiny_llava
 from helpers.survey import SETTINGS, labels, run_survey
 from pore.errors import InputError, ProfileError
 from pore.evaluation import survey
+from pore.evaluation.differences import compare
+from pore.evaluation.files import read_records
 from pore.evaluation.guided import Guiding
 from pore.evaluation.hosts import fitted
-from pore.evaluation.outcome import compare
-from pore.evaluation.records import FIELDS, read_records
+from pore.evaluation.records import FIELDS
 from pore.evaluation.results import SurveySettings
 from pore.evaluation.running import evaluate
 
@@ -103,7 +104,7 @@ def test_what_fails_on_the_way_is_left_out(surveyed: Any) -> None:
 
 def test_differences_are_of_hosts_with_themselves(surveyed: Any) -> None:
     result, _ = surveyed
-    records = json.loads((result.report.parent / "differences.json").read_text())
+    records = json.loads((result.report.parent / "differences.json").read_text())["differences"]
     thirds = list(dict.fromkeys(record["third"] for record in records))
     assert thirds[0] is None
     assert {"top", "middle", "bottom"} >= set(thirds[1:])

@@ -23,9 +23,10 @@ from pore._text import visible
 from pore.bench.results import Spread
 from pore.bench.table import table as speed_table
 from pore.evaluation import page
+from pore.evaluation.differences import compare
 from pore.evaluation.findings import findings
-from pore.evaluation.outcome import Answer, Outcome, compare
-from pore.evaluation.records import FIELDS, to_csv
+from pore.evaluation.outcome import Answer, Outcome
+from pore.evaluation.records import FIELDS, GROUPS, to_csv
 from pore.evaluation.results import About
 from pore.evaluation.tables import table
 
@@ -104,11 +105,14 @@ def test_the_table_of_speeds_shows_text_as_it_is(text: str) -> None:
 def test_csv_holds_no_formula(text: str, other: str) -> None:
     record: dict[str, Any] = dict.fromkeys(FIELDS, text)
     record |= {"ci": [-0.1, 0.2], "looks_at": [1, 2], "accuracy": -0.5}
-    record |= {f"accuracy_by_{group}": {text: 0.5, other: 0.25} for group in ("kind", "third")}
+    record |= {f"accuracy_by_{group}": {text: 0.5, other: 0.25} for group in GROUPS}
+    record |= {f"ci_by_{group}": {text: [0.1, 0.9], other: [0, 1]} for group in GROUPS}
     content = to_csv([record])
     assert not obeyed(content)
     headings, values = csv.reader(io.StringIO(content))
-    assert len(headings) == len(values) == len(FIELDS) - 1 + (2 if text == other else 4)
+    single = [name for name in FIELDS if "_by_" not in name and name not in ("ci", "scores")]
+    grouped = 3 * len(GROUPS) * (1 if text == other else 2)
+    assert len(headings) == len(values) == len(single) + 2 + grouped
     row = dict(zip(headings, values, strict=True))
     assert (row["ci_low"], row["accuracy"], row["looks_at"]) == ("-0.1", "-0.5", "1 2")
     numbers = {"ci_low", "accuracy"}

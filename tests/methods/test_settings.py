@@ -22,7 +22,7 @@ from pore.cli.app import app
 from pore.data import loading
 from pore.data.sources import load_samples
 from pore.errors import InputError, PoreError
-from pore.evaluation.records import read_records
+from pore.evaluation.files import read_records
 from pore.families.registry import shape_of
 from pore.methods.making import make
 from pore.methods.registry import methods

@@ -26,8 +26,9 @@ from pore.calibration.sums import Calibration
 from pore.cli.app import app
 from pore.data.files import from_jsonl
 from pore.errors import CalibrationError, InputError, PoreError, ProfileError
-from pore.evaluation.outcome import Answer, Outcome
-from pore.evaluation.records import FIELDS, read_records, write_records
+from pore.evaluation.files import Results, read_records, write_results
+from pore.evaluation.outcome import Answer, Outcome, questions_of, records_of
+from pore.evaluation.records import FIELDS
 
 LEAVES = st.one_of(
     st.none(),
@@ -124,7 +125,9 @@ def test_size_is_looked_at_before_anything_is_built(tmp_path: Path) -> None:
 
 def results(path: Path) -> Path:
     answers = (Answer("a", "q", "x", "x", True, None, None, ((0,),), 1),)
-    return write_records(path.parent, [Outcome(None, answers).record()])[0]
+    outcomes = [Outcome(None, answers)]
+    content = Results({"seed": 0}, questions_of(outcomes), records_of(outcomes))
+    return write_results(path.parent, content)[0]
 
 
 def profile(path: Path) -> Path:
@@ -257,10 +260,11 @@ def test_provenance_is_text(field: str) -> None:
 )
 def test_results_that_cannot_be(tmp_path: Path, field: str, value: Any) -> None:
     path = results(tmp_path / "results.json")
-    records = json.loads(path.read_text())
+    document = json.loads(path.read_text())
+    records = document["results"]
     assert read_records(path) == [{name: r[name] for name in FIELDS} for r in records]
     records[0][field] = value
-    path.write_text(json.dumps(records))
+    path.write_text(json.dumps(document))
     with pytest.raises(InputError, match=f"for {field}, which cannot be"):
         read_records(path)
 

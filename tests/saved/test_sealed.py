@@ -23,7 +23,8 @@ from pore.calibration.calibrating import calibrate
 from pore.calibration.host import HostCalibration
 from pore.calibration.sums import Calibration
 from pore.errors import PoreError
-from pore.evaluation.records import read_records, write_records
+from pore.evaluation.files import Results, read_records, write_results
+from pore.evaluation.outcome import questions_of, records_of
 from pore.evaluation.running import evaluate
 from pore.evaluation.store import Store, read_kept
 
@@ -87,7 +88,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     single = run(model, processor, samples)
     several = calibrate(model, processor, samples, host=pore.PyramidDrop(4, (1, 2)), batch_size=4)
     outcomes = [evaluate(model, processor, samples, p) for p in (None, pore.FastV(4))]
-    write_records(folder, [outcome.record() for outcome in outcomes])
+    content = Results({}, questions_of(outcomes), records_of(outcomes))
+    write_results(folder, content)
     store = Store(folder / "answers", {"pore": "1"})
     store.save(None, outcomes[0].answers)
     (answers,) = (folder / "answers").iterdir()
@@ -144,7 +146,7 @@ def test_a_file_changed_by_hand_says_how_to_go_on(
 ) -> None:
     path, load = saved[kind]
     document = json.loads(path.read_text())
-    first: Any = document[0] if kind == "results" else document.get("stages", [document])[0]
+    first: Any = document.get("stages", document.get("results", [document]))[0]
     if kind == "results":
         first["method"] = "mine"
     else:
@@ -154,9 +156,8 @@ def test_a_file_changed_by_hand_says_how_to_go_on(
     with pytest.raises(PoreError, match='remove the entry "checksum"') as raised:
         load(edited)
     assert path.name in str(raised.value)
-    first.pop(CHECKSUM)
-    if "stages" in document:
-        document.pop(CHECKSUM)
+    first.pop(CHECKSUM, None)
+    document.pop(CHECKSUM, None)
     edited.write_text(json.dumps(document))
     assert "mine" in str(load(edited))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def command_line() -> str:
-    """The command line, as it was typed."""
-    return " ".join(["pore", *sys.argv[1:]])
+    """The command line, as a shell takes it."""
+    return shlex.join(["pore", *sys.argv[1:]])
 
 
 def about(

@@ -19,6 +19,7 @@ from pore._text import for_terminal
 from pore.cli.bench import bench
 from pore.cli.calibrate import calibrate
 from pore.cli.check import check
+from pore.cli.compare import compare
 from pore.cli.demo import demo
 from pore.cli.evaluate import evaluate
 from pore.cli.flops import flops
@@ -106,6 +107,7 @@ for _command in (
     calibrate,
     generate,
     evaluate,
+    compare,
     bench,
     plot,
     flops,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pore._progress import progress
 from pore._text import cell
+from pore.cli.about import command_line
 from pore.cli.printing import plain_table, say, stdout
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def ask_corrections(
             out=out,
             settings=settings,
             source=calibration,
+            command=command_line(),
             guide=guide,
             progress=told,
         )

@@ -277,10 +277,10 @@ def _ask_one(
     keeps: Sequence[int | float],
 ) -> None:
     """Ask the unpruned model and a method at every budget, without P and with it; print both."""
+    from pore.evaluation.differences import compare
     from pore.evaluation.findings import footnotes, skips
     from pore.evaluation.guided import Guiding
-    from pore.evaluation.outcome import compare
-    from pore.evaluation.records import write_records
+    from pore.evaluation.outcome import records_of
     from pore.evaluation.reweighting import biases_named
 
     guiding = None
@@ -295,8 +295,8 @@ def _ask_one(
     biases = biases_named(options.reweight, options.allow or (), model, processor, some)
     pruners = _pruners(options, model, keeps, biases, guiding)
     outcomes = _outcomes(options, model, processor, samples, pruners)
-    records = [outcome.record() for outcome in outcomes]
-    written = () if options.out is None else write_records(options.out, records)
+    records = records_of(outcomes)
+    written = () if options.out is None else _write(options, model, outcomes)
     print_results(records)
     say(*skips(records), *footnotes(records))
     if biases is not None:
@@ -306,6 +306,18 @@ def _ask_one(
                 say(str(compare(hosts[with_p.keep], with_p, seed=options.seed)))
     if written:
         say(f"Wrote {' and '.join(map(str, written))}.")
+
+
+def _write(options: Options, model: Any, outcomes: Sequence[Outcome]) -> tuple[Path, ...]:
+    """Write the results of all settings so far."""
+    from pore.cli.about import command_line
+    from pore.evaluation.circumstances import circumstances
+    from pore.evaluation.files import Results, write_results
+    from pore.evaluation.outcome import questions_of, records_of
+
+    assert options.out is not None
+    made = circumstances(model.device, options.seed, command_line())
+    return write_results(options.out, Results(made, questions_of(outcomes), records_of(outcomes)))
 
 
 def _pruners(
@@ -351,7 +363,6 @@ def _outcomes(
     """The results of every setting, over the questions that all of them answered."""
     from pore.evaluation.batches import Batches
     from pore.evaluation.outcome import common
-    from pore.evaluation.records import write_records
     from pore.evaluation.running import evaluate as ask
     from pore.evaluation.running import time_prefill
     from pore.evaluation.work import Work
@@ -377,7 +388,7 @@ def _outcomes(
                 )
             )
             if options.out is not None:  # so that they are kept if a later one fails
-                write_records(options.out, [outcome.record() for outcome in outcomes])
+                _write(options, model, outcomes)
         outcomes = common(outcomes)
         if options.timing:
             work.start("timing the prefill")

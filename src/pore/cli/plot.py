@@ -52,14 +52,15 @@ def plot(options: Options) -> None:
     from pore import plotting
     from pore._files import open_regular
     from pore.calibration.host import HostCalibration
-    from pore.evaluation.records import read_records
+    from pore.evaluation.files import read_records
 
     form = form_of_bias(options.kind)
     for path in options.sources:
-        # Results are a list, a calibration is not; each reader then checks what it gets.
+        # Results say so, or are a list as older versions wrote it; each reader then checks what it
+        # gets.
         with open_regular(path) as file:
-            is_list = file.read(64).lstrip().startswith(b"[")
-        if is_list:
+            head = file.read(256).lstrip()
+        if head.startswith(b"[") or b'"pore.results"' in head:
             figure = plotting.accuracy_over_flops(read_records(path))
             drawn = plotting.save(figure, options.out / "accuracy.png")
             say(f"Wrote {drawn}.")

@@ -21,10 +21,12 @@ from pore.engine.pruner import Pruner
 from pore.errors import PoreError
 from pore.evaluation.batches import Batches, Skipped
 from pore.evaluation.candidates import CANDIDATES, NONE, Measurement, set_up, with_correction
+from pore.evaluation.circumstances import circumstances
+from pore.evaluation.differences import Difference, compare
+from pore.evaluation.files import Results, write_differences, write_results
 from pore.evaluation.guided import Guiding
 from pore.evaluation.hosts import host_measure
-from pore.evaluation.outcome import Answer, Difference, Outcome, common, compare
-from pore.evaluation.records import write_records
+from pore.evaluation.outcome import Answer, Outcome, common, questions_of
 from pore.evaluation.results import LeftOut, SurveySettings
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import asked_model, evaluate, time_some, timed_samples
@@ -111,6 +113,7 @@ def run(
     out: Path,
     settings: SurveySettings,
     source: str,
+    command: str = "",
     guide: tuple[Any, Any] | None = None,
     names: Sequence[str] = tuple(CANDIDATES),
     progress: Told | None = None,
@@ -125,6 +128,7 @@ def run(
         out: The folder; made if missing. Answers and sums that are there are used.
         settings: Budgets, batches, seed; `kind` and `average` do not count.
         source: Where the calibration samples come from.
+        command: The command line, for the files of results.
         guide: The model that guides SGL and its processor; None for the model itself.
         names: The corrections, of `candidates.CANDIDATES`.
         progress: Called with what is being done, and the share of the work done so far.
@@ -153,6 +157,7 @@ def run(
         _Block(model, processor, test[first : first + BLOCK], out, settings)
         for first in range(0, len(test), BLOCK)
     ]
+    made = circumstances(model.device, settings.seed, command)
     outcomes: dict[Setting, Outcome] = {}
     for number, block in enumerate(blocks):
         asked: dict[Setting, Outcome] = {}
@@ -169,11 +174,11 @@ def run(
         result = Comparison(
             compared, tuple(left_out), taught_layer(model), len(compared[0].outcome.answers)
         )
-        _write(result, out)
+        _write(result, made, out)
     if settings.timing:
         work.start("timing the prefill, settings in turns")
         result = _timed(result, blocks[0], out, work)
-        _write(result, out)
+        _write(result, made, out)
     work.finish()
     return result
 
@@ -324,11 +329,12 @@ def _timed(result: Comparison, block: _Block, out: Path, work: Work) -> Comparis
     return replace(result, compared=tuple(timed))
 
 
-def _write(result: Comparison, out: Path) -> None:
+def _write(result: Comparison, made: Mapping[str, Any], out: Path) -> None:
     """The records, and the figure."""
-    write_records(out, [one.record() for one in result.compared])
+    questions = questions_of([one.outcome for one in result.compared])
+    write_results(out, Results(made, questions, [one.record() for one in result.compared]))
     differences = [record for one in result.compared for record in one.difference_records()]
-    write_atomic(out / "differences.json", sealed_list(differences))
+    write_differences(out, differences, made)
     write_atomic(out / "left_out.json", sealed_list(map(asdict, result.left_out)))
     if differences:
         figure = plotting.corrections(differences, result.taught)

@@ -24,9 +24,11 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Batches
-from pore.evaluation.outcome import Answer, Difference, Outcome, common, compare
+from pore.evaluation.circumstances import circumstances
+from pore.evaluation.differences import Difference, compare
+from pore.evaluation.files import Results, write_differences, write_results
+from pore.evaluation.outcome import Answer, Outcome, common, questions_of, records_of
 from pore.evaluation.page import write_demo
-from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.results import About, DemoResult, DemoSettings, Example
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import evaluate, time_some, timed_samples
@@ -104,9 +106,9 @@ def run(
     times = time_some(model, processor, batches.good, pruners, work.done(_TIMED_COST))
     outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
     differences = tuple(_differences(outcomes, settings))
-    records = [outcome.record() for outcome in outcomes]
-    write_records(out, records)
-    write_differences(out, differences)
+    records, made = records_of(outcomes), circumstances(model.device, settings.seed, about.command)
+    write_results(out, Results(made, questions_of(outcomes), records))
+    write_differences(out, [difference.record() for difference in differences], made)
     plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
 
     work.start("drawing examples and the report")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pore.evaluation import tables
-from pore.evaluation.outcome import Difference
+from pore.evaluation.differences import Difference
 from pore.evaluation.records import Record
 from pore.evaluation.results import DemoResult, SurveyResult
 from pore.plotting.labels import (

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Skipped, listed
 from pore.evaluation.guided import guiding_of
-from pore.evaluation.statistics import Paired, paired, wilson
-from pore.plotting.labels import UNPRUNED, budget_label, label, points
+from pore.evaluation.statistics import wilson
+from pore.methods.downsample import Downsample
+from pore.plotting.labels import UNPRUNED, budget_label, label
 from pore.tower.stages import TowerStage
 
 
@@ -32,6 +34,8 @@ class Answer:
         flops: FLOPs of the prefill (true count), or None if the model's sizes are not known.
         extra: Visual tokens that reached the last layer and stand for no single patch.
         mean_tokens: Visual tokens of the prompt, averaged over the decoder layers.
+        iou: Of a question whose answer is a box: how far the box given and the right one overlap,
+            as the area of both over the area of either; 0 if no box was given.
     """
 
     id: str
@@ -45,6 +49,24 @@ class Answer:
     flops: int | None
     extra: int = 0
     mean_tokens: float | None = None
+    iou: float | None = None
+
+
+class Group(NamedTuple):
+    """How a group of questions did.
+
+    Attributes:
+        accuracy: Share of right answers.
+        ci: Its Wilson interval at 95 %.
+    """
+
+    accuracy: float
+    ci: list[float]
+
+    @classmethod
+    def of(cls, right: Sequence[bool]) -> Group:
+        """The group of these answers, at least one."""
+        return cls(sum(right) / len(right), list(wilson(sum(right), len(right))))
 
 
 @dataclass(frozen=True)
@@ -153,24 +175,48 @@ class Outcome:
         known = [answer.flops for answer in self.answers if answer.flops is not None]
         return sum(known) / len(known) if len(known) == len(self.answers) else None
 
-    def accuracy_by(self, key: Callable[[Answer], str | None]) -> dict[str, float]:
-        """Accuracy of every group of questions, in order of first appearance.
+    @property
+    def scores(self) -> list[int | None]:
+        """1 for right and 0 for wrong, one for every sample; None for those that were skipped."""
+        own, given = {one.number for one in self.skipped}, iter(self.answers)
+        places = range(len(self.answers) + len(own))
+        return [None if place in own else int(next(given).right) for place in places]
+
+    @property
+    def iou(self) -> float | None:
+        """Mean overlap of boxes given and right; None if no answer is a box."""
+        found = [answer.iou for answer in self.answers if answer.iou is not None]
+        return sum(found) / len(found) if found else None
+
+    def by_group(self, groups: Iterable[str | None]) -> dict[str, Group]:
+        """How every group of questions did, in order of first appearance.
 
         Args:
-            key: The group of a question, or None to leave it out.
+            groups: The group of every answer, or None to leave it out.
 
         Returns:
-            Accuracy by group.
+            Accuracy and interval by group.
         """
-        groups: dict[str, list[bool]] = {}
-        for answer in self.answers:
-            group = key(answer)
+        rights: dict[str, list[bool]] = {}
+        for group, right in zip(groups, self.right, strict=True):
             if group is not None:
-                groups.setdefault(group, []).append(answer.right)
-        return {group: sum(right) / len(right) for group, right in groups.items()}
+                rights.setdefault(group, []).append(right)
+        return {name: Group.of(right) for name, right in rights.items()}
 
-    def record(self) -> dict[str, Any]:
-        """The outcome as one record of `results.json`."""
+    def record(self, downsampled: Outcome | None = None) -> dict[str, Any]:
+        """The outcome as one record of `results.json`.
+
+        Args:
+            downsampled: The answers at the same budget of images that were only made smaller,
+                which part the questions into those that it gets wrong and right.
+        """
+        groups = {
+            "kind": self.by_group(answer.kind for answer in self.answers),
+            "third": self.by_group(answer.third for answer in self.answers),
+            "downsample": self.by_group(_parted(self, downsampled)),
+        }
+        shares = {f"accuracy_by_{name}": _part(each, "accuracy") for name, each in groups.items()}
+        intervals = {f"ci_by_{name}": _part(each, "ci") for name, each in groups.items()}
         return {
             "method": self.method,
             "reweight": self.reweight,
@@ -178,8 +224,8 @@ class Outcome:
             "layer": getattr(self.pruner, "layer", None),
             "accuracy": self.accuracy,
             "ci": list(self.ci),
-            "accuracy_by_kind": self.accuracy_by(lambda answer: answer.kind),
-            "accuracy_by_third": self.accuracy_by(lambda answer: answer.third),
+            "accuracy_by_kind": shares.pop("accuracy_by_kind"),
+            "accuracy_by_third": shares.pop("accuracy_by_third"),
             "n": len(self.answers),
             "skipped": [{"id": one.id, "reason": one.reason} for one in self.skipped],
             "tokens_after": self.tokens_after,
@@ -190,7 +236,65 @@ class Outcome:
             "flops": self.flops,
             "prefill_ms": self.prefill_ms,
             **{name: self.asked.get(name) for name in ("model", "revision", "weights")},
+            **shares,
+            **intervals,
+            "iou": self.iou,
+            "scores": self.scores,
         }
+
+
+def records_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The records of `results.json`, with the split by Downsample where it was asked too.
+
+    Args:
+        outcomes: Outcomes of the same samples.
+
+    Returns:
+        A record for each.
+    """
+    smaller = {o.keep: o for o in outcomes if o.method == Downsample.name}
+    return [outcome.record(smaller.get(outcome.keep)) for outcome in outcomes]
+
+
+def questions_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """What was asked, for `results.json`: one entry for every sample, in the order of the scores.
+
+    Args:
+        outcomes: Outcomes of the same samples.
+
+    Returns:
+        The sample's `id`, `asked` (a digest of question and right answer), `kind` and `third`. Of a
+        sample that was skipped by all only the id is known.
+    """
+    unknown = {"asked": None, "kind": None, "third": None}
+    found: dict[int, dict[str, Any]] = {}
+    for outcome in outcomes:
+        own = {one.number: one for one in outcome.skipped}
+        places = (i for i in range(len(outcome.answers) + len(own)) if i not in own)
+        for place, answer in zip(places, outcome.answers, strict=True):
+            if found.get(place, unknown)["asked"] is None:
+                asked = {"asked": _digest(answer), "kind": answer.kind, "third": answer.third}
+                found[place] = {"id": answer.id, **asked}
+        for number, one in own.items():
+            found.setdefault(number, {"id": one.id, **unknown})
+    return [found[place] for place in sorted(found)]
+
+
+def _digest(answer: Answer) -> str:
+    text = json.dumps([answer.question, answer.expected])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _parted(outcome: Outcome, downsampled: Outcome | None) -> list[str | None]:
+    """Whether Downsample has every question right or wrong; None where that is not known."""
+    answers = outcome.answers
+    if downsampled is None or asked(answers) != asked(downsampled.answers):
+        return [None] * len(answers)
+    return ["right" if right else "wrong" for right in downsampled.right]
+
+
+def _part(groups: Mapping[str, Group], name: str) -> dict[str, Any]:
+    return {group: getattr(each, name) for group, each in groups.items()}
 
 
 def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -219,78 +323,6 @@ def common(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return over_the_same
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Two settings compared on the same questions.
-
-    Attributes:
-        first: The setting to compare with.
-        second: The setting that is compared with it.
-        paired: The second minus the first.
-        third: The third of the image asked about, if only these questions count.
-    """
-
-    first: Outcome
-    second: Outcome
-    paired: Paired
-    third: str | None = None
-
-    def __str__(self) -> str:
-        paired = self.paired
-        return (
-            f"{budget_label(self.second.keep)}: {self.second.label} − {self.first.label} = "
-            f"{points(paired.difference)} points {self.interval}, p = {paired.p:.2g}"
-        )
-
-    @property
-    def interval(self) -> str:
-        """The 95 % interval in percentage points."""
-        return f"[{points(self.paired.ci[0])}, {points(self.paired.ci[1])}]"
-
-    def record(self) -> dict[str, Any]:
-        """The difference as one record of `differences.json`."""
-        paired = self.paired
-        return {
-            "keep": self.second.keep,
-            "method": self.second.method,
-            "reweight": self.second.reweight,
-            "against": self.first.label,
-            "third": self.third,
-            "looks_at": self.second.looks_at,
-            "guide": self.second.guide,
-            "difference": paired.difference,
-            "ci": list(paired.ci),
-            "won": paired.gained,
-            "lost": paired.lost,
-            "p_mcnemar": paired.p,
-            "n": paired.n,
-        }
-
-
-def compare(
-    first: Outcome, second: Outcome, *, seed: int = 0, third: str | None = None
-) -> Difference:
-    """Compare two settings question by question, over the questions that neither had to skip.
-
-    Args:
-        first: One outcome.
-        second: Another, of the same samples.
-        seed: Seed of the bootstrap.
-        third: Compare only the questions about this third of the image.
-
-    Returns:
-        The difference, second minus first, with its interval and test.
-
-    Raises:
-        InputError: They have different samples, or no question is about this third.
-    """
-    first, second = common([first, second])
-    if _asked(first.answers) != _asked(second.answers):
-        raise InputError("Two outcomes can be compared only if they answer the same questions.")
-    chosen = [third in (None, answer.third) for answer in first.answers]
-    rights = (list(compress(outcome.right, chosen)) for outcome in (first, second))
-    return Difference(first, second, paired(*rights, seed=seed), third)
-
-
-def _asked(answers: Sequence[Answer]) -> list[tuple[str, str]]:
+def asked(answers: Sequence[Answer]) -> list[tuple[str, str]]:
+    """What these are answers to: ids and questions."""
     return [(answer.id, answer.question) for answer in answers]

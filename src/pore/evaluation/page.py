@@ -10,8 +10,8 @@ from pore._page import filled, html, items, joined, picture, row
 from pore._text import Html
 from pore.bias.position_bias import PositionBias
 from pore.evaluation import tables
+from pore.evaluation.differences import Difference
 from pore.evaluation.findings import bias_found, facts, findings, footnotes, is_pore, verdicts
-from pore.evaluation.outcome import Difference
 from pore.evaluation.records import Record
 from pore.evaluation.results import About, DemoResult, SurveyResult
 from pore.plotting.labels import budget_label, label, marks, points

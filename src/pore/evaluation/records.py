@@ -1,22 +1,23 @@
-"""Results as files."""
+"""The records of results: their fields, what these may hold, and records as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pore._files import shown, write_atomic
-from pore._saved.parsing import read_json
-from pore._saved.seals import check, sealed_list
 from pore._text import for_csv
 from pore.errors import InputError
-from pore.evaluation.outcome import Difference
 
 Record = Mapping[str, Any]
+
+
+GROUPS = ("kind", "third", "downsample")
+
+
+"""What questions are grouped by: their kind, the third of the image that they ask about, and
+whether Downsample, at the same budget, answers them right or wrong."""
 
 
 FIELDS = (
@@ -40,13 +41,14 @@ FIELDS = (
     "model",
     "revision",
     "weights",
+    "accuracy_by_downsample",
+    *(f"ci_by_{group}" for group in GROUPS),
+    "iou",
+    "scores",
 )
 
 
-"""The fields of a record, in order; a file adds a checksum to each record."""
-
-
-_MAX_BYTES = 64 << 20
+"""The fields of a record, in order."""
 
 
 _LARGEST = 1e30  # of FLOPs
@@ -62,6 +64,10 @@ _LATER: dict[str, Any] = {
     "model": None,
     "revision": None,
     "weights": None,
+    "accuracy_by_downsample": {},
+    **{f"ci_by_{group}": {} for group in GROUPS},
+    "iou": None,
+    "scores": None,
 }
 
 
@@ -75,6 +81,14 @@ def _share(value: Any) -> bool:
 
 def _shares(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_share, value.values()))
+
+
+def _interval(value: Any) -> bool:
+    return _list(value, _share) and len(value) == 2 and value[0] <= value[1]
+
+
+def _intervals(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_interval, value.values()))
 
 
 def _list(value: Any, right: Callable[[Any], bool]) -> bool:
@@ -99,7 +113,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "reweight": _or_none(_text),
     "keep": _or_none(lambda value: _text(value) or _number(value) or _list(value, _number)),
     "accuracy": _share,
-    "ci": lambda value: _list(value, _share) and len(value) == 2 and value[0] <= value[1],
+    "ci": _interval,
     "accuracy_by_kind": _shares,
     "accuracy_by_third": _shares,
     "n": lambda value: type(value) is int and 1 <= value <= _LARGEST,
@@ -112,86 +126,37 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "flops": _or_none(_number),
     "prefill_ms": _or_none(_number),
     **dict.fromkeys(("model", "revision", "weights"), _or_none(_text)),
+    **{f"ci_by_{group}": _intervals for group in GROUPS},
+    "accuracy_by_downsample": _shares,
+    "iou": _or_none(_share),
+    "scores": _or_none(lambda value: _list(value, _or_none(_share))),
 }
 
 
-def write_records(folder: str | os.PathLike[str], records: Sequence[Record]) -> tuple[Path, Path]:
-    """Write `results.json`, a list of records, and `results.csv`, one row for each.
+def checked(record: Any, name: str) -> Record:
+    """A record as read from a file of any origin, with the fields `FIELDS` and no others.
 
     Args:
-        folder: Where; made if missing.
-        records: What `Outcome.record` gives.
-
-    Returns:
-        The two paths.
+        record: What the file holds.
+        name: What messages call the file.
 
     Raises:
-        OSError: They cannot be written.
+        InputError: No evaluation can have written it.
     """
-    return (
-        write_atomic(Path(folder) / "results.json", sealed_list(records)),
-        write_atomic(Path(folder) / "results.csv", to_csv(records)),
-    )
-
-
-def write_differences(folder: str | os.PathLike[str], differences: Iterable[Difference]) -> Path:
-    """Write `differences.json`, a list of what `Difference.record` gives.
-
-    Args:
-        folder: Where; made if missing.
-        differences: The differences.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    text = sealed_list(each.record() for each in differences)
-    return write_atomic(Path(folder) / "differences.json", text)
-
-
-def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Read a `results.json`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its records, each with the fields `FIELDS`; other fields are ignored.
-
-    Raises:
-        InputError: It holds no records, a record that no evaluation can have written, or one that
-            does not match its checksum.
-        OSError: It cannot be read, or is too large.
-    """
-    name = shown(path)
-    try:
-        listed = read_json(path, _MAX_BYTES)
-    except ValueError as error:
-        raise InputError(f"{name} holds no results, or is damaged: {error}") from error
-    if not isinstance(listed, list) or not listed:
-        raise InputError(f"{name} holds no list of results.")
-    records: list[Record] = []
-    for number, record in enumerate(listed, 1):
-        if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
-            raise InputError(f"{name} has a result without all of {', '.join(FIELDS)}.")
-        records.append({field: (_LATER | record)[field] for field in FIELDS})
-        for field, right in _RIGHT.items():
-            if not right(records[-1][field]):
-                raise InputError(
-                    f"{name} has a result with {record.get(field)!r:.60} for {field}, which "
-                    "cannot be."
-                )
-        try:
-            check(record)
-        except ValueError as error:
-            raise InputError(f"{name}, result {number}: {error}") from error
-    return records
+    if not isinstance(record, dict) or not set(FIELDS) <= (record | _LATER).keys():
+        raise InputError(f"{name} has a result without all of {', '.join(FIELDS)}.")
+    found = {field: (_LATER | record)[field] for field in FIELDS}
+    for field, right in _RIGHT.items():
+        if not right(found[field]):
+            raise InputError(
+                f"{name} has a result with {found[field]!r:.60} for {field}, which cannot be."
+            )
+    return found
 
 
 def to_csv(records: Iterable[Record]) -> str:
-    """Records as CSV, nested fields as columns such as `kind.color` and `third.top`.
+    """Records as CSV, nested fields as columns such as `kind.color`, `third.top` and
+    `third_low.top`, the lower end of its interval.
 
     Text that a spreadsheet would take for a formula has an apostrophe before it (`for_csv`).
     """
@@ -202,6 +167,12 @@ def to_csv(records: Iterable[Record]) -> str:
         for name in FIELDS:
             if name == "ci":
                 row["ci_low"], row["ci_high"] = record[name]
+            elif name.startswith("ci_by_"):
+                prefix = name.removeprefix("ci_by_")
+                for group, (low, high) in record[name].items():
+                    row |= {f"{prefix}_low.{group}": low, f"{prefix}_high.{group}": high}
+            elif name == "scores":
+                pass  # one for every question: `results.json` has them
             elif name == "skipped":
                 row[name] = len(record[name])
             elif name == "looks_at":

@@ -10,7 +10,8 @@ from typing import Any
 from pore.bias.curve import Kind
 from pore.bias.position_bias import PositionBias
 from pore.calibration.sums import Calibration
-from pore.evaluation.outcome import Difference, Outcome
+from pore.evaluation.differences import Difference
+from pore.evaluation.outcome import Outcome, records_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class DemoResult:
     @property
     def records(self) -> list[dict[str, Any]]:
         """The records of `results.json`."""
-        return [outcome.record() for outcome in self.outcomes]
+        return records_of(self.outcomes)
 
 
 # -- all methods ----------------------------------------------------------------------------------
@@ -187,4 +188,4 @@ class SurveyResult:
     @property
     def records(self) -> list[dict[str, Any]]:
         """The records of `results.json`."""
-        return [outcome.record() for outcome in self.outcomes]
+        return records_of(self.outcomes)

@@ -54,7 +54,7 @@ class Store:
     def save(self, pruner: Pruner | None, answers: Sequence[Answer]) -> None:
         """Write the answers, whole or not at all."""
         path, setting = self._place(pruner)
-        document = {"setting": setting, "answers": [asdict(answer) for answer in answers]}
+        document = {"setting": setting, "answers": list(map(_plain, answers))}
         write_atomic(path, sealed_text(document))
 
 
@@ -83,6 +83,14 @@ def kept_times(
     times = measure()
     write_atomic(path, sealed_text({"settings": settings, "prefill_ms": times}))
     return times
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    """An answer as files have it: an overlap only where the answer is a box."""
+    entry = asdict(answer)
+    if answer.iou is None:
+        del entry["iou"]
+    return entry
 
 
 def _answer(entry: Mapping[str, Any]) -> Answer:

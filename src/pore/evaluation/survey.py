@@ -24,11 +24,13 @@ from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
 from pore.evaluation.batches import Batches
+from pore.evaluation.circumstances import circumstances
+from pore.evaluation.differences import Difference, compare
+from pore.evaluation.files import Results, write_differences, write_results
 from pore.evaluation.guided import Guiding
 from pore.evaluation.hosts import HostMeasure, host_measure
-from pore.evaluation.outcome import Difference, Outcome, common, compare
+from pore.evaluation.outcome import Outcome, common, questions_of, records_of
 from pore.evaluation.page import write_survey
-from pore.evaluation.records import write_differences, write_records
 from pore.evaluation.results import About, LeftOut, SurveyResult, SurveySettings
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import asked_model, evaluate, time_some, timed_samples
@@ -91,7 +93,8 @@ def run(
     asked = [None, *(pruner for _, pruner in planned), *hosts]
     work = Work(_all_work(model, asked, measures, len(calibration), len(test), settings), progress)
     work.start("looking at the samples")
-    asking = _Asking(model, processor, test, settings, out, work)
+    made = circumstances(model.device, settings.seed, about.command)
+    asking = _Asking(model, processor, test, settings, out, work, made)
     biases: dict[str, tuple[PositionBias, ...]] = {}
     try:
         asking.ask(None, None)
@@ -119,7 +122,7 @@ def run(
         ) from None
     work.start("drawing and writing the report")
     result = _result(model, settings, outcomes, left_out, biases, out)
-    _write(result, about, out)
+    _write(result, about, made, out)
     work.finish()
     return result
 
@@ -139,6 +142,7 @@ class _Asking:
         settings: SurveySettings,
         out: Path,
         work: Work,
+        made: Mapping[str, Any],
     ) -> None:
         self.outcomes: list[Outcome] = []
         self._model = model
@@ -150,6 +154,7 @@ class _Asking:
         self._settings = settings
         self._out = out
         self._work = work
+        self._made = made
         self._shape = shape_of(model.config)
         self._whose = asked_model(model)
         self._store = Store(out / "answers", kept_under(model, processor, self._batches, settings))
@@ -179,7 +184,8 @@ class _Asking:
             answers, skipped = asked.answers, asked.skipped
             self._store.save(pruner, answers)
         self.outcomes.append(replace(outcome, answers=answers, skipped=skipped))
-        write_records(self._out, [each.record() for each in self.outcomes])
+        records, asked_of = records_of(self.outcomes), questions_of(self.outcomes)
+        write_results(self._out, Results(self._made, asked_of, records))
 
     def together(self) -> list[Outcome]:
         """All outcomes over the same questions, with times if they were requested."""
@@ -240,10 +246,10 @@ def _result(
     )
 
 
-def _write(result: SurveyResult, about: About, out: Path) -> None:
+def _write(result: SurveyResult, about: About, made: Mapping[str, Any], out: Path) -> None:
     """Records, figures and the report of a survey."""
-    write_records(out, result.records)
-    write_differences(out, result.differences)
+    write_results(out, Results(made, questions_of(result.outcomes), result.records))
+    write_differences(out, [difference.record() for difference in result.differences], made)
     write_atomic(out / "left_out.json", sealed_list(map(asdict, result.left_out)))
     taught = result.taught
     plotting.save(plotting.accuracy_over_flops(result.records, taught), out / "accuracy.png")
