@@ -18,7 +18,7 @@ from pore.evaluation.files import Results, read_records, read_results, write_res
 from pore.evaluation.outcome import Answer, Outcome, questions_of, records_of
 from pore.evaluation.records import to_csv
 from pore.evaluation.statistics import wilson
-from pore.evaluation.tables import table
+from pore.evaluation.tables import share, table
 from pore.plotting.labels import budget_label
 
 MADE = {"seed": 3, "command": "pore evaluate"}
@@ -82,8 +82,18 @@ def test_table_has_a_block_for_each_budget() -> None:
         "Downsample",
     ]
     assert "66.7 [20.8, 93.9]" in text
-    console.print(table(records(), parts=("kinds",)))
-    assert "[" not in console.file.getvalue()[len(text) :]  # type: ignore[attr-defined]
+    console.print(table(records(), parts=("downsample",)))
+    split = console.file.getvalue()[len(text) :]  # type: ignore[attr-defined]
+    assert re.search("method *wrong *right", split)
+    assert "100.0 [34, 100]" in split
+    assert "66.7" not in split
+
+
+def test_groups_of_older_files_have_no_interval() -> None:
+    (one, *_) = records()
+    assert share(one, "kind", "color") == ("66.7", "[21, 94]")
+    assert share({**one, "ci_by_kind": {}}, "kind", "color") == ("66.7", "")
+    assert share(one, "kind", "shape") == ("-", "")
 
 
 @pytest.mark.parametrize(

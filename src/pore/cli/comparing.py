@@ -60,6 +60,7 @@ def ask_corrections(
             progress=told,
         )
     stdout().print(_table(result))
+    stdout().print(_thirds(result))
     records = [one.record() for one in result.compared]
     say(*footnotes(records, result.taught))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
@@ -72,30 +73,52 @@ def ask_corrections(
 def _table(result: Comparison) -> Any:
     """A row for every setting: how many are right, and how that differs from the host alone."""
     from pore.evaluation.candidates import NONE
-    from pore.evaluation.tables import number, percent
+    from pore.evaluation.statistics import holm
+    from pore.evaluation.tables import interval, number, percent
     from pore.plotting.labels import marks, points
 
-    thirds = list(dict.fromkeys(d.third for one in result.compared for d in one.differences))
-    names = [str(third) for third in thirds if third is not None]
+    whole = [one.differences[0].paired.p for one in result.compared if one.differences]
+    corrected = iter(holm(whole))
     made = plain_table(
-        "kept", "host", "correction", "right, %", "difference, points", "p", *names, "GFLOPs", "ms"
+        *("kept", "host", "correction", "right, %", "difference, points", "p", "p (Holm)"),
+        *("GFLOPs", "ms"),
     )
     for one in result.compared:
         record = one.record()
-        cells = ["", "", *("" for _ in names)]
+        cells = ["", "", ""]
         if one.differences:
-            first, *others = one.differences
-            by_third = {d.third: points(d.paired.difference) for d in others}
+            first = one.differences[0]
             cells = [f"{points(first.paired.difference)} {first.interval}", f"{first.paired.p:.2g}"]
-            cells += [by_third.get(name, "-") for name in names]
+            cells.append(f"{next(corrected):.2g}")
         correction = one.setting.correction
         made.add_row(
             cell("all" if one.setting.keep is None else str(one.setting.keep)),
             cell(record["method"] + marks(record, result.taught)),
             cell("" if correction == NONE else correction),
-            cell(percent(record["accuracy"])),
+            cell(f"{percent(record['accuracy'])} {interval(record)}"),
             *map(cell, cells),
             cell(number(record["flops"], 1e9)),
             cell(number(record["prefill_ms"])),
         )
+    return made
+
+
+def _thirds(result: Comparison) -> Any:
+    """How every correction differs from the host alone, by third of the image asked about."""
+    from pore.plotting.labels import points
+
+    thirds = dict.fromkeys(d.third for one in result.compared for d in one.differences)
+    names = [str(third) for third in thirds if third is not None]
+    made = plain_table("kept", "host", "correction", *(f"{name}, points" for name in names))
+    for one in result.compared:
+        by_third = {
+            d.third: f"{points(d.paired.difference)} {d.interval}" for d in one.differences[1:]
+        }
+        if by_third:
+            made.add_row(
+                cell(str(one.setting.keep)),
+                cell(one.outcome.method),
+                cell(one.setting.correction),
+                *(cell(by_third.get(name, "-")) for name in names),
+            )
     return made

@@ -45,21 +45,19 @@ def plain_table(*headings: str) -> Table:
 
 
 def print_results(records: Sequence[dict[str, Any]]) -> None:
-    """One table of an evaluation, or two under each other on a terminal too narrow for it."""
-    from pore.evaluation.tables import table
+    """The tables of an evaluation: all questions, and a table for each way to group them."""
+    from pore.evaluation.tables import HEADINGS, columns, table
 
-    console = stdout()
-    title = "Right answers in % with 95 % interval, by kind of question and third of the image"
-    whole = table(records, title=title)
-    width = Screen(width=1000).measure(whole).maximum
+    console, title = stdout(), "Right answers in % with 95 % interval"
+    made = [table(records, title=title, parts=("cost", "accuracy"))]
+    for by, how in HEADINGS.items():
+        if columns(records, by):
+            made.append(table(records, title=f"{title}, {how}", parts=(by,)))
+    widths = [Screen(width=1000).measure(one).maximum for one in made]
     if not console.is_terminal:
-        console = Screen(width=max(width, _WIDTH))
-    if width <= console.width:
-        console.print(whole)
-    else:
-        parts = ("cost", "accuracy", "thirds")
-        console.print(table(records, title="Right answers in %", parts=parts))
-        console.print(table(records, title="Right answers in %, by kind", parts=("kinds",)))
+        console = Screen(width=max(*widths, _WIDTH))
+    for one in made:
+        console.print(one)
     say(
         "tokens: visual tokens at the last layer; GFLOPs: prefill with tower, multiply-add = 2; "
         "ms: median time of the prefill per question\n",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pore._files import read_regular, shown
 from pore._saved.parsing import parse_json
-from pore.data.samples import Sample, text_of
+from pore.data.samples import Sample, box_of, text_of
 from pore.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -61,9 +61,10 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     """Samples from a file with one JSON object on each line.
 
     Each has `question` and `image`, the image's path relative to the file, and may have `answer`,
-    `id`, `kind` and `third`; other keys are ignored. Of these four, numbers and truth values become
-    text; null, NaN, an empty list and blank text count as missing. A sample without an id gets the
-    name of the file and the number of its line.
+    `id`, `kind`, `third` and `box`; other keys are ignored. Of the first four, numbers and truth
+    values become text; null, NaN, an empty list and blank text count as missing. `box` is where in
+    the image the answer is: left, top, right and bottom as shares of the width and the height. A
+    sample without an id gets the name of the file and the number of its line.
 
     Args:
         path: The file; blank lines are skipped.
@@ -104,6 +105,11 @@ def _from_line(line: str, file: Path, number: int) -> Sample:
             texts[name] = text_of(None if value == [] else value)
         except ValueError as error:
             raise ValueError(f'"{name}" {error}') from error
+    box = found.get("box")
+    try:
+        place = None if box is None else box_of(box)
+    except ValueError as error:
+        raise ValueError(f'"box" {error}') from error
     return Sample(
         texts["id"] or f"{shown(file.name)}:{number}",
         file.parent / found["image"],
@@ -111,6 +117,7 @@ def _from_line(line: str, file: Path, number: int) -> Sample:
         texts["answer"],
         texts["kind"],
         texts["third"],
+        place,
     )
 
 

@@ -22,6 +22,14 @@ from pore.errors import InputError
 
 _WHOLE = 1e15  # above it, floats are written with an exponent
 
+Box = tuple[float, float, float, float]
+
+
+"""Left, top, right and bottom, as shares of the width and the height of an image."""
+
+
+_THIRDS = ("top", "middle", "bottom")
+
 _MISSING = ("NAType", "NaTType")  # of pandas, which may not be installed
 
 
@@ -37,7 +45,10 @@ class Sample:
             NaN, the missing values of pandas and blank text become None, here and in `kind` and
             `third`.
         kind: Kind of question, for accuracy per kind.
-        third: Third of the image that the answer is in ("top", "middle", "bottom"), where known.
+        third: Third of the image that the answer is in ("top", "middle", "bottom"), where known;
+            if it is not given, the one that the middle of the box is in.
+        box: Where in the image the answer is, where known. Without an `answer` the box is what is
+            asked for, and the kind of the question, if it is not given, is "grounding".
     """
 
     id: str
@@ -46,6 +57,7 @@ class Sample:
     answer: str | None = None
     kind: str | None = None
     third: str | None = None
+    box: Box | None = None
 
     def __post_init__(self) -> None:
         for name in ("answer", "kind", "third"):
@@ -53,6 +65,17 @@ class Sample:
                 object.__setattr__(self, name, text_of(getattr(self, name)))
             except ValueError as error:
                 raise InputError(f"The {name} of sample {self.id} {error}") from error
+        if self.box is None:
+            return
+        try:
+            object.__setattr__(self, "box", box_of(self.box))
+        except ValueError as error:
+            raise InputError(f"The box of sample {self.id} {error}") from error
+        if self.third is None:
+            middle = (self.box[1] + self.box[3]) / 2
+            object.__setattr__(self, "third", _THIRDS[min(int(3 * middle), 2)])
+        if self.answer is None and self.kind is None:
+            object.__setattr__(self, "kind", "grounding")
 
     def load_image(self) -> PIL.Image.Image:
         """The whole image as a viewer shows it, in RGB; see `pore._images.open_image`.
@@ -87,6 +110,19 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, int) or (isinstance(value, (float, Decimal)) and math.isfinite(value)):
         return written
     raise ValueError(f"must be a text or a finite number, not {value!r:.60}.")
+
+
+def box_of(value: Any) -> Box:
+    """Four shares as a box; a ValueError says what they must be."""
+    shares = list(value) if isinstance(value, (list, tuple)) else []
+    fits = [type(one) in (int, float) and 0 <= one <= 1 for one in shares]
+    if len(shares) != 4 or not all(fits) or shares[0] > shares[2] or shares[1] > shares[3]:
+        raise ValueError(
+            "must be left, top, right and bottom, as shares of the width and the height from 0 to "
+            f"1, not {value!r:.60}."
+        )
+    left, top, right, bottom = map(float, shares)
+    return left, top, right, bottom
 
 
 def is_missing(value: Any) -> bool:

@@ -54,7 +54,7 @@ class Batches:
     Args:
         model: The model that the inputs are for.
         processor: Its processor.
-        samples: The samples; each needs an answer.
+        samples: The samples; each needs an answer or a box.
         batch_size: Samples in one batch.
         memory: Largest number of bytes to hold; further batches are made again for every method.
         max_bad: The share of bad samples (no answer, no readable image, refused by the processor)
@@ -95,7 +95,7 @@ class Batches:
         self._max_bad = max_bad
         self.skipped: dict[int, Skipped] = {}
         for number, sample in enumerate(self.samples):
-            if sample.answer is None:
+            if sample.answer is None and sample.box is None:
                 self._leave_out(number, f"Sample {sample.id!r} has no answer to compare with.")
         self._check()
 

@@ -213,7 +213,7 @@ class Outcome:
         groups = {
             "kind": self.by_group(answer.kind for answer in self.answers),
             "third": self.by_group(answer.third for answer in self.answers),
-            "downsample": self.by_group(_parted(self, downsampled)),
+            "downsample": dict(sorted(self.by_group(_parted(self, downsampled)).items())[::-1]),
         }
         shares = {f"accuracy_by_{name}": _part(each, "accuracy") for name, each in groups.items()}
         intervals = {f"ci_by_{name}": _part(each, "ci") for name, each in groups.items()}

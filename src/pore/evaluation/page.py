@@ -14,6 +14,7 @@ from pore.evaluation.differences import Difference
 from pore.evaluation.findings import bias_found, facts, findings, footnotes, is_pore, verdicts
 from pore.evaluation.records import Record
 from pore.evaluation.results import About, DemoResult, SurveyResult
+from pore.evaluation.statistics import holm
 from pore.plotting.labels import budget_label, label, marks, points
 
 
@@ -89,7 +90,7 @@ def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
         layers=result.layers,
         summary=items(findings(result)),
         chance=f"If PoRe had no effect at all, about {len(tests) / 20:.1f} of its {len(tests)} "
-        "comparisons would still be clear, by chance; p is not corrected for that.",
+        "comparisons would still be clear, by chance: p is not corrected for that, p (Holm) is.",
         accuracy=_picture(folder / "accuracy.png"),
         budgets=f"Budgets are visual tokens of {result.visual}, {counted}.",
         table=_table(records, mean=True, taught=result.taught),
@@ -117,22 +118,22 @@ def _picture(path: Path) -> str:
 
 
 def _table(records: Sequence[Record], *, mean: bool = False, taught: int | None = None) -> Html:
-    kinds = tables.columns(records, "accuracy_by_kind")
-    thirds = tables.columns(records, "accuracy_by_third")
-    spans = f"<tr class='spans'><th colspan='{5 + mean}'></th>"
-    if kinds:
-        spans += f"<th colspan='{len(kinds)}' class='span'>by kind of question</th>"
-    if thirds:
-        spans += f"<th colspan='{len(thirds)}' class='span'>by third of the image</th>"
+    boxes = any(record["iou"] is not None for record in records)
+    spans = f"<tr class='spans'><th colspan='{5 + mean + boxes}'></th>"
+    shown: list[tuple[str, str]] = []
+    for by, above in tables.HEADINGS.items():
+        if named := tables.columns(records, by):
+            spans += f"<th colspan='{len(named)}' class='span'>{above}</th>"
+            shown += ((by, name) for name in named)
     costs = ("tokens", *(["mean"] if mean else []), "GFLOPs", "prefill ms")
-    headings = ("method", *costs, "accuracy %", *kinds, *thirds)
+    right = ("accuracy %", *(["IoU"] if boxes else []))
+    headings = ("method", *costs, *right, *(name for _, name in shown))
     lines = [f"<thead>{spans}</tr>{row(headings, 'th')}</thead>"]
     for budget, block in tables.groups(records):
         opening = f"<tbody><tr class='budget'><td colspan='{len(headings)}'>"
         lines.append(html(opening + "{}</td></tr>", budget))
         for record in block:
             own = record["reweight"] not in (None, "rope")
-            by_kind, by_third = record["accuracy_by_kind"], record["accuracy_by_third"]
             lines.append(
                 row(
                     (
@@ -146,8 +147,11 @@ def _table(records: Sequence[Record], *, mean: bool = False, taught: int | None 
                             tables.percent(record["accuracy"]),
                             tables.interval(record),
                         ),
-                        *(tables.share(by_kind, kind) for kind in kinds),
-                        *(tables.share(by_third, third) for third in thirds),
+                        *([tables.number(record["iou"])] if boxes else []),
+                        *(
+                            html("{}<br><small>{}</small>", *tables.share(record, *one))
+                            for one in shown
+                        ),
                     ),
                     own=own,
                 )
@@ -160,8 +164,9 @@ def _differences(
     differences: Sequence[Difference], *, thirds: bool = False, taught: int | None = None
 ) -> Html:
     which = ("questions",) if thirds else ()
-    headings = ("budget", "method", *which, "difference", "95 % interval", "won", "lost", "p")
-    lines = [f"<thead>{row(headings, 'th')}</thead><tbody>"]
+    headings = ("budget", "method", *which, "difference", "95 % interval", "won", "lost")
+    lines = [f"<thead>{row((*headings, 'p', 'p (Holm)'), 'th')}</thead><tbody>"]
+    corrected = iter(holm([d.paired.p for d in differences if d.third is None]))
     for d in differences:
         paired = d.paired
         cells = (
@@ -173,6 +178,7 @@ def _differences(
             str(paired.gained),
             str(paired.lost),
             f"{paired.p:.2g}",
+            f"{next(corrected):.2g}" if d.third is None else "",
         )
         lines.append(row(cells, own=d.third is None if thirds else is_pore(d)))
     return Html("<table class='differences'>" + "\n".join(lines) + "</tbody></table>")

@@ -14,8 +14,8 @@ import torch
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.engine.run import unpruned
-from pore.evaluation.answers import is_right
 from pore.evaluation.batches import Batches
+from pore.evaluation.boxes import expected, judged
 from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
 from pore.evaluation.guided import stretches
 from pore.evaluation.outcome import Answer, Outcome
@@ -40,7 +40,7 @@ def evaluate(
     """Ask a model questions, and compare its greedy answers with the right ones.
 
     An answer is right if it equals the expected one after both are normalised
-    (`answers.normalise`).
+    (`answers.normalise`); where a box is asked for, if it overlaps that by half (`boxes`).
 
     Args:
         model: A supported vision-language model of transformers.
@@ -104,9 +104,9 @@ def _answer(sample: Sample, text: str, effort: Effort) -> Answer:
     return Answer(
         id=sample.id,
         question=sample.question,
-        expected=str(sample.answer),
+        expected=expected(sample),
         given=text.strip(),
-        right=is_right(text, str(sample.answer)),
+        **judged(sample, text)._asdict(),
         kind=sample.kind,
         third=sample.third,
         kept=effort.kept,

@@ -18,6 +18,7 @@ from pore.bias.position_bias import PositionBias
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.evaluation.batches import Batches, conditions
+from pore.evaluation.boxes import expected
 from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.results import SurveySettings
@@ -113,7 +114,8 @@ def kept_under(
     from pore import __version__
 
     asked = [
-        (s.id, s.question, s.answer, s.kind, s.third, picture_of(s.image)) for s in batches.samples
+        (s.id, s.question, expected(s), s.kind, s.third, picture_of(s.image))
+        for s in batches.samples
     ]
     return {
         "pore": __version__,

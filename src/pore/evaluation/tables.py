@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pore._text import cell
-from pore.evaluation.records import Record
+from pore.evaluation.records import GROUPS, Record
 from pore.plotting.labels import UNPRUNED, budget_label, label, marks
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-PARTS = ("cost", "accuracy", "kinds", "thirds")
+PARTS = ("cost", "accuracy", "kind", "third", "downsample")
 
 
 """The groups of columns of the table."""
+
+
+HEADINGS = {
+    "kind": "by kind of question",
+    "third": "by third of the image",
+    "downsample": "by what Downsample gets",
+}
+
+
+"""What is written above the columns of groups of questions."""
 
 
 def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
@@ -49,9 +59,15 @@ def interval(record: Record) -> str:
     return f"[{', '.join(map(percent, record['ci']))}]"
 
 
-def columns(records: Sequence[Record], field: str) -> list[str]:
-    """The groups for which records hold an accuracy, in order of first appearance."""
-    return list(dict.fromkeys(group for record in records for group in record[field]))
+def columns(records: Sequence[Record], by: str) -> list[str]:
+    """The groups for which records hold an accuracy, in order of first appearance.
+
+    Args:
+        records: The records.
+        by: What questions are grouped by, one of `records.GROUPS`.
+    """
+    groups = (group for record in records for group in record[f"accuracy_by_{by}"])
+    return list(dict.fromkeys(groups))
 
 
 def table(
@@ -66,8 +82,10 @@ def table(
     Args:
         records: What `Outcome.record` gives.
         title: Title of the table.
-        parts: Which of `PARTS` to show: tokens, FLOPs and time; accuracy; accuracy by kind of
-            question; accuracy by third of the image. Also "mean": tokens averaged over layers.
+        parts: Which of `PARTS` to show: tokens, FLOPs and time; accuracy, and overlap if boxes are
+            asked for; accuracy by kind of question, by third of the image, and on the questions
+            that Downsample at the same budget gets wrong and right. Also "mean": tokens averaged
+            over layers.
         taught: As in `pore.plotting.labels.marks`.
 
     Returns:
@@ -76,10 +94,10 @@ def table(
     from rich import box
     from rich.table import Table
 
-    kinds = columns(records, "accuracy_by_kind") if "kinds" in parts else []
-    thirds = columns(records, "accuracy_by_third") if "thirds" in parts else []
-    heading = None if title is None else cell(title)
-    made = Table(title=heading, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = [(by, group) for by in GROUPS if by in parts for group in columns(records, by)]
+    boxes = "accuracy" in parts and any(record["iou"] is not None for record in records)
+    above = None if title is None else cell(title)
+    made = Table(title=above, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("method", no_wrap=True)
     for name in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
         made.add_column(name, justify="right", no_wrap=True)
@@ -87,8 +105,10 @@ def table(
         made.add_column("mean", justify="right", no_wrap=True)
     if "accuracy" in parts:
         made.add_column("accuracy", justify="right", no_wrap=True, style="bold")
-    for name in (*kinds, *thirds):
-        short = name if len(name) <= 6 else f"{name[:5]}."
+    if boxes:
+        made.add_column("IoU", justify="right", no_wrap=True)
+    for _, name in shown:
+        short = name if len(name) <= 13 else f"{name[:12]}."
         made.add_column(cell(short), justify="right", no_wrap=True)
     for budget, block in groups(records):
         made.add_section()
@@ -104,12 +124,28 @@ def table(
                 cells.append(number(record["mean_tokens"]))
             if "accuracy" in parts:
                 cells.append(cell(f"{percent(record['accuracy'])} {interval(record)}"))
-            cells += (share(record["accuracy_by_kind"], kind) for kind in kinds)
-            cells += (share(record["accuracy_by_third"], third) for third in thirds)
+            if boxes:
+                cells.append(number(record["iou"]))
+            cells += (" ".join(share(record, *group)) for group in shown)
             made.add_row(*cells)
     return made
 
 
-def share(shares: Mapping[str, float], group: str) -> str:
-    """Accuracy of a group as a percentage; "-" if it has no questions."""
-    return percent(shares[group]) if group in shares else "-"
+def share(record: Record, by: str, group: str) -> tuple[str, str]:
+    """Accuracy of a group as a percentage, and its interval in whole percents.
+
+    Args:
+        record: The record.
+        by: What questions are grouped by.
+        group: The group.
+
+    Returns:
+        Such as "72.1" and "[63, 80]"; "-" and nothing for a group without questions. Older files
+        have no intervals of groups.
+    """
+    shares, intervals = record[f"accuracy_by_{by}"], record[f"ci_by_{by}"]
+    if group not in shares:
+        return "-", ""
+    if group not in intervals:
+        return percent(shares[group]), ""
+    return percent(shares[group]), f"[{', '.join(f'{100 * end:.0f}' for end in intervals[group])}]"

@@ -1,0 +1,101 @@
+"""The options of `pore evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pore.cli.options import (
+    LARGEST_SEED,
+    Allow,
+    Average,
+    Batch,
+    Layer,
+    Limit,
+    Loading,
+    MaxBad,
+    Method,
+    Model,
+    Normalize,
+    Questions,
+    Reweight,
+    Samples,
+    Set,
+    Split,
+)
+
+
+@dataclass(frozen=True)
+class Options(Loading):
+    """The options of `pore evaluate`."""
+
+    model: Model = "embedded"
+    samples: Samples = "embedded:test"
+    questions: Questions = None
+    split: Split = "test"
+    limit: Limit = None
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Evaluate every method, and PoRe on every host that takes it."),
+    ] = False
+    corrections: Annotated[
+        bool,
+        typer.Option(
+            "--corrections",
+            help="Evaluate every correction of position bias on every host that takes one.",
+        ),
+    ] = False
+    calibration: Annotated[
+        str, typer.Option(help="With --all or --corrections: samples that P is measured on.")
+    ] = "embedded:calibration"
+    images: Annotated[
+        int, typer.Option(min=1, help="With --all or --corrections: calibration samples, at most.")
+    ] = 700
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help="With --all, --corrections or --method SGL: a smaller model that guides SGL; it "
+            "must cut images into the same tokens. [default: the model itself]"
+        ),
+    ] = None
+    method: Method = "FastV"
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Visual tokens kept: 128, 0.25 or 25%. Repeatable. "
+            "[default: 25%; with --all or --corrections 1/3, 2/9 and 1/9, which is 192, 128 and 64 "
+            "of 576]"
+        ),
+    ] = None
+    average: Average = False
+    layer: Layer = None
+    reweight: Reweight = None
+    allow: Allow = None
+    normalize: Normalize = None
+    settings: Set = None
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16
+    timing: Annotated[
+        bool, typer.Option(help="Measure the prefill time, methods taking turns.")
+    ] = True
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for results. [default: none; runs/all with --all, runs/corrections with "
+            "--corrections]",
+        ),
+    ] = None
+    max_bad: MaxBad = 0.01
+    batch_size: Batch = 16
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=LARGEST_SEED,
+            help="Seed of methods that draw at random, and of the bootstrap.",
+        ),
+    ] = 0
