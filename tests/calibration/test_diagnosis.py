@@ -191,7 +191,7 @@ class TestPage:
         host = HostCalibration((sums, sums))
         biases = host.fit() if over is None else host.fit_any_size(over=over)
         told = host.diagnose() if over is None else host.diagnose_any_size(over=over)
-        return self.read(write_page(path, host, biases, told, **ABOUT))
+        return self.read(write_page(path, host, biases, told, host.stability(over=over), **ABOUT))
 
     def read(self, path: Path) -> str:
         text = path.read_text()
@@ -203,25 +203,26 @@ class TestPage:
 
     def test_of_one_size(self, tmp_path: Path) -> None:
         text = self.written(rising(), None, tmp_path / "page.html")
-        assert text.count("data:image/png;base64,") == 4
+        assert text.count("data:image/png;base64,") == 6
+        assert "200 images keeps about 99." in text
         assert text.count("Divide by P. P (exponential)") == 2
         assert "<td>34 %</td>" in text
 
     def test_of_any_size(self, tmp_path: Path) -> None:
         text = self.written(measured("place"), "place", tmp_path / "page.html")
-        assert text.count("data:image/png;base64,") == 2
+        assert text.count("data:image/png;base64,") == 4
         assert "form over the column" in text
 
     def test_where_there_is_no_p(self, tmp_path: Path) -> None:
         host = HostCalibration((sums_of(attention_of(SPIKE, 50)),))
-        path = write_page(tmp_path / "page.html", host, None, host.diagnose(), **ABOUT)
+        path = write_page(tmp_path / "page.html", host, None, host.diagnose(), "unknown", **ABOUT)
         text = self.read(path)
         assert "Do not divide by P. No curve can be divided by." in text
         assert "image/png" not in text
 
     def test_where_there_is_no_diagnosis(self, tmp_path: Path) -> None:
         host = HostCalibration((rising(2),))
-        path = write_page(tmp_path / "page.html", host, host.fit(), ["<no>"], **ABOUT)
+        path = write_page(tmp_path / "page.html", host, host.fit(), ["<no>"], "<none>", **ABOUT)
         assert "No diagnosis: &lt;no&gt;" in self.read(path)
 
 

@@ -13,6 +13,7 @@ from helpers.command_line import run
 from helpers.sums import WHERE, attention_of, measured, sums_of
 from pore.bias.position_bias import PositionBias
 from pore.bias.stages import load_biases
+from pore.calibration import stability
 from pore.calibration.host import HostCalibration
 
 
@@ -62,6 +63,26 @@ def test_plot(model: Path, data: Path, profile: Path, tmp_path: Path) -> None:
     assert names == {"figure1.png", "figure2.png", "accuracy.png"}
 
 
+def test_until_stable(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("-m", model, "-s", data / "samples.jsonl", "-b", "2", "--until-stable", "-o")
+    found = run("calibrate", *given, tmp_path / "all.json")
+    assert "in 19 of 20 bootstrap draws" in found.output
+    bias = PositionBias.load(tmp_path / "all.json")
+    assert bias.provenance.samples == 6
+    assert bias.provenance.stability is not None
+    assert bias.provenance.stability["stopped"] is False
+    assert bias.provenance.stability["keep"] == 0.25
+    monkeypatch.setattr(stability, "_FIRST", 4)
+    monkeypatch.setattr(stability, "STABLE", 0.0)
+    run("calibrate", *given, tmp_path / "few.json", "--kind", "empirical")
+    bias = PositionBias.load(tmp_path / "few.json")
+    assert bias.provenance.samples == 4
+    assert bias.provenance.stability is not None
+    assert bias.provenance.stability["stopped"] is True
+
+
 def test_what_is_said_of_p(model: Path, data: Path, tmp_path: Path) -> None:
     samples = ("-m", model, "-s", data / "samples.jsonl", "-o", tmp_path / "p.json")
     page = tmp_path / "page.html"
@@ -72,7 +93,7 @@ def test_what_is_said_of_p(model: Path, data: Path, tmp_path: Path) -> None:
     assert found.output.count("keep 4") >= 1
     text = page.read_text()
     assert "pore " in text
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 3
     again = ("--heads", "--checkpoint", tmp_path / "heads.json")
     found = run("calibrate", *samples, "--kind", "spline", *again)
     assert "P of every head is not judged by itself" in found.output

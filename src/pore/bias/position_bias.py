@@ -236,7 +236,7 @@ class PositionBias(Curve, Measured, OnHub):
             parts.append(f"{raised:.0f} raised to the floor")
         for f in fields(Provenance):
             value = getattr(self.provenance, f.name)
-            if value is not None and f.name not in ("processor", "template", *CONTENT):
+            if value is not None and f.name not in ("processor", "template", "stability", *CONTENT):
                 parts.append(f"{f.name} {value}")
         if self.allowed:
             parts.append(f"not checked: {', '.join(sorted(self.allowed))}")

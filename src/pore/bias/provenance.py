@@ -31,10 +31,14 @@ class Provenance:
         source: The data set, or the paper and table.
         weights: The fingerprint of the model's weights (`pore.identity.weights_of`).
         config: The settings in its config that decide what it computes (`pore.identity.config_of`).
+        stability: How much P depends on which images were averaged: at the budget `keep` the share
+            of what is kept on which P of so many images agrees with P of endlessly many
+            (`agreement`), about how many images are `enough`, and whether calibration `stopped`
+            because of it.
 
     Raises:
-        ProfileError: A field has the wrong type, or `processor` or `config` cannot be written as
-            JSON.
+        ProfileError: A field has the wrong type, or `processor`, `config` or `stability` cannot be
+            written as JSON.
     """
 
     model: str | None = None
@@ -49,6 +53,7 @@ class Provenance:
     source: str | None = None
     weights: str | None = None
     config: Mapping[str, Any] | None = field(default=None, hash=False)
+    stability: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> Provenance:
@@ -73,7 +78,7 @@ class Provenance:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 0):
                 raise ProfileError(f"provenance.{name} must be a whole number, not {brief(value)}.")
-        for name in ("processor", "config"):
+        for name in ("processor", "config", "stability"):
             if (settings := getattr(self, name)) is not None:
                 object.__setattr__(self, name, plain(settings))
 

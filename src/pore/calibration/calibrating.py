@@ -105,6 +105,8 @@ def calibrate(
             distributed: Whether the processes of `torch.distributed`, each of which makes this
                 call, share the samples. All get the same result, that of a single process; the
                 first writes the checkpoint, after every `every` samples of each process.
+            until: Asked after 100 samples, and whenever their number has grown by a quarter, with
+                the `HostCalibration` so far; True ends the pass, as after the last sample.
 
     Returns:
         The sums over all good images, with the bad samples listed: one `Calibration` for a layer;

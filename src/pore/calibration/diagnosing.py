@@ -20,7 +20,7 @@ from pore.errors import ProfileError
 _Z95 = 1.96
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     """The attention along one axis.
 
     Attributes:
@@ -65,9 +65,17 @@ def of_positions(
     Raises:
         PoreError: No curve can be fitted to this attention, or `keep` is not a budget.
     """
+    axes, tokens = along_positions(mean, spread, halves, logs)
+    return _diagnosis(axes, tokens, kind, keep, sum(images for images, _ in halves))
+
+
+def along_positions(
+    mean: Floats, spread: Floats, halves: Sequence[tuple[int, Floats]], logs: bool
+) -> tuple[list[Axis], Tokens]:
+    """The axis of images of one size, and their tokens; arguments are as in `of_positions`."""
     n, counts = len(mean), [images for images, _ in halves]
     relative = np.divide(spread, mean, out=np.zeros(n), where=mean > 0)
-    axis = _Axis(
+    axis = Axis(
         "position",
         lambda kind: Points.even(n, logs),
         np.ones(n),
@@ -77,8 +85,7 @@ def of_positions(
         math.sqrt(float((relative**2).mean()) * float(np.mean([1 / count for count in counts]))),
         np.arange(n),
     )
-    tokens = Tokens(mean, spread, np.arange(n) * PARTS // n)
-    return _diagnosis([axis], tokens, kind, keep, sum(counts))
+    return [axis], Tokens(mean, spread, np.arange(n) * PARTS // n)
 
 
 def of_any_size(
@@ -104,6 +111,14 @@ def of_any_size(
     Raises:
         PoreError: As in `of_positions`.
     """
+    axes, typical = along_bins(levels, halves, over, tokens)
+    return _diagnosis(axes, typical, kind, keep, images)
+
+
+def along_bins(
+    levels: Levels, halves: Sequence[Levels], over: Over, tokens: int
+) -> tuple[list[Axis], Tokens]:
+    """The axes of images of any size, and the tokens of a typical one; as in `of_any_size`."""
     usual = int(levels.tokens.sum(1).argmax())
     # A typical image has tokens in every bin as often as the measured ones of its size.
     shares = levels.tokens[usual].cumsum() / levels.tokens[usual].sum()
@@ -116,18 +131,17 @@ def of_any_size(
     ]
     # Bins ascend in reading order, except for distances: the nearest to the text come last.
     part = (order[::-1] if over == "distance" else order) * PARTS // tokens
-    typical = Tokens(levels.mean[usual][at], levels.spread[usual][at], part)
-    return _diagnosis(axes, typical, kind, keep, images)
+    return axes, Tokens(levels.mean[usual][at], levels.spread[usual][at], part)
 
 
-def _of_bins(one: Measured, others: Sequence[Measured], index: np.ndarray) -> _Axis:
+def _of_bins(one: Measured, others: Sequence[Measured], index: np.ndarray) -> Axis:
     """An axis measured in bins; the difference of the halves tells how certain their means are."""
     points, halves = one.points, [other.at(one.points) for other in others]
     first, second = map(floored, halves)
     apart = log_error(first, second, points.weight)
     error = np.full(len(points.at), apart / 2)
     name, weight = one.name, points.weight
-    return _Axis(name, points.by, weight, one.attention, halves, error, apart / math.sqrt(2), index)
+    return Axis(name, points.by, weight, one.attention, halves, error, apart / math.sqrt(2), index)
 
 
 def _index(bins: np.ndarray, at: np.ndarray, axis: str) -> np.ndarray:
@@ -140,14 +154,14 @@ def _index(bins: np.ndarray, at: np.ndarray, axis: str) -> np.ndarray:
 
 
 def _diagnosis(
-    axes: Sequence[_Axis], tokens: Tokens, kind: str, keep: int | float, images: int
+    axes: Sequence[Axis], tokens: Tokens, kind: str, keep: int | float, images: int
 ) -> Diagnosis:
     judged = [judge(axis.attention, axis.halves, axis.points) for axis in axes]
     kinds = [each.best if kind == "auto" else kind for each in judged]
     curves = [_curve(each, form) for each, form in zip(judged, kinds, strict=True)]
     typical = Typical(tokens, keep)
     plain, after, changed, within = typical.kept(), None, None, None
-    if (whole := _at_tokens(curves, axes)) is not None:
+    if (whole := at_tokens(curves, axes)) is not None:
         kept = typical.kept(whole)
         after, changed = typical.parts(kept), typical.apart(plain, kept)
         within = sum(map(_within, axes, curves))
@@ -164,7 +178,7 @@ def _diagnosis(
     )
 
 
-def _of_axis(axis: _Axis, judged: Judged, kind: str | None, curve: Floats | None) -> AxisDiagnosis:
+def _of_axis(axis: Axis, judged: Judged, kind: str | None, curve: Floats | None) -> AxisDiagnosis:
     return AxisDiagnosis(
         name=axis.name,
         kind=kind,
@@ -182,7 +196,7 @@ def _curve(judged: Judged, kind: str | None) -> Floats | None:
     return None if found is None else found.curve
 
 
-def _at_tokens(curves: Sequence[Floats | None], axes: Sequence[_Axis]) -> Floats | None:
+def at_tokens(curves: Sequence[Floats | None], axes: Sequence[Axis]) -> Floats | None:
     """(N,) P at every token of a typical image; None if an axis has no curve."""
     found = np.ones(len(axes[0].tokens))
     for curve, axis in zip(curves, axes, strict=True):
@@ -192,7 +206,7 @@ def _at_tokens(curves: Sequence[Floats | None], axes: Sequence[_Axis]) -> Floats
     return found
 
 
-def _within(axis: _Axis, curve: Floats | None) -> int:
+def _within(axis: Axis, curve: Floats | None) -> int:
     """The number of points at which the curve is within the confidence band of the mean."""
     assert curve is not None
     ratio = np.log(floored(axis.attention) / curve)
@@ -200,7 +214,7 @@ def _within(axis: _Axis, curve: Floats | None) -> int:
     return int((np.abs(ratio) <= _Z95 * axis.error).sum())
 
 
-def _unsure(axes: Sequence[_Axis], kinds: Sequence[str | None], typical: Typical) -> float | None:
+def _unsure(axes: Sequence[Axis], kinds: Sequence[str | None], typical: Typical) -> float | None:
     """The share of kept tokens in which P of the two halves of the images differ."""
     kept = []
     for half in (0, 1):
@@ -212,7 +226,7 @@ def _unsure(axes: Sequence[_Axis], kinds: Sequence[str | None], typical: Typical
                 curves.append(fit(axis.halves[half], kind, axis.points(kind)).curve)
             except ProfileError:
                 return None
-        curve = _at_tokens(curves, axes)
+        curve = at_tokens(curves, axes)
         assert curve is not None
         kept.append(typical.kept(curve))
     return typical.apart(*kept)

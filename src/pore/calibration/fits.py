@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -24,9 +24,10 @@ from pore.bias.judging import warning_of
 from pore.bias.position_bias import PositionBias
 from pore.bias.provenance import Provenance
 from pore.calibration import exact
-from pore.calibration.diagnosing import of_any_size, of_positions
+from pore.calibration.diagnosing import along_bins, along_positions, of_any_size, of_positions
 from pore.calibration.diagnosis import Diagnosis
 from pore.calibration.positions import Half, Head
+from pore.calibration.stability import TIMES, Stability, stability
 from pore.calibration.table import Table
 from pore.corrections.heads import HeadBiases
 from pore.errors import CalibrationError, ProfileError, ScoreError
@@ -221,6 +222,45 @@ class Fitting:
             images=self.count,
             tokens=table.usual_size(),
         )
+
+    def stability(
+        self,
+        kind: FitKind = "auto",
+        keep: int | float = 0.25,
+        mean: Mean = "arithmetic",
+        over: Over | None = None,
+        times: Sequence[float] = TIMES,
+    ) -> Stability:
+        """How many images are enough for P: how much it depends on which images were measured.
+
+            found = measured.stability()
+            print(found)  # found.stable, found.enough, found.agreement
+
+        Args:
+            kind: Form of the curve, as in `fit`.
+            keep: How many visual tokens will be kept, or which share of them.
+            mean: As in `fit`.
+            over: For images of any size what P is a function of, as in `fit_any_size`, which takes
+                the geometric mean; None for images of one size.
+            times: The numbers of images to ask about, as multiples of the number measured; 1 is
+                among them.
+
+        Returns:
+            What P of fewer and of more images keeps of what P of all keeps.
+
+        Raises:
+            CalibrationError: As in `diagnose`, or there is no P.
+            ScoreError: As in `diagnose`.
+            ProfileError: There is no P.
+            BudgetError: As in `diagnose`.
+        """
+        if over is None:
+            measured, halves = self.mean_attention(mean).numpy(), self._halves(mean)
+            along = along_positions(measured, self._spread(mean), halves, mean == "geometric")
+        else:
+            table = self._table()
+            along = along_bins(table.levels(over), table.halves(over), over, table.usual_size())
+        return stability(*along, kind, keep, self.count, times)
 
     def _known_halves(self) -> tuple[Half, Half]:
         if self.halves is None:

@@ -18,6 +18,7 @@ from pore.calibration.batch import BadSample, Batch
 from pore.calibration.diagnosis import Diagnosis
 from pore.calibration.fits import FitKind, Mean, of_part, part_read
 from pore.calibration.seen import one_by_one
+from pore.calibration.stability import TIMES, Stability
 from pore.calibration.sums import SEVERAL, Calibration
 from pore.corrections.heads import HeadBiases
 from pore.errors import CalibrationError
@@ -133,6 +134,28 @@ class HostCalibration(Saved):
             PoreError: As in `Calibration.diagnose_any_size`.
         """
         return self._of_every(lambda stage: stage.diagnose_any_size(kind, over, keep))
+
+    def stability(
+        self,
+        kind: FitKind = "auto",
+        keep: int | float = 0.25,
+        mean: Mean = "arithmetic",
+        over: Over | None = None,
+        times: Sequence[float] = TIMES,
+    ) -> tuple[Stability, ...]:
+        """How many images are enough for P of every stage; see `Calibration.stability`.
+
+        Args:
+            kind: Form of the curves, as in `Calibration.fit`.
+            keep: How many visual tokens will be kept, or which share of them.
+            mean: As in `Calibration.fit`.
+            over: For images of any size what P is a function of.
+            times: The numbers of images to ask about, as multiples of the number measured.
+
+        Raises:
+            PoreError: As in `Calibration.stability`.
+        """
+        return self._of_every(lambda stage: stage.stability(kind, keep, mean, over, times))
 
     def _of_every(self, fit: Callable[[Calibration], _Fitted]) -> tuple[_Fitted, ...]:
         found = []

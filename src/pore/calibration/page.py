@@ -24,6 +24,7 @@ from pore.calibration.diagnosis import (
 )
 from pore.calibration.fits import part_read
 from pore.calibration.host import HostCalibration
+from pore.calibration.stability import STABLE, Stability
 from pore.calibration.sums import Calibration
 from pore.plotting.labels import budget_label
 
@@ -35,6 +36,7 @@ def write_page(
     measured: HostCalibration,
     biases: Sequence[Drawn] | None,
     diagnoses: Sequence[Diagnosis | str],
+    stable: Sequence[Stability] | str,
     *,
     model: str,
     command: str,
@@ -47,6 +49,7 @@ def write_page(
         measured: The calibration.
         biases: P of every stage; None where there is none that can be divided by.
         diagnoses: Of every stage, the diagnosis or why there is none.
+        stable: Of every stage, how many images are enough, or why that is unknown.
         model: The name of the model.
         command: The command line.
         setup: Hardware, versions and settings, in words by name.
@@ -59,7 +62,10 @@ def write_page(
     """
     origin = measured.stages[0].provenance
     drawn: Sequence[Drawn | None] = biases or [None] * len(measured.stages)
-    stages = zip(measured.stages, drawn, diagnoses, strict=True)
+    known: Sequence[Stability | str] = (
+        [stable] * len(measured.stages) if isinstance(stable, str) else stable
+    )
+    stages = zip(measured.stages, drawn, diagnoses, known, strict=True)
     text = filled(
         "calibration.html",
         f"The position bias of {model}",
@@ -102,7 +108,9 @@ def figures(measured: Calibration, bias: Drawn) -> Iterator[tuple[str, str, byte
     yield "figure2", caption, plotting.to_png(figure)
 
 
-def _stage(measured: Calibration, bias: Drawn | None, found: Diagnosis | str) -> Html:
+def _stage(
+    measured: Calibration, bias: Drawn | None, found: Diagnosis | str, stable: Stability | str
+) -> Html:
     title = part_read(measured.provenance.layer).capitalize()
     drawn = joined(
         html(
@@ -121,6 +129,18 @@ def _stage(measured: Calibration, bias: Drawn | None, found: Diagnosis | str) ->
         forms=joined(map(_forms, found.axes)),
         thirds=_thirds(found),
         sureness=sureness(found),
+        enough=_enough(stable),
+    )
+
+
+def _enough(found: Stability | str) -> Html:
+    if isinstance(found, str):
+        return html("<p>{}</p>", found)
+    png = plotting.to_png(plotting.stability(found.agreement, found.images, STABLE))
+    caption = "What P of so many images keeps of what P of endlessly many would keep."
+    return html(
+        "<p>{}</p><figure><img src='{}' alt='{}'><figcaption>{}</figcaption></figure>",
+        *(str(found), picture(png), caption, caption),
     )
 
 

@@ -25,7 +25,7 @@ import datetime
 import logging
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,6 +46,7 @@ from pore.calibration.measuring import Subject
 from pore.calibration.reading import Reader
 from pore.calibration.rounds import Rounds, resumed
 from pore.calibration.seen import marks_of, tokens_of
+from pore.calibration.stability import due
 from pore.calibration.sums import Calibration
 from pore.calibration.table import Table
 from pore.data.prompts import processor_settings, prompt_template
@@ -62,6 +63,12 @@ _EARLY = 50
 _MOSTLY_BAD = 0.5
 
 
+Until = Callable[[HostCalibration], bool]
+
+
+"""Says from the sums so far whether they are enough."""
+
+
 class Options(TypedDict, total=False):
     """How to go through the samples, as keywords; see `Pass`."""
 
@@ -73,6 +80,7 @@ class Options(TypedDict, total=False):
     limit: int | None
     source: str | None
     distributed: bool
+    until: Until | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class Pass:
         limit: Use at most this many samples, from the first.
         source: The data set, for the provenance.
         distributed: Whether the processes of `torch.distributed` share the samples.
+        until: Asked now and then (`pore.calibration.stability.due`) whether this is enough.
 
     Raises:
         CalibrationError: One is out of range.
@@ -101,6 +110,7 @@ class Pass:
     limit: int | None = None
     source: str | None = None
     distributed: bool = False
+    until: Until | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "every", "limit"):
@@ -142,12 +152,14 @@ class Pass:
         checkpoint = Checkpoint(self.checkpoint if processes.first else None, self.every)
         state = resumed(processes, checkpoint, start, stream, marks)
         subject = Subject(model, processor, reader, _device(model), dtype)
-        rounds = Rounds(processes, subject, start, marks, self.batch_size, self.every)
+        rounds = Rounds(
+            processes, subject, start, marks, self.batch_size, self.every, self.until is not None
+        )
         show = self.progress and processes.first
         try:
             with _evaluation(model), progress(total, "samples", show=show) as told:
                 told("calibrating", state.seen)
-                while not rounds.over:
+                while not (rounds.over or self._enough(state, processes)):
                     before = state
                     tell = partial(told, f"calibrating, {len(state.bad)} bad")
                     state = rounds.following(state, stream, tell)
@@ -196,6 +208,13 @@ class Pass:
                 for stage in reader.stages
             )
         )
+
+    def _enough(self, state: HostCalibration, processes: Processes) -> bool:
+        """Whether the samples so far are enough; the first process says so."""
+        until = self.until
+        if until is None or not due(state.seen, self.batch_size):
+            return False
+        return processes.meet(lambda: processes.first and until(state))[0]
 
     def _check_bad(self, state: HostCalibration, total: int | None) -> None:
         """Fail if too many samples are bad, or will be even if all others are good."""

@@ -23,6 +23,7 @@ from pore.calibration.checkpoint import Checkpoint
 from pore.calibration.host import HostCalibration
 from pore.calibration.measuring import NOT_FINITE, Subject, measure
 from pore.calibration.seen import digest
+from pore.calibration.stability import due
 from pore.data.samples import Sample
 from pore.errors import CalibrationError, ScoreError
 
@@ -74,6 +75,7 @@ class Rounds:
         marks: Marks,
         batch_size: int,
         every: int,
+        until: bool,
     ) -> None:
         """Begin before the first round.
 
@@ -84,11 +86,13 @@ class Rounds:
             marks: Returns the marks of samples.
             batch_size: Samples in a batch.
             every: Samples of a process in a round, rounded up to whole batches.
+            until: Whether a round also ends where it is asked if the samples are enough.
         """
         self.over = False
         self._processes, self._subject, self._start = processes, subject, start
         self._marks, self._batch_size = marks, batch_size
         alone = processes.size == 1
+        self._until = until
         self._batches = 1 if alone else processes.size * -(-every // batch_size)
 
     def following(
@@ -138,6 +142,8 @@ class Rounds:
             if len(samples) < self._batch_size:
                 return Share(sums, found, then, over=True)
             tell(gone)
+            if self._until and due(gone, self._batch_size):
+                break
         return Share(sums, found, then, over=False)
 
     def _measured(self, samples: Sequence[Sample], count: int) -> Batch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -28,13 +29,14 @@ from pore.cli.printing import say
 from pore.errors import InputError, PoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pore._processes import Processes
     from pore.calibration.diagnosis import Diagnosis
     from pore.calibration.fits import FitKind, Mean
     from pore.calibration.host import HostCalibration
     from pore.calibration.page import Drawn
+    from pore.calibration.stability import Stability
     from pore.corrections.files import Calibrated
 
 
@@ -90,6 +92,14 @@ class Options(Loading):
         Path | None,
         typer.Option(help="File for the sums, to resume from. [default: OUT.calibration.json]"),
     ] = None
+    until_stable: Annotated[
+        bool,
+        typer.Option(
+            "--until-stable",
+            help="Stop once more samples would hardly change what is kept: 98 % of it is the same "
+            "in 19 of 20 bootstrap draws.",
+        ),
+    ] = False
     max_bad: Annotated[
         float, typer.Option(help="Largest share of bad samples to skip; more stop the run.")
     ] = 0.01
@@ -138,18 +148,22 @@ def calibrate(options: Options) -> None:
         form = form_of_bias(options.kind)
         mean = check_form(form, options.mean, options.over, options.heads)
         (keep,) = budgets([options.keep] if options.keep else None, options.settings)
-        measured, model = measure(options, processes, keep, sums)
+        enough = partial(stability_of, form=form, mean=mean, over=options.over, keep=keep)
+        measured, model = measure(options, processes, keep, sums, enough)
     if not processes.first:
         return
     told = diagnosed(measured, form, mean, options.over, keep)
     say_diagnoses(measured, told, options.heads)
+    stable = enough(measured)
+    say_stability(measured, stable)
+    measured = noted(measured, stable, options.until_stable)
 
     def show(drawn: Sequence[Drawn] | None) -> None:
         if options.page is not None:
             about = {"model": name_of(options.model), "command": command_line()}
             shared = {"processes": f"{processes.size} processes"} if processes.size > 1 else {}
             setup = setup_of(model) | shared
-            write_page(options.page, measured, drawn, told, **about, setup=setup)
+            write_page(options.page, measured, drawn, told, stable, **about, setup=setup)
             say(f"Wrote {options.page}.")
 
     try:
@@ -166,7 +180,11 @@ def calibrate(options: Options) -> None:
 
 
 def measure(
-    options: Options, processes: Processes, keep: int | float, checkpoint: Path
+    options: Options,
+    processes: Processes,
+    keep: int | float,
+    checkpoint: Path,
+    enough: Callable[..., Sequence[Stability] | str],
 ) -> tuple[HostCalibration, Any]:
     """The sums over the samples that the options name, for the host that they name, and the model.
 
@@ -175,6 +193,7 @@ def measure(
         processes: Those that share the samples.
         keep: The host's budget.
         checkpoint: The file of the sums.
+        enough: Returns how many images are enough for what was measured so far.
     """
     from pore._processes import device_of
     from pore.calibration.calibrating import calibrate
@@ -196,6 +215,11 @@ def measure(
         layer=options.layer,
         normalize=options.normalize,
     )
+
+    def until(measured: HostCalibration) -> bool:
+        stages = enough(measured, times=[1.0])
+        return not isinstance(stages, str) and all(stage.stable for stage in stages)
+
     measured = calibrate(
         model,
         processor,
@@ -207,6 +231,7 @@ def measure(
         source=options.samples,
         heads=options.heads,
         distributed=processes.size > 1,
+        until=until if options.until_stable else None,
     )
     return measured, model
 
@@ -220,6 +245,55 @@ def say_diagnoses(measured: HostCalibration, told: Sequence[Diagnosis | str], he
         say(f"{about}: {f'No diagnosis. {one}' if isinstance(one, str) else one}\n")
     if heads:
         say("This is about the mean over heads; P of every head is not judged by itself.\n")
+
+
+def stability_of(
+    measured: HostCalibration,
+    *,
+    form: FitKind,
+    mean: Mean,
+    over: str | None,
+    keep: int | float,
+    times: Sequence[float] | None = None,
+) -> Sequence[Stability] | str:
+    """Of every stage how many images are enough for P, or why that cannot be told."""
+    from pore.calibration.stability import TIMES
+
+    try:
+        if over is not None or measured.mixed:
+            over = over or "distance"
+            form = "power" if form == "auto" and over == "distance" else form
+        return measured.stability(form, keep, mean, over, times or TIMES)  # type: ignore[arg-type] # checked
+    except PoreError as error:
+        return f"How many images are enough cannot be told. {error}"
+
+
+def say_stability(measured: HostCalibration, stable: Sequence[Stability] | str) -> None:
+    """Print how many images are enough."""
+    from pore.calibration.fits import part_read
+
+    if isinstance(stable, str):
+        say(f"{stable}\n")
+        return
+    for stage, one in zip(measured.stages, stable, strict=True):
+        say(f"{part_read(stage.provenance.layer).capitalize()}: {one}\n")
+
+
+def noted(
+    measured: HostCalibration, stable: Sequence[Stability] | str, until: bool
+) -> HostCalibration:
+    """The calibration with how many images are enough in the provenance of every stage."""
+    if isinstance(stable, str):
+        return measured
+    stopped = until and all(one.stable for one in stable)
+    stages = zip(measured.stages, stable, strict=True)
+    return replace(
+        measured,
+        stages=tuple(
+            replace(stage, provenance=replace(stage.provenance, stability=one.document(stopped)))
+            for stage, one in stages
+        ),
+    )
 
 
 def diagnosed(

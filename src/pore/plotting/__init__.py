@@ -9,5 +9,6 @@ from pore.plotting.coverage import layout as layout
 from pore.plotting.differences import differences as differences
 from pore.plotting.kept import Panel as Panel
 from pore.plotting.kept import kept_tokens as kept_tokens
+from pore.plotting.stability import stability as stability
 from pore.plotting.style import save as save
 from pore.plotting.style import to_png as to_png
