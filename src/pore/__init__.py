@@ -50,6 +50,8 @@ if _typing.TYPE_CHECKING:
     from pore.methods.dart import DART as DART
     from pore.methods.divprune import DivPrune as DivPrune
     from pore.methods.downsample import Downsample as Downsample
+    from pore.methods.dycoke import DyCoke as DyCoke
+    from pore.methods.evs import EVS as EVS
     from pore.methods.fastervlm import FasterVLM as FasterVLM
     from pore.methods.fastv import FastV as FastV
     from pore.methods.feather import FEATHER as FEATHER
@@ -76,6 +78,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.tome import ToMe as ToMe
     from pore.methods.topv import TopV as TopV
     from pore.methods.v2drop import V2Drop as V2Drop
+    from pore.methods.vidcom2 import VidCom2 as VidCom2
     from pore.methods.visionzip import VisionZip as VisionZip
     from pore.methods.vispruner import VisPruner as VisPruner
     from pore.methods.vtc_cls import VTCCLS as VTCCLS

@@ -70,6 +70,11 @@ class Image:
         return (side, side) if square else None
 
     @property
+    def frames(self) -> int:
+        """How many frames of a video it shows, each by as many tokens; 1 for an image."""
+        return 1 if self.tiling is None else self.tiling.frames
+
+    @property
     def tiles(self) -> int:
         """How many pictures go through the vision tower for it."""
         return 1 if self.tiling is None else self.tiling.tiles
@@ -96,7 +101,8 @@ class Tiling:
         whole: Which tile is the whole image.
         apart: Whether each tile owns a contiguous run of placeholders, one for each of its patches.
             Then what is left of a tile stays in its run, in the order that a method gives it.
-        video: (frames, rows, columns) of a video in tokens, if the tower takes it in one piece.
+        video: (frames, rows, columns) of a video in tokens, if it has no tiles.
+        of_frames: Whether the tiles are the frames of a video.
     """
 
     tiles: int
@@ -108,6 +114,14 @@ class Tiling:
     whole: int = 0
     apart: bool = False
     video: tuple[int, int, int] | None = None
+    of_frames: bool = False
+
+    @property
+    def frames(self) -> int:
+        """How many frames of a video it shows; 1 for an image."""
+        if self.video is not None:
+            return self.video[0]
+        return self.tiles if self.of_frames else 1
 
     @property
     def shown(self) -> tuple[int, ...]:

@@ -144,4 +144,8 @@ class Gemma4Unified(Gemma4):
 def _averaged(grids: Sequence[tuple[int, int]]) -> Tiling:
     """How an image, or the frames of a video, become tokens."""
     count = sum(height * width for height, width in grids)
-    return Tiling(1, grids[0] if len(grids) == 1 else None, count, tuple(range(count)))
+    slots = tuple(range(count))
+    if len(grids) == 1:
+        return Tiling(1, grids[0], count, slots)
+    video = (len(grids), *grids[0]) if len(set(grids)) == 1 else None
+    return Tiling(1, None, count, slots, video=video)

@@ -167,4 +167,5 @@ def _frames(inputs: Mapping[str, Any], tokens: int, end: bool = False) -> list[T
     pixels = inputs["pixel_values"] if pixels is None else pixels  # before transformers 5.18
     frames = pixels.shape[1]
     slots = (*range(frames * tokens), *((-1,) if end else ()))
-    return [Tiling(frames, None, tokens, slots, blended=True)] * len(pixels)
+    tiling = Tiling(frames, None, tokens, slots, blended=True, of_frames=True)
+    return [tiling] * len(pixels)

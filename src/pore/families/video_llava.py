@@ -59,7 +59,8 @@ class VideoLlava(Llava):
         height, width = self.grid(model)
         videos = inputs["pixel_values_videos"]
         tokens, frames = height * width + int(self.tower_has_cls(model)), videos.shape[1]
-        return [Tiling(frames, None, tokens, tuple(range(frames * tokens)))] * len(videos)
+        tiling = Tiling(frames, None, tokens, tuple(range(frames * tokens)), of_frames=True)
+        return [tiling] * len(videos)
 
     def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
         """As LLaVA; a frame keeps its CLS token."""
