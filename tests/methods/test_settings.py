@@ -93,7 +93,10 @@ def check_refusal(method: str, name: str, text: str, message: str) -> None:
 
 
 def settable(method: str, name: str) -> bool:
-    """Whether the usual value can be set: not if the method is for Python only, or needs P."""
+    """Whether the usual value can be set: not if the method is for Python only, needs P, or is for
+    videos alone."""
+    if getattr(methods()[method], "images_stay", False):
+        return False
     return method not in ("Scored", "D2Pruner") and name != "reweight" and (method, name) not in HOW
 
 

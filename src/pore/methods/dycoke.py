@@ -14,8 +14,8 @@ from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.methods._videos import Video, VideoPruner, videos
-from pore.tensors.gathering import widened
-from pore.tensors.selection import by_score, check_finite, inverse
+from pore.tensors.gathering import inverse, widened
+from pore.tensors.selection import by_score, check_finite
 
 _BEFORE = (0, 1, 2, 1)
 """For every frame of a group of four, how many frames back is the one it is compared with."""

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from pore.methods._checks import check_choice
 from pore.methods._videos import VideoPruner
-from pore.tensors.gathering import widened
-from pore.tensors.selection import by_score, check_finite, inverse, top_k
+from pore.tensors.gathering import inverse, widened
+from pore.tensors.selection import by_score, check_finite, top_k
 
 Counts = Literal["exact", "vllm", "repository"]
 
