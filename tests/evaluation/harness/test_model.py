@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,29 +110,3 @@ def test_a_model_of_the_command_line_lasts_for_one_evaluation() -> None:
     lm.clean()
     with pytest.raises(InputError, match="made for one evaluation"):
         _ = lm.pruner
-
-
-def test_two_processes(folder: Path, tmp_path: Path) -> None:
-    """An odd number of documents, so that one process gets a copy that must not count."""
-    scores, reports = [], []
-    for count in (1, 2):
-        out = tmp_path / str(count)
-        args = f"pretrained=embedded,method=fastv,keep=36,report={out / 'report.json'}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(count), "-m", "lmms_eval", "--model", "pore"]
-        command += ["--model_args", args, "--include_path", str(folder), "--tasks", "few"]
-        command += ["--batch_size", "4", "--device", "cpu"]
-        done = subprocess.run(
-            [*command, "--output_path", str(out)], capture_output=True, text=True, timeout=500
-        )
-        (results,) = out.glob("*/*_results.json")
-        assert done.returncode == 0, done.stderr
-        found = json.loads(results.read_text())
-        # Standard errors are sums in another order.
-        results_of = found["results"]["few"].items()
-        scores.append({name: value for name, value in results_of if "stderr" not in name})
-        reports.append(json.loads((out / "report.json").read_text()))
-        assert found["throughput"]["avg_visual_tokens_left"] == 36
-    assert scores[0] == scores[1]
-    assert reports[0] == reports[1]
-    assert len(reports[0]["prompts"]) == QUESTIONS

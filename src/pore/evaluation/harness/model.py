@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from pore.evaluation.batches import conditions
 from pore.evaluation.guided import Guiding
 from pore.evaluation.harness.arguments import Arguments
 from pore.evaluation.harness.asking import LONGEST, Asker, Conversation, Decoding, Reply
+from pore.evaluation.harness.benchmarks import not_scored_here
 from pore.evaluation.harness.efforts import Asked, averages, write_report
 from pore.evaluation.harness.lmms import (
     PADDING,
@@ -36,6 +38,8 @@ from pore.evaluation.store import described, digest
 from pore.identity import names_of
 from pore.methods.making import make
 from pore.methods.registry import method_named
+
+_log = logging.getLogger(__name__)
 
 
 class PoreHF(Lmms):  # type: ignore[misc]
@@ -154,6 +158,9 @@ class PoreHF(Lmms):  # type: ignore[misc]
             PoreError: A request asks about something else than text and images, or cannot be put
                 to the model.
         """
+        if self.rank == 0:
+            for line in not_scored_here(str(request.args[-2]) for request in requests):
+                _log.warning(line)
         began = time.perf_counter()
         answers = [GenerationResult("", TokenCounts(0, 0)) for _ in requests]
         waiting: dict[tuple[str, bool], list[tuple[int, Conversation]]] = {}
