@@ -95,7 +95,7 @@ def check_refusal(method: str, name: str, text: str, message: str) -> None:
 def settable(method: str, name: str) -> bool:
     """Whether the usual value can be set: not if the method is for Python only, needs P, or is for
     videos alone."""
-    if getattr(methods()[method], "images_stay", False):
+    if methods()[method].videos_only:
         return False
     return method not in ("Scored", "D2Pruner") and name != "reweight" and (method, name) not in HOW
 

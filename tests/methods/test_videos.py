@@ -54,7 +54,7 @@ def test_budgets_are_met_or_refused(
 ) -> None:
     video = draw(seed, frames, size, 6)
     whole = {"EVS": size, "DyCoke": size * -(-frames // 4)}.get(kind.name, 1)
-    alone = frames == 1 and kind.images_stay
+    alone = frames == 1 and kind.videos_only
     if alone or round(keep * frames * size) < whole:
         with pytest.raises(InputError if alone else BudgetError):
             kept(kind(keep), video)
@@ -178,8 +178,8 @@ def test_an_image_beside_a_video(pruner: VideoPruner) -> None:
     """Methods that compare frames leave it whole, whatever number of tokens is asked for."""
     video, image = draw(0, 4, 6, 8), draw(1, 1, 9, 8)
     masks = kept(type(pruner)(0.5), video, image)
-    assert [int(mask.sum()) for mask in masks] == [12, 9 if pruner.images_stay else 4]
-    if pruner.images_stay:
+    assert [int(mask.sum()) for mask in masks] == [12, 9 if pruner.videos_only else 4]
+    if pruner.videos_only:
         assert int(kept(type(pruner)(20), video, image)[0].sum()) == 20
         with pytest.raises(InputError, match="there are only images here"):
             kept(pruner, image)

@@ -52,8 +52,9 @@ def models(options: Options) -> None:
         table.add_row(name, "\n".join(_taken(one)))
     stdout().print(table)
     others = sorted(registered().keys() - families[0].limits.keys())
-    if others:
-        say(f"Set up with more than a model: {', '.join(others)}")
+    videos = [name for name in others if registered()[name].videos_only]
+    say(f"For videos alone, in families that take some: {', '.join(videos)}")
+    say(f"Set up with more than a model: {', '.join(n for n in others if n not in videos)}")
     say(
         f"Shipped with the package: --model {EMBEDDED}",
         f"Shapes with random weights, for bench and flops: {', '.join(SHAPES)}, llava-WIDTHxLAYERS",

@@ -26,6 +26,7 @@ class Pruner(ABC):
         paper: Where it was published.
         reweightable: Whether it ranks by text-visual attention and so takes `reweight`.
         always_reweighted: Whether it cannot do without `reweight`.
+        videos_only: Whether it compares the frames of a video: images stay whole.
         harmed: Why a position bias made it worse where that was measured (docs/corrections.md), as
             the end of a sentence; None where it did not.
         experimental: Whether it was built from a paper's description, with no code to compare with.
@@ -41,6 +42,7 @@ class Pruner(ABC):
     reweightable: ClassVar[bool] = False
     always_reweighted: ClassVar[bool] = False
     harmed: ClassVar[str | None] = None
+    videos_only: ClassVar[bool] = False
     experimental: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     reads_positions: ClassVar[bool] = False
@@ -70,7 +72,7 @@ class Pruner(ABC):
             shape: The model's sizes.
 
         Returns:
-            The method; None where it needs more than a model to be set up.
+            The method; None where it needs more than a model to be set up, or is for videos alone.
         """
         return cls(keep=keep)  # type: ignore[call-arg]
 

@@ -79,6 +79,7 @@ CANDIDATES: Mapping[str, Make] = {
     "spline": lambda made: made.fitted("spline"),
     "auto": lambda made: made.fitted("auto"),
     "empirical": lambda made: made.fitted("empirical"),
+    "geometric, auto": lambda made: made.fitted("auto", "geometric"),
     "geometric, exponential": lambda made: made.fitted("exponential", "geometric"),
     "geometric, spline": lambda made: made.fitted("spline", "geometric"),
     "geometric, empirical": lambda made: made.fitted("empirical", "geometric"),

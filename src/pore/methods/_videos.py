@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -86,7 +85,7 @@ class VideoPruner(BudgetPruner):
     """A method that chooses on the embeddings among all tokens of a video.
 
     A subclass defines `name` and `choose`. A method that only compares frames sets
-    `images_stay = True`: images beside a video then stay whole, and prompts without a video are
+    `videos_only = True`: images beside a video then stay whole, and prompts without a video are
     refused.
 
     Attributes:
@@ -97,9 +96,6 @@ class VideoPruner(BudgetPruner):
     """
 
     images_as_frames: bool = False
-
-    images_stay: ClassVar[bool] = False
-    """Whether images stay whole, so that the method is for videos alone."""
 
     @abstractmethod
     def choose(self, tokens: Tensor, count: int) -> Tensor:
@@ -123,13 +119,13 @@ class VideoPruner(BudgetPruner):
     def _select(self, view: View) -> Selection:
         kept, features = torch.zeros_like(view.layout.valid), view.features
         found = videos(view.layout, self.images_as_frames)
-        if self.images_stay and all(len(video.slots) == 1 for video in found):
+        if self.videos_only and all(len(video.slots) == 1 for video in found):
             raise InputError(
                 f"{self.name} compares the frames of a video, and there are only images here; use "
                 "another method, or images_as_frames=True if they are frames."
             )
         for video in found:
-            if self.images_stay and len(video.slots) == 1:
+            if self.videos_only and len(video.slots) == 1:
                 kept[video.images, video.slots] = True
                 continue
             tokens = video.of(features)

@@ -19,7 +19,7 @@ from pore.layout import Image, Layout
 from pore.methods._checks import check_choice, check_whole
 from pore.methods.feather import grid_of
 from pore.methods.pyramiddrop import check_pyramid, pyramid
-from pore.methods.staged import StagedPruner
+from pore.methods.staged import BY_A_BLIND_LAYER, StagedPruner
 from pore.tensors.gathering import widened
 from pore.tensors.selection import budget
 
@@ -80,6 +80,7 @@ class CLSE(StagedPruner):
     name: ClassVar[str] = "CLSE"
     paper: ClassVar[str] = "arXiv 2606.24165"
     reweightable: ClassVar[bool] = True
+    harmed: ClassVar[str | None] = BY_A_BLIND_LAYER
 
     def __post_init__(self) -> None:
         super().__post_init__()

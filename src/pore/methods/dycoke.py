@@ -50,7 +50,7 @@ class DyCoke(VideoPruner):
 
     name: ClassVar[str] = "DyCoke"
     paper: ClassVar[str] = "arXiv 2411.15024"
-    images_stay: ClassVar[bool] = True
+    videos_only: ClassVar[bool] = True
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> None:

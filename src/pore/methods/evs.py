@@ -39,7 +39,7 @@ class EVS(VideoPruner):
 
     name: ClassVar[str] = "EVS"
     paper: ClassVar[str] = "arXiv 2510.14624"
-    images_stay: ClassVar[bool] = True
+    videos_only: ClassVar[bool] = True
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> None:

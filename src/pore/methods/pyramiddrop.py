@@ -15,7 +15,7 @@ from pore.engine.readers import LastToken
 from pore.engine.stages import Stage, View
 from pore.errors import BudgetError
 from pore.methods._checks import check_choice
-from pore.methods.staged import StagedPruner
+from pore.methods.staged import BY_A_BLIND_LAYER, StagedPruner
 from pore.tensors.selection import budget, check_keep
 
 
@@ -52,10 +52,7 @@ class PyramidDrop(StagedPruner):
     name: ClassVar[str] = "PyramidDrop"
     paper: ClassVar[str] = "arXiv 2410.17247"
     reweightable: ClassVar[bool] = True
-    harmed: ClassVar[str | None] = (
-        "one of its stages ranked by a layer that does not tell what is asked, and there the "
-        "ranking without the bias is worse than chance"
-    )
+    harmed: ClassVar[str | None] = BY_A_BLIND_LAYER
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ from pore.engine.stages import View
 from pore.errors import BudgetError
 from pore.methods._checks import check_choice, check_whole
 from pore.methods.pyramiddrop import pyramid
-from pore.methods.staged import StagedPruner
+from pore.methods.staged import BY_A_BLIND_LAYER, StagedPruner
 from pore.tensors.selection import budget, check_keep
 
 Query = Literal["last", "text"]
@@ -62,10 +62,7 @@ class ST3Style(StagedPruner):
     name: ClassVar[str] = "ST3-style"
     paper: ClassVar[str] = "after arXiv 2412.20105; no code to compare with"
     reweightable: ClassVar[bool] = True
-    harmed: ClassVar[str | None] = (
-        "one of its stages ranked by a layer that does not tell what is asked, and there the "
-        "ranking without the bias is worse than chance"
-    )
+    harmed: ClassVar[str | None] = BY_A_BLIND_LAYER
     experimental: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -22,6 +22,12 @@ from pore.identity import at_hand
 from pore.methods._checks import is_whole
 from pore.tensors.selection import top_k
 
+BY_A_BLIND_LAYER = (
+    "one of its stages ranked by a layer that does not tell what is asked, and there the ranking "
+    "without the bias is worse than chance"
+)
+"""Why a position bias harmed some methods of several stages (docs/corrections.md)."""
+
 
 class StagedPruner(Pruner):
     """A method that drops visual tokens before several layers, by attention.

@@ -26,7 +26,8 @@ class Support:
         family: The adapter.
         model_types: The `config.model_type` of its models.
         limits: For every method by name, what it cannot do in the family; empty if it works.
-            Methods that need more than a model to be set up are omitted.
+            Methods for videos alone, and those that need more than a model to be set up, are
+            omitted.
     """
 
     family: Family
