@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from pore.bias.position_bias import PositionBias
 from pore.bias.stages import load_biases
 from pore.calibration import stability
 from pore.calibration.host import HostCalibration
+from pore.calibration.sums import Calibration
 
 
 def test_calibrate_writes_profile_sums_and_figures(profile: Path) -> None:
@@ -36,6 +39,34 @@ def test_calibrate_a_folder_of_images(model: Path, data: Path, tmp_path: Path) -
     out = tmp_path / "p.json"
     run("calibrate", "-m", model, "-s", data, "--questions", questions, "-o", out, "--limit", "5")
     assert PositionBias.load(out).provenance.samples == 5
+
+
+def test_calibrate_a_data_set(model: Path, data: Path, profile: Path, tmp_path: Path) -> None:
+    """Parquet by other names gives what the lines give; a row without a question is one bad one."""
+    lines = [json.loads(line) for line in (data / "samples.jsonl").read_text().splitlines()]
+    rows = {
+        "photo": [(data / line["image"]).read_bytes() for line in [*lines, lines[0]]],
+        "ask": [*(line["question"] for line in lines), None],
+    }
+    file, out = tmp_path / "rows.parquet", tmp_path / "p.json"
+    datasets.Dataset.from_dict(rows).to_parquet(file)
+    given = (
+        "calibrate",
+        "-m",
+        model,
+        "-s",
+        file,
+        "-o",
+        out,
+        "--columns",
+        "image=photo,question=ask",
+    )
+    assert "1 of 7 samples are bad" in run(*given, code=1).output
+    run(*given, "--max-bad", "0.2")
+    found = Calibration.load(tmp_path / "p.calibration.json")
+    same = Calibration.load(profile.with_name("p.calibration.json"))
+    assert (found.seen, found.count, found.sums) == (7, 6, same.sums)
+    assert [one.reason for one in found.bad] == ["Sample 6 has no text in the column 'ask'."]
 
 
 def test_calibrate_a_host_of_several_stages(

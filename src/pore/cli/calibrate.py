@@ -11,6 +11,7 @@ import typer
 
 from pore.cli.options import (
     Batch,
+    Columns,
     Layer,
     Limit,
     Loading,
@@ -21,6 +22,7 @@ from pore.cli.options import (
     Set,
     Split,
     budgets,
+    columns,
     form_of_bias,
     takes,
 )
@@ -49,6 +51,7 @@ class Options(Loading):
     samples: Samples = "embedded:calibration"
     questions: Questions = None
     split: Split = "train"
+    columns: Columns = None
     limit: Limit = None
     method: Annotated[
         str,
@@ -135,6 +138,8 @@ def calibrate(options: Options) -> None:
 
         pore calibrate -m llava-hf/llava-1.5-7b-hf -s photos --questions ask.txt -o llava.json
 
+        pore calibrate -s owner/name --split train --columns image=picture,question=query
+
         torchrun --nproc_per_node 8 -m pore calibrate -m llava-hf/llava-1.5-7b-hf -s asked.jsonl
     """
     from pore._processes import launched
@@ -205,7 +210,12 @@ def measure(
         options.model, **{**options.how, "device": device_of(options.device)}
     )
     samples = load_samples(
-        options.samples, questions=options.questions, limit=options.limit, split=options.split
+        options.samples,
+        questions=options.questions,
+        limit=options.limit,
+        split=options.split,
+        stream=True,
+        **{"answer": None, **columns(options.columns)},
     )
     host = make(
         options.method,

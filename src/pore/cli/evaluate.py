@@ -12,7 +12,7 @@ from pore.cli.about import about
 from pore.cli.asking import ask_one, is_guided
 from pore.cli.comparing import ask_corrections
 from pore.cli.evaluate_options import Options
-from pore.cli.options import budget, budgets, takes
+from pore.cli.options import budget, budgets, columns, takes
 from pore.cli.printing import say, stdout
 from pore.errors import InputError
 
@@ -61,7 +61,13 @@ def evaluate(options: Options) -> None:
     model, processor = load_model(options.model, **options.how)
     limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
     samples = list(
-        load_samples(options.samples, questions=options.questions, limit=limit, split=options.split)
+        load_samples(
+            options.samples,
+            questions=options.questions,
+            limit=limit,
+            split=options.split,
+            **columns(options.columns),
+        )
     )
     if options.every:
         _ask_all(options, model, processor, samples)

@@ -13,6 +13,7 @@ from pore.cli.options import (
     Allow,
     Average,
     Batch,
+    Columns,
     Layer,
     Limit,
     Loading,
@@ -36,6 +37,7 @@ class Options(Loading):
     samples: Samples = "embedded:test"
     questions: Questions = None
     split: Split = "test"
+    columns: Columns = None
     limit: Limit = None
     every: Annotated[
         bool,

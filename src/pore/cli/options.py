@@ -93,7 +93,15 @@ Samples = Annotated[
         "--samples",
         "-s",
         help="embedded:calibration, embedded:test, embedded:fresh, a JSONL file, a folder of "
-        "images, or the hub id of a data set.",
+        "images, a parquet file or folder, a folder of save_to_disk, or the hub id of a data set "
+        "(ID:CONFIGURATION where it has several).",
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        help="Columns of a data set, or keys of a JSONL file, that go by other names: "
+        "image=NAME,question=NAME,answer=NAME, or some of these."
     ),
 ]
 Questions = Annotated[
@@ -189,6 +197,20 @@ def budgets(
     if keep and any(setting.startswith("keep=") for setting in settings or ()):
         raise InputError("keep is given twice, by --keep and by --set.")
     return list(map(budget, keep or [default]))
+
+
+def columns(text: str | None) -> dict[str, Any]:
+    """`image=photo,question=ask` as the keywords of `load_samples`."""
+    found: dict[str, Any] = {}
+    for part in text.split(",") if text else ():
+        key, equals, name = (each.strip() for each in part.partition("="))
+        if key not in ("image", "question", "answer") or not (equals and name) or key in found:
+            raise InputError(
+                f"--columns takes image=NAME, question=NAME and answer=NAME, each once and with "
+                f"commas between them; {part!r} is none of these."
+            )
+        found[key] = name
+    return found
 
 
 def form_of_bias(text: str) -> FitKind:

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
+from pore.data.opening import library, opened
 from pore.data.samples import Sample, is_missing, text_of
 from pore.errors import InputError
 
@@ -19,20 +22,24 @@ def from_dataset(
     split: str = "test",
     image: str = "image",
     question: str = "question",
-    answer: str = "answer",
+    answer: str | None = "answer",
     limit: int | None = None,
+    stream: bool = False,
 ) -> Iterable[Sample]:
     """Samples from a data set of the `datasets` library, whose images stay encoded until needed.
 
     Args:
-        dataset: Hub id or path for `datasets.load_dataset`, or a loaded `Dataset` or
-            `IterableDataset`.
+        dataset: Hub id, `id:configuration`, parquet file or folder (`pore.data.opening.opened`), or
+            a loaded `Dataset` or `IterableDataset`.
         split: The split to load, where `dataset` is a name.
-        image: Column that holds the image, as an image, a path or encoded bytes.
-        question: Column that holds the question.
+        image: Column that holds the image, as an image, a path or encoded bytes. A path is relative
+            to the folder of a data set that is named by a path.
+        question: Column that holds the question. A row without one is a bad sample.
         answer: Column that holds the answer; there need not be one. Of a list of answers the most
-            frequent counts. See `Sample` for what is taken as an answer.
+            frequent counts. See `Sample` for what is taken as an answer. None to have none.
         limit: Use at most this many samples, from the first.
+        stream: Whether to read a data set that is named as it is needed, instead of fetching all of
+            it first.
 
     Returns:
         The samples, each made when it is asked for: a sequence, or for an `IterableDataset` an
@@ -40,48 +47,69 @@ def from_dataset(
         `question_id` or `id`.
 
     Raises:
-        InputError: The library is missing, or the data set cannot be loaded or lacks a column.
+        InputError: The library is missing, or the data set cannot be loaded, lacks a column or has
+            other things in it than images or texts.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            "Reading data sets needs the datasets library: pip install 'pore-vlm[datasets]'."
-        ) from error
+    datasets = library()
+    folder: Path | None = None
     if isinstance(dataset, (str, os.PathLike)):
         name = os.fspath(dataset)
-        try:
-            dataset = datasets.load_dataset(name, split=split)
-        except Exception as error:  # hub, cache, parsers: each has its own errors
-            raise InputError(
-                f"{name} is no file or folder here, and cannot be loaded as a data set (split "
-                f"{split!r}): {type(error).__name__}: {error}"
-            ) from error
+        if os.path.exists(name):
+            folder = Path(name) if os.path.isdir(name) else Path(name).parent
+        dataset = opened(name, split, stream)
     streamed = isinstance(dataset, datasets.IterableDataset)
     columns = dataset.column_names or list(next(iter(dataset), {}))
-    for column in (image, question):
+    for key, column in (("image", image), ("question", question)):
         if column not in columns:
             raise InputError(
-                f"The data set has no column {column!r}; it has {', '.join(columns) or 'none'}."
+                f"The data set has no column {column!r}; it has {', '.join(columns) or 'none'}. "
+                f"Name the one that holds the {key}: --columns {key}=..., in Python {key}=."
             )
-    if isinstance((dataset.features or {}).get(image), datasets.Image):
+    features = dataset.features or {}
+    _check_features(features.get(image), image, features.get(question), question)
+    if isinstance(features.get(image), datasets.Image):
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
     if limit is not None:
         dataset = dataset.take(limit if streamed else min(limit, len(dataset)))
-    make = partial(_from_row, image=image, question=question, answer=answer)
+    make = partial(_from_row, image=image, question=question, answer=answer, folder=folder)
     return _Stream(dataset, make) if streamed else _Rows(dataset, make)
 
 
+_TEXTS, _BYTES = ("string", "large_string"), ("binary", "large_binary")
+
+
+def _check_features(picture: Any, image: str, asked: Any, question: str) -> None:
+    """Refuse columns whose type is known to be neither pictures nor texts, before anything runs."""
+    kind = type(picture).__name__
+    holds = picture is None or kind == "Image" or getattr(picture, "dtype", "") in _TEXTS + _BYTES
+    encoded = isinstance(picture, Mapping) and {"bytes", "path"} <= picture.keys()
+    if not (holds or encoded):
+        raise InputError(
+            f"The column {image!r} of the data set holds no pictures, paths or bytes, but "
+            f"{picture!r:.80}. Name another one: --columns image=..., in Python image=."
+        )
+    if asked is not None and getattr(asked, "dtype", "") not in _TEXTS:
+        raise InputError(
+            f"The column {question!r} is no text, but {asked!r:.80}. Name another one: --columns "
+            "question=..., in Python question=."
+        )
+
+
 def _from_row(
-    number: int, row: Mapping[str, Any], *, image: str, question: str, answer: str
+    number: int,
+    row: Mapping[str, Any],
+    *,
+    image: str,
+    question: str,
+    answer: str | None,
+    folder: Path | None,
 ) -> Sample:
     name = row.get("question_id", row.get("id"))
-    if is_missing(name):
-        name = None
+    own = f"{number}" if is_missing(name) else f"{number}:{name}"
     asked = row[question]
     if not isinstance(asked, str):
-        raise InputError(f"Row {number} of the data set: {question!r} is no text.")
-    answered = row.get(answer)
+        return Sample(own, b"", "", fault=f"has no text in the column {question!r}.")
+    answered = None if answer is None else row.get(answer)
     several = isinstance(answered, (list, tuple)) or getattr(answered, "ndim", None) == 1
     given: Iterable[Any] = answered if several else [answered]  # type: ignore[assignment]
     try:
@@ -94,12 +122,9 @@ def _from_row(
     picture = row[image]
     if isinstance(picture, Mapping):  # as datasets stores images that it does not decode
         picture = picture["bytes"] or picture["path"]
-    return Sample(
-        f"{number}" if name is None else f"{number}:{name}",
-        picture,
-        asked,
-        Counter(texts).most_common(1)[0][0] if texts else None,
-    )
+    if folder is not None and isinstance(picture, str):
+        picture = folder / picture
+    return Sample(own, picture, asked, Counter(texts).most_common(1)[0][0] if texts else None)
 
 
 @dataclass(frozen=True)
@@ -127,4 +152,14 @@ class _Stream(Iterable[Sample]):
     make: partial[Sample]
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self.make(number, row) for number, row in enumerate(self.dataset))
+        rows = iter(self.dataset)
+        for number in count():
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # of the network, of parsers: each has its own errors
+                raise InputError(
+                    f"The data set broke off after {number} rows: {type(error).__name__}: {error}"
+                ) from error
+            yield self.make(number, row)

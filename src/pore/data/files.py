@@ -57,7 +57,13 @@ def from_folder(
     ]
 
 
-def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
+def from_jsonl(
+    path: str | os.PathLike[str],
+    *,
+    image: str = "image",
+    question: str = "question",
+    answer: str | None = "answer",
+) -> list[Sample]:
     """Samples from a file with one JSON object on each line.
 
     Each has `question` and `image`, the image's path relative to the file, and may have `answer`,
@@ -68,6 +74,9 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
 
     Args:
         path: The file; blank lines are skipped.
+        image: Key that stands for `image`.
+        question: Key that stands for `question`.
+        answer: Key that stands for `answer`; None to have none.
 
     Returns:
         The samples. Their images are not looked at yet.
@@ -81,7 +90,7 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     for number, line in enumerate(_read(file, "samples").split("\n"), 1):
         if line.strip():
             try:
-                samples.append(_from_line(line, file, number))
+                samples.append(_from_line(line, file, number, (image, question, answer)))
             except ValueError as error:
                 raise InputError(f"{shown(file)}, line {number}: {error}") from error
     if not samples:
@@ -89,22 +98,25 @@ def from_jsonl(path: str | os.PathLike[str]) -> list[Sample]:
     return samples
 
 
-def _from_line(line: str, file: Path, number: int) -> Sample:
+def _from_line(line: str, file: Path, number: int, keys: tuple[str, str, str | None]) -> Sample:
     """The sample of a line of a JSONL file; a ValueError says what is wrong with it."""
+    image, question, answer = keys
     found = parse_json(line, finite=False)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object.")
-    if not isinstance(found.get("image"), str) or not found["image"]:
-        raise ValueError('"image" must be the path of an image, relative to this file.')
-    if not isinstance(found.get("question"), str):
-        raise ValueError('"question" must be a text.')
+    picture, asked = found.get(image), found.get(question)
+    if not isinstance(picture, str) or not picture:
+        raise ValueError(f'"{image}" must be the path of an image, relative to this file.')
+    if not isinstance(asked, str):
+        raise ValueError(f'"{question}" must be a text.')
     texts = {}
     for name in _TEXTS:
-        value = found.get(name)
+        key = answer if name == "answer" else name
+        value = None if key is None else found.get(key)
         try:
             texts[name] = text_of(None if value == [] else value)
         except ValueError as error:
-            raise ValueError(f'"{name}" {error}') from error
+            raise ValueError(f'"{key}" {error}') from error
     box = found.get("box")
     try:
         place = None if box is None else box_of(box)
@@ -112,8 +124,8 @@ def _from_line(line: str, file: Path, number: int) -> Sample:
         raise ValueError(f'"box" {error}') from error
     return Sample(
         texts["id"] or f"{shown(file.name)}:{number}",
-        file.parent / found["image"],
-        found["question"],
+        file.parent / picture,
+        asked,
         texts["answer"],
         texts["kind"],
         texts["third"],

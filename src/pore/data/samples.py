@@ -49,6 +49,7 @@ class Sample:
             if it is not given, the one that the middle of the box is in.
         box: Where in the image the answer is, where known. Without an `answer` the box is what is
             asked for, and the kind of the question, if it is not given, is "grounding".
+        fault: Why it cannot be used, if that was seen when the data set was read.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Sample:
     kind: str | None = None
     third: str | None = None
     box: Box | None = None
+    fault: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("answer", "kind", "third"):
@@ -81,9 +83,11 @@ class Sample:
         """The whole image as a viewer shows it, in RGB; see `pore._images.open_image`.
 
         Raises:
-            InputError: There is no image; its file is missing, damaged or cut off; or its format or
-                shape is not supported.
+            InputError: There is no image; its file is missing, damaged or cut off; its format or
+                shape is not supported; or the sample has another fault.
         """
+        if self.fault is not None:
+            raise InputError(f"Sample {self.id} {self.fault}")
         if self.image is None:
             raise InputError(f"Sample {self.id} has no image.")
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pore._files import shown
 from pore.data.datasets import from_dataset
 from pore.data.files import from_folder, from_jsonl
+from pore.data.opening import is_local
 from pore.data.samples import Sample
 from pore.embedded import scenes
 from pore.embedded.splits import SPLITS
@@ -27,21 +29,23 @@ def load_samples(
     split: str = "test",
     image: str = "image",
     question: str = "question",
-    answer: str = "answer",
+    answer: str | None = "answer",
+    stream: bool = False,
 ) -> Iterable[Sample]:
     """Samples from whatever `source` names, as the command line takes it.
 
     Args:
         source: "embedded:calibration" or another split of the embedded scenes, a JSONL file
-            (`from_jsonl`), a folder of images (`from_folder`), or the hub id of a data set
-            (`from_dataset`).
+            (`from_jsonl`), a folder of images (`from_folder`), a parquet file, a folder of these or
+            one that `save_to_disk` wrote, or the hub id of a data set (`from_dataset`).
         questions: For a folder, the questions or the text file of them; required there.
         limit: Largest number of samples, from the first; None for all, or for `EMBEDDED_SAMPLES`
             embedded ones.
         split: Split of a data set.
-        image: Column of a data set that holds the image.
-        question: Column that holds the question.
-        answer: Column that holds the answer.
+        image: Column of a data set, or key of a JSONL file, that holds the image.
+        question: Column or key that holds the question.
+        answer: Column or key that holds the answer; None to have none.
+        stream: Whether to read a data set as it is needed instead of fetching all of it first.
 
     Returns:
         The samples, which can be gone through many times. They are a sequence, except those of a
@@ -58,22 +62,25 @@ def load_samples(
     is_folder = os.path.isdir(name)
     if questions is not None and not is_folder:
         raise InputError(f"Questions go with a folder of images, which {name} is not.")
+    columns: dict[str, Any] = {"image": image, "question": question, "answer": answer}
+    is_data = os.path.exists(name) and is_local(path)
+    of_images = is_folder and (questions is not None or not is_data)
+    if (name.startswith(EMBEDDED) or of_images) and (image, question) != ("image", "question"):
+        raise InputError(f"{name} has no columns to name; name those of data sets and JSONL files.")
     if name.startswith(EMBEDDED):
         return from_scenes(name.removeprefix(EMBEDDED), limit or EMBEDDED_SAMPLES)
-    if is_folder:
+    if of_images:
         if questions is None:
             raise InputError(
                 f"{name} is a folder of images; give the questions to ask about them, or a text "
                 "file with one on each line."
             )
         return from_folder(path, questions)[:limit]
-    if path.suffix in (".jsonl", ".ndjson") or os.path.exists(name):
-        return from_jsonl(path)[:limit]
-    if path.is_absolute() or name.startswith("."):
+    if not is_data and (path.suffix in (".jsonl", ".ndjson") or os.path.exists(name)):
+        return from_jsonl(path, **columns)[:limit]
+    if not is_data and (path.is_absolute() or name.startswith(".")):
         raise InputError(f"There is no file or folder {shown(name)}.")
-    return from_dataset(
-        name, split=split, image=image, question=question, answer=answer, limit=limit
-    )
+    return from_dataset(name, split=split, limit=limit, stream=stream, **columns)
 
 
 def from_scenes(split: str, n: int) -> list[Sample]:
