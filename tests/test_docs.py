@@ -124,11 +124,16 @@ def test_what_the_documents_call_is_there() -> None:
 
 
 def test_import_is_light() -> None:
-    """What `import pore` adds to torch and transformers holds nothing heavy."""
-    code = (
-        "import sys, torch, transformers, pore; "
-        "heavy = {'matplotlib', 'scipy', 'datasets', 'typer', 'rich', 'sklearn', "
-        "'transformers.modeling_utils'}; print(sorted(heavy & set(sys.modules)))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    """`import pore` and the help of the command line load nothing heavy; nor, but for torch and
+    transformers, do the methods."""
+    heavy = {"matplotlib", "scipy", "datasets", "sklearn", "transformers.modeling_utils"}
+    terminal, models = {"typer", "rich"}, {"numpy", "torch", "transformers"}
+    for first, unwanted in {
+        "import pore": heavy | terminal | models,
+        "import pore.cli.app": heavy | models,
+        "import torch, transformers, pore; pore.FastV": heavy | terminal,
+    }.items():
+        code = f"import sys; {first}; print(sorted({unwanted} & set(sys.modules)))"
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert out.stdout.strip() == "[]", first

@@ -12,13 +12,16 @@ import pytest
 
 import pore
 from pore import bench, engine
+from pore.methods.registry import methods
 
 
 def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
     """Functions, classes and methods; not `__init__`: a dataclass has its hints itself."""
-    for name, found in vars(module).items():
+    for name in dir(module):
+        found = getattr(module, name)
         if name.startswith("_") or not callable(found):
             continue
+        found = methods if inspect.ismodule(found) else found  # `pore.methods` is both
         yield name, found
         for part in dir(found) if inspect.isclass(found) else ():
             value = inspect.getattr_static(found, part)

@@ -8,43 +8,68 @@ with pore.FastV(keep=128, layer=2, reweight=bias)(model) as run:
 print(run.report)
 """
 
+import importlib as _importlib
 import typing as _typing
-
-from pore import corrections as corrections
-from pore.bias import profiles as profiles
-from pore.bias.position_bias import PositionBias as PositionBias
-from pore.bias.provenance import Provenance as Provenance
-from pore.calibration.calibrating import calibrate as calibrate
-from pore.calibration.calibrating import calibrate_guide as calibrate_guide
-from pore.calibration.host import HostCalibration as HostCalibration
-from pore.calibration.sums import Calibration as Calibration
-from pore.checking.proofs import check as check
-from pore.checking.result import CheckResult as CheckResult
-from pore.data.samples import Sample as Sample
-from pore.data.sources import load_samples as load_samples
-from pore.embedded import embedded_model as embedded_model
-from pore.engine.pruner import Pruner as Pruner
-from pore.engine.run import Run as Run
-from pore.engine.run import remove as remove
-from pore.errors import PoreError as PoreError
-from pore.families.base import Family as Family
-from pore.methods import built_in as _built_in
-from pore.methods import methods as methods
-from pore.methods._clip import ClipRelevance as ClipRelevance
-from pore.methods.budgets import schedule as schedule
-from pore.methods.chain import Chain as Chain
-from pore.methods.guides import Guide as Guide
-from pore.methods.guiding import guide as guide
-from pore.methods.sgl import consistency as consistency
-from pore.methods.sgl import early_exit as early_exit
-from pore.methods.sparsevlm import RankBudget as RankBudget
 
 __version__ = "0.1.0"
 
-# Methods are found by looking into their folder. Type checkers and editors cannot look, so for them
-# alone the classes are listed, each with its own settings; a test holds the list complete.
+# Names are imported when they are first used, so that `import pore` and the help of the command
+# line do not wait for torch. Methods are found by looking into their folder.
+_HOME = {
+    "corrections": "pore.corrections",
+    "profiles": "pore.bias.profiles",
+    "PositionBias": "pore.bias.position_bias",
+    "Provenance": "pore.bias.provenance",
+    "calibrate": "pore.calibration.calibrating",
+    "calibrate_guide": "pore.calibration.calibrating",
+    "HostCalibration": "pore.calibration.host",
+    "Calibration": "pore.calibration.sums",
+    "check": "pore.checking.proofs",
+    "CheckResult": "pore.checking.result",
+    "Sample": "pore.data.samples",
+    "load_samples": "pore.data.sources",
+    "embedded_model": "pore.embedded",
+    "Pruner": "pore.engine.pruner",
+    "Run": "pore.engine.run",
+    "remove": "pore.engine.run",
+    "PoreError": "pore.errors",
+    "Family": "pore.families.base",
+    "methods": "pore.methods.registry",
+    "ClipRelevance": "pore.methods._clip",
+    "schedule": "pore.methods.budgets",
+    "Chain": "pore.methods.chain",
+    "Guide": "pore.methods.guides",
+    "guide": "pore.methods.guiding",
+    "consistency": "pore.methods.sgl",
+    "early_exit": "pore.methods.sgl",
+    "RankBudget": "pore.methods.sparsevlm",
+}
+
+# Type checkers and editors cannot look, so for them alone all are listed, each method with its own
+# settings; a test holds the list complete.
 if _typing.TYPE_CHECKING:
+    from pore import corrections as corrections
+    from pore.bias import profiles as profiles
+    from pore.bias.position_bias import PositionBias as PositionBias
+    from pore.bias.provenance import Provenance as Provenance
+    from pore.calibration.calibrating import calibrate as calibrate
+    from pore.calibration.calibrating import calibrate_guide as calibrate_guide
+    from pore.calibration.host import HostCalibration as HostCalibration
+    from pore.calibration.sums import Calibration as Calibration
+    from pore.checking.proofs import check as check
+    from pore.checking.result import CheckResult as CheckResult
+    from pore.data.samples import Sample as Sample
+    from pore.data.sources import load_samples as load_samples
+    from pore.embedded import embedded_model as embedded_model
+    from pore.engine.pruner import Pruner as Pruner
+    from pore.engine.run import Run as Run
+    from pore.engine.run import remove as remove
+    from pore.errors import PoreError as PoreError
+    from pore.families.base import Family as Family
+    from pore.methods._clip import ClipRelevance as ClipRelevance
+    from pore.methods.budgets import schedule as schedule
     from pore.methods.cdpruner import CDPruner as CDPruner
+    from pore.methods.chain import Chain as Chain
     from pore.methods.clse import CLSE as CLSE
     from pore.methods.d2pruner import D2Pruner as D2Pruner
     from pore.methods.dart import DART as DART
@@ -57,6 +82,8 @@ if _typing.TYPE_CHECKING:
     from pore.methods.feather import FEATHER as FEATHER
     from pore.methods.fitprune import FitPrune as FitPrune
     from pore.methods.gprune import GPrune as GPrune
+    from pore.methods.guides import Guide as Guide
+    from pore.methods.guiding import guide as guide
     from pore.methods.hawk import HAWK as HAWK
     from pore.methods.himap import HiMAP as HiMAP
     from pore.methods.hiprune import HiPrune as HiPrune
@@ -68,9 +95,13 @@ if _typing.TYPE_CHECKING:
     from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus
     from pore.methods.pyramiddrop import PyramidDrop as PyramidDrop
     from pore.methods.random import Random as Random
+    from pore.methods.registry import methods as methods
     from pore.methods.scope import SCOPE as SCOPE
     from pore.methods.scored import Scored as Scored
     from pore.methods.sgl import SGL as SGL
+    from pore.methods.sgl import consistency as consistency
+    from pore.methods.sgl import early_exit as early_exit
+    from pore.methods.sparsevlm import RankBudget as RankBudget
     from pore.methods.sparsevlm import SparseVLM as SparseVLM
     from pore.methods.sparsevlm import SparseVLMPlus as SparseVLMPlus
     from pore.methods.st3 import ST3Style as ST3Style
@@ -83,12 +114,24 @@ if _typing.TYPE_CHECKING:
     from pore.methods.vispruner import VisPruner as VisPruner
     from pore.methods.vtc_cls import VTCCLS as VTCCLS
 else:
-    globals().update(_built_in())
 
-    def __getattr__(name: str) -> type[Pruner]:
-        """A method of another package, by the name of its class."""
-        if name[:1].isupper():  # so that no other name makes other packages be loaded
+    def __getattr__(name: str) -> _typing.Any:
+        """A public name, or a method of another package by the name of its class."""
+        if name in _HOME:
+            home = _importlib.import_module(_HOME[name])
+            return home if home.__name__.endswith(f".{name}") else getattr(home, name)
+        if name[:1].isupper():  # so that no other name makes methods be loaded
+            from pore.methods.registry import built_in, methods
+
+            if name in built_in():
+                return built_in()[name]
             for kind in methods().values():
                 if kind.__name__ == name:
                     return kind
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        """All public names, the methods too."""
+        from pore.methods.registry import built_in
+
+        return sorted({*globals(), *_HOME, *built_in()})

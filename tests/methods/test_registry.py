@@ -45,16 +45,26 @@ def test_every_class_with_a_name_is_found() -> None:
         assert methods()[kind.name] is kind
 
 
-def test_type_checkers_are_told_of_every_method() -> None:
+def test_the_folder_of_methods_can_be_called() -> None:
+    """`pore.methods` is the function, and once a method was imported by its path the folder."""
+    code = (
+        "import pore; before = pore.methods(); import pore.methods.fastv; "
+        "assert before == pore.methods(); assert before['FastV'] is pore.methods.fastv.FastV"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_type_checkers_are_told_of_every_name() -> None:
     """`pore.NewMethod` is found when it runs; for mypy and editors it has a line of its own."""
     (told,) = (
         node.body
         for node in ast.parse(inspect.getsource(pore)).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "_typing.TYPE_CHECKING"
     )
-    lines = sorted(
-        f"from {kind.__module__} import {name} as {name}" for name, kind in built_in().items()
-    )
+    homes = {name: kind.__module__ for name, kind in built_in().items()}
+    for name, home in pore._HOME.items():
+        homes[name] = home.removesuffix(f".{name}")  # of a module, the folder
+    lines = sorted(f"from {home} import {name} as {name}" for name, home in homes.items())
     assert sorted(map(ast.unparse, told)) == lines, "pore/__init__.py: put these lines there:\n" + (
         "\n".join(f"    {line}" for line in lines)
     )
