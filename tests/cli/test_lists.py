@@ -1,4 +1,4 @@
-"""What `pore methods`, `pore models` and `pore flops` list."""
+"""What `pore methods`, `pore models`, `pore benchmarks` and `pore flops` list."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from helpers.command_line import run
+from pore.evaluation.harness import TASKS
+from pore.evaluation.harness.benchmarks import BENCHMARKS
 from pore.families.registry import families
 from pore.methods.registry import methods
 
@@ -52,3 +54,13 @@ def test_flops_reproduces_table_1() -> None:
 def test_flops_of_a_checkpoint(model: Path) -> None:
     rows = json.loads(run("flops", "-m", model, "--keep", "4", "--json").stdout)
     assert [row["tokens"] for row in rows] == [[51] * 5, [51] * 2 + [39] * 3]
+
+
+def test_benchmarks_say_who_scores_them() -> None:
+    text = run("benchmarks").output
+    for one in BENCHMARKS:
+        assert one.task in text
+    assert "by a paid judge" in text
+    listed = json.loads(run("benchmarks", "--json").stdout)
+    assert listed["include_path"] == str(TASKS)
+    assert [row["task"] for row in listed["benchmarks"]] == [one.task for one in BENCHMARKS]

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from pore._text import for_terminal
 from pore.cli.bench import bench
+from pore.cli.benchmarks import benchmarks
 from pore.cli.calibrate import calibrate
 from pore.cli.check import check
 from pore.cli.compare import compare
@@ -113,6 +114,7 @@ for _command in (
     flops,
     methods,
     models,
+    benchmarks,
     check,
 ):
     app.command()(_command)
