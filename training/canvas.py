@@ -93,7 +93,7 @@ class Asked:
 def canvas(split: Split, index: int, side: int) -> Canvas:
     """Picture `index` of a split at some size, always the same."""
     things = _things(split, index, side)
-    return Canvas(side, draw(split, index, things, side), things)
+    return Canvas(side, draw(split, index, things, (side, side)), things)
 
 
 def _things(split: Split, index: int, side: int) -> tuple[Thing, ...]:
@@ -140,6 +140,6 @@ def asked(split: Split, first: int, n: int, side: int) -> Iterator[Asked]:
             ]
             if due:
                 question, named = due[rng.integers(len(due))]
-                shown = replace(blank, image=draw(split, index, things, side))
+                shown = replace(blank, image=draw(split, index, things, (side, side)))
                 yield Asked(index, shown, question, np.any([shown.covers(t) for t in named], 0))
                 break

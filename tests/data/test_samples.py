@@ -226,6 +226,10 @@ def test_load_samples_knows_the_sources(folder: Path) -> None:
     assert len(list(load_samples(folder / "samples.jsonl", limit=2))) == 2
     assert len(list(load_samples(str(folder), questions=["q"], limit=2))) == 2
     assert [s.id for s in load_samples("embedded:test", limit=2)] == ["test-0", "test-1"]
+    mixed = list(load_samples("embedded:test:mixed", limit=7))
+    assert [s.id for s in mixed] == [f"test-{i}" for i in range(7)]
+    assert len({s.load_image().size for s in mixed}) > 2
+    assert min(side for s in mixed for side in s.load_image().size) == 288
 
 
 def test_load_samples_refuses(

@@ -12,7 +12,7 @@ from pore.embedded import scenes
 from pore.embedded.asking import DIRECTIONS, KINDS, Question, candidates
 from pore.embedded.drawing import draw, opacity
 from pore.embedded.splits import SPLITS, Split
-from pore.embedded.things import COLORS, Thing, things_of
+from pore.embedded.things import COLORS, SIDE, Thing, things_of
 
 
 def test_a_scene_is_a_function_of_split_and_index() -> None:
@@ -147,6 +147,23 @@ def test_the_stream_is_the_same_every_time_and_a_longer_one_goes_on() -> None:
     short = [q for _, q in scenes.questions("calibration", 14)]
     longer = [q for _, q in scenes.questions("calibration", 21)]
     assert longer[:14] == short
+
+
+def test_scenes_of_mixed_sizes_show_the_same_objects_further_apart() -> None:
+    pairs = list(scenes.questions("test", 42))
+    mixed = list(scenes.questions("test", 42, mixed=True))
+    assert [q for _, q in mixed] == [q for _, q in pairs]
+    assert [scene.things for scene, _ in mixed] == [scene.things for scene, _ in pairs]
+    sizes = {(scene.image.shape[1], scene.image.shape[0]) for scene, _ in mixed}
+    assert sizes == set(scenes.SIZES)
+    for (scene, _), (small, _) in zip(mixed, pairs, strict=True):
+        height, width = scene.image.shape[:2]
+        for thing in scene.things:
+            y, x = thing.y * height // SIDE, thing.x * width // SIDE
+            shown = opacity(thing) == 255  # where nothing of the background is seen
+            box = scene.image[y - 8 : y + 8, x - 8 : x + 8]
+            own = small.image[thing.y - 8 : thing.y + 8, thing.x - 8 : thing.x + 8]
+            np.testing.assert_array_equal(box[shown], own[shown])
 
 
 def test_the_caption_names_every_object_in_reading_order() -> None:

@@ -92,9 +92,9 @@ Samples = Annotated[
     typer.Option(
         "--samples",
         "-s",
-        help="embedded:calibration, embedded:test, embedded:fresh, a JSONL file, a folder of "
-        "images, a parquet file or folder, a folder of save_to_disk, or the hub id of a data set "
-        "(ID:CONFIGURATION where it has several).",
+        help="embedded:calibration, embedded:test, embedded:fresh, each also in mixed sizes "
+        "(embedded:test:mixed), a JSONL file, a folder of images, a parquet file or folder, a folder "
+        "of save_to_disk, or the hub id of a data set (ID:CONFIGURATION where it has several).",
     ),
 ]
 Columns = Annotated[

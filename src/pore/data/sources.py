@@ -18,7 +18,11 @@ from pore.errors import InputError
 
 EMBEDDED = "embedded:"
 
+MIXED = ":mixed"
+
 EMBEDDED_SAMPLES = 1000
+
+_ENLARGED = 3  # times, where sizes are mixed: models of any size have larger patches
 
 
 def load_samples(
@@ -35,9 +39,10 @@ def load_samples(
     """Samples from whatever `source` names, as the command line takes it.
 
     Args:
-        source: "embedded:calibration" or another split of the embedded scenes, a JSONL file
-            (`from_jsonl`), a folder of images (`from_folder`), a parquet file, a folder of these or
-            one that `save_to_disk` wrote, or the hub id of a data set (`from_dataset`).
+        source: "embedded:calibration" or another split of the embedded scenes, or the same as
+            pictures of mixed sizes, "embedded:calibration:mixed"; a JSONL file (`from_jsonl`), a
+            folder of images (`from_folder`), a parquet file, a folder of these or one that
+            `save_to_disk` wrote, or the hub id of a data set (`from_dataset`).
         questions: For a folder, the questions or the text file of them; required there.
         limit: Largest number of samples, from the first; None for all, or for `EMBEDDED_SAMPLES`
             embedded ones.
@@ -68,7 +73,9 @@ def load_samples(
     if (name.startswith(EMBEDDED) or of_images) and (image, question) != ("image", "question"):
         raise InputError(f"{name} has no columns to name; name those of data sets and JSONL files.")
     if name.startswith(EMBEDDED):
-        return from_scenes(name.removeprefix(EMBEDDED), limit or EMBEDDED_SAMPLES)
+        scenes = name.removeprefix(EMBEDDED)
+        mixed = scenes.endswith(MIXED)
+        return from_scenes(scenes.removesuffix(MIXED), limit or EMBEDDED_SAMPLES, mixed=mixed)
     if of_images:
         if questions is None:
             raise InputError(
@@ -83,12 +90,15 @@ def load_samples(
     return from_dataset(name, split=split, limit=limit, stream=stream, **columns)
 
 
-def from_scenes(split: str, n: int) -> list[Sample]:
+def from_scenes(split: str, n: int, *, mixed: bool = False) -> list[Sample]:
     """Questions about the scenes of the embedded model, balanced over kinds and thirds.
 
     Args:
         split: "calibration", "test", "fresh" or "train".
         n: Number of questions, each about a different scene.
+        mixed: Whether the scenes are pictures of six sizes, from 288 × 288 to 384 × 576 pixels,
+            with the same questions and answers; otherwise all have 96 × 96 pixels, as the embedded
+            model takes them.
 
     Returns:
         The samples, always the same.
@@ -100,16 +110,18 @@ def from_scenes(split: str, n: int) -> list[Sample]:
 
     if split not in SPLITS:
         raise InputError(
-            f"There are no embedded scenes {split!r}; the splits are {', '.join(SPLITS)}."
+            f"There are no embedded scenes {split!r}; the splits are {', '.join(SPLITS)}, each "
+            f"also as pictures of mixed sizes, such as {EMBEDDED}test{MIXED}."
         )
+    times = _ENLARGED if mixed else 1
     return [
         Sample(
             f"{split}-{i}",
-            PIL.Image.fromarray(scene.image),
+            PIL.Image.fromarray(scene.image.repeat(times, 0).repeat(times, 1)),
             asked.question,
             asked.answer,
             asked.kind,
             asked.third,
         )
-        for i, (scene, asked) in enumerate(scenes.questions(split, n))
+        for i, (scene, asked) in enumerate(scenes.questions(split, n, mixed=mixed))
     ]

@@ -23,17 +23,21 @@ def opacity(thing: Thing) -> Image:
     return found
 
 
-def draw(split: Split, index: int, things: tuple[Thing, ...], side: int = SIDE) -> Image:
-    """Draw objects over the background of scene ``index``, as ``(side, side, 3)`` uint8.
+def draw(
+    split: Split, index: int, things: tuple[Thing, ...], size: tuple[int, int] = (SIDE, SIDE)
+) -> Image:
+    """Draw objects over the background of scene ``index``, as ``(height, width, 3)`` uint8.
 
-    The side may be anything up to that of a texture. Integers all the way, so that every machine
-    draws the same picture.
+    `size` is (width, height) in pixels, each anything up to the side of a texture. Integers all the
+    way, so that every machine draws the same picture.
     """
+    width, height = size
     rng = generator(split, index, 1)
     textures = glyphs()["textures"]
-    room = textures.shape[-1] - side + 1
-    which, top, left, flip = rng.integers((len(textures), room, room, 4)).tolist()
-    texture = textures[which, top : top + side, left : left + side]
+    side = textures.shape[-1] + 1
+    rooms = (len(textures), side - height, side - width, 4)
+    which, top, left, flip = rng.integers(rooms).tolist()
+    texture = textures[which, top : top + height, left : left + width]
     texture = texture[:: 1 - 2 * (flip & 1), :: 1 - (flip & 2)].astype(np.int32)
     base = rng.integers(15, 56, 3)
     image = base + (texture[..., None] * rng.integers(20, 71, 3) >> 8)
