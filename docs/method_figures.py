@@ -24,7 +24,7 @@ from pore.data.samples import Sample
 from pore.data.sources import load_samples
 from pore.embedded import embedded_model, scenes
 from pore.errors import PoreError
-from pore.evaluation.demo import seen_image
+from pore.evaluation.examples import seen_image
 from pore.families.registry import shape_of
 
 KEEP = 36
@@ -42,7 +42,7 @@ def main(names: list[str]) -> None:
     )
     sample = Sample("figure", Image.fromarray(scene.image), question.question, question.answer)
     inputs = build_inputs(processor, [sample], torch.device("cpu"), torch.float32)
-    seen = seen_image(processor, sample.load_image())
+    seen = seen_image(model, processor, sample.load_image())
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, kind in pore.methods().items():
         pruner = kind.usual(KEEP, shape) if name in names or not names else None

@@ -132,6 +132,32 @@ def test_demo(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+def test_bench_of_p_and_of_a_picture(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    quick = ("--keep", "4", "--repeats", "1", "--warmup", "0", "--new-tokens", "2", "-o", out)
+    run("bench", "-m", model, "--image", "40x30", "--reweight", "rope", *quick)
+    found = json.loads(out.read_text())
+    assert found["workload"]["visual"] == 16
+    names = [setting["name"] for setting in found["settings"]]
+    assert names[1:] == ["FastV(keep=4, layer=2)", "FastV(keep=4, layer=2, reweight=rope)"]
+    run("bench", "--shape", "llava-64x3", "--reweight", "without-rope", *quick)
+    names = [setting["name"] for setting in json.loads(out.read_text())["settings"]]
+    assert names[-1] == "FastV(keep=4, layer=2, reweight=without RoPE)"
+    shape = ("bench", "--shape", "llava-64x3", *quick)
+    run(*shape, "--reweight", "rope")
+    assert "--image needs --model" in run(*shape, "--image", "40x30", code=2).stderr
+    both = ("--image", "40x30", "--text-after", "3")
+    assert "chat template" in run("bench", "-m", model, *both, code=2).stderr
+    assert "no width and height" in run("bench", "-m", model, "--image", "40", code=2).stderr
+
+
+def test_flops_of_a_picture(model: Path) -> None:
+    alone = json.loads(run("flops", "-m", model, "--keep", "4", "--json").output)
+    told = json.loads(run("flops", "-m", model, "--image", "99x40", "--keep", "4", "--json").output)
+    assert told == alone  # its images have one size
+    assert "--image needs --model" in run("flops", "--image", "9x9", code=2).stderr
+
+
 def test_bench_of_a_checkpoint(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     run(

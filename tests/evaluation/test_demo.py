@@ -14,7 +14,6 @@ import pore
 from pore.bias.position_bias import PositionBias
 from pore.data.loading import load_model
 from pore.data.sources import load_samples
-from pore.errors import InputError
 from pore.evaluation import demo
 from pore.evaluation.differences import compare
 from pore.evaluation.files import read_records
@@ -147,27 +146,3 @@ def test_progress_comes_to_its_end(shares: list[float]) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert shares[-2] == pytest.approx(1.0, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("grid", "keep", "cells"),
-    [
-        ((12, 12), 0.5, 72),
-        ((12, 12), 0.25, 36),
-        ((12, 12), 0.222, 35),
-        ((12, 12), 0.1, 16),
-        ((24, 24), 128, 130),
-        ((4, 4), 16, 16),
-        ((4, 4), 13, 16),
-    ],
-)
-def test_downsampling_gets_a_decent_grid(grid: tuple[int, int], keep: Any, cells: int) -> None:
-    assert demo.fair_cells(grid, keep) == cells
-
-
-def test_demo_needs_a_grid(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pore.families.llava.Llava.grid", lambda *_: None)
-    with pytest.raises(InputError, match="one grid"):
-        run_demo(checkpoint, tmp_path)

@@ -25,8 +25,12 @@ from pore.evaluation.hosts import fitted
 from pore.evaluation.records import FIELDS
 from pore.evaluation.results import SurveySettings
 from pore.evaluation.running import evaluate
+from pore.evaluation.sizes import ImageSizes
 
 pytestmark = pytest.mark.usefixtures("registry")
+
+
+SIXTEEN = ImageSizes(16, 16, 16, any_size=False)
 
 
 def itself(model: Any) -> Guiding:
@@ -38,7 +42,7 @@ def test_every_method_that_is_there_is_asked_or_left_out(
 ) -> None:
     monkeypatch.undo()  # all of them
     model = tiny_llava(layers=8, tower_layers=4)
-    planned, left_out = survey.lineup(model, SurveySettings(seed=7), itself(model))
+    planned, left_out = survey.lineup(model, SurveySettings(seed=7), itself(model), SIXTEEN)
     assert sorted({keep for keep, _ in planned}) == [2, 4, 5]
     asked = {pruner.name for _, pruner in planned} | {one.method for one in left_out}
     assert {n for n, kind in pore.methods().items() if kind.__module__.startswith("pore.")} <= asked
@@ -52,7 +56,7 @@ def test_every_method_that_is_there_is_asked_or_left_out(
 def test_budgets_by_the_mean_over_layers() -> None:
     model = tiny_llava(layers=8)
     settings = SurveySettings(keeps=(8, 3), average=True)
-    planned, left_out = survey.lineup(model, settings, itself(model))
+    planned, left_out = survey.lineup(model, settings, itself(model), SIXTEEN)
     for keep, pruner in planned:
         assert sum(pruner.counts(16, 8)) / 8 == pytest.approx(keep, abs=0.5)
     reasons = {(one.method, one.keep): one.reason for one in left_out}

@@ -28,6 +28,7 @@ from pore.evaluation.findings import findings
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.records import FIELDS, GROUPS, to_csv
 from pore.evaluation.results import About
+from pore.evaluation.sizes import ImageSizes
 from pore.evaluation.tables import table
 
 GRID = (4, 6)
@@ -148,7 +149,9 @@ def report(text: str, folder: Path) -> str:
     found: Any = SimpleNamespace(
         records=[one.record() for one in (first, second)],
         differences=[compare(first, second)],
-        examples=[SimpleNamespace(path=folder / "example.png", title=text)],
+        examples=[SimpleNamespace(paths=(folder / "example.png",), title=text, said=text)],
+        figures=[SimpleNamespace(path=folder / "figure1.png", caption=text)],
+        left_out={text: text},
         settings=SimpleNamespace(example_keep=text, layer=2, seed=0),
         calibration=SimpleNamespace(count=1),
         bias=bias,
@@ -170,7 +173,7 @@ def survey(text: str, folder: Path) -> str:
         differences=[compare(first, second), compare(first, second, third=text)],
         settings=SimpleNamespace(average=False, kind=text, seed=0),
         layers=5,
-        visual=4,
+        sizes=ImageSizes(4, 4, 4, any_size=False),
         biases={text: [bias]},
         left_out=[text],
         reasons=[text],

@@ -24,6 +24,7 @@ from pore.engine.prefill import TowerWork
 from pore.errors import UnsupportedModelError
 from pore.evaluation.guided import Guiding
 from pore.evaluation.results import SurveySettings
+from pore.evaluation.sizes import ImageSizes
 from pore.evaluation.survey import lineup
 from pore.families.registry import family_of, shape_of
 from pore.methods.support import support
@@ -232,19 +233,14 @@ def test_a_survey_plans_what_a_family_takes() -> None:
     case = next(case for case in FIXED if case.name == "Gemma 3")
     model = case.model()
     planned, left_out = lineup(
-        model, SurveySettings(keeps=(8,)), Guiding(model, None, max_new_tokens=4, itself=True)
+        model,
+        SurveySettings(keeps=(8,)),
+        Guiding(model, None, max_new_tokens=4, itself=True),
+        ImageSizes(16, 16, 16, any_size=False),
     )
     names = {name for name, limits in limits_of(model).items() if not limits}
     assert {pruner.name for _, pruner in planned} - {"SGL"} <= names
     assert {one.method for one in left_out} >= set(limits_of(model)) - names
-
-
-def test_a_survey_of_images_of_any_size_says_why_not() -> None:
-    model = Qwen25VL().model()
-    with pytest.raises(UnsupportedModelError, match="as many tokens as their size asks for"):
-        lineup(
-            model, SurveySettings(keeps=(8,)), Guiding(model, None, max_new_tokens=4, itself=True)
-        )
 
 
 def limits_of(model: Any) -> Any:

@@ -1,5 +1,6 @@
 """Benchmarks: how long prefill and decoding take, and what the machine could reach."""
 
+from pore.bench.batch import workload_of as workload_of
 from pore.bench.measuring import measure as measure
 from pore.bench.measuring import measure_calibration as measure_calibration
 from pore.bench.results import CalibrationResult as CalibrationResult

@@ -23,13 +23,13 @@ from typing_extensions import Unpack
 
 from pore._compat.attention import attention_name
 from pore.bench.attainable import LLAMA_LIKE, Attainable, cuts_of
+from pore.bench.batch import workload_of
 from pore.bench.rates import device_rates, roofline
 from pore.bench.results import CalibrationResult, SettingResult, SpeedResult
 from pore.bench.runs import Progress, Runner, in_turn, interleaved, timing
 from pore.bench.setup import build, hardware, now, versions
-from pore.bench.workload import Asked, AskedWithAnswer, Workload, check_number
+from pore.bench.workload import Asked, AskedWithAnswer, Runs, Workload, check_number
 from pore.calibration.reading import attention_rows, layer_stage
-from pore.cost.flops import model_flops
 from pore.cost.named import model_shape
 from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
@@ -48,6 +48,7 @@ def measure(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
     attainable: bool = True,
+    inputs: Mapping[str, Any] | None = None,
     command: str | None = None,
     progress: Progress | None = None,
     **workload: Unpack[AskedWithAnswer],
@@ -55,6 +56,9 @@ def measure(
     """Time a model unpruned and under pruners, in interleaved runs on random prompts of one image.
 
         measure("llava-1024x12", [pore.FastV(keep=128)], batch_size=8, new_tokens=1)
+        measure(model, [pore.FastV(keep=0.25)], inputs=processor(images=..., text=...))
+
+    A model of images of any size needs `inputs`, which say how large the image is.
 
     Args:
         model: A model, or the name of a shape to build with random weights.
@@ -64,6 +68,9 @@ def measure(
         attention: Attention implementation of a shape (default: "sdpa").
         attainable: Whether to time the same lengths without pruning code as well, if the decoder is
             LLaMA-like.
+        inputs: What to run in place of random prompts: a batch of the model's processor, without
+            padding, its images all of one size. Of `workload` it leaves new_tokens, repeats and
+            warmup.
         command: The command line, to be written into the result.
         progress: Called before every run with the runs done so far, the total number of runs, and
             the setting's name.
@@ -75,23 +82,21 @@ def measure(
         All measurements.
 
     Raises:
-        InputError: A number is out of range, or device, dtype or attention are given for a model
-            that has its own.
+        InputError: A number is out of range, device, dtype or attention are given for a model
+            that has its own, or `inputs` do not fit.
         ModelStateError: The model is pruned.
         UnsupportedModelError: The sizes of the model are not known, or no shape has that name.
         PoreError: A pruner does not fit the model.
     """
     named = _named(pruners)
     shape = model_shape(model) if isinstance(model, str) else shape_of(model.config)
-    check_options("measure", workload, AskedWithAnswer)
-    work = Workload(visual=shape.image_tokens, **workload)
+    runner = _runner(model, device, dtype, attention, inputs, workload)
+    model, work = runner.model, runner.workload
     check_number("new_tokens", work.new_tokens, 1)
-    model = _loaded(model, device, dtype, attention, work.seed)
-    runner = Runner(model, work)
     decoder: Any = runner.family.decoder(model)
     attainable = attainable and decoder.config.model_type in LLAMA_LIKE
     tokens = {UNPRUNED: (work.prompt,) * shape.decoder.layers}
-    costs = {UNPRUNED: model_flops(shape, tokens[UNPRUNED])}
+    costs = {UNPRUNED: runner.unpruned_flops(shape)}
     contexts: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {}
     contexts[UNPRUNED] = contextlib.nullcontext
     for name, pruner in named.items():
@@ -177,6 +182,26 @@ def measure_calibration(
     )
 
 
+def _runner(
+    model: nn.Module | str,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    attention: str | None,
+    inputs: Mapping[str, Any] | None,
+    workload: AskedWithAnswer,
+) -> Runner:
+    """What runs the model: on given inputs, or on random prompts."""
+    if inputs is not None:
+        check_options("measure", workload, Runs)
+        model = _loaded(model, device, dtype, attention, 0)
+        work, made = workload_of(model, inputs, **workload)  # type: ignore[misc] # checked
+        return Runner(model, work, made)
+    check_options("measure", workload, AskedWithAnswer)
+    shape = model_shape(model) if isinstance(model, str) else shape_of(model.config)
+    work = Workload(visual=shape.image_tokens, **workload)
+    return Runner(_loaded(model, device, dtype, attention, work.seed), work)
+
+
 def _loaded(
     model: nn.Module | str,
     device: str | torch.device | None,
@@ -224,7 +249,8 @@ def _settings(pruner: Pruner) -> dict[str, str]:
     words = {"method": pruner.name}
     for item in fields(pruner):  # type: ignore[arg-type]
         value = getattr(pruner, item.name)
-        words[item.name] = str(getattr(value, "kind", value))
+        first = value[0] if isinstance(value, tuple) and value else value
+        words[item.name] = str(getattr(first, "kind", value))
     return words
 
 

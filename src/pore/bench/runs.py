@@ -17,12 +17,14 @@ from pore.bench.results import Spread, Timing
 from pore.bench.setup import random_inputs
 from pore.bench.workload import Workload
 from pore.changes import Changes
-from pore.cost.flops import Flops
+from pore.cost.flops import Flops, model_flops
+from pore.cost.shapes import ModelShape
+from pore.engine.prefill import TowerWork
 from pore.engine.pruner import Pruner
 from pore.engine.run import unpruned
 from pore.errors import InputError
 from pore.families.base import Family
-from pore.families.registry import family_of
+from pore.families.registry import family_of, images_of
 
 Progress = Callable[[int, int, str], None]
 
@@ -41,7 +43,9 @@ class OneRun:
 class Runner:
     """Runs one model on one workload, and times it."""
 
-    def __init__(self, model: nn.Module, workload: Workload) -> None:
+    def __init__(
+        self, model: nn.Module, workload: Workload, inputs: dict[str, Any] | None = None
+    ) -> None:
         devices = {p.device for p in model.parameters()}
         if len(devices) != 1:
             raise InputError(
@@ -54,8 +58,16 @@ class Runner:
         self.device = devices.pop()
         self.dtype = next(model.parameters()).dtype
         self.workload = workload
-        self.inputs = random_inputs(model, workload, self.device, self.dtype)
+        self.inputs = inputs or random_inputs(model, workload, self.device, self.dtype)
         self._clock = Clock(self.device)
+
+    @property
+    def prefill(self) -> dict[str, Any]:
+        """The inputs of the prefill, whose mask covers the prompt alone."""
+        return {
+            **self.inputs,
+            "attention_mask": self.inputs["attention_mask"][:, : self.workload.prompt],
+        }
 
     def run(self, setting: contextlib.AbstractContextManager[Any]) -> OneRun:
         """One run inside a context, which is entered before the clock starts."""
@@ -65,12 +77,12 @@ class Runner:
     def _run(self) -> OneRun:
         from transformers import DynamicCache
 
-        model, clock, inputs = self.model, self._clock, self.inputs
+        model, clock = self.model, self._clock
         config: Any = model.config
         decoder = self.family.decoder(model)
         cache = DynamicCache(config=config.text_config)
         named = cache_argument(model.forward, cache)
-        mask, prompt = inputs["attention_mask"], self.workload.prompt
+        mask, prompt = self.inputs["attention_mask"], self.workload.prompt
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -81,7 +93,7 @@ class Runner:
             changes.after(decoder, lambda *_: marks.append(clock.mark()))
             start = clock.now()
             logits = model(
-                **{**inputs, "attention_mask": mask[:, :prompt]},
+                **self.prefill,
                 **named,
                 use_cache=True,
                 logits_to_keep=1,
@@ -111,6 +123,13 @@ class Runner:
             peak_memory=peak,
             cache=size,
         )
+
+    def unpruned_flops(self, shape: ModelShape) -> Flops:
+        """The FLOPs of one sample without pruning."""
+        images = [image for image in images_of(self.model, self.prefill) if image.row == 0]
+        work = TowerWork.of(shape, images)
+        tokens = (self.workload.prompt,) * shape.decoder.layers
+        return model_flops(shape, tokens, images=work.images, projected=work.projected)
 
     def cost(self, pruner: Pruner) -> tuple[tuple[int, ...], Flops]:
         """The tokens that enter every decoder layer under a pruner, and the FLOPs of one sample."""

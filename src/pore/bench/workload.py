@@ -14,7 +14,7 @@ class Workload:
 
     Attributes:
         batch_size: Prompts that run together.
-        text_before: Text tokens before the image.
+        text_before: Text tokens before the image, and tags between its tiles or rows.
         visual: Visual tokens.
         text_after: Text tokens after the image, at least 1.
         new_tokens: Tokens generated for each prompt, the first included; 0 if none is.
@@ -76,3 +76,11 @@ class AskedWithAnswer(Asked, total=False):
     """The part of a workload that `measure` takes."""
 
     new_tokens: int
+
+
+class Runs(TypedDict, total=False):
+    """The part of a workload that `measure` takes for given inputs."""
+
+    new_tokens: int
+    repeats: int
+    warmup: int

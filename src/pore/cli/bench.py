@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pore._progress import progress
 from pore.cli.about import command_line
-from pore.cli.options import Average, Layer, Loading, Method, Set, budgets, takes
+from pore.cli.options import (
+    Allow,
+    Average,
+    Layer,
+    Loading,
+    Method,
+    Reweight,
+    Set,
+    budgets,
+    size_of_image,
+    takes,
+)
 from pore.cli.printing import say, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pore.data.samples import Sample
+    from pore.engine.pruner import Pruner
 
 
 @dataclass(frozen=True)
@@ -34,11 +51,26 @@ class Options(Loading):
     average: Average = False
     layer: Layer = None
     settings: Set = None
+    reweight: Reweight = None
+    allow: Allow = None
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model: width and height of the picture, such as 640x480, in the prompt of "
+            "the chat template; needed where images have any size."
+        ),
+    ] = None
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=1, help="Prompts in one batch.")
     ] = 1
-    text_before: Annotated[int, typer.Option(min=0, help="Text tokens before the image.")] = 35
-    text_after: Annotated[int, typer.Option(min=1, help="Text tokens after it.")] = 20
+    text_before: Annotated[
+        int | None,
+        typer.Option(min=0, help="Text tokens before the image, without --image. [default: 35]"),
+    ] = None
+    text_after: Annotated[
+        int | None,
+        typer.Option(min=1, help="Text tokens after it, without --image. [default: 20]"),
+    ] = None
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of every setting.")] = 10
     warmup: Annotated[int, typer.Option(min=0, help="Runs before those, not counted.")] = 2
@@ -52,7 +84,8 @@ def bench(options: Options) -> None:
     """Measure prefill, first token, decoding and memory, pruned and unpruned.
 
     Pruned and unpruned runs take turns, after a warm-up. Every setting is also compared with the
-    attainable: the same layers on sequences that are as short, without any pruning code.
+    attainable: the same layers on sequences that are as short, without any pruning code. With
+    --reweight every budget is run without P and with it, so that its cost shows.
 
     Examples:
 
@@ -60,40 +93,44 @@ def bench(options: Options) -> None:
 
         pore bench --shape llava-1.5-7b --device cuda --dtype bfloat16 -b 8 --out bench.json
 
-        pore bench --model embedded --keep 25%
+        pore bench --model embedded --keep 25% --reweight profile.json
+
+        pore bench --model Qwen/Qwen2.5-VL-3B-Instruct --image 1024x768 --keep 25%
     """
     from pore import bench as speed
-    from pore.methods.making import make
+    from pore.data.prompts import build_inputs
+    from pore.data.samples import noise
 
     if (options.shape is None) == (options.model is None):
         raise typer.BadParameter("Give either --shape or --model.")
     if options.model is None and options.revision is not None:
         raise typer.BadParameter("--revision needs --model; a --shape has no revision.")
+    words = {"text_before": options.text_before, "text_after": options.text_after}
+    words = {name: count for name, count in words.items() if count is not None}
+    if options.image is not None and options.model is None:
+        raise typer.BadParameter("--image needs --model; a --shape has images of one size.")
+    if options.image is not None and words:
+        raise typer.BadParameter("With --image the chat template says what text there is.")
     keeps = budgets(options.keep, options.settings, "128")
-    model = _model(options)
-    pruners = [
-        make(
-            options.method,
-            model,
-            keep,
-            average=options.average,
-            texts=options.settings or (),
-            layer=options.layer,
-        )
-        for keep in keeps
-    ]
+    model, processor = _model(options)
+    picture = noise(size_of_image(options.image) if options.image else (336, 336))
+    inputs, visual, workload = None, None, dict[str, Any]()
+    if options.image is not None:
+        inputs = build_inputs(processor, [picture] * options.batch_size, model.device, model.dtype)
+        visual = speed.workload_of(model, inputs)[0].visual
+    else:
+        workload = {**words, "batch_size": options.batch_size}
     with progress() as told:
         result = speed.measure(
             model,
-            pruners,
-            batch_size=options.batch_size,
-            text_before=options.text_before,
-            text_after=options.text_after,
+            _pruners(options, model, processor, keeps, visual, [picture] if processor else []),
+            inputs=inputs,
             new_tokens=options.new_tokens,
             repeats=options.repeats,
             warmup=options.warmup,
             command=command_line(),
             progress=lambda run, runs, name: told(name, run / runs),
+            **workload,
         )
     if options.out is not None:
         result.save(options.out)
@@ -102,22 +139,54 @@ def bench(options: Options) -> None:
         say(f"Wrote {options.out}.")
 
 
-def _model(options: Options) -> Any:
-    """The named model, or one with random weights of the named shape."""
+def _pruners(
+    options: Options,
+    model: Any,
+    processor: Any,
+    keeps: Sequence[int | float],
+    visual: int | None,
+    samples: Sequence[Sample],
+) -> list[Pruner]:
+    """The method at every budget, without P and, if one is named, with it."""
+    from pore.evaluation.reweighting import biases_named, reweighted
+    from pore.methods.making import make
+
+    biases = biases_named(options.reweight, options.allow or (), model, processor, samples)
+    found = []
+    for keep in keeps:
+        pruner = make(
+            options.method,
+            model,
+            keep,
+            average=options.average,
+            visual=visual,
+            texts=options.settings or (),
+            layer=options.layer,
+        )
+        if biases is None or not pruner.always_reweighted:
+            found.append(pruner)
+        if biases is not None:
+            found.append(reweighted(pruner, biases))
+    return found
+
+
+def _model(options: Options) -> tuple[Any, Any]:
+    """The named model with its processor, or random weights of the named shape without one."""
     import torch
 
     from pore import bench as speed
     from pore.data.loading import check_dtype, choose_device, load_model
 
     if options.shape is None:
-        return load_model(str(options.model), **options.how)[0]
+        return load_model(str(options.model), **options.how)
     check_dtype(options.dtype)
     device, dtype = choose_device(options.device), options.dtype
     if dtype == "auto":
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    return speed.build(
+    model = speed.build(
         options.shape,
         device=device,
         dtype=getattr(torch, dtype),
         attention=options.attn or "sdpa",
     )
+    return model, None

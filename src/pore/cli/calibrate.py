@@ -48,7 +48,7 @@ class Options(Loading):
 
     out: Annotated[Path, typer.Option("--out", "-o", help="File for P.")] = Path("profile.json")
     model: Model = "embedded"
-    samples: Samples = "embedded:calibration"
+    samples: Samples = None
     questions: Questions = None
     split: Split = "train"
     columns: Columns = None
@@ -203,14 +203,15 @@ def measure(
     from pore._processes import device_of
     from pore.calibration.calibrating import calibrate
     from pore.data.loading import load_model
-    from pore.data.sources import load_samples
+    from pore.data.sources import load_samples, scenes_for
     from pore.methods.making import make
 
     model, processor = load_model(
         options.model, **{**options.how, "device": device_of(options.device)}
     )
+    source = options.samples or scenes_for(model, "calibration")
     samples = load_samples(
-        options.samples,
+        source,
         questions=options.questions,
         limit=options.limit,
         split=options.split,
@@ -238,7 +239,7 @@ def measure(
         batch_size=options.batch_size,
         checkpoint=checkpoint,
         max_bad=options.max_bad,
-        source=options.samples,
+        source=source,
         heads=options.heads,
         distributed=processes.size > 1,
         until=until if options.until_stable else None,

@@ -13,6 +13,7 @@ from pore._progress import progress
 from pore.cli.about import about
 from pore.cli.options import (
     LARGEST_SEED,
+    SCENES,
     Batch,
     GivenLayer,
     Keeps,
@@ -35,11 +36,14 @@ class Options(Loading):
     )
     keep: Keeps = field(default_factory=lambda: ["50%", "25%", "22.2%", "10%"])
     layer: GivenLayer = 2
-    calibration: Annotated[str, typer.Option(help="Samples that P is measured on.")] = (
-        "embedded:calibration"
-    )
+    calibration: Annotated[
+        str | None,
+        typer.Option(help=f"Samples that P is measured on. {SCENES.format('calibration')}"),
+    ] = None
     images: Annotated[int, typer.Option(min=1, help="Calibration samples, at most.")] = 700
-    test: Annotated[str, typer.Option(help="Test samples, with answers.")] = "embedded:test"
+    test: Annotated[
+        str | None, typer.Option(help=f"Test samples, with answers. {SCENES.format('test')}")
+    ] = None
     questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 700
     max_bad: MaxBad = 0.01
     batch_size: Batch = 32
@@ -55,7 +59,8 @@ def demo(options: Options) -> None:
     Measures the position bias on the calibration samples and fits P. Then the model answers the
     test questions unpruned and with FastV, FastV + PoRe, FastV + RoPE prior, Random and Downsample.
     Prints the table and writes `results.json`, `results.csv`, `profile.json`, figures, examples and
-    `report.html` into the folder.
+    `report.html` into the folder. For a model of images of any size P is a power of the distance to
+    the text; what such a model does not take is left out and named.
 
     Examples:
 
@@ -64,11 +69,13 @@ def demo(options: Options) -> None:
         pore demo --questions 2100 --out runs/long
 
         pore demo -m llava-hf/llava-1.5-7b-hf --calibration calib.jsonl --test test.jsonl
+
+        pore demo -m Qwen/Qwen2.5-VL-3B-Instruct
     """
     from pore.data.loading import load_model
-    from pore.data.sources import load_samples
+    from pore.data.sources import load_samples, scenes_for
     from pore.evaluation import demo as job
-    from pore.evaluation.findings import facts
+    from pore.evaluation.findings import facts, is_pore
     from pore.evaluation.results import DemoSettings
 
     keeps = tuple(map(budget, options.keep))
@@ -84,18 +91,20 @@ def demo(options: Options) -> None:
     with progress() as told:
         told("loading the model", 0.0)
         model, processor = load_model(options.model, **options.how)
+        calibration = options.calibration or scenes_for(model, "calibration")
+        test = options.test or scenes_for(model, "test")
         result = job.run(
             model,
             processor,
-            calibration=list(load_samples(options.calibration, limit=options.images)),
-            test=list(load_samples(options.test, limit=options.questions)),
+            calibration=list(load_samples(calibration, limit=options.images)),
+            test=list(load_samples(test, limit=options.questions)),
             out=options.out,
             settings=settings,
             about=about(
                 options.model,
                 model,
-                calibration=options.calibration,
-                test=options.test,
+                calibration=calibration,
+                test=test,
                 seed=options.seed,
                 choice=_choice(options.layer),
             ),
@@ -104,7 +113,7 @@ def demo(options: Options) -> None:
     print_results(result.records)
     say(*facts(result))
     for difference in result.differences:
-        if difference.second.reweight == settings.kind:
+        if is_pore(difference):
             say(f"  {difference}")
     say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def evaluate(options: Options) -> None:
         pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
     """
     from pore.data.loading import load_model
-    from pore.data.sources import load_samples
+    from pore.data.sources import load_samples, scenes_for
 
     keeps = budgets(options.keep, options.settings)
     every = options.every or options.corrections
@@ -59,10 +60,15 @@ def evaluate(options: Options) -> None:
             f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
         )
     model, processor = load_model(options.model, **options.how)
+    options = replace(
+        options,
+        samples=options.samples or scenes_for(model, "test"),
+        calibration=options.calibration or scenes_for(model, "calibration"),
+    )
     limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
     samples = list(
         load_samples(
-            options.samples,
+            str(options.samples),
             questions=options.questions,
             limit=limit,
             split=options.split,
@@ -99,7 +105,7 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
     from pore.evaluation.tables import columns, table
 
     settings = _settings(options, "--all")
-    calibration = list(load_samples(options.calibration, limit=options.images))
+    calibration = list(load_samples(str(options.calibration), limit=options.images))
     guide = _guide(options)
     began = time.monotonic()
     with progress() as told:
@@ -113,8 +119,8 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
             about=about(
                 options.model,
                 model,
-                calibration=options.calibration,
-                test=options.samples,
+                calibration=str(options.calibration),
+                test=str(options.samples),
                 seed=options.seed,
             ),
             guide=guide,
@@ -163,7 +169,7 @@ def _ask_corrections(
         processor,
         samples,
         _settings(options, "--corrections"),
-        calibration=options.calibration,
+        calibration=str(options.calibration),
         images=options.images,
         guide=_guide(options),
         out=options.out or Path("runs/corrections"),

@@ -10,6 +10,7 @@ import typer
 
 from pore.cli.options import (
     LARGEST_SEED,
+    SCENES,
     Allow,
     Average,
     Batch,
@@ -34,7 +35,7 @@ class Options(Loading):
     """The options of `pore evaluate`."""
 
     model: Model = "embedded"
-    samples: Samples = "embedded:test"
+    samples: Samples = None
     questions: Questions = None
     split: Split = "test"
     columns: Columns = None
@@ -51,8 +52,12 @@ class Options(Loading):
         ),
     ] = False
     calibration: Annotated[
-        str, typer.Option(help="With --all or --corrections: samples that P is measured on.")
-    ] = "embedded:calibration"
+        str | None,
+        typer.Option(
+            help="With --all or --corrections: samples that P is measured on. "
+            f"{SCENES.format('calibration')}"
+        ),
+    ] = None
     images: Annotated[
         int, typer.Option(min=1, help="With --all or --corrections: calibration samples, at most.")
     ] = 700

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pore.cli.options import AsJson, GivenLayer, Keeps, budget, takes
+from pore.cli.options import AsJson, GivenLayer, Keeps, budget, size_of_image, takes
 from pore.cli.printing import stdout
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ class Options:
     keep: Keeps = field(default_factory=lambda: ["50%", "25%", "128", "10%"])
     layer: GivenLayer = 2
     text: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 35
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model: width and height of the picture, such as 640x480; needed where "
+            "images have any size."
+        ),
+    ] = None
     as_json: AsJson = False
 
 
@@ -49,6 +56,8 @@ def flops(options: Options) -> None:
         pore flops
 
         pore flops --model embedded --keep 36 --layer 3
+
+        pore flops --model Qwen/Qwen2.5-VL-3B-Instruct --image 1024x768
     """
     from pore.cost.named import model_shape
     from pore.data.loading import load_config
@@ -56,32 +65,56 @@ def flops(options: Options) -> None:
 
     model = options.model
     shape = model_shape(options.shape) if model is None else shape_of(load_config(model))
-    rows = list(_rows(shape, [1.0, *map(budget, options.keep)], options.layer, options.text))
+    visual, tower = _seen(options, shape)
+    keeps = [1.0, *map(budget, options.keep)]
+    rows = list(_rows(shape, visual, tower, keeps, options.layer, options.text))
     if options.as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
     title = (
-        f"{model or options.shape}: {options.text} text + {shape.image_tokens} visual tokens, "
+        f"{model or options.shape}: {options.text} text + {visual} visual tokens, "
         f"K = {options.layer}"
     )
     stdout().print(_table(rows, title))
 
 
+def _seen(options: Options, shape: ModelShape) -> tuple[int, dict[str, Any]]:
+    """The visual tokens of the image, and what the tower and the projector do for it."""
+    if options.image is None:
+        return shape.image_tokens, {}
+    if options.model is None:
+        raise typer.BadParameter("--image needs --model; a --shape has images of one size.")
+    from pore.data.loading import load_outline
+    from pore.data.prompts import build_inputs
+    from pore.data.samples import noise
+    from pore.engine.prefill import TowerWork
+    from pore.families.registry import images_of
+
+    model, processor = load_outline(options.model)
+    images = images_of(model, build_inputs(processor, [noise(size_of_image(options.image))]))
+    return sum(len(image.columns) for image in images), TowerWork.of(shape, images)._asdict()
+
+
 def _rows(
-    shape: ModelShape, keeps: Sequence[int | float], layer: int, text: int
+    shape: ModelShape,
+    visual: int,
+    tower: dict[str, Any],
+    keeps: Sequence[int | float],
+    layer: int,
+    text: int,
 ) -> Iterator[dict[str, Any]]:
     """Both counts at every budget."""
     from pore.cost.flops import ExtraRows, model_flops, paper_flops, tokens_per_layer
     from pore.tensors.selection import budget as tokens_kept
 
-    visual, layers = shape.image_tokens, shape.decoder.layers
+    layers = shape.decoder.layers
     for keep in keeps:
         kept = tokens_kept(keep, visual)
         tokens = tokens_per_layer(layers, text + visual, visual, kept, layer)
         exact = keep * visual if isinstance(keep, float) else keep
         unrounded = [text + visual] * layer + [text + exact] * (layers - layer)
         true = model_flops(
-            shape, tokens, extra_rows=[ExtraRows(layer - 1)] if kept < visual else []
+            shape, tokens, extra_rows=[ExtraRows(layer - 1)] if kept < visual else [], **tower
         )
         yield {
             "keep": keep,

@@ -87,14 +87,17 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting of the method, as NAME=VALUE. Repeatable."),
 ]
+SCENES = "[default: embedded:{0}; embedded:{0}:mixed for a model of images of any size]"
 Samples = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--samples",
         "-s",
-        help="embedded:calibration, embedded:test, embedded:fresh, each also in mixed sizes "
-        "(embedded:test:mixed), a JSONL file, a folder of images, a parquet file or folder, a folder "
-        "of save_to_disk, or the hub id of a data set (ID:CONFIGURATION where it has several).",
+        help="embedded:calibration, embedded:test, embedded:fresh, a JSONL file, a folder of "
+        "images, a parquet file or folder, a folder of save_to_disk, or the hub id of a data set "
+        "(ID:CONFIGURATION where it has several). [default: the embedded scenes of the split that "
+        "the command is for; in mixed sizes (embedded:test:mixed) for a model of images of any "
+        "size]",
     ),
 ]
 Columns = Annotated[
@@ -188,6 +191,14 @@ def budget(text: str) -> int | float:
         return read_budget(text)
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def size_of_image(text: str) -> tuple[int, int]:
+    """`640x480` as width and height in pixels."""
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.isdigit() and 0 < int(part) < 1 << 16 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no width and height in pixels, such as 640x480.")
+    return int(parts[0]), int(parts[1])
 
 
 def budgets(

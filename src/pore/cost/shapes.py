@@ -71,7 +71,9 @@ class ModelShape:
         if self.varies is not None or self.visual_tokens is None:
             raise UnsupportedModelError(
                 "This needs the same number of visual tokens in all images, but in this model "
-                f"{self.varies}."
+                f"{self.varies}. Say how large the image is, where that can be said: --image of "
+                "pore bench and pore flops, `visual` of pore.schedule, `inputs` of "
+                "pore.bench.measure."
             )
         return self.visual_tokens
 

@@ -105,6 +105,31 @@ def known_config(name: str, revision: str | None) -> Any:
     return config
 
 
+def load_outline(name: str) -> tuple[Any, Any]:
+    """A model without weights, whose images can be counted, and its processor.
+
+    Args:
+        name: Hub id, folder or "embedded".
+
+    Returns:
+        The model, on the device "meta", and the processor.
+
+    Raises:
+        UnsupportedModelError: The model is of no family that pore knows.
+        InputError: transformers cannot make it.
+        OSError: There is no such model.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    config = known_config(name, None)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        return model, AutoProcessor.from_pretrained(resolve(name))
+    except (ImportError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"transformers cannot make {name!r}: {error}") from error
+
+
 def load_config(name: str, *, revision: str | None = None) -> Any:
     """The configuration of a model.
 

@@ -226,5 +226,6 @@ def prompt_inputs(
             f"The processor refuses {', '.join(prompt.id for prompt in prompts)}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    inputs.pop("labels", None)  # PaliGemma's are for training
     found: BatchFeature = inputs.to(device=device, dtype=dtype)
     return found

@@ -142,3 +142,15 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> Sample:
+    """A question about a picture of noise, for what depends on the size of the picture alone.
+
+    Args:
+        size: Width and height in pixels.
+        seed: Seed of the noise.
+    """
+    shape = (size[1], size[0], 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Sample("noise", PIL.Image.fromarray(pixels), "What is this?")

@@ -13,8 +13,9 @@ from pore.data.files import from_folder, from_jsonl
 from pore.data.opening import is_local
 from pore.data.samples import Sample
 from pore.embedded import scenes
-from pore.embedded.splits import SPLITS
+from pore.embedded.splits import SPLITS, Split
 from pore.errors import InputError
+from pore.families.registry import family_of
 
 EMBEDDED = "embedded:"
 
@@ -88,6 +89,20 @@ def load_samples(
     if not is_data and (path.is_absolute() or name.startswith(".")):
         raise InputError(f"There is no file or folder {shown(name)}.")
     return from_dataset(name, split=split, limit=limit, stream=stream, **columns)
+
+
+def scenes_for(model: Any, split: Split) -> str:
+    """The embedded scenes that suit a model, as `load_samples` takes them.
+
+    Args:
+        model: A supported model.
+        split: The split of the scenes.
+
+    Returns:
+        Such as "embedded:test"; in mixed sizes for a model of images of any size.
+    """
+    mixed = MIXED if family_of(model).common_grid(model) is None else ""
+    return f"{EMBEDDED}{split}{mixed}"
 
 
 def from_scenes(split: str, n: int, *, mixed: bool = False) -> list[Sample]:

@@ -88,6 +88,7 @@ CANDIDATES: Mapping[str, Make] = {
     "spline, half strength": lambda made: made.weaker("spline"),
     "rows × columns": lambda made: made.any_size("place"),
     "distance": lambda made: made.any_size("distance"),
+    "distance, power": lambda made: [stage.fit_any_size("power") for stage in made.stages],
     "per head": lambda made: made.by_head(),
     "subtracted": lambda made: [Subtracted(bias, HALF) for bias in made.fitted("spline")],
     "RoPE prior": lambda made: [made.rope],
@@ -122,7 +123,7 @@ def with_correction(host: Pruner, name: str, made: Measurement) -> Pruner:
     return reweighted(host, [bias.with_strength(0.0) for bias in made.fitted("empirical")])
 
 
-def set_up(kind: type[Pruner], keep: int, shape: Any, **guide: Any) -> Pruner | None:
+def set_up(kind: type[Pruner], keep: int | float, shape: Any, **guide: Any) -> Pruner | None:
     """A host at a budget as its authors set it up, without a correction; None where it cannot be.
 
     Args:

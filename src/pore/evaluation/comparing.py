@@ -30,6 +30,7 @@ from pore.evaluation.outcome import Answer, Outcome, common, questions_of
 from pore.evaluation.results import LeftOut, SurveySettings
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import asked_model, evaluate, time_some, timed_samples
+from pore.evaluation.sizes import ImageSizes, images_asked
 from pore.evaluation.store import Store, kept_times, kept_under
 from pore.evaluation.survey import taught_layer
 from pore.evaluation.work import Told, Work, cost
@@ -37,7 +38,6 @@ from pore.families.registry import shape_of
 from pore.identity import forget
 from pore.methods.fastv import FastV
 from pore.methods.registry import methods
-from pore.tensors.selection import budget
 
 BLOCK = 105
 
@@ -56,7 +56,7 @@ class Setting:
         pruner: The host with it; None for the unpruned model.
     """
 
-    keep: int | None
+    keep: int | float | None
     correction: str
     pruner: Pruner | None
 
@@ -121,7 +121,8 @@ def run(
     """Ask every host with every correction, and write everything into a folder.
 
     Args:
-        model: A supported model, every image of which has the same visual tokens.
+        model: A supported model. Where it takes images of any size, corrections over the positions
+            of one size are left out, with the reason.
         processor: Its processor.
         calibration: Samples that corrections are calibrated on.
         test: Samples with answers, none of them among `calibration`.
@@ -147,16 +148,17 @@ def run(
     )
     told = progress or (lambda what, share: None)
     measured = partial(_measured, model, processor, calibration, out, settings, source, told)
-    planned, left_out = lineup(model, settings, guiding, names, measured)
-    shape = shape_of(model.config)
-    visual, layers = shape.image_tokens, shape.decoder.layers
-    each = [cost(setting.pruner, visual, layers) for setting in planned]
-    timed = timed_samples(len(test), len(planned)) * settings.timing
-    work = Work(len(test) * sum(each) + timed, progress)
     blocks = [
         _Block(model, processor, test[first : first + BLOCK], out, settings)
         for first in range(0, len(test), BLOCK)
     ]
+    images = [image for block in blocks for image in images_asked(block.batches)]
+    sizes = ImageSizes.of(model, images)
+    planned, left_out = lineup(model, settings, guiding, names, measured, sizes)
+    layers = shape_of(model.config).decoder.layers
+    each = [cost(setting.pruner, sizes.usual, layers) for setting in planned]
+    timed = timed_samples(len(test), len(planned)) * settings.timing
+    work = Work(len(test) * sum(each) + timed, progress)
     made = circumstances(model.device, settings.seed, command)
     outcomes: dict[Setting, Outcome] = {}
     for number, block in enumerate(blocks):
@@ -189,6 +191,7 @@ def lineup(
     guiding: Guiding,
     names: Sequence[str],
     measured: Any,
+    sizes: ImageSizes,
 ) -> tuple[list[Setting], list[LeftOut]]:
     """Every host at every budget with every correction, the unpruned model first.
 
@@ -198,6 +201,7 @@ def lineup(
         guiding: The model that guides SGL.
         names: The corrections.
         measured: Gives the `Measurement` of a host.
+        sizes: The sizes of the images.
 
     Returns:
         The settings; and those that cannot be made.
@@ -205,7 +209,7 @@ def lineup(
     shape = shape_of(model.config)
     planned, left_out = [Setting(None, NONE, None)], []
     made: dict[str, Measurement] = {}
-    for keep in (budget(keep, shape.image_tokens) for keep in settings.keeps):
+    for keep in map(sizes.budget, settings.keeps):
         for kind in methods().values():
             if not kind.reweightable:
                 continue
@@ -214,7 +218,7 @@ def lineup(
                 host = set_up(kind, keep, shape, **guide)
                 if host is None:
                     continue
-                host.counts(shape.image_tokens, shape.decoder.layers)
+                host.counts(sizes.usual, shape.decoder.layers)
                 if kind.name not in made:
                     made[kind.name] = measured(host)
             except PoreError as error:

@@ -7,34 +7,37 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from pore import plotting
-from pore.bias.position_bias import PositionBias
+from pore._files import write_atomic
 from pore.calibration.calibrating import calibrate
+from pore.calibration.page import Drawn, figures
 from pore.calibration.sums import Calibration
 from pore.data.samples import Sample
+from pore.engine.corrections import Correction
+from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
-from pore.errors import InputError
+from pore.errors import InputError, PoreError
 from pore.evaluation.batches import Batches
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
+from pore.evaluation.examples import examples
 from pore.evaluation.files import Results, write_differences, write_results
-from pore.evaluation.outcome import Answer, Outcome, common, questions_of, records_of
+from pore.evaluation.outcome import Outcome, common, questions_of, records_of
 from pore.evaluation.page import write_demo
-from pore.evaluation.results import About, DemoResult, DemoSettings, Example
+from pore.evaluation.results import About, DemoResult, DemoSettings, Example, Figure
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import evaluate, time_some, timed_samples
+from pore.evaluation.sizes import ImageSizes, images_asked
 from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import family_of
-from pore.methods.downsample import Downsample, coarse_grid, fair_cells
+from pore.layout import Image
+from pore.methods.downsample import NO_GRID, Downsample
 from pore.methods.fastv import FastV
 from pore.methods.random import Random
 from pore.plotting.labels import budget_label
@@ -65,7 +68,8 @@ def run(
     Files are written whole or not at all, each as soon as its content is known.
 
     Args:
-        model: A supported model whose visual tokens lie on one grid.
+        model: A supported model. Where its images have no common grid, P is a function of the
+            distance to the text, and what such images do not allow is left out and named.
         processor: Its processor.
         calibration: Samples that P is measured on.
         test: Samples with answers, none of them among `calibration`.
@@ -81,25 +85,23 @@ def run(
         PoreError: The model, samples or settings do not fit.
         OSError: A file cannot be written.
     """
-    grid = family_of(model).grid(model)
-    if grid is None:
-        raise InputError("The demo needs a model whose images all have one grid.")
-    visual, layers = grid[0] * grid[1], len(family_of(model).layers(model))
-    even = PositionBias.exponential(0.0, visual)
-    each = partial(cost, visual=visual, layers=layers)
-    costs = [each(pruner) for _, pruner in lineup(settings, even, even, grid)]
-    work = Work(_all_work(costs, len(calibration), len(test)), progress)
-
     batches = Batches(
         model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
     )
     batches.sift()
+    images = images_asked(batches)
+    sizes = ImageSizes.of(model, images)
+    for keep in settings.keeps:  # so that an image too small for it is known before the long part
+        sizes.budget(keep)
+    rope, left_out = _baselines(model, processor, calibration, images)
+    each = partial(cost, visual=sizes.usual, layers=len(family_of(model).layers(model)))
+    costs = [each(pruner) for _, pruner in lineup(settings, None, rope, left_out)]
+    work = Work(_all_work(costs, len(calibration), len(test)), progress)
+
     work.start("measuring the position bias")
     samples = work.through(calibration, _CALIBRATION_COST)
-    measured, bias = _measure(model, processor, samples, out, settings, about.calibration)
-    rope = rope_bias(model, processor, calibration[:_ROPE_SAMPLES])
-    assert isinstance(rope, PositionBias)  # as all images have one grid
-    planned = lineup(settings, bias, rope, grid)
+    measured, bias, drawn = _measure(model, processor, samples, out, settings, about.calibration)
+    planned = lineup(settings, bias, rope, left_out)
     outcomes = _ask(model, processor, batches, planned, work, each)
     work.start("timing the prefill, methods in turns")
     pruners = [outcome.pruner for outcome in outcomes]
@@ -109,7 +111,8 @@ def run(
     records, made = records_of(outcomes), circumstances(model.device, settings.seed, about.command)
     write_results(out, Results(made, questions_of(outcomes), records))
     write_differences(out, [difference.record() for difference in differences], made)
-    plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
+    if any(record["flops"] is not None for record in records):
+        plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
 
     work.start("drawing examples and the report")
     result = DemoResult(
@@ -119,12 +122,34 @@ def run(
         rope=rope,
         outcomes=tuple(outcomes),
         differences=differences,
-        examples=tuple(_examples(processor, batches.good, outcomes, settings, grid, out)),
+        left_out=left_out,
+        figures=drawn,
+        examples=_examples(model, processor, batches.good, outcomes, settings, out),
         report=out / "report.html",
     )
     write_demo(result, about, out)
     work.finish()
     return result
+
+
+def _baselines(
+    model: Any, processor: Any, calibration: Sequence[Sample], images: Sequence[Image]
+) -> tuple[Correction | None, dict[str, str]]:
+    """The data-free prior, and the methods that the model does not take, with the reasons."""
+    rope, left_out = None, {}
+    try:
+        rope = rope_bias(model, processor, calibration[:_ROPE_SAMPLES])
+    except PoreError as error:
+        left_out["FastV + RoPE prior"] = str(error)
+    averaged = Downsample(keep=1.0, fair=True)
+    try:
+        check_limits(averaged, family_of(model))
+        averaged.check(model, family_of(model))
+        if not all(i.grid and len(i.columns) == i.grid[0] * i.grid[1] for i in images):
+            raise InputError(NO_GRID)
+    except PoreError as error:
+        left_out[averaged.name] = str(error)
+    return rope, left_out
 
 
 def _measure(
@@ -134,7 +159,7 @@ def _measure(
     out: Path,
     settings: DemoSettings,
     source: str,
-) -> tuple[Calibration, PositionBias]:
+) -> tuple[Calibration, Drawn, tuple[Figure, ...]]:
     """Ā and P, saved and drawn."""
     measured = calibrate(
         model,
@@ -146,12 +171,15 @@ def _measure(
         progress=False,
         source=source,
     )
-    bias = measured.fit(settings.kind)
+    one_grid = family_of(model).common_grid(model) is not None
+    bias: Drawn = measured.fit(settings.kind) if one_grid else measured.fit_any_size()
     measured.save(out / "calibration.json")
     bias.save(out / "profile.json")
-    plotting.save(plotting.figure1(measured.mean, bias), out / "figure1.png")
-    plotting.save(plotting.figure2(measured.mean, bias, measured.sem), out / "figure2.png")
-    return measured, bias
+    drawn = tuple(
+        Figure(caption, write_atomic(out / f"{name}.png", png))
+        for name, caption, png in figures(measured, bias)
+    )
+    return measured, bias, drawn
 
 
 def _ask(
@@ -179,7 +207,10 @@ def _ask(
 
 
 def lineup(
-    settings: DemoSettings, bias: PositionBias, rope: PositionBias, grid: tuple[int, int]
+    settings: DemoSettings,
+    bias: Correction | None,
+    rope: Correction | None,
+    left_out: Mapping[str, str],
 ) -> list[tuple[int | float | None, Pruner | None]]:
     """All that is compared: the unpruned model, then five methods at every budget.
 
@@ -187,22 +218,22 @@ def lineup(
         settings: Layer, budgets and seed.
         bias: P as measured.
         rope: The data-free prior.
-        grid: Rows and columns of an image's visual tokens.
+        left_out: Methods that the model does not take.
 
     Returns:
         Budgets and methods; both None for the unpruned model.
     """
-    methods: list[tuple[int | float | None, Pruner | None]] = [(None, None)]
+    lined_up: list[tuple[int | float | None, Pruner | None]] = [(None, None)]
     for keep in settings.keeps:
         host = FastV(keep=keep, layer=settings.layer)
-        methods += [
-            (keep, host),
-            (keep, replace(host, reweight=bias)),
-            (keep, replace(host, reweight=rope)),
-            (keep, Random(keep=keep, layer=settings.layer, seed=settings.seed)),
-            (keep, Downsample(keep=fair_cells(grid, keep))),
-        ]
-    return methods
+        methods: list[Pruner] = [host, replace(host, reweight=bias)]
+        if rope is not None:
+            methods.append(replace(host, reweight=rope))
+        methods.append(Random(keep=keep, layer=settings.layer, seed=settings.seed))
+        if Downsample.name not in left_out:
+            methods.append(Downsample(keep=keep, fair=True))
+        lined_up += [(keep, method) for method in methods]
+    return lined_up
 
 
 def _doing(keep: int | float | None, pruner: Pruner | None) -> str:
@@ -226,64 +257,17 @@ def _differences(outcomes: Sequence[Outcome], settings: DemoSettings) -> Iterato
             yield compare(host, other, seed=settings.seed)
 
 
-def seen_image(processor: Any, image: Image.Image) -> Image.Image:
-    """The image as the vision tower gets it: resized or cropped, in its original colours.
-
-    Args:
-        processor: The model's processor.
-        image: The image.
-
-    Returns:
-        What its pixel values show.
-    """
-    settings = processor.image_processor
-    values = settings(images=image, return_tensors="np")["pixel_values"][0]
-    mean, std = (np.reshape(x, (3, 1, 1)) for x in (settings.image_mean, settings.image_std))
-    pixels = np.clip((values * std + mean) * 255, 0, 255).round().astype(np.uint8)
-    return Image.fromarray(np.moveaxis(pixels, 0, -1))
-
-
 def _examples(
+    model: Any,
     processor: Any,
     asked: Sequence[Sample],
     outcomes: Sequence[Outcome],
     settings: DemoSettings,
-    grid: tuple[int, int],
     out: Path,
-) -> Iterator[Example]:
-    """The first question of every kind, and the first ones on which FastV and PoRe disagree."""
+) -> tuple[Example, ...]:
+    """Pictures of what is kept at one of the budgets."""
+    pruned = outcomes[1:]
+    size = len(pruned) // len(settings.keeps)
     number = settings.keeps.index(settings.example_keep)
-    shown = outcomes[1 + 5 * number : 6 + 5 * number]
-    host, reweighted = shown[0], shown[1]
-    chosen: dict[int, str] = {}
-    for i, sample in enumerate(asked):
-        if sample.kind is not None and sample.kind not in {asked[j].kind for j in chosen}:
-            chosen[i] = f"the first question of kind “{sample.kind}”"
-    for wanted, title in (
-        ((False, True), "the first questions that only PoRe gets right"),
-        ((True, False), "the first questions that only plain FastV gets right"),
-    ):
-        pairs = zip(host.right, reweighted.right, strict=True)
-        matching = [i for i, pair in enumerate(pairs) if pair == wanted and i not in chosen]
-        chosen |= dict.fromkeys(matching[:2], title)
-    for count, (i, title) in enumerate(chosen.items(), 1):
-        panels = [_panel(outcome, outcome.answers[i], grid) for outcome in shown]
-        sample = asked[i]
-        figure = plotting.kept_tokens(
-            seen_image(processor, sample.load_image()),
-            panels,
-            grid,
-            title=f"{sample.question}  →  {sample.answer}",
-        )
-        yield Example(title, plotting.save(figure, out / "examples" / f"{count:02}.png", dpi=120))
-
-
-def _panel(outcome: Outcome, answer: Answer, grid: tuple[int, int]) -> plotting.Panel:
-    kept = answer.kept[0]
-    averages = isinstance(outcome.pruner, Downsample)
-    return plotting.Panel(
-        f"{outcome.label}: “{answer.given}”",
-        answer.right,
-        kept,
-        cells=coarse_grid(grid, len(kept)) if averages else None,
-    )
+    shown = pruned[number * size : (number + 1) * size]
+    return tuple(examples(model, processor, asked, shown, out / "examples"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pore.bias.any_size import AnySizeBias
 from pore.evaluation import tables
 from pore.evaluation.differences import Difference
 from pore.evaluation.records import Record
@@ -76,6 +77,7 @@ def facts(result: DemoResult) -> list[str]:
         f"{unpruned['n']} questions right.",
         *skips(result.records),
         bias_found(result),
+        *(f"{name} was left out: {reason}" for name, reason in result.left_out.items()),
     ]
 
 
@@ -104,8 +106,16 @@ def verdicts(result: DemoResult) -> list[str]:
 
 
 def bias_found(result: DemoResult) -> str:
-    """Which end of the image P favours, and how well it fits."""
-    bias, growth = result.bias, result.bias.growth
+    """Which part of an image P favours, and how well it fits."""
+    bias = result.bias
+    if isinstance(bias, AnySizeBias):
+        power = bias.parameters["power"]
+        return (
+            f"P, fitted to the mean attention of images of {bias.sizes[0]} to {bias.sizes[1]} "
+            f"visual tokens, is the distance to the text to the power of {power:.2f}: a visual "
+            f"token twice as far from the text gets {2**power:.2f} times the attention."
+        )
+    growth = bias.growth
     fitted = f"R² = {bias.r2:.2f}" if bias.r2 is not None else "not fitted"
     if growth >= 1:
         favoured = f"the last visual token over the first by a factor of {growth:.2f}"

@@ -12,6 +12,7 @@ from pore.bias.position_bias import PositionBias
 from pore.calibration.calibrating import calibrate
 from pore.calibration.fits import FitKind, Mean
 from pore.calibration.host import HostCalibration
+from pore.calibration.page import Drawn
 from pore.calibration.reading import attention_stages
 from pore.calibration.sums import Calibration
 from pore.data.samples import Sample
@@ -54,7 +55,8 @@ class HostMeasure:
         settings: SurveySettings,
         *,
         source: str,
-    ) -> tuple[PositionBias, ...]:
+        any_size: bool = False,
+    ) -> tuple[Drawn, ...]:
         """Measure on samples, or resume an interrupted measurement, and fit P.
 
         Args:
@@ -62,11 +64,15 @@ class HostMeasure:
             checkpoint: File of the sums; those of another model or other samples are replaced.
             settings: Size of a batch, share of bad samples to skip, and the form of P.
             source: Where the samples come from, for the provenance.
+            any_size: Whether the model takes images of any size.
 
         Returns:
-            P of every stage, in the requested form or else in the next form that fits.
+            P of every stage, in the requested form or else in the next form that fits; for images
+            of any size, the power of the distance.
         """
         stages = self.measured(samples, checkpoint, settings, source=source)
+        if any_size:
+            return tuple(stage.fit_any_size() for stage in stages)
         return tuple(fitted(stage, settings.kind) for stage in stages)
 
     def measured(

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pore.bias.curve import Kind
-from pore.bias.position_bias import PositionBias
+from pore.calibration.page import Drawn
 from pore.calibration.sums import Calibration
+from pore.engine.corrections import Correction
 from pore.evaluation.differences import Difference
 from pore.evaluation.outcome import Outcome, records_of
+from pore.evaluation.sizes import ImageSizes
+from pore.plotting.labels import budget_label
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class DemoSettings:
     Attributes:
         layer: K, the first pruned layer.
         keeps: The budgets, as `keep` of a method.
-        kind: Form of P.
+        kind: Form of P where all images have one grid; for images of any size it is a power of the
+            distance to the text.
         batch_size: Questions in one batch.
         seed: Seed of Random and of the bootstrap.
         example_keep: The budget of the drawn examples; one of `keeps`.
@@ -62,16 +66,31 @@ class DemoSettings:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A question, and a picture of what methods kept of its image.
+class Figure:
+    """A figure in a file.
 
     Attributes:
-        title: Why it is shown.
+        caption: What it shows.
         path: The picture.
     """
 
-    title: str
+    caption: str
     path: Path
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question, and pictures of what methods kept of its image.
+
+    Attributes:
+        title: Why it is shown.
+        said: The question and the right answer.
+        paths: One picture of all methods, or one for each.
+    """
+
+    title: str
+    said: str
+    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -82,19 +101,23 @@ class DemoResult:
         settings: Its settings.
         calibration: Ā, and how it was measured.
         bias: P.
-        rope: The data-free prior.
+        rope: The data-free prior; None where the model has none.
         outcomes: The unpruned model first, then by budget.
         differences: Every other method against FastV, budget by budget.
+        left_out: Methods that the model does not take, with the reasons.
+        figures: What was measured and fitted.
         examples: Pictures of what is kept.
         report: The report.
     """
 
     settings: DemoSettings
     calibration: Calibration
-    bias: PositionBias
-    rope: PositionBias
+    bias: Drawn
+    rope: Correction | None
     outcomes: tuple[Outcome, ...]
     differences: tuple[Difference, ...]
+    left_out: Mapping[str, str]
+    figures: tuple[Figure, ...]
     examples: tuple[Example, ...]
     report: Path
 
@@ -138,12 +161,12 @@ class LeftOut:
 
     Attributes:
         method: Its name.
-        keep: The budget, in tokens.
+        keep: The budget, in tokens or as a share of each image.
         reason: Why not.
     """
 
     method: str
-    keep: int
+    keep: int | float
     reason: str
 
 
@@ -153,7 +176,7 @@ class SurveyResult:
 
     Attributes:
         settings: Its settings.
-        visual: Visual tokens of an image.
+        sizes: How many visual tokens the images have.
         layers: Decoder layers.
         outcomes: The unpruned model first, then budget by budget.
         differences: Every host with P compared with itself without P, over all questions and by
@@ -165,12 +188,12 @@ class SurveyResult:
     """
 
     settings: SurveySettings
-    visual: int
+    sizes: ImageSizes
     layers: int
     outcomes: tuple[Outcome, ...]
     differences: tuple[Difference, ...]
     left_out: tuple[LeftOut, ...]
-    biases: Mapping[str, tuple[PositionBias, ...]]
+    biases: Mapping[str, tuple[Drawn, ...]]
     taught: int | None
     report: Path
 
@@ -179,7 +202,9 @@ class SurveyResult:
         """The methods that were left out and why, one line for every method and reason."""
         keeps: dict[tuple[str, str], list[str]] = {}
         for one in self.left_out:
-            keeps.setdefault((one.method, one.reason), []).append(str(one.keep))
+            keeps.setdefault((one.method, one.reason), []).append(
+                budget_label(one.keep).removeprefix("keep ")
+            )
         return [
             f"{method} at {', '.join(budgets)}: {reason}"
             for (method, reason), budgets in keeps.items()

@@ -79,7 +79,7 @@ def biases_named(
         name: What `load_bias` takes, or "rope", or one of `UNCALIBRATED`; None for no correction.
         allow: Conditions that may differ from those under which it was measured.
         model: The model that it is for.
-        processor: Its processor.
+        processor: Its processor; None for random weights, which have none.
         samples: Some samples, from which the RoPE prior is made; without any it is the one over
             distances.
 
@@ -96,7 +96,7 @@ def biases_named(
     if name == ROPE:
         return [rope_bias(model, processor, samples) if samples else rope_at_distances(model)]
     biases = [bias.allowing(*allow) for bias in load_bias(name)]
-    for bias in biases:
+    for bias in biases if processor is not None else ():
         # Every head of a stage was measured with the same.
         one = bias.biases[0] if isinstance(bias, HeadBiases) else bias
         one.check(processor=processor_settings(processor), template=prompt_template(processor))
@@ -135,7 +135,7 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     """The data-free prior of SparseVLM+ for a model and its prompts.
 
     The prior depends on the distance to the querying token. Where all images have one grid it is a
-    list over their positions, for the median number of text tokens after them; otherwise it is read
+    list over its positions, for the median number of text tokens after them; otherwise it is read
     at the distance of every token.
 
     Args:
@@ -156,7 +156,7 @@ def rope_bias(model: Any, processor: Any, samples: Sequence[Sample]) -> Position
     images = images_of(model, inputs)
     if not images:
         raise InputError("The RoPE prior needs an image in the samples; there is none.")
-    if family.grid(model) is None:
+    if family.common_grid(model) is None:
         return rope_at_distances(model)
     # Prompts are padded on the left, so all end in the last column.
     length = inputs["input_ids"].shape[1]

@@ -16,8 +16,8 @@ from typing import Any
 from pore import plotting
 from pore._files import write_atomic
 from pore._saved.seals import sealed_list
-from pore.bias.position_bias import PositionBias
-from pore.bias.stages import save_biases
+from pore.calibration.page import Drawn
+from pore.corrections.files import save_corrections
 from pore.data.samples import Sample
 from pore.embedded import EMBEDDED
 from pore.engine.limits import check_limits
@@ -34,15 +34,15 @@ from pore.evaluation.page import write_survey
 from pore.evaluation.results import About, LeftOut, SurveyResult, SurveySettings
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import asked_model, evaluate, time_some, timed_samples
+from pore.evaluation.sizes import ImageSizes, images_asked
 from pore.evaluation.store import Store, kept_times, kept_under
 from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import family_of, shape_of
 from pore.identity import forget, names_of
 from pore.methods.budgets import scheduled
-from pore.methods.downsample import Downsample, fair_cells
+from pore.methods.downsample import Downsample
 from pore.methods.registry import methods
 from pore.plotting.labels import budget_label
-from pore.tensors.selection import budget
 
 
 def run(
@@ -63,7 +63,8 @@ def run(
     the conditions are the same; weights and pictures are compared by content, not by name.
 
     Args:
-        model: A supported model, every image of which has the same visual tokens.
+        model: A supported model. Where it takes images of any size, P is a power of the distance to
+            the text, and a budget that is a share is that share of every image.
         processor: Its processor.
         calibration: Samples that P is measured on.
         test: Samples with answers, none of them among `calibration`.
@@ -81,38 +82,38 @@ def run(
         OSError: A file cannot be written.
         KeyboardInterrupt: Passed on, with a message that says how to resume.
     """
-    for one, _ in ((model, processor), guide or (model, processor)):
-        forget(one)  # so that a change of the weights since the last call is noticed
-    layers = shape_of(model.config).decoder.layers
-    guiding = Guiding(
-        *(guide or (model, processor)), max_new_tokens=settings.max_new_tokens, itself=guide is None
+    guiding, layers = _guiding(model, processor, guide, settings)
+    batches = Batches(
+        model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
     )
-    planned, left_out = lineup(model, settings, guiding)
+    batches.sift()
+    sizes = ImageSizes.of(model, images_asked(batches))
+    planned, left_out = lineup(model, settings, guiding, sizes)
     hosts = [pruner for _, pruner in planned if pruner.reweightable]
     measures = {one.name: one for one in (host_measure(h, model, processor, layers) for h in hosts)}
     asked = [None, *(pruner for _, pruner in planned), *hosts]
-    work = Work(_all_work(model, asked, measures, len(calibration), len(test), settings), progress)
-    work.start("looking at the samples")
+    each = [cost(pruner, sizes.usual, layers) for pruner in asked]
+    work = Work(_all_work(each, measures, len(calibration), len(test), settings), progress)
     made = circumstances(model.device, settings.seed, about.command)
-    asking = _Asking(model, processor, test, settings, out, work, made)
-    biases: dict[str, tuple[PositionBias, ...]] = {}
+    asking = _Asking(batches, sizes.usual, settings, out, work, made)
+    biases: dict[str, tuple[Drawn, ...]] = {}
     try:
         asking.ask(None, None)
         for name, measure in measures.items():
             work.start(f"measuring the position bias for {measure.host}")
             samples = partial(work.through, calibration, measure.cost)
             sums = out / "calibrations" / f"{name}.json"
-            biases[name] = measure.fit(samples, sums, settings, source=about.calibration)
-            save_biases(out / "profiles" / f"{name}.json", biases[name])
+            biases[name] = measure.fit(
+                samples, sums, settings, source=about.calibration, any_size=sizes.any_size
+            )
+            save_corrections(out / "profiles" / f"{name}.json", biases[name])
         for keep, pruner in planned:
+            own = host_measure(pruner, model, processor, layers) if pruner.reweightable else None
             try:
                 asking.ask(keep, pruner)
-                if pruner.reweightable:
-                    name = host_measure(pruner, model, processor, layers).name
-                    asking.ask(keep, reweighted(pruner, biases[name]))
-            except (
-                PoreError
-            ) as error:  # fails only when it runs, such as at a budget without a grid
+                if own is not None:
+                    asking.ask(keep, reweighted(pruner, biases[own.name]))
+            except PoreError as error:  # fails only when it runs
                 left_out.append(LeftOut(pruner.name, keep, str(error)))
         outcomes = asking.together()
     except KeyboardInterrupt as error:
@@ -121,10 +122,24 @@ def run(
             f"command resumes from there. {error}".strip()
         ) from None
     work.start("drawing and writing the report")
-    result = _result(model, settings, outcomes, left_out, biases, out)
+    result = _result(model, settings, sizes, outcomes, left_out, biases, out)
     _write(result, about, made, out)
     work.finish()
     return result
+
+
+def _guiding(
+    model: Any, processor: Any, guide: tuple[Any, Any] | None, settings: SurveySettings
+) -> tuple[Guiding, int]:
+    """The model that guides, and the decoder layers of the one that is asked."""
+    for one, _ in ((model, processor), guide or (model, processor)):
+        forget(one)  # so that a change of the weights since the last call is noticed
+    shape = shape_of(model.config)
+    if settings.average:  # a mean over the layers is of one number of tokens
+        _ = shape.image_tokens
+    longest = settings.max_new_tokens
+    guiding = Guiding(*(guide or (model, processor)), max_new_tokens=longest, itself=guide is None)
+    return guiding, shape.decoder.layers
 
 
 class _Asking:
@@ -136,38 +151,33 @@ class _Asking:
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
-        test: Sequence[Sample],
+        batches: Batches,
+        visual: int,
         settings: SurveySettings,
         out: Path,
         work: Work,
         made: Mapping[str, Any],
     ) -> None:
         self.outcomes: list[Outcome] = []
-        self._model = model
-        self._processor = processor
-        self._batches = Batches(
-            model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
-        )
-        self._batches.sift()
+        self._model = model = batches.model
+        self._processor = processor = batches.processor
+        self._batches = batches
         self._settings = settings
         self._out = out
         self._work = work
         self._made = made
-        self._shape = shape_of(model.config)
+        self._usual = visual, shape_of(model.config).decoder.layers
         self._whose = asked_model(model)
         self._store = Store(out / "answers", kept_under(model, processor, self._batches, settings))
 
-    def ask(self, keep: int | None, pruner: Pruner | None) -> None:
+    def ask(self, keep: int | float | None, pruner: Pruner | None) -> None:
         """Ask under one setting, and write the records of all settings so far."""
         batches, settings = self._batches, self._settings
         budget = f"mean {keep}" if settings.average and keep is not None else keep
         outcome = Outcome(pruner, (), budget=budget, asked=self._whose)
         where = "" if keep is None else f", {budget_label(budget)}"
         self._work.start(f"asking: {outcome.label}{where}")
-        each = cost(pruner, self._shape.image_tokens, self._shape.decoder.layers)
-        advance = self._work.done(each)
+        advance = self._work.done(cost(pruner, *self._usual))
         answers = self._store.load(pruner, batches.good)
         if answers is not None:
             advance(len(batches.samples))
@@ -209,34 +219,31 @@ class _Asking:
 
 
 def _all_work(
-    model: Any,
-    pruners: Sequence[Pruner | None],
+    costs: Sequence[float],
     measures: Mapping[str, HostMeasure],
     calibration: int,
     test: int,
     settings: SurveySettings,
 ) -> float:
     """The whole amount of work, in units of asking the unpruned model one question."""
-    shape = shape_of(model.config)
-    visual, layers = shape.image_tokens, shape.decoder.layers
     measured = calibration * sum(measure.cost for measure in measures.values())
-    asked = test * sum(cost(pruner, visual, layers) for pruner in pruners)
-    return measured + asked + timed_samples(test, len(pruners)) * settings.timing
+    asked = test * sum(costs)
+    return measured + asked + timed_samples(test, len(costs)) * settings.timing
 
 
 def _result(
     model: Any,
     settings: SurveySettings,
+    sizes: ImageSizes,
     outcomes: Sequence[Outcome],
     left_out: Sequence[LeftOut],
-    biases: Mapping[str, tuple[PositionBias, ...]],
+    biases: Mapping[str, tuple[Drawn, ...]],
     out: Path,
 ) -> SurveyResult:
-    shape = shape_of(model.config)
     return SurveyResult(
         settings=settings,
-        visual=shape.image_tokens,
-        layers=shape.decoder.layers,
+        sizes=sizes,
+        layers=shape_of(model.config).decoder.layers,
         outcomes=tuple(outcomes),
         differences=tuple(_differences(outcomes, settings.seed)),
         left_out=tuple(left_out),
@@ -252,7 +259,8 @@ def _write(result: SurveyResult, about: About, made: Mapping[str, Any], out: Pat
     write_differences(out, [difference.record() for difference in result.differences], made)
     write_atomic(out / "left_out.json", sealed_list(map(asdict, result.left_out)))
     taught = result.taught
-    plotting.save(plotting.accuracy_over_flops(result.records, taught), out / "accuracy.png")
+    if any(record["flops"] is not None for record in result.records):
+        plotting.save(plotting.accuracy_over_flops(result.records, taught), out / "accuracy.png")
     if result.differences:
         compared = [difference.record() for difference in result.differences]
         plotting.save(plotting.differences(compared, taught), out / "pore.png")
@@ -260,28 +268,29 @@ def _write(result: SurveyResult, about: About, made: Mapping[str, Any], out: Pat
 
 
 def lineup(
-    model: Any, settings: SurveySettings, guiding: Guiding
-) -> tuple[list[tuple[int, Pruner]], list[LeftOut]]:
+    model: Any, settings: SurveySettings, guiding: Guiding, sizes: ImageSizes
+) -> tuple[list[tuple[int | float, Pruner]], list[LeftOut]]:
     """Every method at every budget, without P, and the methods that cannot run.
 
     Args:
         model: The model.
         settings: Budgets and seed.
         guiding: The model that guides SGL.
+        sizes: The sizes of the images.
 
     Returns:
-        Pairs of a budget in tokens and a method, budget by budget; and the methods left out.
+        Pairs of a budget and a method, budget by budget; and the methods left out.
     """
     shape, family = shape_of(model.config), family_of(model)
-    planned: list[tuple[int, Pruner]] = []
+    planned: list[tuple[int | float, Pruner]] = []
     left_out: list[LeftOut] = []
-    for keep in (budget(keep, shape.image_tokens) for keep in settings.keeps):
+    for keep in map(sizes.budget, settings.keeps):
         for name, kind in methods().items():
             try:
                 pruner = _set_up(kind, keep, model, settings, guiding)
                 check_limits(pruner, family)
                 pruner.check(model, family)
-                pruner.counts(shape.image_tokens, shape.decoder.layers)
+                pruner.counts(sizes.usual, shape.decoder.layers)
             except PoreError as error:
                 left_out.append(LeftOut(name, keep, str(error)))
             else:
@@ -290,7 +299,7 @@ def lineup(
 
 
 def _set_up(
-    kind: type[Pruner], keep: int, model: Any, settings: SurveySettings, guiding: Guiding
+    kind: type[Pruner], keep: int | float, model: Any, settings: SurveySettings, guiding: Guiding
 ) -> Pruner:
     """A method at a budget, as its authors set it up for a model."""
     shape = shape_of(model.config)
@@ -299,14 +308,11 @@ def _set_up(
     def usual(keep: int | float) -> Pruner | None:
         return kind.usual(keep, shape, **guide)
 
-    pruner: Pruner | None
-    if settings.average:
-        pruner = scheduled(usual, kind.name, shape, keep)
-    else:
-        grid = family_of(model).grid(model)
-        pruner = usual(fair_cells(grid, keep) if kind is Downsample and grid else keep)
+    pruner = scheduled(usual, kind.name, shape, keep) if settings.average else usual(keep)
     if pruner is None:
         raise InputError("it needs more than a model to be set up")
+    if isinstance(pruner, Downsample):
+        pruner = replace(pruner, fair=True)
     if hasattr(pruner, "seed"):
         pruner = replace(pruner, seed=settings.seed)  # type: ignore[type-var]
     return pruner

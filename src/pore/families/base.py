@@ -186,6 +186,10 @@ class Family(TowerParts):
         """(height, width) in visual tokens that an image has on its own, None if it varies."""
         return None
 
+    def common_grid(self, model: nn.Module) -> tuple[int, int] | None:
+        """The grid of every image, None where images differ in size or are cut into tiles."""
+        return None if self.tiles else self.grid(model)
+
     def placeholder_id(self, model: nn.Module) -> int:
         """The token id of the placeholder."""
         token = self.placeholder

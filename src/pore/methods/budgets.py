@@ -26,6 +26,8 @@ def schedule(
     method: type[Pruner] | str,
     model: nn.Module | ModelShape,
     average: int | float,
+    *,
+    visual: int | None = None,
     **settings: object,
 ) -> Pruner:
     """The method with the budget whose visual tokens average a given number over the layers.
@@ -42,6 +44,7 @@ def schedule(
         model: The model, or its sizes.
         average: Visual tokens per image, averaged over the decoder layers (int), or the fraction of
             an image's visual tokens (float).
+        visual: Visual tokens of an image, for a model whose images differ in it.
         **settings: Settings of the method other than its usual ones.
 
     Returns:
@@ -51,8 +54,8 @@ def schedule(
         BudgetError: No budget reaches the average; the message says what the method can do.
         InputError: There is no such method or setting, `keep` is among the settings, or the method
             needs more than a model to be set up.
-        UnsupportedModelError: The sizes of the model are not known, or its images do not all have
-            the same number of tokens.
+        UnsupportedModelError: The sizes of the model are not known, or its images differ in their
+            number of tokens and `visual` is left out.
     """
     kind = method_named(method) if isinstance(method, str) else method
     known = {field.name for field in fields(kind)} - {"keep"}  # type: ignore[arg-type]
@@ -68,11 +71,15 @@ def schedule(
         usual = kind.usual(keep, shape)
         return None if usual is None else replace(usual, **settings)  # type: ignore[type-var]
 
-    return scheduled(made, kind.name, shape, average)
+    return scheduled(made, kind.name, shape, average, visual)
 
 
 def scheduled(
-    set_up: Callable[[int], Pruner | None], name: str, shape: ModelShape, average: int | float
+    set_up: Callable[[int], Pruner | None],
+    name: str,
+    shape: ModelShape,
+    average: int | float,
+    visual: int | None = None,
 ) -> Pruner:
     """As `schedule`, for a method that is set up by a function of its budget.
 
@@ -81,6 +88,7 @@ def scheduled(
         name: The method's name.
         shape: The model's sizes.
         average: As in `schedule`.
+        visual: As in `schedule`.
 
     Returns:
         The method.
@@ -89,7 +97,7 @@ def scheduled(
         BudgetError: As in `schedule`.
         InputError: The method needs more than a model to be set up.
     """
-    visual, layers = shape.image_tokens, shape.decoder.layers
+    visual, layers = visual or shape.image_tokens, shape.decoder.layers
     check_keep(average)
     target = average * visual if isinstance(average, float) else average
     if target > visual:

@@ -47,6 +47,9 @@ def fair_cells(grid: tuple[int, int], keep: int | float) -> int:
     return grid[0] * grid[1]
 
 
+NO_GRID = "Visual tokens that fill no grid cannot be down-sampled."
+
+
 # Cells more than four times as long as wide do not show an image any more.
 _MAX_ASPECT = 4.0
 
@@ -62,7 +65,11 @@ class Downsample(BudgetPruner):
 
     Attributes:
         keep: Cells per image (int), or the fraction of tokens kept (float).
+        fair: Whether an image whose budget makes no grid, or one of long, thin cells, gets as many
+            more as make a decent one; such a budget is refused otherwise.
     """
+
+    fair: bool = False
 
     name: ClassVar[str] = "Downsample"
     paper: ClassVar[str] = "baseline; arXiv 2510.07143"
@@ -84,17 +91,25 @@ class Downsample(BudgetPruner):
 
     def _pool(self, view: View) -> Selection:
         layout = view.layout
-        counts = view.budget(self.keep)
+        counts = self._counts(view)
         ends = torch.tensor(counts, device=layout.raster.device)[:, None]
         slots = torch.arange(layout.valid.shape[1], device=ends.device)
         every, raster, cells = view.features, layout.raster.clone(), []
         for i, (image, count) in enumerate(zip(layout.images, counts, strict=True)):
             if image.grid is None or layout.counts[i] != image.grid[0] * image.grid[1]:
-                raise InputError("Visual tokens that fill no grid cannot be down-sampled.")
+                raise InputError(NO_GRID)
             pooled = _pooled(every[i, : len(image.columns)], image.grid, count)
             cells.append(pad(pooled, (0, 0, 0, every.shape[1] - count)))
             raster[i, :count] = _centres(image.grid, count).to(raster.device)
         return Selection(layout.valid & (slots < ends), torch.stack(cells), raster)
+
+    def _counts(self, view: View) -> Sequence[int]:
+        """The number of cells of every image."""
+        counts = view.budget(self.keep)
+        if not self.fair:
+            return counts
+        pairs = zip(view.layout.images, counts, strict=True)
+        return [fair_cells(image.grid, n) if image.grid else n for image, n in pairs]
 
 
 def _pooled(features: Tensor, grid: tuple[int, int], count: int) -> Tensor:

@@ -23,6 +23,7 @@ def make(
     keep: int | float,
     *,
     average: bool = False,
+    visual: int | None = None,
     texts: Sequence[str] = (),
     **settings: Any,
 ) -> Pruner:
@@ -38,6 +39,7 @@ def make(
         keep: Visual tokens left per image (int), or the fraction (float).
         average: Whether `keep` is the mean over the decoder layers, as in `pore.schedule`, rather
             than what is left at the end.
+        visual: With `average`, visual tokens of an image, as in `pore.schedule`.
         texts: Settings as text, NAME=VALUE each, see `read_settings`.
         **settings: Settings by name; those that are None count as not given.
 
@@ -70,7 +72,7 @@ def make(
     if average:
         if "keep" in values:
             raise InputError("--average finds the budget itself; leave --set keep=... out.")
-        return scheduled(made, kind.name, shape or shape_of(model.config), keep)
+        return scheduled(made, kind.name, shape or shape_of(model.config), keep, visual)
     found = made(keep)
     if found is None:
         _check_complete(kind, {"keep", *values})
