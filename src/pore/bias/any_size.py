@@ -15,6 +15,7 @@ from pore._saved.hub import OnHub
 from pore.bias.coordinates import OVER, Over
 from pore.bias.curve import MAX_POSITIONS, Kind
 from pore.bias.measured import Measured
+from pore.bias.position_bias import ANY_SIZE, POSITIONS, READ_ANY
 from pore.bias.provenance import Provenance
 from pore.bias.rope import floored_prior
 from pore.bias.where import Where
@@ -34,7 +35,7 @@ REACH = 1 << 15
 
 
 _FORM = Form(
-    schema="pore.any_size_bias",
+    schema=ANY_SIZE,
     what="position bias for images of any size",
     error=ProfileError,
     entries={
@@ -45,6 +46,7 @@ _FORM = Form(
         "parameters": dict,
         "provenance": dict,
     },
+    elsewhere={POSITIONS: f"it holds one over the positions of one size; {READ_ANY}"},
 )
 
 

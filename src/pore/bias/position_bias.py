@@ -35,8 +35,20 @@ SEVERAL = "pore.position_biases"
 """The schema for the biases of several stages; see `pore.bias.stages`."""
 
 
+POSITIONS, ANY_SIZE, HEADS = "pore.position_bias", "pore.any_size_bias", "pore.head_biases"
+
+
+"""The schemas of the forms: over positions, for images of any size, for every head."""
+
+
+READ_ANY = "read it with pore.corrections.load_corrections, which takes every form."
+
+
+"""What to do with a file of another form."""
+
+
 _FORM = Form(
-    schema="pore.position_bias",
+    schema=POSITIONS,
     what="position bias",
     error=ProfileError,
     entries={
@@ -49,7 +61,11 @@ _FORM = Form(
         "values": list,
         "residuals": (list, type(None)),
     },
-    elsewhere={SEVERAL: "it holds several stages; read it with pore.bias.load_biases."},
+    elsewhere={
+        SEVERAL: "it holds several stages; read it with pore.bias.load_biases.",
+        ANY_SIZE: f"it holds one for images of any size; {READ_ANY}",
+        HEADS: f"it holds one for every head; {READ_ANY}",
+    },
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pore._saved.forms import Form
 from pore._saved.saved import Saved
 from pore._saved.seals import seal
-from pore.bias.position_bias import PositionBias
+from pore.bias.position_bias import HEADS, POSITIONS, READ_ANY, PositionBias
 from pore.bias.where import Where
 from pore.engine.corrections import AttentionCorrection
 from pore.errors import ProfileError, ProfileMismatchError
@@ -40,10 +40,11 @@ class HeadBiases(AttentionCorrection, Saved):
     biases: tuple[PositionBias, ...]
 
     _form: ClassVar[Form] = Form(
-        schema="pore.head_biases",
+        schema=HEADS,
         what="position bias of heads",
         error=ProfileError,
         entries={"heads": list},
+        elsewhere={POSITIONS: f"it holds one for all heads; {READ_ANY}"},
     )
 
     def __post_init__(self) -> None:
@@ -52,6 +53,19 @@ class HeadBiases(AttentionCorrection, Saved):
                 f"The biases of heads are 1 to {_MOST}, all over the same positions; here are "
                 f"{len(self.biases)} over {sorted({len(bias) for bias in self.biases})} positions."
             )
+
+    def __repr__(self) -> str:
+        first = self.biases[0]
+        size = f"{len(first)} positions"
+        if first.grid is not None:
+            size += f" ({first.grid[0]}×{first.grid[1]})"
+        spans = [(b.values.max() / b.values.min()).item() for b in self.biases]
+        parts = [f"{len(self.biases)} heads", first.kind, size]
+        parts.append(f"P of a head spans {min(spans):.3g} to {max(spans):.3g}")
+        origin = first.provenance
+        parts += [f"model {origin.model}"] if origin.model is not None else []
+        parts += [f"layer {origin.layer}"] if origin.layer is not None else []
+        return f"HeadBiases({', '.join(parts)})"
 
     @property
     def kind(self) -> str:  # type: ignore[override] # of every instance
