@@ -60,7 +60,7 @@ def test_budgets_are_met_or_refused(
             kept(kind(keep), video)
         return
     (mask,) = kept(kind(keep), video)
-    assert int(mask.sum()) == round(keep * frames * size)
+    assert int(mask.sum()) == round(keep * frames * size) == kind(keep).kept(frames, size)
 
 
 @settings(max_examples=40)
@@ -119,6 +119,11 @@ def test_vidcom2_keeps_what_is_unlike_the_rest() -> None:
 def test_counts_of_vidcom2(counted: Any, keep: float) -> None:
     (mask,) = kept(pore.VidCom2(keep, counted=counted), draw(3, 5, 6, 8))
     share = keep / 30 if keep > 1 else keep
+    if counted == "repository":
+        with pytest.raises(BudgetError, match="known in advance"):
+            pore.VidCom2(keep, counted=counted).kept(5, 6)
+    else:
+        assert int(mask.sum()) == pore.VidCom2(keep, counted=counted).kept(5, 6)
     if counted == "exact":
         assert int(mask.sum()) == round(share * 30)
     elif counted == "vllm":

@@ -97,13 +97,24 @@ class VideoPruner(BudgetPruner):
 
     images_as_frames: bool = False
 
+    def kept(self, frames: int, size: int) -> int:
+        """How many tokens stay of a video, known before the model sees it.
+
+        Args:
+            frames: Its number of frames T.
+            size: The number of tokens N of each.
+
+        Raises:
+            BudgetError: So few cannot be kept, or the number depends on what the video shows.
+        """
+        return budget(self.keep, frames * size)
+
     @abstractmethod
-    def choose(self, tokens: Tensor, count: int) -> Tensor:
+    def choose(self, tokens: Tensor) -> Tensor:
         """What stays of a video.
 
         Args:
             tokens: (T, N, D) the tokens of its frames, as they enter the decoder.
-            count: How many tokens `keep` means.
 
         Returns:
             (T, N) bool, True at what stays.
@@ -130,8 +141,7 @@ class VideoPruner(BudgetPruner):
                 continue
             tokens = video.of(features)
             try:
-                count = budget(self.keep, tokens.shape[0] * tokens.shape[1])
-                kept[video.images, video.slots] = self.choose(tokens, count)
+                kept[video.images, video.slots] = self.choose(tokens)
             except BudgetError as error:
                 raise BudgetError(f"A video of sample {video.sample}: {error}") from None
         return Selection(kept)

@@ -73,18 +73,22 @@ class DyCoke(VideoPruner):
             )
         return found
 
-    def choose(self, tokens: Tensor, count: int) -> Tensor:
+    def kept(self, frames: int, size: int) -> int:
+        """The budget, which must be enough for every fourth frame."""
+        return int(self._counts(frames, size).sum())
+
+    def choose(self, tokens: Tensor) -> Tensor:
         """Every fourth frame, and what is least like it in the others."""
-        frames, size = tokens.shape[:2]
-        counts = self._counts(frames, size, count).to(tokens.device)
+        counts = self._counts(*tokens.shape[:2]).to(tokens.device)
         return inverse(_by_change(tokens)) < counts[:, None]
 
-    def _counts(self, frames: int, size: int, count: int) -> Tensor:
+    def _counts(self, frames: int, size: int) -> Tensor:
         """(T,) how many tokens every frame keeps."""
         place = torch.arange(frames)
         if self.faithful:
             return self._as_the_authors(place, size)
         whole = place % 4 == 0
+        count = super().kept(frames, size)
         left, others = count - size * int(whole.sum()), int((~whole).sum())
         if left < 0:
             raise BudgetError(

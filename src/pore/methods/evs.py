@@ -46,17 +46,23 @@ class EVS(VideoPruner):
         """None: images stay whole, and `keep` is of an image here."""
         return
 
-    def choose(self, tokens: Tensor, count: int) -> Tensor:
-        """The first frame, and what changes most."""
-        frames, size = tokens.shape[:2]
+    def kept(self, frames: int, size: int) -> int:
+        """The budget, which must be enough for the first frame."""
         if self.faithful:
             given = self.keep if isinstance(self.keep, int) else int(frames * size * self.keep)
-            count = max(size, given)
+            return max(size, given)
+        count = super().kept(frames, size)
         if count < size:
             raise BudgetError(
                 f"keep={self.keep} leaves {count} of {frames} frames of {size} tokens, but the "
                 f"first frame stays whole; ask for at least {size}."
             )
+        return count
+
+    def choose(self, tokens: Tensor) -> Tensor:
+        """The first frame, and what changes most."""
+        frames, size = tokens.shape[:2]
+        count = self.kept(frames, size)
         change = dissimilarity(tokens).flatten()
         kept = torch.ones(frames * size, dtype=torch.bool, device=tokens.device)
         kept[size:] = top_k(change[None], [count - size])[0]

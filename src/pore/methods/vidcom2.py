@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from pore.errors import BudgetError
 from pore.methods._checks import check_choice
 from pore.methods._videos import VideoPruner
 from pore.tensors.gathering import inverse, widened
@@ -56,17 +57,34 @@ class VidCom2(VideoPruner):
         super().__post_init__()
         check_choice(Counts, counted=self.counted)
 
-    def choose(self, tokens: Tensor, count: int) -> Tensor:
+    def kept(self, frames: int, size: int) -> int:
+        """The budget; vLLM's is at least a token for every frame."""
+        if self.counted == "repository":
+            raise BudgetError(
+                'With counted="repository" it depends on the video how many tokens stay; use '
+                '"exact" or "vllm" for a number that is known in advance.'
+            )
+        if self.counted == "exact":
+            return super().kept(frames, size)
+        return max(frames, int(self._share(frames, size) * frames * size))
+
+    def _share(self, frames: int, size: int) -> float:
+        """The fraction of a video's tokens that `keep` means."""
+        return self.keep / (frames * size) if isinstance(self.keep, int) else self.keep
+
+    def counts(self, visual: int, layers: int) -> list[int]:
+        """Visual tokens of one image, a video of one frame, that enter every decoder layer."""
+        return [self.kept(1, visual)] * layers
+
+    def choose(self, tokens: Tensor) -> Tensor:
         """The least redundant tokens of every frame."""
-        frames, size = tokens.shape[:2]
-        share = count / (frames * size) if isinstance(self.keep, int) else self.keep
+        share = self._share(*tokens.shape[:2])
         of_video, of_frame = redundancy(tokens)
         check_finite(of_video)
         kept = top_k(-(of_video + of_frame), frame_counts(of_video, share))
         if self.counted == "repository":
             return kept
-        if self.counted == "vllm":
-            count = max(frames, int(share * frames * size))
+        count = self.kept(*tokens.shape[:2])
         # What was chosen comes first, and within it what is least redundant.
         order = by_score(-(of_video + of_frame).flatten()[None], torch.ones_like(kept).view(1, -1))
         rank = inverse(order)[0] - kept.flatten() * kept.numel()
