@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import PIL.Image
 import pytest
 
 import pore
@@ -14,9 +15,12 @@ from pore.evaluation.guided import Guiding
 from pore.evaluation.harness.asking import LONGEST, Asker, Conversation, Decoding
 from pore.evaluation.harness.efforts import Asked, averages
 from pore.evaluation.running import evaluate
+from processors import KINDS
+from processors.base import Kind, parts_or_skip
 
 GREEDY = Decoding.read({"max_new_tokens": 8})
 SAMPLES = from_scenes("test", 6)
+SHAPES = ((224, 224), (320, 160))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,22 @@ def test_a_batch_is_its_prompts(embedded: Any, pruner: Any) -> None:
     assert together == [asker.ask([one], GREEDY)[0] for one in asked]
     assert [reply.effort.seen for reply in together] == [144, 144, 144, 288]
     assert together[0].input_tokens < together[3].input_tokens
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_batch_in_every_family(kind: Kind) -> None:
+    """Of two pictures of different shapes; half of their tokens go in the second layer."""
+    processor, model = parts_or_skip(kind)
+    asker = Asker(model, processor, pore.FastV(keep=0.5, layer=1))
+    decoding = Decoding.read({"max_new_tokens": 2})
+    asked = [about(PIL.Image.new("RGB", size, "red"), question="look") for size in SHAPES]
+    found = [
+        (one.effort.seen, one.effort.left, one.input_tokens) for one in asker.ask(asked, decoding)
+    ]
+    alone = [asker.ask([one], decoding)[0] for one in asked]
+    assert found == [(one.effort.seen, one.effort.left, one.input_tokens) for one in alone]
+    for seen, left, length in found:
+        assert 0 < left < seen < length
 
 
 def test_without_an_image(embedded: Any) -> None:

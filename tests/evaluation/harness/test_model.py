@@ -75,7 +75,7 @@ def test_as_in_an_evaluation_of_ones_own(embedded: Any, tasks: TaskManager, tmp_
         found = run(lm, tasks)
         outcome = evaluate(*embedded, samples, pruner)
         assert found["accuracy,none"] == pytest.approx(outcome.accuracy)
-        for third, accuracy in outcome.accuracy_by(lambda answer: answer.third).items():
+        for third, accuracy in outcome.record()["accuracy_by_third"].items():
             assert found[f"accuracy_{third},none"] == pytest.approx(accuracy)
         written = json.loads(report.read_text())
         means = written["tasks"]["few"]
@@ -110,3 +110,22 @@ def test_a_model_of_the_command_line_lasts_for_one_evaluation() -> None:
     lm.clean()
     with pytest.raises(InputError, match="made for one evaluation"):
         _ = lm.pruner
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ("method=fastv,keep=36,layer=2,reweight=rope", 36),
+        ("method=fastv,keep=36,layer=1,reweight=without-rope,normalize=visual", 36),
+        ("method=sparsevlm,keep=25%,reweight=null-token", 36),
+        ("method=sgl,keep=36,layer=3", 36),
+        ("method=sgl,keep=36,layer=3,guide=embedded", 36),
+        ("method=visionzip,keep=36", 36),
+        ("method=random,keep=36,seed=3,revision=main", 36),
+    ],
+)
+def test_methods_by_their_settings(tasks: TaskManager, settings: str, left: int) -> None:
+    given = {"batch_size": "8", "device": "cpu"}
+    lm = PoreHF.create_from_arg_string(f"pretrained=embedded,{settings}", given)
+    run(lm, tasks)
+    assert {one.visual_tokens_left for one in lm.asked} == {left}

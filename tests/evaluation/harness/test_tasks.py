@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import PIL.Image
 import pytest
 import yaml
 
+from pore.errors import InputError
 from pore.evaluation.harness import TASKS, protocol
 from pore.evaluation.harness.benchmarks import BENCHMARKS, not_scored_here
 
@@ -137,3 +139,27 @@ def test_the_submission_of_mm_vet(tmp_path: Path) -> None:
     protocol.mmvet_submission(results, Args())  # type: ignore[arg-type]
     written = (tmp_path / "submissions" / "llava_mmvet.json").read_text()
     assert written == '{\n  "v1_0": "x",\n  "v1_1": "x"\n}'
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (None, r"pip install 'pore-vlm\[eval\]' \(missing: lmms_eval"),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "pip uninstall torchv"),
+    ],
+)
+def test_what_to_install_is_said(
+    code: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without lmms-eval, and with a torchvision that was built for another torch."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lmms_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "pore.evaluation.harness.lmms", raising=False)
+    if code is None:
+        monkeypatch.setitem(sys.modules, "lmms_eval", None)
+    else:
+        (tmp_path / "lmms_eval").mkdir()
+        (tmp_path / "lmms_eval" / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=told):
+        import_module("pore.evaluation.harness.lmms")
