@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from rich.text import Text as RichText
 
 import pore
 from helpers.nasty import ANY, obeyed
-from pore._text import Html, Screen, cell, for_csv, for_figure, for_html, for_terminal, visible
+from pore._text import (
+    Html,
+    Screen,
+    cell,
+    for_csv,
+    for_figure,
+    for_html,
+    for_latex,
+    for_terminal,
+    visible,
+)
 
 SOURCE = Path(pore.__file__).parent
 
@@ -73,6 +84,18 @@ def test_text_of_a_figure_has_its_room(text: str, width: int, lines: int) -> Non
 )
 def test_no_cell_begins_a_formula(text: Any, shown: Any) -> None:
     assert for_csv(text) == shown
+
+
+@given(ANY)
+def test_latex_obeys_nothing(text: str) -> None:
+    shown = for_latex(text)
+    assert not obeyed(shown)
+    rest = re.sub(r"\\(text[a-z]+\{\}|[&%$#_{}])", "", shown)
+    assert not set(rest) & set("\\&%$#_{}~^<>")
+
+
+def test_latex_of_a_name() -> None:
+    assert for_latex("llava_gqa 50 % {x}^") == r"llava\_gqa 50 \% \{x\}\textasciicircum{}"
 
 
 @given(ANY)

@@ -140,6 +140,29 @@ def for_csv(value: Any) -> Any:
     return f"'{shown}" if shown.lstrip().startswith(tuple(_FORMULAS)) else shown
 
 
+# What LaTeX obeys, and how it is written instead.
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def for_latex(text: str) -> str:
+    """Text for a LaTeX document, in one line, that starts no command and no formula.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with everything that LaTeX obeys spelled out.
+    """
+    return "".join(_LATEX.get(sign, sign) for sign in visible(text))
+
+
 class Html(str):
     """Text that is HTML already."""
 

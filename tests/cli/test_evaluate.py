@@ -165,3 +165,25 @@ def test_bench_of_a_checkpoint(model: Path, tmp_path: Path) -> None:
         *("--text-before", "3", "--text-after", "2", "--new-tokens", "2", "-o", out),
     )
     assert json.loads(out.read_text())
+
+
+def test_evaluate_several_methods(model: Path, data: Path, profile: Path, tmp_path: Path) -> None:
+    common = ("evaluate", "-m", model, "-s", data / "samples.jsonl", "-o", tmp_path)
+    common = (*common, "--max-new-tokens", "2", "--methods", "fastv,pore")
+    found = run(*common, "--keep", "8,4", "--reweight", profile)
+    assert "FastV + PoRe" in found.output
+    document = json.loads((tmp_path / "sweep.json").read_text())
+    assert [(row["method"], row["reweight"], row["keep"]) for row in document["rows"]] == [
+        ("unpruned", None, None),
+        *((name, p, keep) for keep in (8, 4) for name, p in (("FastV", None), ("FastV", "pore"))),
+    ]
+    assert document["circumstances"]["command"].startswith("pore ")
+    assert {"sweep.html", "sweep.csv", "sweep.tex", "samples"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    assert "are two jobs" in run(*common, "--all", code=1).stderr
+    assert "leave out --layer, --normalize and --set" in run(*common, "--layer", "3", code=1).stderr
+    assert "no method 'fastw'" in run(*common[:-1], "fastw", code=1).stderr
+    assert "--table1 sets" in run(*common, "--table1", code=1).stderr
+    alone = run("evaluate", "-m", model, "--table1", code=1)
+    assert "--table1 needs P of the model" in alone.stderr

@@ -16,7 +16,7 @@ from pore.data.loading import load_model
 from pore.data.sources import load_samples
 from pore.engine.pruner import Pruner
 from pore.errors import CalibrationError
-from pore.evaluation import comparing
+from pore.evaluation import comparing, own
 from pore.evaluation.candidates import CANDIDATES, NONE
 from pore.evaluation.comparing import Comparison
 from pore.evaluation.files import read_records
@@ -48,14 +48,14 @@ def test_every_correction_is_asked_on_every_host(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    evaluate = comparing.evaluate
+    evaluate = own.evaluate
 
     def counted(model: Any, processor: Any, batches: Any, *args: Any, **given: Any) -> Any:
         found = evaluate(model, processor, batches, *args, **given)
         asked.append(len(batches.samples))
         return found
 
-    monkeypatch.setattr(comparing, "evaluate", counted)
+    monkeypatch.setattr(own, "evaluate", counted)
     result = compared(checkpoint, tmp_path, 4)
     done = {(one.outcome.method, one.setting.correction) for one in result.compared}
     refused = {one.method for one in result.left_out}

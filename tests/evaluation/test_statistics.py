@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pore.errors import InputError
 from pore.evaluation.answers import is_right, normalise
-from pore.evaluation.statistics import holm, mean_interval, paired, wilson
+from pore.evaluation.statistics import holm, paired, score_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_scores_between_right_and_wrong() -> None:
     assert found.difference == pytest.approx(np.mean(by))
     assert (found.n, found.gained, found.lost) == (6, 4, 1)
     assert found.ci[0] < found.difference < found.ci[1]
-    low, high = mean_interval(second)
+    low, high = score_interval(second)
     assert low < np.mean(second) < high
 
 

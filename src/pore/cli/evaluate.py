@@ -15,6 +15,7 @@ from pore.cli.comparing import ask_corrections
 from pore.cli.evaluate_options import Options
 from pore.cli.options import budget, budgets, columns, takes
 from pore.cli.printing import say, stdout
+from pore.cli.sweeping import is_sweep, sweep_methods
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ def evaluate(options: Options) -> None:
     correction runs on every such method; with a larger --limit the same command asks only the
     further questions.
 
+    With --tasks and --methods, every method at every budget is run on benchmarks of lmms-eval and
+    on one's own questions (`--tasks samples`), with one load of the model, and the table is written
+    as a page, JSON, CSV and LaTeX. P is measured on --calibration, or taken from --reweight. Killed
+    at any point, the same command resumes at the cell where it stopped.
+
     Examples:
 
         pore evaluate --keep 25% --keep 10% --reweight profile.json
@@ -44,6 +50,8 @@ def evaluate(options: Options) -> None:
 
         pore evaluate --corrections -s embedded:fresh --limit 210 --keep 32 --keep 16
 
+        pore evaluate --tasks samples,pore_embedded --methods fastv,pore --keep 36,16 --limit 70
+
         pore evaluate --method SGL -m llava-hf/llava-1.5-13b-hf --guide llava-hf/llava-1.5-7b-hf
 
         pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
@@ -51,14 +59,20 @@ def evaluate(options: Options) -> None:
     from pore.data.loading import load_model
     from pore.data.sources import load_samples, scenes_for
 
-    keeps = budgets(options.keep, options.settings)
+    jobs = {"--all": options.every, "--corrections": options.corrections}
+    jobs["--tasks or --methods"] = is_sweep(options)
+    asked = [name for name, wanted in jobs.items() if wanted]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} are two jobs; give one of them at a time.")
     every = options.every or options.corrections
-    if options.every and options.corrections:
-        raise InputError("--all and --corrections are two jobs; give one of them at a time.")
-    if options.guide is not None and not every and not is_guided(options.method):
+    if options.guide is not None and not asked and not is_guided(options.method):
         raise InputError(
             f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
         )
+    if is_sweep(options):
+        _sweep(options)
+        return
+    keeps = budgets(options.keep, options.settings)
     model, processor = load_model(options.model, **options.how)
     options = replace(
         options,
@@ -82,6 +96,15 @@ def evaluate(options: Options) -> None:
     else:
         guide = _guide(options) if is_guided(options.method) else None
         ask_one(options, model, processor, samples, keeps, guide)
+
+
+def _sweep(options: Options) -> None:
+    """Ask benchmarks under several methods."""
+    from pore.data.loading import load_model
+
+    settings = _settings(options, "--methods", reweight=True)
+    model, processor = load_model(options.model, **options.how)
+    sweep_methods(options, model, processor, settings, _guide(options))
 
 
 def _guide(options: Options) -> tuple[Any, Any] | None:
@@ -138,17 +161,26 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
     say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
 
 
-def _settings(options: Options, flag: str) -> SurveySettings:
-    """The settings of a job over all methods."""
+def _settings(options: Options, flag: str, *, reweight: bool = False) -> SurveySettings:
+    """The settings of a job over several methods; some take P from a file."""
     from pore.evaluation.results import SurveySettings
+    from pore.evaluation.wanted import texts
 
-    if options.layer is not None or options.reweight or options.normalize or options.settings:
+    refused = {
+        "--layer": options.layer is not None,
+        "--reweight": bool(options.reweight) and not reweight,
+        "--normalize": options.normalize,
+        "--set": options.settings,
+    }
+    if any(refused.values()):
+        names = [name for name in refused if not (reweight and name == "--reweight")]
         raise InputError(
-            f"{flag} takes every method as its authors set it up; leave out --layer, --reweight, "
-            "--normalize and --set."
+            f"{flag} takes every method as its authors set it up; leave out "
+            f"{', '.join(names[:-1])} and {names[-1]}."
         )
+    keeps = tuple(map(budget, texts(options.keep or ())))
     return SurveySettings(
-        keeps=tuple(map(budget, options.keep)) if options.keep else SurveySettings.keeps,
+        keeps=keeps or SurveySettings.keeps,
         average=options.average,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,

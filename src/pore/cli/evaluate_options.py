@@ -51,30 +51,57 @@ class Options(Loading):
             help="Evaluate every correction of position bias on every host that takes one.",
         ),
     ] = False
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Benchmarks of lmms-eval, with commas or repeated; 'samples' are the questions of "
+            "--samples. Needs pore-vlm[eval]. [default with --methods: samples]"
+        ),
+    ] = None
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Methods, with commas or repeated: fastv, sparsevlm+pore, fastv+rope; 'pore' is "
+            "fastv+pore. [default with --tasks: fastv,pore]"
+        ),
+    ] = None
+    table1: Annotated[
+        bool,
+        typer.Option(
+            "--table1",
+            help="Run what Table 1 of the PoRe paper shows, and write the paper's numbers beside.",
+        ),
+    ] = False
+    include_path: Annotated[
+        Path | None, typer.Option(help="With --tasks: folder of further tasks of lmms-eval.")
+    ] = None
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="With --all or --corrections: samples that P is measured on. "
+            help="With --all, --corrections or --methods: samples that P is measured on. "
             f"{SCENES.format('calibration')}"
         ),
     ] = None
     images: Annotated[
-        int, typer.Option(min=1, help="With --all or --corrections: calibration samples, at most.")
+        int,
+        typer.Option(
+            min=1, help="With --all, --corrections or --methods: calibration samples, at most."
+        ),
     ] = 700
     guide: Annotated[
         str | None,
         typer.Option(
-            help="With --all, --corrections or --method SGL: a smaller model that guides SGL; it "
-            "must cut images into the same tokens. [default: the model itself]"
+            help="With --all, --corrections, --methods or --method SGL: a smaller model that "
+            "guides SGL; it must cut images into the same tokens. [default: the model itself]"
         ),
     ] = None
     method: Method = "FastV"
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="Visual tokens kept: 128, 0.25 or 25%. Repeatable. "
-            "[default: 25%; with --all or --corrections 1/3, 2/9 and 1/9, which is 192, 128 and 64 "
-            "of 576]"
+            help="Visual tokens kept: 128, 0.25 or 25%. Repeatable; with --methods also 128,64. "
+            "[default: 25%; with --all, --corrections or --methods 1/3, 2/9 and 1/9, which is "
+            "192, 128 and 64 of 576]"
         ),
     ] = None
     average: Average = False
@@ -93,7 +120,7 @@ class Options(Loading):
             "--out",
             "-o",
             help="Folder for results. [default: none; runs/all with --all, runs/corrections with "
-            "--corrections]",
+            "--corrections, runs/sweep with --tasks or --methods]",
         ),
     ] = None
     max_bad: MaxBad = 0.01

@@ -19,7 +19,7 @@ from pore._saved.seals import sealed_list
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import PoreError
-from pore.evaluation.batches import Batches, Skipped
+from pore.evaluation.batches import Skipped
 from pore.evaluation.candidates import CANDIDATES, NONE, Measurement, set_up, with_correction
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
@@ -27,11 +27,12 @@ from pore.evaluation.files import Results, write_differences, write_results
 from pore.evaluation.guided import Guiding
 from pore.evaluation.hosts import host_measure
 from pore.evaluation.outcome import Answer, Outcome, common, questions_of
+from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import LeftOut, SurveySettings
 from pore.evaluation.reweighting import rope_bias
-from pore.evaluation.running import asked_model, evaluate, time_some, timed_samples
+from pore.evaluation.running import time_some, timed_samples
 from pore.evaluation.sizes import ImageSizes, images_asked
-from pore.evaluation.store import Store, kept_times, kept_under
+from pore.evaluation.store import kept_times
 from pore.evaluation.survey import taught_layer
 from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import shape_of
@@ -149,7 +150,7 @@ def run(
     told = progress or (lambda what, share: None)
     measured = partial(_measured, model, processor, calibration, out, settings, source, told)
     blocks = [
-        _Block(model, processor, test[first : first + BLOCK], out, settings)
+        OwnQuestions(model, processor, test[first : first + BLOCK], out, settings)
         for first in range(0, len(test), BLOCK)
     ]
     images = [image for block in blocks for image in images_asked(block.batches)]
@@ -254,36 +255,6 @@ def _measured(
     return Measurement(stages, rope_bias(model, processor, calibration[:64]))
 
 
-class _Block:
-    """Some of the questions, asked under one setting after the other."""
-
-    def __init__(
-        self, model: Any, processor: Any, samples: Sequence[Sample], out: Path, settings: Any
-    ) -> None:
-        self.model, self.processor, self._settings = model, processor, settings
-        self.batches = Batches(
-            model, processor, samples, batch_size=settings.batch_size, max_bad=settings.max_bad
-        )
-        self.batches.sift()
-        self.store = Store(out / "answers", kept_under(model, processor, self.batches, settings))
-
-    def ask(self, pruner: Pruner | None, advance: Any) -> Outcome:
-        """The answers under a setting: those that are kept, or else it asks."""
-        batches = self.batches
-        asked = Outcome(pruner, (), asked=asked_model(self.model))
-        kept = self.store.load(pruner, batches.good)
-        if kept is not None:
-            advance(len(batches.samples))
-            skipped = tuple(batches.skipped[number] for number in sorted(batches.skipped))
-            return replace(asked, answers=kept, skipped=skipped)
-        longest = self._settings.max_new_tokens
-        asked = evaluate(
-            self.model, self.processor, batches, pruner, max_new_tokens=longest, progress=advance
-        )
-        self.store.save(pruner, asked.answers)
-        return asked
-
-
 def _longer(
     so_far: Mapping[Setting, Outcome], block: Mapping[Setting, Outcome]
 ) -> dict[Setting, Outcome]:
@@ -316,7 +287,7 @@ def _compared(outcomes: Mapping[Setting, Outcome], seed: int) -> tuple[Compared,
     return tuple(found)
 
 
-def _timed(result: Comparison, block: _Block, out: Path, work: Work) -> Comparison:
+def _timed(result: Comparison, block: OwnQuestions, out: Path, work: Work) -> Comparison:
     pruners = [one.setting.pruner for one in result.compared]
     here = {**block.store.conditions, "device": str(block.model.device)}
     good, advance = block.batches.good, work.done(1.0)

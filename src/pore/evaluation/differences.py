@@ -81,5 +81,5 @@ def compare(
     if asked(first.answers) != asked(second.answers):
         raise InputError("Two outcomes can be compared only if they answer the same questions.")
     chosen = [third in (None, answer.third) for answer in first.answers]
-    rights = (list(compress(outcome.right, chosen)) for outcome in (first, second))
+    rights = (list(compress(outcome.points, chosen)) for outcome in (first, second))
     return Difference(first, second, paired(*rights, seed=seed), third)

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Skipped, listed
 from pore.evaluation.guided import guiding_of
-from pore.evaluation.statistics import wilson
+from pore.evaluation.statistics import score_interval
 from pore.methods.downsample import Downsample
 from pore.plotting.labels import UNPRUNED, budget_label, label
 from pore.tower.stages import TowerStage
@@ -36,6 +37,8 @@ class Answer:
         mean_tokens: Visual tokens of the prompt, averaged over the decoder layers.
         iou: Of a question whose answer is a box: how far the box given and the right one overlap,
             as the area of both over the area of either; 0 if no box was given.
+        score: What a benchmark gives for the answer, from 0 to 1, where that is not only right or
+            wrong, as in VQAv2.
     """
 
     id: str
@@ -50,23 +53,29 @@ class Answer:
     extra: int = 0
     mean_tokens: float | None = None
     iou: float | None = None
+    score: float | None = None
+
+    @property
+    def points(self) -> float:
+        """The score; 1 for right and 0 for wrong where there is no other."""
+        return float(self.right) if self.score is None else self.score
 
 
 class Group(NamedTuple):
     """How a group of questions did.
 
     Attributes:
-        accuracy: Share of right answers.
-        ci: Its Wilson interval at 95 %.
+        accuracy: Share of right answers, or mean score.
+        ci: Its 95 % interval.
     """
 
     accuracy: float
     ci: list[float]
 
     @classmethod
-    def of(cls, right: Sequence[bool]) -> Group:
-        """The group of these answers, at least one."""
-        return cls(sum(right) / len(right), list(wilson(sum(right), len(right))))
+    def of(cls, points: Sequence[float]) -> Group:
+        """The group of answers with these scores, at least one."""
+        return cls(sum(points) / len(points), list(score_interval(points)))
 
 
 @dataclass(frozen=True)
@@ -148,14 +157,19 @@ class Outcome:
         return tuple(answer.right for answer in self.answers)
 
     @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return sum(self.right) / len(self.answers)
+    def points(self) -> tuple[float, ...]:
+        """The score of every question: 1 for right and 0 for wrong where there is no other."""
+        return tuple(answer.points for answer in self.answers)
 
     @property
+    def accuracy(self) -> float:
+        """Share of right answers, or mean score."""
+        return sum(self.points) / len(self.answers)
+
+    @cached_property
     def ci(self) -> tuple[float, float]:
-        """Wilson interval of the accuracy, at 95 %."""
-        return wilson(sum(self.right), len(self.answers))
+        """The 95 % interval of the accuracy."""
+        return score_interval(self.points)
 
     @property
     def tokens_after(self) -> float:
@@ -176,11 +190,11 @@ class Outcome:
         return sum(known) / len(known) if len(known) == len(self.answers) else None
 
     @property
-    def scores(self) -> list[int | None]:
-        """1 for right and 0 for wrong, one for every sample; None for those that were skipped."""
-        own, given = {one.number for one in self.skipped}, iter(self.answers)
+    def scores(self) -> list[float | None]:
+        """The score of every sample; None for those that were skipped."""
+        own, given = {one.number for one in self.skipped}, iter(self.points)
         places = range(len(self.answers) + len(own))
-        return [None if place in own else int(next(given).right) for place in places]
+        return [None if place in own else _short(next(given)) for place in places]
 
     @property
     def iou(self) -> float | None:
@@ -197,11 +211,11 @@ class Outcome:
         Returns:
             Accuracy and interval by group.
         """
-        rights: dict[str, list[bool]] = {}
-        for group, right in zip(groups, self.right, strict=True):
+        parts: dict[str, list[float]] = {}
+        for group, points in zip(groups, self.points, strict=True):
             if group is not None:
-                rights.setdefault(group, []).append(right)
-        return {name: Group.of(right) for name, right in rights.items()}
+                parts.setdefault(group, []).append(points)
+        return {name: Group.of(points) for name, points in parts.items()}
 
     def record(self, downsampled: Outcome | None = None) -> dict[str, Any]:
         """The outcome as one record of `results.json`.
@@ -278,6 +292,11 @@ def questions_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         for number, one in own.items():
             found.setdefault(number, {"id": one.id, **unknown})
     return [found[place] for place in sorted(found)]
+
+
+def _short(points: float) -> float:
+    """0 and 1 as whole numbers, which files of many thousands of scores are shorter with."""
+    return int(points) if points in (0, 1) else points
 
 
 def _digest(answer: Answer) -> str:

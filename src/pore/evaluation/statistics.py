@@ -17,6 +17,10 @@ CLEAR = 0.05
 """A difference is called clear where p is below this."""
 
 
+# Questions from which on a bootstrap of 10,000 resamples takes seconds.
+_MANY = 20_000
+
+
 @lru_cache(maxsize=4096)  # records are written again after every setting
 def wilson(right: int, n: int) -> tuple[float, float]:
     """The Wilson score interval of a share, at 95 %.
@@ -110,22 +114,47 @@ def paired(
     return Paired(n, gained, lost, difference, (float(low), float(high)), p)
 
 
-def mean_interval(
-    scores: Sequence[float], *, seed: int = 0, resamples: int = 10_000
-) -> tuple[float, float]:
-    """The 95 % interval of a mean score, from a bootstrap over the questions.
+def score_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean score.
 
     Args:
-        scores: One for every question.
-        seed: Seed of the bootstrap.
-        resamples: Its resamples.
+        scores: One for every question, from 0 to 1.
 
     Returns:
-        The lower and the upper end.
+        Its lower and upper end: the Wilson interval where every score is 0 or 1, and otherwise that
+        of a bootstrap over the questions.
     """
-    values, rng = np.asarray(scores, float), np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+    if set(scores) <= {0, 1}:
+        return wilson(int(sum(scores)), len(scores))
+    values, rng = np.asarray(scores, float), np.random.default_rng(0)
+    n, resamples = len(values), 1000 if len(values) > _MANY else 10_000
+    means = [values[rng.integers(0, n, n)].mean() for _ in range(resamples)]
     low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def relative_interval(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
+) -> tuple[float, float]:
+    """The 95 % interval of the mean, over benchmarks, of a score relative to another.
+
+    The bootstrap draws the questions of every benchmark, with both scores of a question together.
+
+    Args:
+        pairs: For each benchmark the scores of a method and those without it, on the same
+            questions.
+
+    Returns:
+        Its lower and upper end.
+    """
+    rng, drawn = np.random.default_rng(0), np.zeros(1000)
+    for scores, unpruned in pairs:
+        first, second = np.asarray(scores, float), np.asarray(unpruned, float)
+        n = len(first)
+        draws = (rng.integers(0, n, n) for _ in drawn)
+        sums = np.array([(first[draw].sum(), second[draw].sum()) for draw in draws])
+        drawn += sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
+    low, high = np.quantile(drawn / len(pairs), (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -39,23 +39,30 @@ class Store:
         name = slug(Outcome(pruner, ()).label)
         return self._folder / f"{name}-{digest(setting)[:12]}.json", setting
 
-    def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
-        """The answers to these samples; None if there is no file, or it is damaged."""
+    def read(self, pruner: Pruner | None) -> tuple[tuple[Answer, ...], dict[str, Any]] | None:
+        """The answers, and what else was written; None if there is no file, or it is damaged."""
         path, setting = self._place(pruner)
         document = read_kept(path)
         if document.get("setting") != setting:
             return None
         try:
-            answers = tuple(_answer(entry) for entry in document["answers"])
+            return tuple(_answer(entry) for entry in document["answers"]), document
         except (KeyError, TypeError):
             return None
+
+    def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
+        """The answers to these samples; None if there is no file, or it is damaged."""
+        found = self.read(pruner)
+        if found is None:
+            return None
+        answers, _ = found
         same = [(a.id, a.question) for a in answers] == [(s.id, s.question) for s in samples]
         return answers if same else None
 
-    def save(self, pruner: Pruner | None, answers: Sequence[Answer]) -> None:
-        """Write the answers, whole or not at all."""
+    def save(self, pruner: Pruner | None, answers: Sequence[Answer], **more: Any) -> None:
+        """Write the answers, and more by name, whole or not at all."""
         path, setting = self._place(pruner)
-        document = {"setting": setting, "answers": list(map(_plain, answers))}
+        document = {"setting": setting, "answers": list(map(_plain, answers)), **more}
         write_atomic(path, sealed_text(document))
 
 
@@ -87,11 +94,9 @@ def kept_times(
 
 
 def _plain(answer: Answer) -> dict[str, Any]:
-    """An answer as files have it: an overlap only where the answer is a box."""
-    entry = asdict(answer)
-    if answer.iou is None:
-        del entry["iou"]
-    return entry
+    """An answer as files have it: an overlap and a score only where there is one."""
+    absent = [name for name in ("iou", "score") if getattr(answer, name) is None]
+    return {name: value for name, value in asdict(answer).items() if name not in absent}
 
 
 def _answer(entry: Mapping[str, Any]) -> Answer:

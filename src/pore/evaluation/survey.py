@@ -23,7 +23,6 @@ from pore.embedded import EMBEDDED
 from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
-from pore.evaluation.batches import Batches
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
 from pore.evaluation.files import Results, write_differences, write_results
@@ -287,7 +286,7 @@ def lineup(
     for keep in map(sizes.budget, settings.keeps):
         for name, kind in methods().items():
             try:
-                pruner = _set_up(kind, keep, model, settings, guiding)
+                pruner = set_up(kind, keep, model, settings, guiding)
                 check_limits(pruner, family)
                 pruner.check(model, family)
                 pruner.counts(sizes.usual, shape.decoder.layers)
@@ -298,10 +297,24 @@ def lineup(
     return planned, left_out
 
 
-def _set_up(
+def set_up(
     kind: type[Pruner], keep: int | float, model: Any, settings: SurveySettings, guiding: Guiding
 ) -> Pruner:
-    """A method at a budget, as its authors set it up for a model."""
+    """A method at a budget, as its authors set it up for a model.
+
+    Args:
+        kind: The method.
+        keep: The budget, in tokens or as a share.
+        model: The model.
+        settings: The seed, and whether budgets are the mean over the layers.
+        guiding: The model that guides SGL.
+
+    Returns:
+        The method.
+
+    Raises:
+        PoreError: It cannot be set up.
+    """
     shape = shape_of(model.config)
     guide: dict[str, Any] = {"guide": guiding} if kind.guided else {}
 

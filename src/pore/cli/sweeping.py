@@ -1,0 +1,148 @@
+"""`pore evaluate --tasks --methods`: methods at budgets on benchmarks, in one table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pore._progress import progress
+from pore._text import cell
+from pore.cli.about import command_line
+from pore.cli.printing import plain_table, say, stdout
+from pore.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from pore.cli.evaluate_options import Options
+    from pore.data.samples import Sample
+    from pore.evaluation.cells import Benchmark, Sweep
+    from pore.evaluation.results import SurveySettings
+
+
+def is_sweep(options: Options) -> bool:
+    """Whether benchmarks or several methods are asked for."""
+    return bool(options.tasks or options.methods or options.table1)
+
+
+def sweep_methods(
+    options: Options,
+    model: Any,
+    processor: Any,
+    settings: SurveySettings,
+    guide: tuple[Any, Any] | None,
+) -> None:
+    """Ask every benchmark under every method at every budget, and print the table.
+
+    Args:
+        options: The options of the command.
+        model: The model.
+        processor: Its processor.
+        settings: Budgets, batches and seed.
+        guide: The model that guides SGL and its processor; None for the model itself.
+    """
+    from pore.data.sources import load_samples
+    from pore.evaluation import table1
+    from pore.evaluation.circumstances import circumstances
+    from pore.evaluation.guided import Guiding
+    from pore.evaluation.reweighting import biases_named
+    from pore.evaluation.sweeping import sweep
+    from pore.evaluation.wanted import Corrections, planned, read_wanted, texts
+    from pore.identity import forget
+
+    names, wanted = texts(options.tasks or ()), texts(options.methods or ())
+    if options.table1:
+        if names or wanted or options.keep:
+            raise InputError("--table1 sets --tasks, --methods and --keep; leave them out.")
+        if not options.reweight and options.calibration.startswith("embedded:"):
+            raise InputError(
+                "--table1 needs P of the model: give --reweight FILE, made by pore calibrate, or "
+                "--calibration SAMPLES to measure it on."
+            )
+        names, wanted = list(table1.scored_here().values()), list(table1.METHODS)
+        settings = replace(settings, keeps=table1.KEEPS)
+        say(*table1.NOTES)
+    methods = read_wanted(wanted or ("fastv", "pore"))
+    began, out = time.monotonic(), options.out or Path("runs/sweep")
+    forget(model)  # so that a change of the weights since the last call is noticed
+
+    def calibration() -> Sequence[Sample]:
+        return list(load_samples(options.calibration, limit=options.images))
+
+    given = biases_named(options.reweight, options.allow or (), model, processor, ())
+    corrections = Corrections(
+        model, processor, calibration, options.calibration, out, settings, given
+    )
+    guiding = Guiding(
+        *(guide or (model, processor)), max_new_tokens=options.max_new_tokens, itself=guide is None
+    )
+    benchmarks = list(_benchmarks(options, names or ["samples"], model, processor, settings, out))
+    with progress() as told:
+        plan, left_out = planned(
+            model, methods, settings, corrections, guiding, told=lambda what: told(what, 0.0)
+        )
+        result = sweep(
+            benchmarks,
+            plan,
+            out,
+            left_out=left_out,
+            circumstances=circumstances(model.device, options.seed, command_line()),
+            progress=told,
+        )
+    if options.table1:
+        table1.write_page(result, out)
+    stdout().print(_table(result))
+    say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
+    say(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {time.monotonic() - began:.0f} s.")
+
+
+def _benchmarks(
+    options: Options,
+    names: Sequence[str],
+    model: Any,
+    processor: Any,
+    settings: SurveySettings,
+    out: Path,
+) -> Iterator[Benchmark]:
+    """One's own questions, and tasks of lmms-eval, which is imported only for these."""
+    from pore.data.sources import load_samples
+    from pore.evaluation.own import OwnQuestions
+    from pore.evaluation.sweeping import SAMPLES, OwnBenchmark
+
+    if SAMPLES in names:
+        samples = load_samples(
+            options.samples, questions=options.questions, limit=options.limit, split=options.split
+        )
+        yield OwnBenchmark(OwnQuestions(model, processor, list(samples), out, settings))
+    others = [name for name in names if name != SAMPLES]
+    if not others:
+        return
+    from pore.evaluation.harness.model import PoreHF
+    from pore.evaluation.harness.sweep import HarnessBenchmark, Tasks
+
+    tasks = Tasks(others, options.include_path)
+    lm = PoreHF(model=model, processor=processor, batch_size=settings.batch_size)
+    for name in tasks.names:
+        yield HarnessBenchmark(name, tasks, lm, out, limit=options.limit, seed=options.seed)
+
+
+def _table(sweep: Sweep) -> Table:
+    from pore.evaluation.sweep_files import blocks, costs, interval, name_of, relative, value
+
+    made = plain_table("method", "tokens", "GFLOPs", *sweep.benchmarks, "relative, %")
+    for budget, rows in blocks(sweep):
+        made.add_section()
+        made.add_row(cell(budget, "bold"))
+        for one in rows:
+            found = [one.cells.get(name) for name in sweep.benchmarks]
+            shown = [f"{value(each)} {interval(each.ci if each else None)}" for each in found]
+            made.add_row(
+                *map(cell, (f"  {name_of(one)}", *costs(one), *shown)),
+                cell(" ".join(relative(one)), "bold"),
+            )
+    return made

@@ -1,0 +1,195 @@
+"""The cells of a sweep: how a setting did on a benchmark; and rows over several benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pore.engine.pruner import Pruner
+from pore.evaluation.outcome import Outcome
+from pore.evaluation.results import LeftOut
+from pore.evaluation.statistics import relative_interval
+from pore.evaluation.work import Progress
+
+# Benchmarks by what they ask for, by a part of their names.
+_ASK_FOR = {
+    "OCR": ("textvqa", "ocr", "docvqa", "infovqa", "infographic", "chartqa", "stvqa"),
+    "grounding": ("refcoco",),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How a setting did on a benchmark.
+
+    Attributes:
+        outcome: Its answers; of a benchmark without a score for each, only what they took counts.
+        metric: The name of what the benchmark measures.
+        value: That, in the unit in which it is published, such as percent.
+        ci: Its 95 % interval; None where the value is no mean over the questions, as in MME.
+        scored: Whether every answer has a score of its own.
+    """
+
+    outcome: Outcome
+    metric: str
+    value: float
+    ci: tuple[float, float] | None
+    scored: bool = True
+
+
+class Benchmark(Protocol):
+    """Questions that a sweep asks: one's own, or a benchmark of lmms-eval."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    def ask(self, pruner: Pruner | None, advance: Progress) -> Cell:
+        """The cell of a setting: kept from before, or else the model is asked.
+
+        Args:
+            pruner: The method, or None for the unpruned model.
+            advance: Called with the number of further questions that are done.
+        """
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a setting did on all benchmarks.
+
+    Attributes:
+        method: Name of the method.
+        reweight: The correction of position bias, by the name that it was asked for; or None.
+        keep: The budget.
+        cells: The cell of every benchmark that is done, by its name.
+        tokens: Visual tokens of a prompt that reach the last layer, averaged over the benchmarks.
+        mean_tokens: Visual tokens averaged over the decoder layers, and over the benchmarks.
+        flops: FLOPs of a prefill (true count), averaged over the benchmarks.
+        relative: The mean, over benchmarks, of the value relative to that of the unpruned model;
+            None until all are done.
+        relative_ci: Its 95 % interval; None where one of the values has none.
+        relative_by: The same mean by what benchmarks ask for, where they differ in that.
+    """
+
+    method: str
+    reweight: str | None
+    keep: int | float | str | None
+    cells: Mapping[str, Cell]
+    tokens: float | None = None
+    mean_tokens: float | None = None
+    flops: float | None = None
+    relative: float | None = None
+    relative_ci: tuple[float, float] | None = None
+    relative_by: Mapping[str, float] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The row as plain JSON types."""
+        return {
+            "method": self.method,
+            "reweight": self.reweight,
+            "keep": self.keep,
+            "tokens_after": self.tokens,
+            "mean_tokens": self.mean_tokens,
+            "flops": self.flops,
+            "relative": self.relative,
+            "relative_ci": None if self.relative_ci is None else list(self.relative_ci),
+            "relative_by": dict(self.relative_by or {}),
+            "benchmarks": {
+                name: {
+                    "metric": cell.metric,
+                    "value": cell.value,
+                    "ci": None if cell.ci is None else list(cell.ci),
+                    "n": len(cell.outcome.answers),
+                    "tokens_after": cell.outcome.tokens_after,
+                    "mean_tokens": cell.outcome.mean_tokens,
+                    "flops": cell.outcome.flops,
+                }
+                for name, cell in self.cells.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found so far.
+
+    Attributes:
+        benchmarks: The names of the benchmarks.
+        rows: A row for every setting, the unpruned model first.
+        left_out: Settings that could not be made or failed, and why.
+        circumstances: As from `circumstances.circumstances`.
+    """
+
+    benchmarks: tuple[str, ...]
+    rows: tuple[Row, ...]
+    left_out: tuple[LeftOut, ...]
+    circumstances: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether no cell is missing, apart from those that failed."""
+        return all(row.relative is not None for row in self.rows)
+
+
+def row(
+    named: tuple[str, str | None, int | float | str | None],
+    cells: Mapping[str, Cell],
+    unpruned: Mapping[str, Cell],
+    benchmarks: Sequence[str],
+) -> Row:
+    """Sum up how a setting did.
+
+    Args:
+        named: Its method, its correction and its budget.
+        cells: Its cells, by benchmark.
+        unpruned: Those of the unpruned model.
+        benchmarks: The names of all benchmarks of the sweep.
+
+    Returns:
+        The row.
+    """
+    if not benchmarks or not set(benchmarks) <= cells.keys() & unpruned.keys():
+        return Row(*named, cells)
+    outcomes = [cells[name].outcome for name in benchmarks]
+    ratios = {name: _ratio(cells[name], unpruned[name]) for name in benchmarks}
+    known = [ratio for ratio in ratios.values() if ratio is not None]
+    parts: dict[str, list[float]] = {}
+    for name, ratio in ratios.items():
+        if ratio is not None:
+            parts.setdefault(asks_for(name), []).append(ratio)
+    pairs = [_scores(cells[name].outcome, unpruned[name].outcome) for name in benchmarks]
+    means = all(cells[name].ci and unpruned[name].ci and ratios[name] for name in benchmarks)
+    return Row(
+        *named,
+        cells,
+        tokens=_mean([outcome.tokens_after for outcome in outcomes]),
+        mean_tokens=_mean([outcome.mean_tokens for outcome in outcomes]),
+        flops=_mean([outcome.flops for outcome in outcomes]),
+        relative=_mean(known) if len(known) == len(benchmarks) else None,
+        relative_ci=relative_interval(pairs) if means else None,
+        relative_by={k: sum(v) / len(v) for k, v in parts.items()} if len(parts) > 1 else {},
+    )
+
+
+def asks_for(benchmark: str) -> str:
+    """What a benchmark asks for: "OCR", "grounding" or "other"."""
+    name = benchmark.lower()
+    found = (what for what, parts in _ASK_FOR.items() if any(part in name for part in parts))
+    return next(found, "other")
+
+
+def _ratio(cell: Cell, unpruned: Cell) -> float | None:
+    return cell.value / unpruned.value if unpruned.value else None
+
+
+def _scores(first: Outcome, second: Outcome) -> tuple[list[float], list[float]]:
+    """The scores of both on the questions that neither skipped."""
+    both = zip(first.scores, second.scores, strict=True)
+    kept = [(one, other) for one, other in both if one is not None and other is not None]
+    return [one for one, _ in kept], [other for _, other in kept]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

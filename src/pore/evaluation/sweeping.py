@@ -1,0 +1,165 @@
+"""Sweeps: methods at budgets on benchmarks, one load of the model, resumed where it stopped.
+
+The questions of a benchmark are asked under all settings before those of the next. Every cell, a
+setting on a benchmark, is kept as soon as it is done, and the table of the cells so far is written.
+The same call resumes where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pore.engine.pruner import Pruner
+from pore.errors import PoreError
+from pore.evaluation.cells import Benchmark, Cell, Row, Sweep, row
+from pore.evaluation.files import Results, write_results
+from pore.evaluation.outcome import common, questions_of, records_of
+from pore.evaluation.own import OwnQuestions
+from pore.evaluation.results import LeftOut
+from pore.evaluation.sweep_files import write_sweep
+from pore.evaluation.wanted import Setting
+from pore.evaluation.work import Progress, Told, Work
+
+SAMPLES = "samples"
+
+
+"""The name of one's own questions among benchmarks."""
+
+
+class OwnBenchmark:
+    """Questions of one's own as a benchmark.
+
+    Args:
+        questions: The questions.
+        name: What the benchmark is called.
+    """
+
+    def __init__(self, questions: OwnQuestions, name: str = SAMPLES) -> None:
+        self._questions = questions
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._name
+
+    def ask(self, pruner: Pruner | None, advance: Progress) -> Cell:
+        """The cell of a setting, as in `cells.Benchmark`."""
+        outcome = self._questions.ask(pruner, lambda _: None)
+        advance(1)
+        low, high = outcome.ci
+        return Cell(outcome, "accuracy", 100 * outcome.accuracy, (100 * low, 100 * high))
+
+
+def sweep(
+    benchmarks: Sequence[Benchmark],
+    settings: Sequence[Setting],
+    out: Path,
+    *,
+    left_out: Sequence[LeftOut] = (),
+    circumstances: Mapping[str, Any],
+    progress: Told | None = None,
+) -> Sweep:
+    """Ask every benchmark under every setting, and write everything into a folder.
+
+    Args:
+        benchmarks: What is asked.
+        settings: The unpruned model first.
+        out: The folder; made if missing. Cells that are there are used.
+        left_out: Settings that could not be made.
+        circumstances: As from `circumstances.circumstances`.
+        progress: Called with what is being done, and the share of the work done so far.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        PoreError: The unpruned model cannot be asked.
+        OSError: A file cannot be written.
+        KeyboardInterrupt: Passed on, with a message that says how to resume.
+    """
+    names = tuple(benchmark.name for benchmark in benchmarks)
+    work = Work(len(benchmarks) * len(settings), progress)
+    failed = list(left_out)
+    cells: list[dict[str, Cell]] = [{} for _ in settings]
+    sums: dict[int, Row] = {}
+    try:
+        for benchmark in benchmarks:
+            for number, setting in enumerate(settings):
+                work.start(f"{benchmark.name}: {_words(setting)}")
+                try:
+                    cells[number][benchmark.name] = benchmark.ask(setting.pruner, work.done(1))
+                except PoreError as error:
+                    if setting.pruner is None:
+                        raise
+                    failed.append(_failed(setting, benchmark.name, error))
+                    work.done(1)(1)
+                found = Sweep(
+                    names, _rows(settings, cells, names, sums), tuple(failed), circumstances
+                )
+                write_sweep(found, out)
+            _write_questions(benchmark.name, settings, cells, out, circumstances)
+    except KeyboardInterrupt as error:
+        done = sum(map(len, cells))
+        raise KeyboardInterrupt(
+            f"{done} of {len(benchmarks) * len(settings)} cells are done and kept in {out}: the "
+            f"same command resumes from there. {error}".strip()
+        ) from None
+    work.finish()
+    return found
+
+
+def _rows(
+    settings: Sequence[Setting],
+    cells: Sequence[Mapping[str, Cell]],
+    names: Sequence[str],
+    sums: dict[int, Row],
+) -> tuple[Row, ...]:
+    """A row for every setting; those that are complete are summed up once."""
+    rows = []
+    for number, setting in enumerate(settings):
+        if number not in sums:
+            made = row(setting.named, dict(cells[number]), cells[0], names)
+            if made.relative is None:
+                rows.append(made)
+                continue
+            sums[number] = made
+        rows.append(sums[number])
+    return tuple(rows)
+
+
+def _write_questions(
+    name: str,
+    settings: Sequence[Setting],
+    cells: Sequence[Mapping[str, Cell]],
+    out: Path,
+    circumstances: Mapping[str, Any],
+) -> None:
+    """The results of a benchmark question by question, for `pore compare` and by group."""
+    done = [(s, own[name]) for s, own in zip(settings, cells, strict=True) if name in own]
+    if not all(cell.scored for _, cell in done):
+        return
+    outcomes = common([cell.outcome for _, cell in done])
+    # Under the budget that was asked for, by which the split of Downsample finds its partner.
+    budgeted = [
+        replace(outcome, budget=setting.keep)
+        for outcome, (setting, _) in zip(outcomes, done, strict=True)
+    ]
+    results = Results(circumstances, questions_of(budgeted), records_of(budgeted))
+    write_results(out / name, results)
+
+
+def _words(setting: Setting) -> str:
+    method, correction, keep = setting.named
+    name = method if correction is None else f"{method} + {correction}"
+    return name if keep is None else f"{name}, keep {keep}"
+
+
+def _failed(setting: Setting, benchmark: str, error: PoreError) -> LeftOut:
+    method, correction, keep = setting.named
+    name = method if correction is None else f"{method}+{correction}"
+    number = keep if isinstance(keep, int) else 0
+    return LeftOut(f"{name} on {benchmark}", number, str(error))

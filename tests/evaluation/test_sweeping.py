@@ -1,0 +1,266 @@
+"""Sweeps over one's own questions: rows, files, and what is asked after an interruption."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pore
+from pore.data.samples import Sample
+from pore.errors import BudgetError, InputError
+from pore.evaluation import own, table1
+from pore.evaluation.cells import Cell, Sweep, asks_for, row
+from pore.evaluation.files import read_results
+from pore.evaluation.guided import Guiding
+from pore.evaluation.outcome import Answer, Outcome
+from pore.evaluation.own import OwnQuestions
+from pore.evaluation.results import SurveySettings
+from pore.evaluation.statistics import relative_interval
+from pore.evaluation.sweep_files import to_csv, to_html, to_latex
+from pore.evaluation.sweeping import OwnBenchmark, sweep
+from pore.evaluation.wanted import Corrections, Setting, Wanted, planned, read_wanted, texts
+from pore.tensors.selection import budget
+
+SETTINGS = SurveySettings(keeps=(8, 4), batch_size=4, max_new_tokens=2)
+
+MADE = {"command": "pore evaluate --methods a & b", "seed": 0}
+
+
+def cell(right: int, n: int = 10, *, value: float | None = None, pruner: Any = None) -> Cell:
+    """A benchmark of `n` questions, of which the first are right; with a value it is no mean."""
+    answers = tuple(
+        Answer(str(i), "q", "x", "x", i < right, None, None, (), 100, 4, 5.0) for i in range(n)
+    )
+    outcome = Outcome(pruner, answers)
+    if value is not None:
+        return Cell(outcome, "points", value, None)
+    low, high = outcome.ci
+    return Cell(outcome, "accuracy", 100 * outcome.accuracy, (100 * low, 100 * high))
+
+
+@dataclass
+class Fake:
+    """A benchmark that counts what it is asked."""
+
+    name: str
+    fails: tuple[int, ...] = ()
+    asked: list[Any] = field(default_factory=list)
+
+    def ask(self, pruner: Any, advance: Any) -> Cell:
+        keep = getattr(pruner, "keep", None)
+        self.asked.append(keep)
+        if keep in self.fails:
+            raise BudgetError("no such grid")
+        advance(1)
+        return cell(10 if keep is None else keep, pruner=pruner)
+
+
+PLAN = [
+    Setting(None, None, None),
+    Setting(8, None, pore.FastV(keep=8)),
+    Setting(4, None, pore.FastV(keep=4)),
+]
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def test_a_row_is_the_mean_of_ratios() -> None:
+    unpruned = {"a": cell(8), "textvqa": cell(5), "mme": cell(0, value=1500.0)}
+    cells = {"a": cell(4), "textvqa": cell(4), "mme": cell(0, value=1200.0)}
+    found = row(("FastV", None, 4), cells, unpruned, list(cells))
+    assert found.relative == pytest.approx((0.5 + 0.8 + 0.8) / 3)
+    assert found.relative_by == {"other": pytest.approx(0.65), "OCR": pytest.approx(0.8)}
+    assert found.relative_ci is None  # MME's score is no mean over questions
+    assert (found.tokens, found.mean_tokens, found.flops) == (4.0, 5.0, 100.0)
+    means = row(("FastV", None, 4), {"a": cells["a"]}, unpruned, ["a"])
+    assert means.relative_ci is not None
+    assert means.relative_ci[0] < 0.5 < means.relative_ci[1]
+    assert means.relative_by == {}
+
+
+def test_a_row_without_all_cells_has_no_mean() -> None:
+    assert row(("FastV", None, 4), {"a": cell(4)}, {"a": cell(8)}, ["a", "b"]).relative is None
+
+
+def test_relative_interval_by_its_definition() -> None:
+    first, second = [1, 0, 1, 0, 0.5, 1, 1, 0] * 5, [1, 1, 1, 0, 1, 1, 0.5, 1] * 5
+    assert relative_interval([(second, second)]) == (1.0, 1.0)
+    low, high = relative_interval([(first, second), (first, second)])
+    alone = relative_interval([(first, second)])
+    assert alone[0] < low < sum(first) / sum(second) < high < alone[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("llava_textvqa", "OCR"), ("refcoco_bbox_val", "grounding"), ("gqa", "other")],
+)
+def test_what_benchmarks_ask_for(name: str, what: str) -> None:
+    assert asks_for(name) == what
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def test_methods_by_name() -> None:
+    names = texts(["fastv, pore", "sparsevlm+", "sparsevlm++rope", "PORE"])
+    assert read_wanted(names) == (
+        Wanted("FastV"),
+        Wanted("FastV", "pore"),
+        Wanted("SparseVLM+"),
+        Wanted("SparseVLM+", "rope"),
+    )
+    for name, why in (
+        ("fastw", "no method 'fastw'"),
+        ("fastv+poor", "no correction 'poor'.*pore, rope, without-rope"),
+        ("random+pore", "'random.pore' means nothing"),
+    ):
+        with pytest.raises(InputError, match=why):
+            read_wanted([name])
+
+
+def test_p_is_measured_once_for_all_budgets(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path
+) -> None:
+    given: list[int] = []
+
+    def calibration() -> list[Sample]:
+        given.append(1)
+        return samples
+
+    corrections = Corrections(model, processor, calibration, "cal", tmp_path, SETTINGS)
+    guiding = Guiding(model, processor, max_new_tokens=2, itself=True)
+    wanted = read_wanted(["fastv", "pore", "fastv+without-rope", "scored"])
+    plan, left_out = planned(model, wanted, SETTINGS, corrections, guiding)
+    assert [setting.named for setting in plan] == [
+        ("unpruned", None, None),
+        *(("FastV", name, keep) for keep in (8, 4) for name in (None, "pore", "without-rope")),
+    ]
+    assert len(given) == 1
+    assert [one.method for one in left_out] == ["Scored", "Scored"]
+    first, second = (s.pruner.reweight for s in plan if s.correction == "pore" and s.pruner)  # type: ignore[attr-defined]
+    assert first == second
+    assert (tmp_path / "profiles" / "fastv-1.json").exists()
+    own_p = replace(corrections, given=[first])
+    plan, _ = planned(model, read_wanted(["pore"]), SETTINGS, own_p, guiding)
+    assert plan[1].pruner.reweight is first  # type: ignore[union-attr]
+    assert len(given) == 1
+
+
+# -- a sweep --------------------------------------------------------------------------------------
+
+
+def test_one_benchmark_after_the_other(tmp_path: Path) -> None:
+    one, other = Fake("a"), Fake("b", fails=(4,))
+    told: list[Any] = []
+    found = sweep(
+        [one, other], PLAN, tmp_path, circumstances=MADE, progress=lambda *now: told.append(now)
+    )
+    assert one.asked == other.asked == [None, 8, 4]
+    assert [r.relative for r in found.rows] == [1.0, 0.8, None]
+    assert [(left.method, left.keep, left.reason) for left in found.left_out] == [
+        ("FastV on b", 4, "no such grid")
+    ]
+    assert told[-1] == ("done", 1.0)
+    assert not found.done
+    document = json.loads((tmp_path / "sweep.json").read_text())
+    assert document["circumstances"] == MADE
+    assert document["rows"][1]["benchmarks"]["a"]["value"] == 80.0
+    assert [len(r["benchmarks"]) for r in document["rows"]] == [2, 2, 1]
+    for name in "ab":
+        assert len(read_results(tmp_path / name / "results.json").questions) == 10
+    with pytest.raises(BudgetError):  # without the unpruned model nothing is relative
+        sweep([Fake("c", fails=(None,))], PLAN, tmp_path, circumstances=MADE)  # type: ignore[arg-type]
+
+
+def test_the_table_as_files(tmp_path: Path) -> None:
+    found = sweep([Fake("a_b"), Fake("c")], PLAN, tmp_path, circumstances=MADE)
+    headings, *rows = csv.reader(io.StringIO(to_csv(found)))
+    assert headings[6:9] == ["a_b", "a_b.low", "a_b.high"]
+    shown = dict(zip(headings, rows[2], strict=True))
+    assert (shown["method"], shown["keep"], shown["a_b"]) == ("FastV", "4", "40.0")
+    assert float(shown["relative"]) == pytest.approx(0.4)
+    latex = to_latex(found)
+    assert r"a\_b & c & Relative \\" in latex
+    assert "FastV & 4 & 1e-07 & 40.0 & 40.0 & 40.0\\,\\% \\\\" in latex
+    assert latex.count("&") == 4 * 5
+    page = to_html(found)
+    assert "pore evaluate --methods a &amp; b" in page
+    assert "All cells are done." in page
+    assert "<b>40.0</b>" in page
+    missing = Sweep(("a",), (row(("FastV", None, 4), {}, {}, ["a"]),), ())
+    assert "0 of 1 cells are done" in to_html(missing)
+    assert "FastV & - & ? & - & - " in to_latex(missing)
+
+
+def test_interrupted_and_resumed_to_the_same_table(
+    model: Any,
+    processor: Any,
+    samples: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = [*PLAN, Setting(4, None, pore.Downsample(keep=4))]
+
+    def run(out: Path) -> Sweep:
+        questions = OwnQuestions(model, processor, samples, out, SETTINGS)
+        return sweep([OwnBenchmark(questions)], plan, out, circumstances=MADE)
+
+    whole = run(tmp_path / "whole")
+    asked: list[Any] = []
+    evaluate = own.evaluate
+
+    def stopped(model: Any, processor: Any, batches: Any, pruner: Any, **more: Any) -> Outcome:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(pruner)
+        return evaluate(model, processor, batches, pruner, **more)
+
+    monkeypatch.setattr(own, "evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt, match="2 of 4 cells are done and kept"):
+        run(tmp_path / "cut")
+    assert asked == [None, PLAN[1].pruner]
+    asked.clear()
+    resumed = run(tmp_path / "cut")
+    assert asked == [setting.pruner for setting in plan[2:]]
+    assert to_csv(resumed) == to_csv(whole)
+    for name in ("sweep.csv", "sweep.tex", "sweep.html", "sweep.json", "samples/results.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    records = read_results(tmp_path / "cut" / "samples" / "results.json").records
+    assert [record["keep"] for record in records] == [1.0, 8, 4, 4]
+    assert records[2]["accuracy_by_downsample"] or not records[2]["accuracy"]
+
+
+# -- Table 1 --------------------------------------------------------------------------------------
+
+
+def test_table_1_has_the_papers_rows_and_ours(tmp_path: Path) -> None:
+    assert {len(values) for values in table1.PAPER.values()} == {len(table1.TASKS)}
+    kept = sorted({kept for kept, _ in table1.PAPER}, reverse=True)
+    assert kept == [576, *(budget(keep, 576) for keep in table1.KEEPS)]
+    tasks = table1.scored_here()
+    assert "MM-Vet" not in tasks
+    assert len(table1.commands()) == len(tasks) * 8
+    rows = (
+        row(("unpruned", None, None), {"llava_gqa": cell(6)}, {}, []),
+        row(("FastV", "pore", 128), {"llava_gqa": cell(5)}, {}, []),
+    )
+    found = Sweep(tuple(tasks.values()), rows, (), MADE)
+    assert table1.measured(found) == {
+        (576, "unpruned", "GQA"): "60.0",
+        (128, "FastV + PoRe", "GQA"): "50.0",
+    }
+    page = table1.write_page(found, tmp_path).read_text()
+    assert "57.9<br><b>50.0</b>" in page
+    assert "| 128 | FastV + PoRe | 75.7 (–) | 57.9 (50.0) |" in table1.markdown(found)
+
+
+def test_the_document_of_table_1_is_what_the_code_gives() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "table1.md").read_text()
+    assert table1.markdown() in page
