@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,6 +56,11 @@ def sweep_methods(
     from pore.evaluation.wanted import Corrections, planned, read_wanted, texts
     from pore.identity import forget
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            "A sweep runs in one process. On several accelerators, start one for each with other "
+            "--tasks and the same --out; then the command with all --tasks makes the table."
+        )
     names, wanted = texts(options.tasks or ()), texts(options.methods or ())
     if options.table1:
         if names or wanted or options.keep:
@@ -122,10 +128,12 @@ def _benchmarks(
     others = [name for name in names if name != SAMPLES]
     if not others:
         return
+    from pore.evaluation.harness.benchmarks import not_scored_here
     from pore.evaluation.harness.model import PoreHF
     from pore.evaluation.harness.sweep import HarnessBenchmark, Tasks
 
     tasks = Tasks(others, options.include_path)
+    say(*not_scored_here(tasks.names))
     lm = PoreHF(model=model, processor=processor, batch_size=settings.batch_size)
     for name in tasks.names:
         yield HarnessBenchmark(name, tasks, lm, out, limit=options.limit, seed=options.seed)

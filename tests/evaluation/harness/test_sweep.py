@@ -17,6 +17,7 @@ import pore
 from pore.data.loading import load_model
 from pore.data.sources import from_scenes
 from pore.errors import InputError
+from pore.evaluation import table1
 from pore.evaluation.files import read_results
 from pore.evaluation.harness import TASKS
 from pore.evaluation.running import evaluate
@@ -81,10 +82,18 @@ def test_as_in_an_evaluation_of_ones_own(
     assert run() == found
 
 
+def test_the_tasks_of_table_1_are_found_and_others_refused() -> None:
+    tasks = table1.scored_here()
+    assert Tasks(tasks.values()).names == tuple(tasks.values())
+    with pytest.raises(InputError, match=r"llava_mmvet \(MM-Vet\) is scored by a paid judge"):
+        Tasks(["llava_mmvet"])
+
+
 def test_what_a_task_measures() -> None:
     config = {"task": "x", "metric_list": [{"metric": "submission"}, {"metric": "exact_match"}]}
     results = {"alias": "x", "submission,none": None, "exact_match,none": 0.5}
     assert headline(results, config) == ("exact_match", 0.5)
+    assert headline({"a,none": 1, "b,none": 2}, config, "b") == ("b", 2.0)
     with pytest.raises(InputError, match="gives no score here"):
         headline({"submission,none": None}, config)
     assert [score_of(one) for one in (0.3, True, {"score": 1}, {"a": 1}, None, "x")] == [

@@ -17,12 +17,16 @@ from pore.errors import InputError
 from pore.evaluation.batches import conditions
 from pore.evaluation.cells import Cell
 from pore.evaluation.harness import TASKS
+from pore.evaluation.harness.benchmarks import BENCHMARKS, not_scored_here
 from pore.evaluation.harness.evaluator import TaskManager, load_yaml_config, simple_evaluate
 from pore.evaluation.harness.model import PoreHF
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.running import asked_model
 from pore.evaluation.store import Store
 from pore.evaluation.work import Progress
+
+# What Table 1 shows of a task; of other tasks the first metric counts.
+_KNOWN = {one.task: one for one in BENCHMARKS}
 
 
 class Tasks:
@@ -37,7 +41,7 @@ class Tasks:
         names: The tasks, none of them twice.
 
     Raises:
-        InputError: There is no such task.
+        InputError: There is no such task, or nothing of one is scored here.
     """
 
     def __init__(self, names: Iterable[str], folder: Path | None = None) -> None:
@@ -53,6 +57,10 @@ class Tasks:
                 "give the folder of further ones by --include-path."
             )
         self.names = tuple(dict.fromkeys(leaf for name in asked for leaf in self._leaves(name)))
+        silent = [name for name in self.names if name in _KNOWN and _KNOWN[name].metric is None]
+        if silent:
+            why = " ".join(not_scored_here(silent))
+            raise InputError(f"{why} A sweep has no score of it; leave it out of --tasks.")
 
     def _leaves(self, name: str) -> list[str]:
         entry = self.manager.task_index[name]
@@ -121,10 +129,10 @@ class HarnessBenchmark:
         advance(1)
         outcome = Outcome(pruner, answers, asked=self._whose)
         metric, value, scored = measured["metric"], measured["value"], measured["scored"]
-        # In percent, where scores are shares; an interval only for what is their mean.
         scale = measured["scale"]
-        is_mean = scored and abs(value - outcome.accuracy) < 1e-6
-        ci = (scale * outcome.ci[0], scale * outcome.ci[1]) if is_mean else None
+        ci = None
+        if measured["mean"]:
+            ci = (scale * outcome.ci[0], scale * outcome.ci[1])
         return Cell(outcome, metric, scale * value, ci, scored)
 
     def _evaluate(self, pruner: Pruner | None) -> tuple[tuple[Answer, ...], dict[str, Any]]:
@@ -138,7 +146,10 @@ class HarnessBenchmark:
             random_seed=self._seed,
             fewshot_random_seed=self._seed,
         )
-        metric, value = headline(found["results"][self._name], found["configs"][self._name])
+        known, config = _KNOWN.get(self._name), found["configs"][self._name]
+        metric, value = headline(
+            found["results"][self._name], config, known.metric if known else None
+        )
         samples = found["samples"][self._name]
         scores = [score_of(sample.get(metric)) for sample in samples]
         scored = all(score is not None for score in scores)
@@ -150,15 +161,26 @@ class HarnessBenchmark:
         ]
         answers.sort(key=lambda answer: int(answer.id))
         scale = 100.0 if shares and 0 <= value <= 1 else 1.0
-        return tuple(answers), {"metric": metric, "value": value, "scored": shares, "scale": scale}
+        measured = {
+            "metric": metric,
+            "value": value,
+            "scale": scale if known is None else known.scale,
+            "scored": shares,
+            # An interval is only known of the mean of the scores.
+            "mean": shares and _is_mean(metric, config),
+        }
+        return tuple(answers), measured
 
 
-def headline(results: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, float]:
+def headline(
+    results: Mapping[str, Any], config: Mapping[str, Any], metric: str | None = None
+) -> tuple[str, float]:
     """What a task measures: the first of its metrics that is a number.
 
     Args:
         results: Its results in lmms-eval, such as `{"exact_match,none": 0.5}`.
         config: Its settings.
+        metric: The metric, where it is known.
 
     Returns:
         The metric's name, and its value.
@@ -166,7 +188,8 @@ def headline(results: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str
     Raises:
         InputError: It has none: it only writes answers for a server or a judge.
     """
-    names = [one["metric"] for one in config.get("metric_list") or ()]
+    listed = [one["metric"] for one in config.get("metric_list") or ()]
+    names = listed if metric is None else [metric]
     for name in names:
         for key, value in results.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -176,6 +199,11 @@ def headline(results: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str
         f"{config.get('task')} gives no score here; it writes its answers for somebody else to "
         "score. Leave it out of the sweep."
     )
+
+
+def _is_mean(metric: str, config: Mapping[str, Any]) -> bool:
+    listed = config.get("metric_list") or ()
+    return any(one["metric"] == metric and one.get("aggregation") == "mean" for one in listed)
 
 
 def score_of(value: Any) -> float | None:
