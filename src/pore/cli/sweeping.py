@@ -53,26 +53,10 @@ def sweep_methods(
     from pore.evaluation.guided import Guiding
     from pore.evaluation.reweighting import biases_named
     from pore.evaluation.sweeping import sweep
-    from pore.evaluation.wanted import Corrections, planned, read_wanted, texts
+    from pore.evaluation.wanted import Corrections, planned, read_wanted
     from pore.identity import forget
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(
-            "A sweep runs in one process. On several accelerators, start one for each with other "
-            "--tasks and the same --out; then the command with all --tasks makes the table."
-        )
-    names, wanted = texts(options.tasks or ()), texts(options.methods or ())
-    if options.table1:
-        if names or wanted or options.keep:
-            raise InputError("--table1 sets --tasks, --methods and --keep; leave them out.")
-        if not options.reweight and options.calibration.startswith("embedded:"):
-            raise InputError(
-                "--table1 needs P of the model: give --reweight FILE, made by pore calibrate, or "
-                "--calibration SAMPLES to measure it on."
-            )
-        names, wanted = list(table1.scored_here().values()), list(table1.METHODS)
-        settings = replace(settings, keeps=table1.KEEPS)
-        say(*table1.NOTES)
+    names, wanted, settings = _asked(options, settings)
     methods = read_wanted(wanted or ("fastv", "pore"))
     began, out = time.monotonic(), options.out or Path("runs/sweep")
     forget(model)  # so that a change of the weights since the last call is noticed
@@ -105,6 +89,33 @@ def sweep_methods(
     stdout().print(_table(result))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
     say(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {time.monotonic() - began:.0f} s.")
+
+
+def _asked(
+    options: Options, settings: SurveySettings
+) -> tuple[list[str], list[str], SurveySettings]:
+    """The benchmarks, the methods, and the settings with the budgets."""
+    from pore.evaluation import table1
+    from pore.evaluation.wanted import texts
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            "A sweep runs in one process. On several accelerators, start one for each with other "
+            "--tasks and the same --out; then the command with all --tasks makes the table."
+        )
+    names, wanted = texts(options.tasks or ()), texts(options.methods or ())
+    if options.table1:
+        if names or wanted or options.keep:
+            raise InputError("--table1 sets --tasks, --methods and --keep; leave them out.")
+        if not options.reweight and options.calibration.startswith("embedded:"):
+            raise InputError(
+                "--table1 needs P of the model: give --reweight FILE, made by pore calibrate, or "
+                "--calibration SAMPLES to measure it on."
+            )
+        names, wanted = list(table1.scored_here().values()), list(table1.METHODS)
+        settings = replace(settings, keeps=table1.KEEPS)
+        say(*table1.NOTES)
+    return names, wanted, settings
 
 
 def _benchmarks(
