@@ -69,16 +69,17 @@ def evaluate(options: Options) -> None:
         raise InputError(
             f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
         )
-    if is_sweep(options):
-        _sweep(options)
-        return
-    keeps = budgets(options.keep, options.settings)
+    keeps = [] if is_sweep(options) else budgets(options.keep, options.settings)
     model, processor = load_model(options.model, **options.how)
     options = replace(
         options,
         samples=options.samples or scenes_for(model, "test"),
         calibration=options.calibration or scenes_for(model, "calibration"),
     )
+    if is_sweep(options):
+        settings = _settings(options, "--methods", reweight=True)
+        sweep_methods(options, model, processor, settings, _guide(options))
+        return
     limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
     samples = list(
         load_samples(
@@ -96,15 +97,6 @@ def evaluate(options: Options) -> None:
     else:
         guide = _guide(options) if is_guided(options.method) else None
         ask_one(options, model, processor, samples, keeps, guide)
-
-
-def _sweep(options: Options) -> None:
-    """Ask benchmarks under several methods."""
-    from pore.data.loading import load_model
-
-    settings = _settings(options, "--methods", reweight=True)
-    model, processor = load_model(options.model, **options.how)
-    sweep_methods(options, model, processor, settings, _guide(options))
 
 
 def _guide(options: Options) -> tuple[Any, Any] | None:

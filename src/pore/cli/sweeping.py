@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pore._progress import progress
 from pore._text import cell
 from pore.cli.about import command_line
+from pore.cli.options import columns
 from pore.cli.printing import plain_table, say, stdout
 from pore.errors import InputError
 
@@ -61,13 +62,13 @@ def sweep_methods(
     began, out = time.monotonic(), options.out or Path("runs/sweep")
     forget(model)  # so that a change of the weights since the last call is noticed
 
+    source = str(options.calibration)
+
     def calibration() -> Sequence[Sample]:
-        return list(load_samples(options.calibration, limit=options.images))
+        return list(load_samples(source, limit=options.images))
 
     given = biases_named(options.reweight, options.allow or (), model, processor, ())
-    corrections = Corrections(
-        model, processor, calibration, options.calibration, out, settings, given
-    )
+    corrections = Corrections(model, processor, calibration, source, out, settings, given)
     guiding = Guiding(
         *(guide or (model, processor)), max_new_tokens=options.max_new_tokens, itself=guide is None
     )
@@ -107,7 +108,7 @@ def _asked(
     if options.table1:
         if names or wanted or options.keep:
             raise InputError("--table1 sets --tasks, --methods and --keep; leave them out.")
-        if not options.reweight and options.calibration.startswith("embedded:"):
+        if not options.reweight and str(options.calibration).startswith("embedded:"):
             raise InputError(
                 "--table1 needs P of the model: give --reweight FILE, made by pore calibrate, or "
                 "--calibration SAMPLES to measure it on."
@@ -133,7 +134,11 @@ def _benchmarks(
 
     if SAMPLES in names:
         samples = load_samples(
-            options.samples, questions=options.questions, limit=options.limit, split=options.split
+            str(options.samples),
+            questions=options.questions,
+            limit=options.limit,
+            split=options.split,
+            **columns(options.columns),
         )
         yield OwnBenchmark(OwnQuestions(model, processor, list(samples), out, settings))
     others = [name for name in names if name != SAMPLES]

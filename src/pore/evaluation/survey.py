@@ -23,6 +23,7 @@ from pore.embedded import EMBEDDED
 from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
+from pore.evaluation.batches import Batches
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
 from pore.evaluation.files import Results, write_differences, write_results

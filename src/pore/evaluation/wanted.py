@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pore.bias.stages import save_biases
+from pore.corrections.files import save_corrections
 from pore.data.samples import Sample
 from pore.engine.corrections import Correction
 from pore.engine.limits import check_limits
@@ -141,8 +141,11 @@ class Corrections:
         layers = shape_of(self.model.config).decoder.layers
         measure = host_measure(host, self.model, self.processor, layers)
         sums = self.out / "calibrations" / f"{measure.name}.json"
-        fitted = measure.fit(self.calibration, sums, self.settings, source=self.source)
-        save_biases(self.out / "profiles" / f"{measure.name}.json", fitted)
+        any_size = family_of(self.model).common_grid(self.model) is None
+        fitted = measure.fit(
+            self.calibration, sums, self.settings, source=self.source, any_size=any_size
+        )
+        save_corrections(self.out / "profiles" / f"{measure.name}.json", fitted)
         return reweighted(host, fitted)
 
 
@@ -171,7 +174,9 @@ def planned(
     shape, family = shape_of(model.config), family_of(model)
     found, left_out = [Setting(None, None, None)], []
     made: dict[Wanted, Callable[[Pruner], Pruner]] = {}
-    for keep in (budget(keep, shape.image_tokens) for keep in settings.keeps):
+    # Where images may differ in size, a share stays a share of each.
+    one_size = family.common_grid(model) is not None
+    for keep in (budget(keep, shape.image_tokens) if one_size else keep for keep in settings.keeps):
         for one in wanted:
             told(f"setting up {one.method}")
             try:
