@@ -107,6 +107,8 @@ def calibrate(
                 first writes the checkpoint, after every `every` samples of each process.
             until: Asked after 100 samples, and whenever their number has grown by a quarter, with
                 the `HostCalibration` so far; True ends the pass, as after the last sample.
+            actors: `pore.calibration.actors.Actors` of Ray that measure the samples, each with the
+                same model that it loads itself. The result is that of a single process.
 
     Returns:
         The sums over all good images, with the bad samples listed: one `Calibration` for a layer;

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pore._compat.weights import execution_device
 from pore.calibration.batch import BadSample
 from pore.calibration.exact import LARGEST
 from pore.calibration.reading import Reader, Reading
@@ -37,6 +38,12 @@ class Subject(NamedTuple):
     reader: Reader
     device: torch.device
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model: nn.Module, processor: Any, reader: Reader) -> Subject:
+        """A model where it is and as it is."""
+        dtype: torch.dtype = model.dtype  # type: ignore[assignment]
+        return cls(model, processor, reader, _device(model), dtype)
 
 
 class Measured(NamedTuple):
@@ -154,3 +161,12 @@ def _checked(reading: Reading, host: str) -> tuple[np.ndarray, np.ndarray]:
 def _numbers(x: Tensor) -> np.ndarray:
     found: np.ndarray = x.to("cpu", torch.float64).numpy()
     return found
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the model takes its inputs."""
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    device: torch.device = embeddings.weight.device
+    if device.type == "meta":  # offloaded by accelerate, which knows where it will compute
+        device = execution_device(embeddings)
+    return device

@@ -35,10 +35,10 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from pore._compat.weights import execution_device
 from pore._processes import Processes, joined
 from pore._progress import progress
 from pore.bias.provenance import Provenance
+from pore.calibration.actors import ActorRounds, Actors
 from pore.calibration.batch import reasons
 from pore.calibration.checkpoint import Checkpoint
 from pore.calibration.host import HostCalibration
@@ -81,6 +81,7 @@ class Options(TypedDict, total=False):
     source: str | None
     distributed: bool
     until: Until | None
+    actors: Actors | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Pass:
         source: The data set, for the provenance.
         distributed: Whether the processes of `torch.distributed` share the samples.
         until: Asked now and then (`pore.calibration.stability.due`) whether this is enough.
+        actors: Actors of Ray that measure the samples; None to measure them here.
 
     Raises:
         CalibrationError: One is out of range.
@@ -111,6 +113,7 @@ class Pass:
     source: str | None = None
     distributed: bool = False
     until: Until | None = None
+    actors: Actors | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "every", "limit"):
@@ -121,6 +124,8 @@ class Pass:
                 raise CalibrationError(
                     f"{name} must be a whole number of at least 1, not {value!r}."
                 )
+        if self.actors is not None and self.distributed:
+            raise CalibrationError("Either actors share the samples, or processes; not both.")
         if not 0 <= self.max_bad <= 1:
             raise CalibrationError(f"max_bad is a share from 0 to 1, not {self.max_bad!r}.")
 
@@ -151,10 +156,13 @@ class Pass:
         marks = partial(marks_of, tokens_of(processor))
         checkpoint = Checkpoint(self.checkpoint if processes.first else None, self.every)
         state = resumed(processes, checkpoint, start, stream, marks)
-        subject = Subject(model, processor, reader, _device(model), dtype)
-        rounds = Rounds(
-            processes, subject, start, marks, self.batch_size, self.every, self.until is not None
-        )
+        rounds: Rounds | ActorRounds
+        if self.actors is not None:
+            rounds = ActorRounds(self.actors, reader, start, self.batch_size)
+        else:
+            sizes = (self.batch_size, self.every, self.until is not None)
+            subject = Subject.of(model, processor, reader)
+            rounds = Rounds(processes, subject, start, marks, *sizes)
         show = self.progress and processes.first
         try:
             with _evaluation(model), progress(total, "samples", show=show) as told:
@@ -239,12 +247,3 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _device(model: nn.Module) -> torch.device:
-    """Where the model takes its inputs."""
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-    device: torch.device = embeddings.weight.device
-    if device.type == "meta":  # offloaded by accelerate, which knows where it will compute
-        device = execution_device(embeddings)
-    return device

@@ -136,7 +136,8 @@ class Rounds:
             samples = list(islice(stream, self._batch_size))
             then, gone = digest(then, samples), gone + len(samples)
             if samples and self._processes.has(number):
-                batch = self._measured(samples, state.count + sums.count)
+                first = self._processes.first and not state.count + sums.count
+                batch = measured(self._subject, self._marks, samples, first)
                 sums = sums.including(batch)
                 found.append(Told(number, batch.marks, batch.bad))
             if len(samples) < self._batch_size:
@@ -146,17 +147,27 @@ class Rounds:
                 break
         return Share(sums, found, then, over=False)
 
-    def _measured(self, samples: Sequence[Sample], count: int) -> Batch:
-        """A batch that is measured after `count` good images."""
-        read, bad = measure(self._subject, samples)
-        spoiled = any(one.reason == NOT_FINITE for one in bad)
-        if spoiled and self._processes.first and not (read or count):
-            raise ScoreError(
-                f"Attention of {self._subject.reader.where} is NaN or infinite from the start; "
-                "look for overflow (float16 although the model needs bfloat16?), damaged weights "
-                "or bad inputs."
-            )
-        return Batch(samples, self._marks(samples), read, bad)
+
+def measured(subject: Subject, marks: Marks, samples: Sequence[Sample], first: bool) -> Batch:
+    """A batch that was measured.
+
+    Args:
+        subject: What is measured.
+        marks: Returns the marks of samples.
+        samples: The batch.
+        first: Whether no image was good before, so that attention must not be NaN.
+
+    Raises:
+        CalibrationError: What is read is not attention.
+        ScoreError: Attention is not finite from the start.
+    """
+    read, bad = measure(subject, samples)
+    if first and not read and any(one.reason == NOT_FINITE for one in bad):
+        raise ScoreError(
+            f"Attention of {subject.reader.where} is NaN or infinite from the start; look for "
+            "overflow (float16 although the model needs bfloat16?), damaged weights or bad inputs."
+        )
+    return Batch(samples, marks(samples), read, bad)
 
 
 def resumed(

@@ -117,6 +117,17 @@ class Options(Loading):
         typer.Option(help="HTML file that shows what was measured, and whether P will help."),
     ] = None
     batch_size: Batch = 8
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="torch: this process, or those of torchrun; ray: actors on this machine or on the "
+            "cluster that RAY_ADDRESS names."
+        ),
+    ] = "torch"
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Actors of --engine ray. [default: as many as GPUs, or one]"),
+    ] = None
 
 
 @takes(Options)
@@ -201,14 +212,22 @@ def measure(
         enough: Returns how many images are enough for what was measured so far.
     """
     from pore._processes import device_of
+    from pore.calibration.actors import Actors
     from pore.calibration.calibrating import calibrate
     from pore.data.loading import load_model
     from pore.data.sources import load_samples, scenes_for
     from pore.methods.making import make
 
-    model, processor = load_model(
-        options.model, **{**options.how, "device": device_of(options.device)}
-    )
+    if options.engine not in ("torch", "ray"):
+        raise InputError(f"The engine is torch or ray, not {options.engine!r}.")
+    if options.actors is not None and options.engine != "ray":
+        raise InputError("--actors is for --engine ray.")
+    actors = None
+    if options.engine == "ray":
+        actors = Actors(partial(load_model, options.model, **options.how), options.actors)
+    # Beside actors, this process only needs to know the model.
+    device = "cpu" if actors is not None else device_of(options.device)
+    model, processor = load_model(options.model, **{**options.how, "device": device})
     source = options.samples or scenes_for(model, "calibration")
     samples = load_samples(
         source,
@@ -243,6 +262,7 @@ def measure(
         heads=options.heads,
         distributed=processes.size > 1,
         until=until if options.until_stable else None,
+        actors=actors,
     )
     return measured, model
 
