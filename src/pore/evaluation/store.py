@@ -10,6 +10,9 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+
 from pore._files import write_atomic
 from pore._saved.parsing import read_json
 from pore._saved.saved import Saved
@@ -124,6 +127,8 @@ def kept_under(
     ]
     return {
         "pore": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
         **conditions(model, processor),
         "samples": digest(asked),
         "batch_size": settings.batch_size,
