@@ -35,7 +35,10 @@ def run_demo(name: str, out: Path, **changes: Any) -> DemoResult:
     return demo.run(model, processor, **(given | changes))
 
 
-@pytest.fixture(scope="module", params=["Qwen2.5-VL", "LLaVA-NeXT", "Gemma 4"])
+@pytest.fixture(
+    scope="module",
+    params=["Qwen2.5-VL", "LLaVA-NeXT", "Gemma 4", pytest.param("Qwen3.5", marks=pytest.mark.slow)],
+)
 def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     return run_demo(request.param, tmp_path_factory.mktemp("demo"))
 

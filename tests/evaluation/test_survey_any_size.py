@@ -105,3 +105,31 @@ def test_corrections_over_positions_of_one_size_are_left_out(
     reasons = {one.method: one.reason for one in found.left_out}
     assert reasons.keys() == {"FastV, spline", "FastV, per head"}
     assert all("no position has a mean" in reason for reason in reasons.values())
+
+
+def test_flops_that_are_not_known_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some(monkeypatch, ("FastV",))
+    out = tmp_path / "survey"
+    few = {
+        "calibration": list(load_samples("embedded:calibration:mixed", limit=2)),
+        "test": list(load_samples("embedded:test:mixed", limit=2)),
+        "settings": SETTINGS,
+    }
+    found = survey.run(**given("Gemma 4", out, about=ABOUT, **few))
+    assert [(one["method"], one["flops"]) for one in found.records] == [
+        ("unpruned", None),
+        ("FastV", None),
+        ("FastV", None),
+    ]
+    assert not found.left_out
+    assert (out / "pore.png").exists()
+    assert not (out / "accuracy.png").exists()
+    assert "FLOPs of this model are not known" in found.report.read_text()
+    out = tmp_path / "comparison"
+    names = ("distance", "RoPE prior")
+    asked = comparing.run(**given("Gemma 4", out, source="cal", names=names, **few))
+    assert [one.record()["flops"] for one in asked.compared] == [None] * 3
+    (left_out,) = asked.left_out  # and the host is asked all the same
+    assert (left_out.method, "no `rope_theta`" in left_out.reason) == ("FastV, RoPE prior", True)

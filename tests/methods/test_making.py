@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import pore
 from helpers.methods import LAYERS, model_of
 from helpers.models import N
+from pore.cost.flops import model_flops, paper_flops
 from pore.errors import InputError, UnsupportedModelError
+from pore.families.registry import sizes_of
 from pore.methods.making import make
 
 
@@ -21,7 +24,7 @@ def model() -> Any:
 
 @pytest.fixture
 def unknown() -> Any:
-    """A model of which no sizes are known."""
+    """A model of no family."""
     return SimpleNamespace(config=SimpleNamespace(model_type="unheard-of"))
 
 
@@ -44,13 +47,32 @@ def test_the_mean_over_the_layers(model: Any) -> None:
         make("FastV", model, 10, average=True, texts=["keep=3"])
 
 
-def test_a_model_of_unknown_sizes(unknown: Any) -> None:
+def test_a_model_of_no_family(unknown: Any) -> None:
     assert make("FastV", unknown, 6) == pore.FastV(6)
     with pytest.raises(UnsupportedModelError):
         make("FastV", unknown, 6, average=True)
     with pytest.raises(InputError, match="needs more than a budget: --set start_layer="):
         make("VTC-CLS", unknown, 6)
     assert make("VTC-CLS", unknown, 6, texts=["start_layer=-2"]) == pore.VTCCLS(6, -2)
+
+
+def test_the_same_set_up_where_flops_are_not_known(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PyramidDrop", "HiPrune", "VTC-CLS", "V2Drop", "HAWK")
+    known = [make(name, model, 6) for name in names]
+    average = make("PyramidDrop", model, 10, average=True)
+
+    def unknown(_: object) -> None:
+        raise UnsupportedModelError("a decoder of another type")
+
+    monkeypatch.setattr("pore.cost.decoders.DecoderShape.from_config", unknown)
+    assert [make(name, model, 6) for name in names] == known
+    assert make("PyramidDrop", model, 10, average=True) == average
+    shape = sizes_of(model)
+    for count in (partial(model_flops, shape), partial(paper_flops, shape.decoder)):
+        with pytest.raises(UnsupportedModelError, match="only the number of layers is known"):
+            count([9] * LAYERS)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def _gemma4() -> Any:
 
 
 def _gemma4_model(tokens: Any) -> Any:
-    sizes = {"head_dim": 8, "global_head_dim": 8, "layer_types": ["full_attention"] * 2}
+    kinds = ["full_attention"] * TEXT["num_hidden_layers"]
+    sizes = {"head_dim": 8, "global_head_dim": 8, "layer_types": kinds}
     small = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": TEXT["vocab_size"]}
     config = config_of(
         *("Gemma4Config", "Gemma4TextConfig", {**sizes, **small, "num_kv_shared_layers": 0}),

@@ -35,7 +35,7 @@ from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, check_options
-from pore.families.registry import shape_of
+from pore.families.registry import sizes_of
 from pore.identity import names_of
 from pore.plotting.labels import UNPRUNED
 
@@ -85,11 +85,12 @@ def measure(
         InputError: A number is out of range, device, dtype or attention are given for a model
             that has its own, or `inputs` do not fit.
         ModelStateError: The model is pruned.
-        UnsupportedModelError: The sizes of the model are not known, or no shape has that name.
+        UnsupportedModelError: The model belongs to no family, needs `inputs`, or no shape has that
+            name.
         PoreError: A pruner does not fit the model.
     """
     named = _named(pruners)
-    shape = model_shape(model) if isinstance(model, str) else shape_of(model.config)
+    shape = model_shape(model) if isinstance(model, str) else sizes_of(model)
     runner = _runner(model, device, dtype, attention, inputs, workload)
     model, work = runner.model, runner.workload
     check_number("new_tokens", work.new_tokens, 1)
@@ -109,16 +110,17 @@ def measure(
     rates = device_rates(runner.device, runner.dtype)
     settings = []
     for name, counts in tokens.items():
+        cost = costs[name]
         took, ideal = timing(runs[name]), runs.get(_attainable(name))
         settings.append(
             SettingResult(
                 name=name,
                 settings=_settings(named[name]) if name in named else {},
                 tokens=counts,
-                flops=costs[name],
+                flops=cost,
                 timing=took,
                 attainable=timing(ideal) if ideal else None,
-                roofline=roofline(runner, rates, costs[name], took),
+                roofline=None if cost is None else roofline(runner, rates, cost, took),
             )
         )
     return SpeedResult(
@@ -150,9 +152,10 @@ def measure_calibration(
         BudgetError: The decoder has no such layer to prune.
         InputError: A number is out of range, or the model lies on several devices.
         ModelStateError: The model is pruned.
-        UnsupportedModelError: The sizes of the model are not known.
+        UnsupportedModelError: The model belongs to no family, or its images differ in their number
+            of tokens.
     """
-    shape = shape_of(model.config)
+    shape = sizes_of(model)
     check_options("measure_calibration", workload, Asked)
     work = Workload(visual=shape.image_tokens, new_tokens=0, **workload)
     runner = Runner(model, work)
@@ -197,7 +200,7 @@ def _runner(
         work, made = workload_of(model, inputs, **workload)  # type: ignore[misc] # checked
         return Runner(model, work, made)
     check_options("measure", workload, AskedWithAnswer)
-    shape = model_shape(model) if isinstance(model, str) else shape_of(model.config)
+    shape = model_shape(model) if isinstance(model, str) else sizes_of(model)
     work = Workload(visual=shape.image_tokens, **workload)
     return Runner(_loaded(model, device, dtype, attention, work.seed), work)
 
@@ -271,7 +274,7 @@ def _model(model: nn.Module, shape: ModelShape, runner: Runner) -> dict[str, Any
     weights = list(model.parameters())
     return {
         "name": names_of(model)["model"],
-        "sizes": asdict(shape),
+        "sizes": asdict(shape) if shape.decoder.known else None,
         "parameters": sum(p.numel() for p in weights),
         "weights_bytes": sum(p.nbytes for p in weights),
         "dtype": str(runner.dtype).removeprefix("torch."),

@@ -149,20 +149,20 @@ class SettingResult:
         name: Its name in tables.
         settings: The pruner's settings in words; empty when unpruned.
         tokens: Tokens entering every decoder layer, of the longest sample.
-        flops: The true count for one sample.
+        flops: The true count for one sample; None if it is not known.
         timing: What was measured.
         attainable: What the same lengths cost without pruning code; None when unpruned or not
             asked for.
-        roofline: What the device's rates allow.
+        roofline: What the device's rates allow; None if the FLOPs are not known.
     """
 
     name: str
     settings: dict[str, str]
     tokens: tuple[int, ...]
-    flops: Flops
+    flops: Flops | None
     timing: Timing
     attainable: Timing | None
-    roofline: Roofline
+    roofline: Roofline | None
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ class SpeedResult:
     """A comparison: settings of one model, on one machine, of one workload.
 
     Attributes:
-        model: Name, sizes, dtype, attention implementation and bytes of weights.
+        model: Name, sizes (None if FLOPs are not known), dtype, attention implementation and bytes
+            of weights.
         workload: What every run does.
         hardware: The machine.
         versions: Versions of Python and of the packages used.
@@ -194,18 +195,18 @@ class SpeedResult:
         unpruned = self.settings[0].timing
         settings = []
         for setting in self.settings:
-            ideal = setting.attainable
+            flops, ideal, line = setting.flops, setting.attainable, setting.roofline
             settings.append(
                 {
                     "name": setting.name,
                     "settings": setting.settings,
                     "tokens_per_layer": list(setting.tokens),
-                    "flops": setting.flops.to_dict(),
+                    "flops": None if flops is None else flops.to_dict(),
                     **setting.timing.to_dict(),
                     "over_unpruned": setting.timing.over(unpruned),
                     "attainable": None if ideal is None else ideal.to_dict(),
                     "over_attainable": None if ideal is None else setting.timing.over(ideal),
-                    "roofline": setting.roofline.to_dict(setting.timing),
+                    "roofline": None if line is None else line.to_dict(setting.timing),
                 }
             )
         return {

@@ -105,9 +105,11 @@ class Runner:
         steps = self.workload.new_tokens - 1
         begin = clock.now()
         for step in range(1, steps + 1):
+            # From a mask, models with positions on several axes count those of all its tokens.
+            seen = {} if self.family.mrope else {"attention_mask": mask[:, : prompt + step]}
             logits = model(
                 input_ids=token,
-                attention_mask=mask[:, : prompt + step],
+                **seen,
                 **named,
                 use_cache=True,
             ).logits
@@ -124,21 +126,26 @@ class Runner:
             cache=size,
         )
 
-    def unpruned_flops(self, shape: ModelShape) -> Flops:
-        """The FLOPs of one sample without pruning."""
+    def unpruned_flops(self, shape: ModelShape) -> Flops | None:
+        """The FLOPs of one sample without pruning; None if they are not known."""
+        if not shape.decoder.known:
+            return None
         images = [image for image in images_of(self.model, self.prefill) if image.row == 0]
         work = TowerWork.of(shape, images)
         tokens = (self.workload.prompt,) * shape.decoder.layers
         return model_flops(shape, tokens, images=work.images, projected=work.projected)
 
-    def cost(self, pruner: Pruner) -> tuple[tuple[int, ...], Flops]:
-        """The tokens that enter every decoder layer under a pruner, and the FLOPs of one sample."""
+    def cost(self, pruner: Pruner) -> tuple[tuple[int, ...], Flops | None]:
+        """The tokens that enter every decoder layer under a pruner, and the FLOPs of one sample.
+
+        FLOPs are None if they are not known.
+        """
         run = pruner(self.model)
         self.run(run)
         samples = run.report.samples
         tokens = tuple(map(max, zip(*(sample.tokens for sample in samples), strict=True)))
         costs = [sample.cost for sample in samples if sample.cost is not None]
-        return tokens, max(costs, key=lambda cost: cost.total)
+        return tokens, max(costs, key=lambda cost: cost.total, default=None)
 
 
 @contextlib.contextmanager

@@ -46,12 +46,12 @@ def table(result: SpeedResult) -> Table:
         shown.add_column(header, justify="right")
     unpruned = result.settings[0].timing
     for setting in result.settings:
-        timing, ideal = setting.timing, setting.attainable
+        timing, ideal, flops = setting.timing, setting.attainable, setting.flops
         peak = timing.peak_memory
         shown.add_row(
             cell(setting.name),
             _steps(setting.tokens),
-            f"{setting.flops.total / 1e12:.3g}",
+            "-" if flops is None else f"{flops.total / 1e12:.3g}",
             _cell(timing.prefill),
             _cell(unpruned.prefill.over(timing.prefill), 2),
             "-" if ideal is None else _cell(timing.prefill.over(ideal.prefill), 3),

@@ -81,6 +81,16 @@ class DecoderShape:
     gated: bool
     each: tuple[LayerShape, ...] = ()
 
+    @classmethod
+    def of_depth(cls, layers: int) -> DecoderShape:
+        """A decoder of which only the number of layers is known: all else is 0, no FLOPs follow."""
+        return cls(0, 0, layers, 0, 0, 0, 0, gated=True)
+
+    @property
+    def known(self) -> bool:
+        """Whether more than the number of layers is known."""
+        return self.hidden > 0
+
     def layer(self, number: int) -> LayerShape:
         """What a layer multiplies; sliding windows are counted as if they showed everything."""
         if self.each:

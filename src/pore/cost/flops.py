@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 from pore.cost.decoders import DecoderShape
 from pore.cost.shapes import ModelShape
 from pore.cost.towers import TowerShape
-from pore.errors import BudgetError, InputError
+from pore.errors import BudgetError, InputError, UnsupportedModelError
 
 _LABELS = {
     "paper": "FLOPs, the paper's count (decoder only, multiply-add = 1, MLP of two matrices)",
@@ -125,6 +125,8 @@ def _whole(value: object, name: str, least: int, most: int | None = None) -> int
 
 
 def _check_layers(shape: DecoderShape, tokens: Sequence[float]) -> None:
+    if not shape.known:
+        raise UnsupportedModelError("Of this decoder only the number of layers is known.")
     if len(tokens) != shape.layers:
         raise InputError(
             f"tokens must hold one number for each of the {shape.layers} decoder layers, "
@@ -179,6 +181,7 @@ def paper_flops(shape: DecoderShape, tokens: Sequence[float]) -> Flops:
 
     Raises:
         InputError: `tokens` is not one finite number of at least 1 per layer.
+        UnsupportedModelError: Only the number of layers is known.
     """
     _check_layers(shape, tokens)
     for layer, n in enumerate(tokens):
@@ -226,6 +229,7 @@ def decoder_flops(
     Raises:
         InputError: `tokens` is not one number of at least 1 per layer, `logits` is more than the
             tokens of the last layer, or extra rows are at no layer of the decoder.
+        UnsupportedModelError: Only the number of layers is known.
     """
     _check_layers(shape, tokens)
     counts = [_whole(n, f"tokens[{layer}]", least=1) for layer, n in enumerate(tokens)]
@@ -271,6 +275,7 @@ def model_flops(
     Raises:
         InputError: `images` or `projected` is negative, images of any size are given by their
             number, or `decoder_flops` refuses another number.
+        UnsupportedModelError: Of the decoder only the number of layers is known.
     """
     decoder = decoder_flops(shape.decoder, tokens, logits=logits, extra_rows=extra_rows)
     if images is None or shape.tower is None or shape.projector is None:

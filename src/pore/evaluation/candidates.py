@@ -38,11 +38,11 @@ class Measurement:
 
     Attributes:
         stages: What was measured for every stage, on calibration samples.
-        rope: The data-free prior of the model.
+        rope: Makes the data-free prior of the model, or says why it has none.
     """
 
     stages: tuple[Calibration, ...]
-    rope: Correction
+    rope: Callable[[], Correction]
 
     def fitted(self, kind: FitKind, mean: Mean = "arithmetic") -> list[PositionBias]:
         """P of every stage: in this form, or the next that fits."""
@@ -91,7 +91,7 @@ CANDIDATES: Mapping[str, Make] = {
     "distance, power": lambda made: [stage.fit_any_size("power") for stage in made.stages],
     "per head": lambda made: made.by_head(),
     "subtracted": lambda made: [Subtracted(bias, HALF) for bias in made.fitted("spline")],
-    "RoPE prior": lambda made: [made.rope],
+    "RoPE prior": lambda made: [made.rope()],
     "without RoPE": lambda _: [WithoutRoPE()],
     "null token, log ratio": lambda _: [NullTokenPrior()],
     "null token, ratio": lambda _: [NullTokenPrior("ratio")],

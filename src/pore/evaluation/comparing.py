@@ -35,7 +35,7 @@ from pore.evaluation.sizes import ImageSizes, images_asked
 from pore.evaluation.store import kept_times
 from pore.evaluation.survey import taught_layer
 from pore.evaluation.work import Told, Work, cost
-from pore.families.registry import shape_of
+from pore.families.registry import sizes_of
 from pore.identity import forget
 from pore.methods.fastv import FastV
 from pore.methods.registry import methods
@@ -156,7 +156,7 @@ def run(
     images = [image for block in blocks for image in images_asked(block.batches)]
     sizes = ImageSizes.of(model, images)
     planned, left_out = lineup(model, settings, guiding, names, measured, sizes)
-    layers = shape_of(model.config).decoder.layers
+    layers = sizes_of(model).decoder.layers
     each = [cost(setting.pruner, sizes.usual, layers) for setting in planned]
     timed = timed_samples(len(test), len(planned)) * settings.timing
     work = Work(len(test) * sum(each) + timed, progress)
@@ -207,7 +207,7 @@ def lineup(
     Returns:
         The settings; and those that cannot be made.
     """
-    shape = shape_of(model.config)
+    shape = sizes_of(model)
     planned, left_out = [Setting(None, NONE, None)], []
     made: dict[str, Measurement] = {}
     for keep in map(sizes.budget, settings.keeps):
@@ -245,14 +245,14 @@ def _measured(
     host: Pruner,
 ) -> Measurement:
     told(f"measuring the position bias for {host.name}", 0.0)
-    layers = shape_of(model.config).decoder.layers
+    layers = sizes_of(model).decoder.layers
     if host.always_reweighted:
         # It refuses to run as it is, and ranks by what FastV reads at its layer.
         host = FastV(host.keep, layer=host.layer)  # type: ignore[attr-defined]
     measure = host_measure(host, model, processor, layers)
     sums = out / "calibrations" / f"{measure.name}.json"
     stages = measure.measured(lambda: calibration, sums, settings, source=source, heads=True)
-    return Measurement(stages, rope_bias(model, processor, calibration[:64]))
+    return Measurement(stages, partial(rope_bias, model, processor, calibration[:64]))
 
 
 def _longer(

@@ -37,7 +37,7 @@ from pore.evaluation.running import asked_model, evaluate, time_some, timed_samp
 from pore.evaluation.sizes import ImageSizes, images_asked
 from pore.evaluation.store import Store, kept_times, kept_under
 from pore.evaluation.work import Told, Work, cost
-from pore.families.registry import family_of, shape_of
+from pore.families.registry import family_of, sizes_of
 from pore.identity import forget, names_of
 from pore.methods.budgets import scheduled
 from pore.methods.downsample import Downsample
@@ -134,7 +134,7 @@ def _guiding(
     """The model that guides, and the decoder layers of the one that is asked."""
     for one, _ in ((model, processor), guide or (model, processor)):
         forget(one)  # so that a change of the weights since the last call is noticed
-    shape = shape_of(model.config)
+    shape = sizes_of(model)
     if settings.average:  # a mean over the layers is of one number of tokens
         _ = shape.image_tokens
     longest = settings.max_new_tokens
@@ -166,7 +166,7 @@ class _Asking:
         self._out = out
         self._work = work
         self._made = made
-        self._usual = visual, shape_of(model.config).decoder.layers
+        self._usual = visual, sizes_of(model).decoder.layers
         self._whose = asked_model(model)
         self._store = Store(out / "answers", kept_under(model, processor, self._batches, settings))
 
@@ -243,7 +243,7 @@ def _result(
     return SurveyResult(
         settings=settings,
         sizes=sizes,
-        layers=shape_of(model.config).decoder.layers,
+        layers=sizes_of(model).decoder.layers,
         outcomes=tuple(outcomes),
         differences=tuple(_differences(outcomes, settings.seed)),
         left_out=tuple(left_out),
@@ -281,7 +281,7 @@ def lineup(
     Returns:
         Pairs of a budget and a method, budget by budget; and the methods left out.
     """
-    shape, family = shape_of(model.config), family_of(model)
+    shape, family = sizes_of(model), family_of(model)
     planned: list[tuple[int | float, Pruner]] = []
     left_out: list[LeftOut] = []
     for keep in map(sizes.budget, settings.keeps):
@@ -316,7 +316,7 @@ def set_up(
     Raises:
         PoreError: It cannot be set up.
     """
-    shape = shape_of(model.config)
+    shape = sizes_of(model)
     guide: dict[str, Any] = {"guide": guiding} if kind.guided else {}
 
     def usual(keep: int | float) -> Pruner | None:

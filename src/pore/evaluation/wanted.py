@@ -19,7 +19,7 @@ from pore.evaluation.hosts import host_measure
 from pore.evaluation.results import LeftOut, SurveySettings
 from pore.evaluation.reweighting import ROPE, UNCALIBRATED, reweighted, rope_bias
 from pore.evaluation.survey import set_up
-from pore.families.registry import family_of, shape_of
+from pore.families.registry import family_of, sizes_of
 from pore.methods.registry import method_named, methods
 from pore.plotting.labels import UNPRUNED
 from pore.tensors.selection import budget
@@ -138,7 +138,7 @@ class Corrections:
             )
         if self.given is not None:
             return reweighted(host, self.given)
-        layers = shape_of(self.model.config).decoder.layers
+        layers = sizes_of(self.model).decoder.layers
         measure = host_measure(host, self.model, self.processor, layers)
         sums = self.out / "calibrations" / f"{measure.name}.json"
         any_size = family_of(self.model).common_grid(self.model) is None
@@ -171,7 +171,7 @@ def planned(
     Returns:
         The settings, budget by budget; and those that cannot be made.
     """
-    shape, family = shape_of(model.config), family_of(model)
+    shape, family = sizes_of(model), family_of(model)
     found, left_out = [Setting(None, None, None)], []
     made: dict[Wanted, Callable[[Pruner], Pruner]] = {}
     # Where images may differ in size, a share stays a share of each.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -128,3 +129,26 @@ def shape_of(config: Any) -> ModelShape:
     if family is None:
         return ModelShape.of_decoder(decoder, getattr(config, "model_type", None))
     return family.shape(config, decoder)
+
+
+def sizes_of(model: nn.Module) -> ModelShape:
+    """The sizes of a model that methods are set up by, also where its FLOPs are not known.
+
+    Args:
+        model: A supported model.
+
+    Returns:
+        What `shape_of` says. Where it refuses, a shape whose decoder is no more than its number of
+        layers, with the vision tower if its sizes are known.
+
+    Raises:
+        UnsupportedModelError: The model belongs to no family.
+    """
+    config = getattr(model, "config", None)
+    with suppress(UnsupportedModelError):
+        return shape_of(config)
+    family = family_of(model)
+    decoder = DecoderShape.of_depth(len(family.layers(model)))
+    with suppress(UnsupportedModelError):
+        return family.shape(config, decoder)
+    return ModelShape.of_decoder(decoder, getattr(config, "model_type", None))

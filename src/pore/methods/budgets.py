@@ -17,7 +17,7 @@ from torch import nn
 from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
-from pore.families.registry import shape_of
+from pore.families.registry import sizes_of
 from pore.methods.registry import method_named
 from pore.tensors.selection import check_keep
 
@@ -65,7 +65,7 @@ def schedule(
                 f"{kind.name} has no setting {name!r} beside its budget; it has "
                 f"{', '.join(sorted(known))}."
             )
-    shape = model if isinstance(model, ModelShape) else shape_of(model.config)
+    shape = model if isinstance(model, ModelShape) else sizes_of(model)
 
     def made(keep: int) -> Pruner | None:
         usual = kind.usual(keep, shape)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
-from pore.families.registry import shape_of
+from pore.families.registry import sizes_of
 from pore.methods.budgets import scheduled
 from pore.methods.registry import method_named
 from pore.methods.settings import check_names, how_else, read_settings
@@ -34,8 +34,8 @@ def make(
 
     Args:
         method: The method, or its name in any case of letters.
-        model: The model that it will prune. If its sizes are not known, nothing can be scaled to
-            them, and the method gets its defaults.
+        model: The model that it will prune. If it is of no family, nothing can be scaled to its
+            sizes, and the method gets its defaults.
         keep: Visual tokens left per image (int), or the fraction (float).
         average: Whether `keep` is the mean over the decoder layers, as in `pore.schedule`, rather
             than what is left at the end.
@@ -63,7 +63,7 @@ def make(
     guide = {"guide": values.get("guide")} if kind.guided else {}
     shape = None
     with suppress(UnsupportedModelError):
-        shape = shape_of(model.config)
+        shape = sizes_of(model)
 
     def made(budget: int | float) -> Pruner | None:
         found = None if shape is None else kind.usual(budget, shape, **guide)
@@ -72,7 +72,7 @@ def make(
     if average:
         if "keep" in values:
             raise InputError("--average finds the budget itself; leave --set keep=... out.")
-        return scheduled(made, kind.name, shape or shape_of(model.config), keep, visual)
+        return scheduled(made, kind.name, shape or sizes_of(model), keep, visual)
     found = made(keep)
     if found is None:
         _check_complete(kind, {"keep", *values})
