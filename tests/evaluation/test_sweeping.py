@@ -27,6 +27,8 @@ from pore.evaluation.sweep_files import to_csv, to_html, to_latex
 from pore.evaluation.sweeping import OwnBenchmark, sweep
 from pore.evaluation.wanted import Corrections, Setting, Wanted, planned, read_wanted, texts
 from pore.tensors.selection import budget
+from processors import KINDS
+from processors.base import parts_or_skip
 
 SETTINGS = SurveySettings(keeps=(8, 4), batch_size=4, max_new_tokens=2)
 
@@ -152,6 +154,18 @@ def test_p_is_measured_once_for_all_budgets(
     plan, _ = planned(model, read_wanted(["pore"]), SETTINGS, own_p, guiding)
     assert plan[1].pruner.reweight is first  # type: ignore[union-attr]
     assert len(given) == 1
+
+
+@pytest.mark.parametrize("name", ["InternVL", "Gemma 4"])
+def test_images_of_any_size_keep_a_share_of_each(name: str, tmp_path: Path) -> None:
+    (kind,) = (kind for kind in KINDS if kind.name == name)
+    processor, model = parts_or_skip(kind)
+    corrections = Corrections(model, processor, list, "cal", tmp_path, SETTINGS)
+    guiding = Guiding(model, processor, max_new_tokens=2, itself=True)
+    shares = replace(SETTINGS, keeps=(0.5, 0.25))
+    plan, left_out = planned(model, read_wanted(["divprune"]), shares, corrections, guiding)
+    assert not left_out
+    assert [one.named for one in plan[1:]] == [("DivPrune", None, 0.5), ("DivPrune", None, 0.25)]
 
 
 # -- a sweep --------------------------------------------------------------------------------------

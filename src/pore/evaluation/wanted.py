@@ -186,7 +186,8 @@ def planned(
                 pruner = made[one](pruner)
                 check_limits(pruner, family)
                 pruner.check(model, family)
-                pruner.counts(shape.image_tokens, shape.decoder.layers)
+                if one_size:
+                    pruner.counts(shape.image_tokens, shape.decoder.layers)
             except PoreError as error:
                 left_out.append(LeftOut("+".join(filter(None, one)), keep, str(error)))
             else:
