@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -249,7 +249,7 @@ class AnySizeBias(Measured, OnHub):
                 "axes": [[axis.at.tolist(), axis.values.tolist()] for axis in self.axes],
                 "sizes": list(self.sizes),
                 "parameters": dict(self.parameters),
-                "provenance": asdict(self.provenance),
+                "provenance": self.provenance.document(),
             }
         )
 

@@ -9,7 +9,7 @@ the tokens (Eq. 4). Only the shape of P matters to a ranking, so it is kept at m
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 import numpy.typing as npt
@@ -314,7 +314,7 @@ class PositionBias(Curve, Measured, OnHub):
             "grid": self.grid,
             "parameters": self.parameters,
             "r2": self.r2,
-            "provenance": asdict(self.provenance),
+            "provenance": self.provenance.document(),
             "values": self.values.tolist(),
             "residuals": None if self.residuals is None else self.residuals.tolist(),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, cast
 
 from pore._saved.forms import brief
@@ -63,6 +63,13 @@ class Provenance:
             wrong = sorted(entries.keys() - known)
             raise ProfileError(f"unknown fields of the provenance: {brief(wrong)}.")
         return cls(**entries)
+
+    def document(self) -> dict[str, Any]:
+        """The entries that a file holds; what older versions do not know is left out if unknown."""
+        entries = asdict(self)
+        if self.stability is None:
+            del entries["stability"]
+        return entries
 
     def then(self, step: str) -> Provenance:
         """The provenance of what was made of this in a further step, which `source` names."""

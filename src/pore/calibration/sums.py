@@ -236,7 +236,7 @@ class Calibration(Fitting, Saved):
     def document(self) -> dict[str, Any]:
         """What a file holds, but for the checksum."""
         table = None if self.table is None else self.table.document()
-        plain = asdict(replace(self, table=None))
+        plain = asdict(replace(self, table=None)) | {"provenance": self.provenance.document()}
         return self._form.document({**plain, "samples": to_text(self.samples), "table": table})
 
     @classmethod
