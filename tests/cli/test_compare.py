@@ -32,7 +32,7 @@ def test_two_methods(evaluated: Path) -> None:
         ("FastV", "Random", 4),
         ("FastV", "Random", 0.5),
     ]
-    assert document["first"]["command"].startswith("pore ")
+    assert document["first"]["command"].startswith("pore evaluate -m ")
     assert document["first"].keys() == document["second"].keys()
 
 

@@ -179,7 +179,7 @@ def test_evaluate_several_methods(
         ("unpruned", None, None),
         *((name, p, keep) for keep in (8, 4) for name, p in (("FastV", None), ("FastV", "pore"))),
     ]
-    assert document["circumstances"]["command"].startswith("pore ")
+    assert document["circumstances"]["command"].startswith("pore evaluate -m ")
     assert {"sweep.html", "sweep.csv", "sweep.tex", "samples"} <= {
         p.name for p in tmp_path.iterdir()
     }

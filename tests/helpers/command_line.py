@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from unittest.mock import patch
+
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -18,6 +21,8 @@ def run(*arguments: object, code: int = 0) -> Result:
     Returns:
         What it printed.
     """
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    given = [str(argument) for argument in arguments]
+    with patch.object(sys, "argv", ["pore", *given]):  # files of results say how they were made
+        result = CliRunner().invoke(app, given)
     assert result.exit_code == code, (result.output, result.exception)
     return result
