@@ -20,7 +20,7 @@ from pore.errors import UnsupportedModelError
 from pore.evaluation import comparing, survey
 from pore.evaluation.results import SurveyResult, SurveySettings
 from processors import KINDS, qwen_vl
-from processors.base import TEXT
+from processors.base import TEXT, parts_or_skip
 
 SETTINGS = SurveySettings(keeps=(0.5,), batch_size=2, max_new_tokens=2, timing=False)
 METHODS = ("Downsample", "FastV", "PyramidDrop", "SGL")
@@ -34,7 +34,7 @@ def some(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
 def deep(name: str) -> tuple[Any, Any]:
     """The processor and the model of a family, with layers enough for methods of several stages."""
     (kind,) = (kind for kind in KINDS if kind.name == name)
-    processor = kind.processor()
+    processor, _ = parts_or_skip(kind)
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TEXT, "num_hidden_layers", 5)
