@@ -27,6 +27,7 @@ PRUNER = pore.FastV(keep=0.25, layer=1)
 
 @pytest.mark.usefixtures("quick_rates")
 @pytest.mark.parametrize("kind", MEASURED, ids=str)
+@pytest.mark.at_once(3)
 def test_what_runs_is_the_batch_that_is_given(kind: Kind) -> None:
     processor, model = parts_or_skip(kind)
     inputs = build_inputs(processor, [noise((336, 224))] * 2)

@@ -41,6 +41,7 @@ def sums(images: int, seed: int = 0, noise: float = 0.6) -> Calibration:
         ("spline", "arithmetic", 3.0),
     ],
 )
+@pytest.mark.at_once(2)
 def test_other_images_agree_as_much_as_is_said(kind: Any, mean: Any, times: float) -> None:
     """P of 100 images against P of 4,000, whose images are independent here."""
     true = sums(4000, seed=100)

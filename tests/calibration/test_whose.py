@@ -333,6 +333,7 @@ class TestSurvey:
             case(the_way_it_generates, soon=False),
         ],
     )
+    @pytest.mark.at_once(1)
     def test_all_is_asked_anew(
         self, call: Call, change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

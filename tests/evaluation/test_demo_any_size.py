@@ -43,6 +43,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return run_demo(request.param, tmp_path_factory.mktemp("demo"))
 
 
+@pytest.mark.at_once(1)
 def test_p_is_a_function_of_the_distance(result: DemoResult) -> None:
     assert isinstance(result.bias, AnySizeBias)
     assert (result.bias.over, result.bias.kind) == ("distance", "power")

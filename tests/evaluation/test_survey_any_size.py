@@ -59,6 +59,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return survey.run(**given(request.param, out, settings=SETTINGS, about=ABOUT))
 
 
+@pytest.mark.at_once(1)
 def test_hosts_divide_by_a_p_of_any_size(result: SurveyResult) -> None:
     asked = {(one.method, one.reweight) for one in result.outcomes}
     hosts = {"FastV", "SGL"} | ({"PyramidDrop"} - {one.method for one in result.left_out})

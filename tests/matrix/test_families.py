@@ -96,7 +96,7 @@ class TestBatches:
     @pytest.mark.parametrize(
         ("case", "name", "prompts", "side"), padded(lambda _, name: name not in DRAWING)
     )
-    @pytest.mark.at_once(70)
+    @pytest.mark.at_once(45)
     def test_batch_equals_singles(self, case: Case, name: str, prompts: Any, side: str) -> None:
         pruner, inputs = usual(name, KEEP, case), case.inputs(prompts, side)
         logits, run = together(case, pruner, inputs)
@@ -115,7 +115,7 @@ class TestBatches:
 
 
 @pytest.mark.parametrize(("case", "name", "prompts"), situations())
-@pytest.mark.at_once(70)
+@pytest.mark.at_once(45)
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     case: Case, name: str, prompts: Any
 ) -> None:

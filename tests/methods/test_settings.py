@@ -101,7 +101,7 @@ def settable(method: str, name: str) -> bool:
 
 
 @pytest.mark.parametrize(("method", "name"), [one for one in FIELDS if one[0] != "SGL"])
-@pytest.mark.at_once(50)
+@pytest.mark.at_once(30)
 def test_every_setting_is_made_or_refused_with_what_to_do(method: str, name: str) -> None:
     """As from the command line, of which the next test goes the whole way."""
     model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])

@@ -65,6 +65,7 @@ def test_a_batch_is_its_prompts(embedded: Any, pruner: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.at_once(8)
 def test_a_batch_in_every_family(kind: Kind) -> None:
     """Of two pictures of different shapes; half of their tokens go in the second layer."""
     processor, model = parts_or_skip(kind)
