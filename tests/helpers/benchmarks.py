@@ -25,6 +25,18 @@ NOT_SAID = "zebra"
 Docs = list[dict[str, Any]]
 
 
+def few_questions(folder: Path, number: int) -> None:
+    """Write a task "few" for lmms-eval: the first questions of the embedded one."""
+    scenes = folder / "scenes.json"
+    scenes.write_text(json.dumps([{"split": "test", "questions": number}]))
+    (folder / "few.yaml").write_text(
+        f"include: {TASKS / 'embedded' / 'pore_embedded.yaml'}\n"
+        "task: few\n"
+        "dataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {scenes}}}}}\n"
+    )
+
+
 def plain_model(folder: Path) -> Path:
     """The embedded model, with a chat template that shows it a question up to its mark."""
     shutil.copytree(pore.embedded_model(), folder)

@@ -100,7 +100,7 @@ def _pruners(
 
     Without P it is left out if it cannot do without.
     """
-    from pore.evaluation.reweighting import reweighted
+    from pore.evaluation.reweighting import with_and_without
     from pore.methods.making import make
 
     pruners: list[Pruner | None] = [None]
@@ -115,10 +115,7 @@ def _pruners(
             layer=options.layer,
             normalize=options.normalize,
         )
-        if biases is None or not pruner.always_reweighted:
-            pruners.append(pruner)
-        if biases is not None:
-            pruners.append(reweighted(pruner, biases))
+        pruners += with_and_without(pruner, biases)
     return pruners
 
 

@@ -148,7 +148,7 @@ def _pruners(
     samples: Sequence[Sample],
 ) -> list[Pruner]:
     """The method at every budget, without P and, if one is named, with it."""
-    from pore.evaluation.reweighting import biases_named, reweighted
+    from pore.evaluation.reweighting import biases_named, with_and_without
     from pore.methods.making import make
 
     biases = biases_named(options.reweight, options.allow or (), model, processor, samples)
@@ -163,10 +163,7 @@ def _pruners(
             texts=options.settings or (),
             layer=options.layer,
         )
-        if biases is None or not pruner.always_reweighted:
-            found.append(pruner)
-        if biases is not None:
-            found.append(reweighted(pruner, biases))
+        found += with_and_without(pruner, biases)
     return found
 
 

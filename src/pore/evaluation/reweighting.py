@@ -103,6 +103,22 @@ def biases_named(
     return biases
 
 
+def with_and_without(pruner: Pruner, biases: Sequence[Correction] | None) -> list[Pruner]:
+    """A method without P, where it can do without, and with it.
+
+    Args:
+        pruner: The method, without.
+        biases: As in `reweighted`; None for the method alone.
+
+    Raises:
+        InputError: As in `reweighted`.
+    """
+    if biases is None:
+        return [pruner]
+    corrected = reweighted(pruner, biases)
+    return [corrected] if pruner.always_reweighted else [pruner, corrected]
+
+
 def reweighted(pruner: Pruner, biases: Sequence[Correction]) -> Pruner:
     """A method that corrects its scores.
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import pore
+from helpers.benchmarks import few_questions
 from pore.data.loading import load_model
 from pore.data.sources import from_scenes
 from pore.errors import InputError
@@ -36,13 +37,7 @@ def embedded() -> tuple[Any, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded task with a few questions alone."""
     made = tmp_path_factory.mktemp("tasks")
-    (made / "scenes.json").write_text(json.dumps([{"split": "test", "questions": QUESTIONS}]))
-    (made / "few.yaml").write_text(
-        f"include: {TASKS / 'embedded' / 'pore_embedded.yaml'}\n"
-        "task: few\n"
-        "dataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {made / 'scenes.json'}}}}}\n"
-    )
+    few_questions(made, QUESTIONS)
     return made
 
 

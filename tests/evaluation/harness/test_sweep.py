@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 import pore
+from helpers.benchmarks import few_questions
 from pore.data.loading import load_model
 from pore.data.sources import from_scenes
 from pore.errors import InputError
 from pore.evaluation import table1
 from pore.evaluation.files import read_results
-from pore.evaluation.harness import TASKS
 from pore.evaluation.running import evaluate
 from pore.evaluation.sweeping import sweep
 from pore.evaluation.wanted import Setting
@@ -37,13 +37,7 @@ QUESTIONS = 9
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded task with a few questions alone, and a group of it."""
     made = tmp_path_factory.mktemp("tasks")
-    (made / "scenes.json").write_text(json.dumps([{"split": "test", "questions": QUESTIONS}]))
-    (made / "few.yaml").write_text(
-        f"include: {TASKS / 'embedded' / 'pore_embedded.yaml'}\n"
-        "task: few\n"
-        "dataset_path: json\n"
-        f"dataset_kwargs: {{data_files: {{test: {made / 'scenes.json'}}}}}\n"
-    )
+    few_questions(made, QUESTIONS)
     (made / "some.yaml").write_text("group: some\ntask:\n  - few\n  - pore_embedded\n")
     return made
 
