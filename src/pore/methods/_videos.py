@@ -10,6 +10,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from pore.cost.shapes import ModelShape
+from pore.engine.pruner import Pruner
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.layout import Layout
@@ -96,6 +98,11 @@ class VideoPruner(BudgetPruner):
     """
 
     images_as_frames: bool = False
+
+    @classmethod
+    def usual(cls, keep: int | float, shape: ModelShape) -> Pruner | None:
+        """None where images stay whole: `keep` is of an image here."""
+        return None if cls.videos_only else super().usual(keep, shape)
 
     def kept(self, frames: int, size: int) -> int:
         """How many tokens stay of a video, known before the model sees it.

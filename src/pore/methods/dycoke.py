@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.cost.shapes import ModelShape
 from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
@@ -51,11 +50,6 @@ class DyCoke(VideoPruner):
     name: ClassVar[str] = "DyCoke"
     paper: ClassVar[str] = "arXiv 2411.15024"
     videos_only: ClassVar[bool] = True
-
-    @classmethod
-    def usual(cls, keep: int | float, shape: ModelShape) -> None:
-        """None: images stay whole, and `keep` is of an image here."""
-        return
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""

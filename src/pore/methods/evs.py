@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pore.cost.shapes import ModelShape
 from pore.errors import BudgetError
 from pore.methods._videos import VideoPruner
 from pore.tensors.gathering import widened
@@ -40,11 +39,6 @@ class EVS(VideoPruner):
     name: ClassVar[str] = "EVS"
     paper: ClassVar[str] = "arXiv 2510.14624"
     videos_only: ClassVar[bool] = True
-
-    @classmethod
-    def usual(cls, keep: int | float, shape: ModelShape) -> None:
-        """None: images stay whole, and `keep` is of an image here."""
-        return
 
     def kept(self, frames: int, size: int) -> int:
         """The budget, which must be enough for the first frame."""
