@@ -1,0 +1,1 @@
+"""Pruned models that answer others: servers, and clients of servers that prune."""
