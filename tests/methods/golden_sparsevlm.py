@@ -28,11 +28,11 @@ from pore.methods._sparsevlm import (
     RaterAttention,
     Raters,
     clusters,
-    density_peaks,
-    merge,
     rate,
     strongest_heads,
 )
+from pore.tensors.clustering import density_peaks
+from pore.tensors.merging import group_means
 from pore.tensors.selection import top_k
 
 _INPUTS = {"input_ids", "inputs_embeds", "attention_mask", "image_start", "image_len"}
@@ -101,7 +101,7 @@ def _merged(x: Tensor, count: int, noise: Tensor | None) -> Tensor:
     valid = torch.ones(1, len(x), dtype=torch.bool)
     draws = None if noise is None else noise[None]
     cluster, _ = density_peaks(x[None], [count], valid, draws)
-    return merge(x[None], cluster, valid, count)[0]
+    return group_means(x[None], cluster, valid, count)[0][0]
 
 
 class _Given(LayerAttention):

@@ -17,13 +17,13 @@ from helpers.sparsevlm import (
 )
 from methods import golden_sparsevlm
 from pore.methods._sparsevlm import (
-    density_peaks,
     matrix_ranks,
-    merge,
     recycle,
     split,
     strongest_heads,
 )
+from pore.tensors.clustering import density_peaks
+from pore.tensors.merging import group_means
 from pore.tensors.selection import top_k
 
 
@@ -51,7 +51,7 @@ class TestClusters:
         # With as many clusters as tokens all densities are of all distances, and can be equal.
         assume(count < m)
         torch.testing.assert_close(
-            merge(x[:, order], moved, valid, count), merge(x, cluster, valid, count)
+            group_means(x[:, order], moved, valid, count)[0], group_means(x, cluster, valid, count)[0]
         )
 
     def test_noise_is_what_the_authors_add(self) -> None:
@@ -71,7 +71,7 @@ class TestClusters:
         cluster, centres = density_peaks(x, [2], valid)
         assert centres.tolist() == [[0, 1]]
         assert cluster[0].tolist() == [0, 1] + [0] * 10
-        assert torch.equal(merge(x, cluster, valid, 2), torch.ones(1, 2, 5))
+        assert torch.equal(group_means(x, cluster, valid, 2)[0], torch.ones(1, 2, 5))
 
     def test_far_away_tokens_do_not_underflow(self) -> None:
         """Densities are compared by their logarithms."""
@@ -84,7 +84,7 @@ class TestClusters:
     def test_merging_keeps_the_sum(self, seed: int) -> None:
         x, valid = features(seed, 2, 9, 3), torch.arange(9) < torch.tensor([[9], [5]])
         cluster, _ = density_peaks(x, [3, 2], valid)
-        means = merge(x, cluster, valid, 3)
+        means = group_means(x, cluster, valid, 3)[0]
         for i, (count, m) in enumerate([(3, 9), (2, 5)]):
             sizes = torch.bincount(cluster[i, :m], minlength=count).to(x)
             total = (sizes[:, None] * means[i, :count]).sum(0)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection
+from pore.tensors.clustering import density_peaks
 from pore.tensors.gathering import marked_first, take, widened
+from pore.tensors.merging import group_means
 from pore.tensors.selection import budget, by_score
 
 _RECYCLED = 0.3  # this share of the dropped tokens, those with the highest scores, is merged
@@ -228,7 +230,7 @@ def recycle(
     inside = slots[: order.shape[1]] < torch.tensor(pools, device=keep.device)[:, None]
     x = take(features, order)
     cluster, centres = density_peaks(x, merged, inside)
-    new = merge(x, cluster, inside, max(merged))
+    new, _ = group_means(x, cluster, inside, max(merged))
 
     kept, added = keep.sum(-1, keepdim=True), torch.tensor(merged, device=keep.device)[:, None]
     if not after:
@@ -244,71 +246,3 @@ def recycle(
     number = (slots - kept).clamp(0, new.shape[1] - 1)
     states = torch.where(stays[..., None], take(features, old).to(new.dtype), take(new, number))
     return Selection(slots < kept + added, states, raster.gather(1, old).masked_fill(~stays, -1))
-
-
-@torch.no_grad()
-def density_peaks(
-    x: Tensor, counts: Sequence[int], valid: Tensor, noise: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cluster by density peaks with the nearest neighbours as density (DPC-KNN).
-
-    A token is dense if its c nearest tokens, itself included, are near. The centres are the c
-    tokens that are dense and far from denser ones; every other token joins the nearest centre.
-
-    Args:
-        x: (I, m, D) features.
-        counts: Clusters c of every image, at most as many as it has tokens.
-        valid: (I, m) bool, True at the first of them, False where an image has fewer.
-        noise: (I, m) in [0, 1): the authors add a millionth of such random numbers to the density,
-            which then decides between equals (with two clusters, any two tokens that are each
-            other's nearest). None takes the first of equals instead.
-
-    Returns:
-        (I, m) the cluster of every token, numbered by how central its centre is; and the centres,
-        (I, max(counts)), of which only the first c of an image are used.
-    """
-    m, count = x.shape[1], torch.tensor(counts, device=x.device)[:, None]
-    x = widened(x)
-    # Computed pair by pair, so that distances are symmetric and equal densities are equal.
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance / math.sqrt(x.shape[-1])
-    both = valid[:, :, None] & valid[:, None]
-    slots = torch.arange(m, device=x.device)
-
-    near = distance.masked_fill(~both, torch.inf).sort(-1).values
-    near = near.masked_fill(slots >= count[..., None], 0.0)
-    density = -near.square().sum(-1) / count.clamp(min=1)  # its logarithm
-    if noise is not None:
-        density = (density.exp() + noise * 1e-6).log()
-    one, other = density[:, :, None], density[:, None]
-    denser = (other > one) | ((other == one) & (slots < slots[:, None]))
-    farthest = distance.masked_fill(~both, 0.0).amax((1, 2))[:, None]
-    gap = distance.masked_fill(~(denser & both), torch.inf).amin(-1)
-    gap = torch.where(gap.isinf(), farthest, gap)
-
-    peak = (gap.log() + density).masked_fill(~valid, -torch.inf)
-    centres = peak.argsort(dim=-1, descending=True, stable=True)[:, : max(counts)]
-    numbers = slots[: centres.shape[1]].expand_as(centres)
-    real = numbers < count
-    to = distance.gather(2, centres[:, None].expand(-1, m, -1))
-    nearest = to.masked_fill(~real[:, None], torch.inf).sort(dim=-1, stable=True).indices[..., 0]
-    own = torch.where(real, numbers, nearest.gather(1, centres))
-    return nearest.scatter(1, centres, own), centres
-
-
-def merge(x: Tensor, cluster: Tensor, valid: Tensor, count: int) -> Tensor:
-    """The mean of every cluster.
-
-    Args:
-        x: (I, m, D) features.
-        cluster: (I, m) the cluster of each.
-        valid: (I, m) bool, False where an image has fewer.
-        count: Number of clusters of the image that has most.
-
-    Returns:
-        (I, count, D) means, at least float32; 0 for a cluster without tokens.
-    """
-    x = widened(x).masked_fill(~valid[..., None], 0.0)
-    numbers = torch.arange(count, device=x.device)
-    member = ((cluster[:, None] == numbers[:, None]) & valid[:, None]).to(x.dtype)
-    return torch.matmul(member, x) / member.sum(-1, keepdim=True).clamp(min=1)

@@ -64,11 +64,29 @@ def add_group_means(
     Returns:
         merged (I, c, C), and sizes (I, c), how many tokens went to each.
     """
-    wide = widened(features)
-    weights = (one_hot(group, targets.shape[1]) * members[..., None]).to(wide.dtype)
-    sizes = weights.sum(1)
-    mean = weights.mT @ wide / sizes.clamp(min=1)[..., None]
-    return (take(wide, targets) + mean).to(features.dtype), sizes.long()
+    mean, sizes = group_means(features, group, members, targets.shape[1])
+    return (take(widened(features), targets) + mean).to(features.dtype), sizes
+
+
+def group_means(
+    features: Tensor, group: Tensor, members: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """The mean of every group of tokens.
+
+    Args:
+        features: (I, n, C) the tokens.
+        group: (I, n) which group each belongs to.
+        members: (I, n) bool, False at tokens of none.
+        count: Number of groups c of the image that has most.
+
+    Returns:
+        means (I, c, C), at least float32, 0 for a group without tokens; and sizes (I, c).
+    """
+    wide = widened(features).masked_fill(~members[..., None], 0.0)
+    numbers = torch.arange(count, device=group.device)
+    weights = ((group[:, None] == numbers[:, None]) & members[:, None]).to(wide.dtype)
+    sizes = weights.sum(-1)
+    return weights @ wide / sizes.clamp(min=1)[..., None], sizes.long()
 
 
 # -- into tokens that stay, from those most like them (PruMerge) -----------------------------------
