@@ -51,7 +51,8 @@ class TestClusters:
         # With as many clusters as tokens all densities are of all distances, and can be equal.
         assume(count < m)
         torch.testing.assert_close(
-            group_means(x[:, order], moved, valid, count)[0], group_means(x, cluster, valid, count)[0]
+            group_means(x[:, order], moved, valid, count)[0],
+            group_means(x, cluster, valid, count)[0],
         )
 
     def test_noise_is_what_the_authors_add(self) -> None:
