@@ -62,6 +62,7 @@ def test_demo_writes_what_it_says(result: DemoResult) -> None:
         "figure1.png",
         "figure2.png",
         "figure3.png",
+        "answers",
         "examples",
         "report.html",
     }
@@ -137,8 +138,31 @@ def test_interrupted_demo_leaves_whole_files(
         run_demo(checkpoint, tmp_path, progress=progress)
     assert told[0] == "measuring the position bias"
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["calibration.json", "figure1.png", "figure2.png", "profile.json"]
+    assert names == ["answers", "calibration.json", "figure1.png", "figure2.png", "profile.json"]
     PositionBias.load(tmp_path / "profile.json")
+
+
+def test_interrupted_demo_goes_on_with_the_same_result(
+    checkpoint: Path, tmp_path: Path, result: DemoResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(what: str, share: float) -> None:
+        if "Random" in what and not early:
+            raise KeyboardInterrupt("Stopped.")
+
+    monkeypatch.setattr(demo, "FIRST", 4)
+    early: list[int] = []
+    with pytest.raises(KeyboardInterrupt, match="goes on from there"):
+        run_demo(checkpoint, tmp_path, progress=progress)
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "answers").iterdir()}
+    assert len(kept) == 4  # unpruned and three forms of FastV, on the first batch
+
+    again = run_demo(checkpoint, tmp_path, shown=lambda records: early.append(records[0]["n"]))
+    assert early == [4]
+    assert all((tmp_path / "answers" / name).read_bytes() == kept[name] for name in kept)
+    assert again.calibration == result.calibration
+    for whole, parts in zip(result.outcomes, again.outcomes, strict=True):
+        if whole.method != "Random":  # which draws anew for every part
+            assert parts.answers == whole.answers
 
 
 @pytest.mark.usefixtures("result")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +25,9 @@ from pore.cli.options import (
     takes,
 )
 from pore.cli.printing import print_results, say
+
+if TYPE_CHECKING:
+    from pore.evaluation.records import Record
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,10 @@ def demo(options: Options) -> None:
 
     Measures the position bias on the calibration samples and fits P. Then the model answers the
     test questions unpruned and with FastV, FastV + PoRe, FastV + RoPE prior, Random and Downsample.
-    Prints the table and writes `results.json`, `results.csv`, `profile.json`, figures, examples and
-    `report.html` into the folder. For a model of images of any size P is a power of the distance to
-    the text; what such a model does not take is left out and named.
+    Prints a table of the first questions early and that of all at the end, and writes
+    `results.json`, `results.csv`, `profile.json`, figures, examples and `report.html` into the
+    folder. For a model of images of any size P is a power of the distance to the text; what such a
+    model does not take is left out and named. The same command goes on where one was interrupted.
 
     Examples:
 
@@ -109,6 +114,7 @@ def demo(options: Options) -> None:
                 choice=_choice(options.layer),
             ),
             progress=told,
+            shown=_first,
         )
     print_results(result.records)
     say(*facts(result))
@@ -116,6 +122,12 @@ def demo(options: Options) -> None:
         if is_pore(difference):
             say(f"  {difference}")
     say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
+
+
+def _first(records: Sequence[Record]) -> None:
+    """Show the table of the first questions."""
+    say(f"After the first {records[0]['n']} questions; the rest are being asked.\n")
+    print_results(records)
 
 
 def _choice(layer: int) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pore._text import Screen, cell
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from pore.evaluation.records import Record
 
 # What the widest table needs where the width of the output is unknown, as in a pipe.
 _WIDTH = 118
@@ -44,7 +46,7 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
-def print_results(records: Sequence[dict[str, Any]]) -> None:
+def print_results(records: Sequence[Record]) -> None:
     """The tables of an evaluation: all questions, and a table for each way to group them."""
     from pore.evaluation.tables import HEADINGS, columns, table
 

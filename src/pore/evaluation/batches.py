@@ -109,8 +109,11 @@ class Batches:
 
     def numbers(self, i: int) -> list[int]:
         """The indices, among all samples, of those in a batch that are not known to be bad."""
-        everything = range(len(self.samples))[i * self.batch_size : (i + 1) * self.batch_size]
-        return [number for number in everything if number not in self.skipped]
+        return [number for number in self.of(range(i, i + 1)) if number not in self.skipped]
+
+    def of(self, part: range) -> range:
+        """The indices, among all samples, of those in some batches, bad ones too."""
+        return range(len(self.samples))[part.start * self.batch_size : part.stop * self.batch_size]
 
     def inputs(self, i: int) -> dict[str, Any]:
         """The inputs of a batch as the processor gives them, pixels and all.

@@ -2,7 +2,8 @@
 
 Calibration sees the calibration samples only. Nothing is chosen by looking at the test samples:
 the layer, the budgets and the form of P are fixed beforehand, and the results are reported as they
-are.
+are. Every setting answers the first few questions before any answers the rest, for an early table.
+Sums and answers are kept in the folder, and the same call goes on where one was interrupted.
 """
 
 from __future__ import annotations
@@ -23,19 +24,30 @@ from pore.engine.corrections import Correction
 from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
-from pore.evaluation.batches import Batches
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
 from pore.evaluation.examples import examples
 from pore.evaluation.files import Results, write_differences, write_results
+from pore.evaluation.hosts import HostMeasure
 from pore.evaluation.outcome import Outcome, common, questions_of, records_of
+from pore.evaluation.own import OwnQuestions
 from pore.evaluation.page import write_demo
-from pore.evaluation.results import About, DemoResult, DemoSettings, Example, Figure
+from pore.evaluation.records import Record
+from pore.evaluation.results import (
+    About,
+    DemoResult,
+    DemoSettings,
+    Example,
+    Figure,
+    SurveySettings,
+)
 from pore.evaluation.reweighting import rope_bias
-from pore.evaluation.running import evaluate, time_some, timed_samples
+from pore.evaluation.running import time_some, timed_samples
 from pore.evaluation.sizes import ImageSizes, images_asked
+from pore.evaluation.store import slug
 from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import family_of
+from pore.identity import forget
 from pore.layout import Image
 from pore.methods.downsample import NO_GRID, Downsample
 from pore.methods.fastv import FastV
@@ -46,6 +58,14 @@ _ROPE_SAMPLES = 64
 
 
 _LONGEST_ANSWER = 8
+
+
+FIRST = 64
+"""How many questions are asked before the first table, in whole batches."""
+
+
+Shown = Callable[[Sequence[Record]], None]
+"""Called with the records of the first questions, before the rest are asked."""
 
 
 # Costs of one sample relative to the unpruned model, for the progress bar only.
@@ -62,10 +82,12 @@ def run(
     settings: DemoSettings,
     about: About,
     progress: Told | None = None,
+    shown: Shown | None = None,
 ) -> DemoResult:
     """Calibrate, fit, prune and ask, and write everything into a folder.
 
-    Files are written whole or not at all, each as soon as its content is known.
+    Files are written whole or not at all, each as soon as its content is known. Sums and answers of
+    an earlier call in the same folder are used if the conditions are the same.
 
     Args:
         model: A supported model. Where its images have no common grid, P is a function of the
@@ -77,6 +99,7 @@ def run(
         settings: Settings of the demo.
         about: The circumstances of the run, for the report.
         progress: Called with what is being done, and the share of the work done so far.
+        shown: Called with the records of the first questions, unless they are all.
 
     Returns:
         The result.
@@ -84,11 +107,11 @@ def run(
     Raises:
         PoreError: The model, samples or settings do not fit.
         OSError: A file cannot be written.
+        KeyboardInterrupt: Passed on, with a message that says how to resume.
     """
-    batches = Batches(
-        model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
-    )
-    batches.sift()
+    forget(model)  # so that a change of the weights since the last call is noticed
+    questions = OwnQuestions(model, processor, test, out, _asking(settings))
+    batches = questions.batches
     images = images_asked(batches)
     sizes = ImageSizes.of(model, images)
     for keep in settings.keeps:  # so that an image too small for it is known before the long part
@@ -99,10 +122,18 @@ def run(
     work = Work(_all_work(costs, len(calibration), len(test)), progress)
 
     work.start("measuring the position bias")
-    samples = work.through(calibration, _CALIBRATION_COST)
-    measured, bias, drawn = _measure(model, processor, samples, out, settings, about.calibration)
-    planned = lineup(settings, bias, rope, left_out)
-    outcomes = _ask(model, processor, batches, planned, work, each)
+    samples = partial(work.through, calibration, _CALIBRATION_COST)
+    try:
+        measured, bias, drawn = _measure(
+            model, processor, samples, out, settings, about.calibration
+        )
+        planned = lineup(settings, bias, rope, left_out)
+        outcomes = _ask(questions, planned, work, each, shown)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"What was measured and answered is kept in {out}: the same command goes on from "
+            f"there. {error}".strip()
+        ) from None
     work.start("timing the prefill, methods in turns")
     pruners = [outcome.pruner for outcome in outcomes]
     times = time_some(model, processor, batches.good, pruners, work.done(_TIMED_COST))
@@ -152,28 +183,31 @@ def _baselines(
     return rope, left_out
 
 
+def _asking(settings: DemoSettings) -> SurveySettings:
+    """The settings of the demo as those of asking and measuring."""
+    return SurveySettings(
+        kind=settings.kind,
+        batch_size=settings.batch_size,
+        max_new_tokens=_LONGEST_ANSWER,
+        max_bad=settings.max_bad,
+    )
+
+
 def _measure(
     model: Any,
     processor: Any,
-    samples: Iterable[Sample],
+    samples: Callable[[], Iterable[Sample]],
     out: Path,
     settings: DemoSettings,
     source: str,
 ) -> tuple[Calibration, Drawn, tuple[Figure, ...]]:
     """Ā and P, saved and drawn."""
-    measured = calibrate(
-        model,
-        processor,
-        samples,
-        settings.layer,
-        batch_size=settings.batch_size,
-        max_bad=settings.max_bad,
-        progress=False,
-        source=source,
-    )
+    take = partial(calibrate, model, processor, layer=settings.layer)
+    measure = HostMeasure(FastV.name, slug(FastV.name), _CALIBRATION_COST, take)
+    sums = out / "calibration.json"
+    (measured,) = measure.measured(samples, sums, _asking(settings), source=source)
     one_grid = family_of(model).common_grid(model) is not None
     bias: Drawn = measured.fit(settings.kind) if one_grid else measured.fit_any_size()
-    measured.save(out / "calibration.json")
     bias.save(out / "profile.json")
     drawn = tuple(
         Figure(caption, write_atomic(out / f"{name}.png", png))
@@ -183,27 +217,31 @@ def _measure(
 
 
 def _ask(
-    model: Any,
-    processor: Any,
-    batches: Batches,
+    questions: OwnQuestions,
     planned: Sequence[tuple[int | float | None, Pruner | None]],
     work: Work,
     each: Callable[[Pruner | None], float],
+    shown: Shown | None,
 ) -> list[Outcome]:
     """The outcomes of every setting, over the questions that all of them answered."""
-    outcomes = []
-    for keep, pruner in planned:
-        work.start(_doing(keep, pruner))
-        answered = evaluate(
-            model,
-            processor,
-            batches,
-            pruner,
-            max_new_tokens=_LONGEST_ANSWER,
-            progress=work.done(each(pruner)),
-        )
-        outcomes.append(replace(answered, budget=keep))
+    batches = questions.batches
+    first = min(-(-FIRST // batches.batch_size), len(batches))
+    outcomes = [Outcome(pruner, (), budget=keep) for keep, pruner in planned]
+    for part in range(first), range(first, len(batches)):
+        for number, (keep, pruner) in enumerate(planned if part else ()):
+            where = "" if keep is None else f", {budget_label(keep)}"
+            work.start(f"asking: {outcomes[number].label}{where}")
+            more = questions.ask(pruner, work.done(each(pruner)), part)
+            outcomes[number] = _longer(outcomes[number], more)
+        if shown is not None and part.stop < len(batches):
+            shown(records_of(common(outcomes)))
     return common(outcomes)
+
+
+def _longer(so_far: Outcome, more: Outcome) -> Outcome:
+    """The answers to the first questions, and those to further ones."""
+    answers, skipped = so_far.answers + more.answers, so_far.skipped + more.skipped
+    return replace(so_far, answers=answers, skipped=skipped, asked=more.asked)
 
 
 def lineup(
@@ -234,11 +272,6 @@ def lineup(
             methods.append(Downsample(keep=keep, fair=True))
         lined_up += [(keep, method) for method in methods]
     return lined_up
-
-
-def _doing(keep: int | float | None, pruner: Pruner | None) -> str:
-    name = Outcome(pruner, ()).label
-    return f"asking: {name}" + ("" if keep is None else f", {budget_label(keep)}")
 
 
 def _all_work(costs: Sequence[float], calibration: int, test: int) -> float:

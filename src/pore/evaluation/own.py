@@ -28,7 +28,7 @@ class OwnQuestions:
 
     Attributes:
         batches: The samples as inputs of the model.
-        store: The answers that are kept.
+        store: The answers that are kept, to all samples at once.
     """
 
     def __init__(
@@ -40,31 +40,44 @@ class OwnQuestions:
         settings: SurveySettings,
     ) -> None:
         self.model, self.processor, self._settings = model, processor, settings
+        self._folder = out / "answers"
         self.batches = Batches(
             model, processor, samples, batch_size=settings.batch_size, max_bad=settings.max_bad
         )
         self.batches.sift()
-        self.store = Store(out / "answers", kept_under(model, processor, self.batches, settings))
+        self.store = Store(self._folder, kept_under(model, processor, self.batches, settings))
 
-    def ask(self, pruner: Pruner | None, advance: Progress) -> Outcome:
+    def ask(self, pruner: Pruner | None, advance: Progress, part: range | None = None) -> Outcome:
         """The answers under a setting: those that are kept, or else the model is asked.
 
         Args:
             pruner: The method, or None for the unpruned model.
             advance: Called with the number of further samples that are done.
+            part: The numbers of the batches to ask, if not all; their answers are kept by
+                themselves.
 
         Returns:
             The answers.
         """
-        batches = self.batches
-        kept = self.store.load(pruner, batches.good)
+        batches, store = self.batches, self.store
+        planned = range(len(batches.samples))
+        if part is not None:
+            planned = batches.of(part)
+            store = Store(self._folder, store.conditions | {"batches": [part.start, part.stop]})
+        good = [batches.samples[number] for number in planned if number not in batches.skipped]
+        kept = store.load(pruner, good)
         if kept is not None:
-            advance(len(batches.samples))
-            skipped = tuple(batches.skipped[number] for number in sorted(batches.skipped))
+            advance(len(planned))
+            skipped = tuple(batches.skipped[n] for n in planned if n in batches.skipped)
             return Outcome(pruner, kept, skipped=skipped, asked=asked_model(self.model))
-        longest = self._settings.max_new_tokens
         asked = evaluate(
-            self.model, self.processor, batches, pruner, max_new_tokens=longest, progress=advance
+            self.model,
+            self.processor,
+            batches,
+            pruner,
+            max_new_tokens=self._settings.max_new_tokens,
+            part=part,
+            progress=advance,
         )
-        self.store.save(pruner, asked.answers)
+        store.save(pruner, asked.answers)
         return asked

@@ -35,6 +35,7 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 16,
     max_bad: float = 0.01,
+    part: range | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Ask a model questions, and compare its greedy answers with the right ones.
@@ -51,10 +52,12 @@ def evaluate(
         max_new_tokens: Longest answer.
         max_bad: The share of bad samples up to which they are skipped, as in `Batches`, which have
             their own.
+        part: The numbers of the batches to ask, if not all.
         progress: Called after every batch with the number of samples in it.
 
     Returns:
-        One answer for every good sample, in their order, and the skipped samples.
+        One answer for every good sample, in their order, and the skipped samples, those of the part
+        alone.
 
     Raises:
         ModelStateError: The model is pruned.
@@ -64,12 +67,13 @@ def evaluate(
     batches = samples
     if not isinstance(batches, Batches):
         batches = Batches(model, processor, batches, batch_size=batch_size, max_bad=max_bad)
+    part = range(len(batches)) if part is None else part
     pixels = pruner is not None and pruner.reads_tower
     asked: list[int] = []
     given: list[str] = []
     efforts: list[Effort] = []
     with torch.inference_mode():
-        for one, numbers in stretches(pruner, batches, range(len(batches))):
+        for one, numbers in stretches(pruner, batches, part):
             with nullcontext() if one is None else one(model) as run:
                 for i in numbers:
                     inputs = batches.inputs(i) if pixels else batches.encoded(i)
@@ -86,16 +90,16 @@ def evaluate(
                             progress(len(new))
             if run is not None:
                 efforts += pruned_efforts(run.report)
-    samples = batches.samples
-    if progress is not None and len(asked) < len(samples):
-        progress(len(samples) - len(asked))
+    samples, planned = batches.samples, batches.of(part)
+    if progress is not None and len(asked) < len(planned):
+        progress(len(planned) - len(asked))
     return Outcome(
         pruner,
         tuple(
             _answer(samples[number], text, effort)
             for number, text, effort in zip(asked, given, efforts, strict=True)
         ),
-        skipped=tuple(batches.skipped[i] for i in sorted(batches.skipped.keys() - set(asked))),
+        skipped=tuple(batches.skipped[number] for number in planned if number not in asked),
         asked=asked_model(model),
     )
 
