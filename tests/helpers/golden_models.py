@@ -105,18 +105,19 @@ class Worst:
 
 
 def llava_around(
-    file: Any, settings: str = "config", prefix: str = ""
+    file: Any, settings: str = "config", prefix: str = "", kind: type[Any] = LlamaConfig
 ) -> tuple[LlavaForConditionalGeneration, dict[str, Tensor]]:
     """A LLaVA around the file's language model, and what else the file holds.
 
     Args:
         file: The file.
-        settings: Which of its parameters is the LLaMA configuration.
+        settings: Which of its parameters is the configuration; its `config` where none is.
         prefix: Prefix of the weights' names, compared with transformers.
+        kind: Class of the configuration.
     """
-    llama = file.params[settings]
+    llama = file.params.get(settings, file.config)
     config = LlavaConfig(
-        text_config=LlamaConfig(**llama),
+        text_config=kind(**llama),
         vision_config=CLIPVisionConfig(
             hidden_size=8,
             intermediate_size=8,

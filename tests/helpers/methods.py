@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import pore
 from helpers.engine import _flash
 from helpers.models import IMAGE, tiny_llava
+from pore._compat.attention import ADDING
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Stage
 from pore.families.registry import shape_of
@@ -37,6 +39,14 @@ def usual(name: str, keep: int | float) -> Pruner:
     made = pore.methods()[name].usual(keep, shape_of(model_of().config))
     assert made is not None
     return made
+
+
+def under(attention: str, pruner: Pruner) -> Pruner:
+    """A method as a kernel takes it: only SDPA and eager attention count tokens by their sizes."""
+    counts = any(isinstance(stage, Stage) and stage.proportional for stage in pruner.stages())
+    if counts and attention not in ADDING:
+        return replace(pruner, proportional=False)  # type: ignore[type-var,call-arg]
+    return pruner
 
 
 # Only the built-in ones: other tests register their own methods.

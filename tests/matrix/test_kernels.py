@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from helpers.engine import tolerance
-from helpers.methods import DRAWING, EVERY, KEEP, model_of, usual
+from helpers.methods import DRAWING, EVERY, KEEP, model_of, under, usual
 from helpers.models import batch, prompt
 
 
@@ -36,7 +36,7 @@ def test_rows_that_keep_different_numbers(name: str) -> None:
     found = []
     for kernel in ("mine", "sdpa"):
         config._attn_implementation_internal = kernel
-        with torch.no_grad(), usual(name, KEEP)(model) as run:
+        with torch.no_grad(), under("mine", usual(name, KEEP))(model) as run:
             logits = model(**inputs).logits
             cached = model.generate(**inputs, **settings, return_dict_in_generate=True).logits
         found.append((logits, torch.stack(cached), [sample.images for sample in run.report]))

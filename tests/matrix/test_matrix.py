@@ -26,6 +26,7 @@ from helpers.methods import (
     ends,
     in_decoder,
     model_of,
+    under,
     usual,
 )
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
@@ -125,7 +126,7 @@ class TestBatches:
 def test_flash_attention_equals_sdpa(name: str, side: str) -> None:
     """With FlashAttention's contract: 2-D masks, causal, aligned at the end."""
     prompts = asked(name, BATCHES["no image in one row"])
-    inputs, pruner = batch(prompts, side), usual(name, KEEP)
+    inputs, pruner = batch(prompts, side), under("flash_test", usual(name, KEEP))
     with torch.no_grad(), pruner(model_of()) as one:
         expected = model_of()(**inputs).logits
     with torch.no_grad(), pruner(model_of("flash_test")) as other:
@@ -147,7 +148,8 @@ def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     name: str, prompts: Any, attention: str
 ) -> None:
     model, inputs = model_of(attention), batch(asked(name, prompts))
-    got, whole = decoded_and_whole(model, inputs, usual(name, KEEP))
+    pruner = under(attention, usual(name, KEEP))
+    got, whole = decoded_and_whole(model, inputs, pruner)
     torch.testing.assert_close(got, whole, **tolerance("sdpa", torch.float32))
 
 

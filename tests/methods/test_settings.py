@@ -37,7 +37,7 @@ HOW = {
     ("CDPruner", "relevance"): "pore.CDPruner(..., relevance=...)",
 }
 """What no text gives, beside `reweight`, and what the refusal says."""
-INSTEAD = {("ToMe", "r"), ("IVC-Prune", "foreground")}
+INSTEAD = {("ToMe", "r"), ("IVC-Prune", "foreground"), ("PACT", "cutoff")}
 """What is given instead of `keep`."""
 TEXTS = ("1", "0.5", "none", "[1, 2]", "[x]")
 UNSET = {"ratio": "0.5", "weights": "[1, 1, 1, 1]", "between": "[1, 2]"}

@@ -155,7 +155,7 @@ class Watched(Pruner):
     def _read(self, i: int, reader: Any) -> Any:
         def watch(attention: Any) -> Any:
             plain = None
-            if self.method.name == "FEATHER":  # the model computes these again, in its own format
+            if self.method.name in ("FEATHER", "PACT"):  # the model computes them, in its format
                 plain = attention.plain()
                 attention = replace(attention, plain=lambda: plain)
             with self._look("attention"):

@@ -16,6 +16,8 @@ from typing import Any
 from torch import nn
 
 _EAGER = "eager_attention_forward"
+ADDING = ("sdpa", "eager")
+"""The kernels that add a 4-D mask of floats to the logits."""
 
 
 def attention_name(config: Any) -> str | None:

@@ -43,12 +43,16 @@ class CachedTokens:
         columns: (B, M) the position in the full sequence of every slot of the cache.
         valid: (B, M) bool, False at filling.
         full: Whether all slots are valid.
+        sizes: (B, M) how many times attention counts the key of every slot; None: each once.
     """
 
-    def __init__(self, columns: Tensor, valid: Tensor, full: bool) -> None:
+    def __init__(
+        self, columns: Tensor, valid: Tensor, full: bool, sizes: Tensor | None = None
+    ) -> None:
         self.columns = columns
         self.valid = valid
         self.full = full
+        self.sizes = sizes
 
     @classmethod
     def unpruned(cls, tokens: Tensor) -> CachedTokens:
@@ -60,19 +64,27 @@ class CachedTokens:
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return cls(columns, tokens, bool(tokens.all()))
 
-    def extended(self, columns: Tensor, valid: Tensor, full: bool) -> CachedTokens:
+    def extended(
+        self, columns: Tensor, valid: Tensor, full: bool, sizes: Tensor | None = None
+    ) -> CachedTokens:
         """These tokens with further slots.
 
         Args:
             columns: (B, m) positions of the new slots in the full sequence.
             valid: (B, m) bool.
             full: Whether all new slots are valid.
+            sizes: (B, m) how many times attention counts their keys; None: each once.
         """
-        device = self.columns.device
+        device, parts = self.columns.device, None
+        counted = next((one for one in (sizes, self.sizes) if one is not None), None)
+        if counted is not None:
+            pairs = ((self.sizes, self.columns), (sizes, columns))
+            parts = [counted.new_ones(held.shape) if n is None else n for n, held in pairs]
         return CachedTokens(
             torch.cat([self.columns, columns.to(device)], 1),
             torch.cat([self.valid, valid.to(device)], 1),
             self.full and full,
+            None if parts is None else torch.cat([part.to(device) for part in parts], 1),
         )
 
     def places(self, other: CachedTokens, span: int) -> Tensor:
@@ -93,4 +105,5 @@ class CachedTokens:
         Assisted decoding removes rejected tokens from the end of the cache.
         """
         length = max(self.columns.shape[1] - count, 0)
-        return CachedTokens(self.columns[:, :length], self.valid[:, :length], self.full)
+        sizes = None if self.sizes is None else self.sizes[:, :length]
+        return CachedTokens(self.columns[:, :length], self.valid[:, :length], self.full, sizes)

@@ -51,6 +51,11 @@ def act(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) 
             f"{setup.method.name} gives new states to tokens that stay, without saying so; make "
             "its stage with merges=True."
         )
+    if selection.sizes is not None and not stage.proportional:
+        raise ModelStateError(
+            f"{setup.method.name} says how often attention is to count tokens, without asking for "
+            "it; make its stage with proportional=True."
+        )
     return choose(left, visual, stage.layer, selection, hidden)
 
 
@@ -74,6 +79,12 @@ def choose(left: Left, visual: Visual, layer: int, selection: Selection, hidden:
         features = selection.features[selection.keep].to(hidden.dtype)
         hidden = hidden.index_put((rows, columns), features)
         visual.merged = True
+    if selection.sizes is not None:
+        sizes, own = left.sizes, selection.sizes
+        sizes = torch.ones_like(left.tokens, dtype=own.dtype) if sizes is None else sizes
+        rows = layout.rows[:, None].expand_as(layout.columns)[selection.keep]
+        where = rows.to(sizes.device), layout.columns[selection.keep].to(sizes.device)
+        left.sizes = sizes.index_put(where, own[selection.keep].to(sizes))
     if selection.raster is not None:
         layout = replace(layout, raster=selection.raster)
     kept = layout.kept_tokens(selection.keep)
@@ -131,6 +142,7 @@ def view_of(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tens
         beside=visual.beside,
         bias_at=stage.bias_at,
         earlier=_earlier(visual, stage, hidden),
+        sizes=None if left.sizes is None else layout.gather(left.sizes).to(hidden.device),
     )
 
 

@@ -68,6 +68,7 @@ class Left:
         entered: (B, l) which of the tokens that came entered the first layer; None: all did.
         index: (B, m) which of those that entered are left; None: all are. Before the first layer,
             which of those that came.
+        sizes: (B, m) how many times attention counts the key of each; None: once.
     """
 
     def __init__(self, tokens: Tensor, ids: Tensor | None, right: bool) -> None:
@@ -76,6 +77,7 @@ class Left:
         self.right = right
         self.entered: Tensor | None = None
         self.index: Tensor | None = None
+        self.sizes: Tensor | None = None
 
     def drop(self, kept: Tensor) -> Tensor:
         """Drop tokens.
@@ -89,6 +91,8 @@ class Left:
         index, self.tokens = pack(kept, self.right)
         if self.ids is not None:
             self.ids = take(self.ids, index, 1)
+        if self.sizes is not None:
+            self.sizes = take(self.sizes, index, 1)
         old = self.index
         self.index = index if old is None else old.to(index.device).gather(1, index)
         return index
@@ -203,7 +207,7 @@ class Forward:
             columns = self.entered.columns.to(index.device).gather(1, index)
         # A single new token is never padding, and asking would cost a synchronisation.
         full = tokens.shape[1] == 1 or bool(tokens.all())
-        return track.extended(columns, tokens, full)
+        return track.extended(columns, tokens, full, self.left.sizes)
 
     def whole(self) -> CachedTokens:
         """What layers before the first stage hold in the cache, this call included."""

@@ -23,7 +23,7 @@ from pore.engine.given import chosen_masks
 from pore.engine.masks import _chunked, _far, of_layer, own_part
 from pore.engine.setup import Setup
 from pore.errors import UnsupportedModelError
-from pore.tensors.gathering import take
+from pore.tensors.gathering import take, widened
 
 See = Callable[[Any, Any, Any, Any], Any]
 
@@ -86,6 +86,8 @@ class LayerMasks:
         """Whether a layer needs another mask than the one it is given, or needs one at all."""
         if given is not None or not self._track.full or self._entered.masks is not None:
             return True
+        if self._track.sizes is not None:
+            return True
         window = self._windows[layer]
         return window is not None and self._entered.span > window
 
@@ -122,6 +124,13 @@ class LayerMasks:
             slots = slots_of(cache, self._length, layer)
         elif slots is None:
             slots = self._track.columns.shape[1]
+        seen = self._seen(given, hidden, layer, slots)
+        if self._track.sizes is None:
+            return seen
+        return self._memo(seen, hidden, partial(self._counted, slots=slots), "sizes")
+
+    def _seen(self, given: Any, hidden: Tensor, layer: int, slots: int) -> Any:
+        """Which token sees which, in the form that the kernel takes; None for purely causal."""
         masks = of_layer(self._entered.masks, self._config, layer)
         if masks is not None:
             return self._memo(masks, hidden, partial(self._chosen, slots=slots), slots)
@@ -130,7 +139,8 @@ class LayerMasks:
         if self._entered.own is not None or (start is None and self._entered.length > 1):
             given = of_layer(self._entered.own, self._config, layer)
             start, lost = 0, given is None and self._track.columns.shape[1] > self._length > 1
-        if given is None and self._track.full and want.window is None and not lost:
+        causal = given is None and self._track.full and want.window is None and not lost
+        if causal and self._track.sizes is None:
             return None  # purely causal, as an ascending choice of positions stays
         make = partial(self._mask, want=want, start=start or 0)
         return self._memo(given, hidden, make, slots, want.window, hidden.shape[1])
@@ -145,6 +155,16 @@ class LayerMasks:
         """A layer's sliding window, unless it reaches everything."""
         window = self._windows[layer]
         return None if window is None or self._entered.span <= window else window
+
+    def _counted(self, mask: Tensor, hidden: Tensor, *, slots: int) -> Tensor:
+        """A mask with the logarithm of how many times each key counts added: proportional attention
+        (ToMe, arXiv 2210.09461, section 3)."""
+        assert self._track.sizes is not None
+        if mask.dtype == torch.bool:
+            closed = torch.finfo(hidden.dtype).min
+            mask = hidden.new_zeros(()).masked_fill(~mask, closed)
+        more = widened(self._track.sizes[:, -slots:]).log().to(mask)
+        return mask + nn.functional.pad(more, (0, slots - more.shape[1]))[:, None, None]
 
     def _chosen(self, masks: Any, hidden: Tensor, *, slots: int) -> Any:
         """The caller's mask at the tokens that are left."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
+from pore._compat.attention import ADDING, attention_name
 from pore.engine.stages import Limit, Method, Stage
-from pore.errors import BudgetError, InputError, UnsupportedModelError
+from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedModelError
 from pore.families.base import Family
 from pore.layout import Layout
 from pore.tower.stages import TowerStage
@@ -191,6 +193,32 @@ def check_sharing(method: Method, stages: Sequence[Stage], sources: Mapping[int,
                 "ones, which merged tokens would not be among; merge before that, or use a method "
                 "that only drops tokens."
             )
+
+
+def check_proportional(method: Method, stages: Sequence[Stage], config: Any) -> None:
+    """Refuse to count merged tokens by their sizes where attention cannot.
+
+    Args:
+        method: The method.
+        stages: Its stages in the decoder and on the embeddings.
+        config: The decoder's config.
+
+    Raises:
+        UnsupportedModelError: The attention kernel takes no mask that adds to logits.
+        ModelStateError: A stage on the embeddings asks for it.
+    """
+    asking = [stage for stage in stages if stage.proportional]
+    if any(stage.layer == 0 for stage in asking):
+        raise ModelStateError(
+            f"{method.name} asks for proportional attention of a stage on the embeddings, but the "
+            "decoder makes the masks of its first layer itself; let it act before layer 1 or later."
+        )
+    if asking and attention_name(config) not in ADDING:
+        raise UnsupportedModelError(
+            f"{method.name} lets attention count merged tokens by their sizes, which adds to its "
+            f"logits, and {attention_name(config)!r} takes no mask that does so; load the model "
+            "with attn_implementation='sdpa', or set proportional=False."
+        )
 
 
 def check_layer(layer: int, family: Family, model: nn.Module, first: int = 1) -> None:

@@ -87,7 +87,8 @@ class CacheRecord(CacheOwner):
         """
 
         def of(track: CachedTokens) -> CachedTokens:
-            return CachedTokens(take(track.columns), take(track.valid), track.full)
+            sizes = None if track.sizes is None else take(track.sizes)
+            return CachedTokens(take(track.columns), take(track.valid), track.full, sizes)
 
         self.entry = None if self.entry is None else of(self.entry)
         self.tracks = {number: of(track) for number, track in self.tracks.items()}

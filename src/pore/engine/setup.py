@@ -11,6 +11,7 @@ from torch import nn
 
 from pore.engine.limits import (
     check_limits,
+    check_proportional,
     check_recurrent,
     check_sharing,
     reads_tower,
@@ -97,6 +98,7 @@ class Setup:
         reading = [stage for stage in entry if stage.attention is not None]
         check_recurrent(method, [*reading, *inner], attending)
         check_sharing(method, inner, sources)
+        check_proportional(method, stages, config)
         return cls(
             method=method,
             model=model,

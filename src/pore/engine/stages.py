@@ -49,6 +49,7 @@ class View:
         bias_at: Where the correction counts positions, see `Where`.
         earlier: (B, L, D) the states with which the same tokens entered the layer that the stage
             names as `earlier`; None without one.
+        sizes: (I, t) how many times attention counts each token so far; None: once.
     """
 
     layout: Layout
@@ -67,6 +68,7 @@ class View:
     beside: Any = None
     bias_at: Positions = "original"
     earlier: Tensor | None = None
+    sizes: Tensor | None = None
 
     def corrected(self, scores: Tensor) -> Tensor:
         """Scores without what position alone adds to them, as the stage's correction has it.
@@ -130,6 +132,9 @@ class Selection:
         structure: For every image, whether its structure tokens stay, as the one that ends a row of
             patches; None keeps them all.
         others: (B, L) bool, True at further tokens that go, such as text; None drops none.
+        sizes: (I, t) how many times attention counts each token that stays, from the stage's layer
+            on: the logarithm is added to the logits of its key, in the prefill and while decoding.
+            For a merged token, how many it stands for. None leaves that as it is: once.
     """
 
     keep: Tensor
@@ -137,6 +142,7 @@ class Selection:
     raster: Tensor | None = None
     structure: Sequence[bool] | None = None
     others: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,8 @@ class Stage:
         tower: Whether the rule reads `view.tower`.
         tower_attention: Whether it reads `Encoded.attention` there, too.
         merges: Whether the rule gives tokens that stay new states.
+        proportional: Whether it also says how many times attention counts them, in
+            `Selection.sizes`. Needs SDPA or eager attention, and a layer from 1 on.
         curve: For calibration, where the reader returns more than attention: picks from its result
             the (I, t) attention that a position bias divides. None: the result is that attention.
         correction: What corrects the attention that ranks: `view.corrected` applies it.
@@ -198,6 +206,7 @@ class Stage:
     tower: bool = False
     tower_attention: bool = False
     merges: bool = False
+    proportional: bool = False
     curve: Callable[[Any], Tensor] | None = None
     correction: Correction | None = None
     bias_at: Positions = "original"

@@ -57,7 +57,8 @@ def row_logits(
         index: (I, R) which of the q queries to take of each.
         valid: (B, n) bool, False at padding, n <= m.
         mask: The kernel's mask: (B or 1, 1 or H, q, m') bool or additive, or FlexAttention's, which
-            then says all; or None or (B, n), and the kernel is causal or sees all.
+            then says all, and is added where it is additive; or None or (B, n), and the kernel is
+            causal or sees all.
         scaling: Factor on the logits.
         softcap: Cap of the logits (Gemma 2), or None.
         causal: Whether the kernel is causal.
@@ -87,7 +88,11 @@ def row_logits(
         allowed = allowed & seen[:, None]
     elif isinstance(mask, Tensor) and mask.dim() == 4:
         seen = mask.expand(batch, *mask.shape[1:])[sample[:, None], :, index, :n].transpose(1, 2)
-        allowed = allowed & (seen if seen.dtype == torch.bool else seen > -1e4)
+        if seen.dtype != torch.bool:
+            # What is open may count more or less, as merged tokens do.
+            seen, more = seen > -1e4, seen
+            logits = logits + more.masked_fill(~seen, 0.0).to(logits.dtype)
+        allowed = allowed & seen
     else:
         # Queries are the last of the n slots; what comes after the one taken is its future.
         back = (n - length + index)[..., None] - torch.arange(n, device=device)
