@@ -23,6 +23,12 @@ def test_all_know_what_each_brings() -> None:
     assert found == [[0, 2, 4]] * 3
 
 
+def test_what_one_does_alone_is_told_to_all() -> None:
+    did = []
+    assert together(3, lambda own: own.alone(lambda: did.append(own.rank) or 7)) == [7] * 3  # type: ignore[func-returns-value]
+    assert did == [0]
+
+
 @pytest.mark.parametrize(
     ("raised", "kind"), [(BudgetError("no"), BudgetError), (FileNotFoundError(2, "no"), OSError)]
 )

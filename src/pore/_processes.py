@@ -79,6 +79,22 @@ class Processes:
                 raise kind(f"{where}{text}") from SharedError()
         return [value for value, _ in told]
 
+    def alone(self, action: Callable[[], _Value]) -> _Value:
+        """Do something in the first process alone, and tell all what came of it.
+
+        Args:
+            action: As in `meet`.
+
+        Returns:
+            Its value, in every process.
+
+        Raises:
+            PoreError: The action raised it.
+            OSError: Likewise, or another process is gone.
+        """
+        found: Any = self.meet(lambda: action() if self.first else None)[0]
+        return found  # type: ignore[no-any-return]
+
     def _exchanged(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 

@@ -167,9 +167,7 @@ def test_bench_of_a_checkpoint(model: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text())
 
 
-def test_evaluate_several_methods(
-    model: Path, data: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_several_methods(model: Path, data: Path, profile: Path, tmp_path: Path) -> None:
     common = ("evaluate", "-m", model, "-s", data / "samples.jsonl", "-o", tmp_path)
     common = (*common, "--max-new-tokens", "2", "--methods", "fastv,pore")
     found = run(*common, "--keep", "8,4", "--reweight", profile)
@@ -187,8 +185,5 @@ def test_evaluate_several_methods(
     assert "leave out --layer, --normalize and --set" in run(*common, "--layer", "3", code=1).stderr
     assert "no method 'fastw'" in run(*common[:-1], "fastw", code=1).stderr
     assert "--table1 sets" in run(*common, "--table1", code=1).stderr
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in run(*common, code=1).stderr
-    monkeypatch.delenv("WORLD_SIZE")
     alone = run("evaluate", "-m", model, "--table1", code=1)
     assert "--table1 needs P of the model" in alone.stderr

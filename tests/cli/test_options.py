@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from pore.cli.app import app
+from pore.evaluation.reweighting import ROPE, UNCALIBRATED
 
 GOLDEN = json.loads(Path(__file__).with_name("commands.json").read_text())
 COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands}
@@ -41,3 +42,14 @@ def test_options_are_as_they_were(name: str) -> None:
     assert inspect.cleandoc(command.__doc__).splitlines() == GOLDEN[name]["help"]
     parameters = inspect.signature(command).parameters.values()
     assert list(map(described, parameters)) == GOLDEN[name]["parameters"]
+
+
+def test_the_help_names_every_correction_without_calibration() -> None:
+    (told,) = {
+        parameter["help"]
+        for command in GOLDEN.values()
+        for parameter in command["parameters"]
+        if parameter["name"] == "reweight"
+    }
+    for name in (ROPE, *UNCALIBRATED):
+        assert f"'{name}'" in told

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import pore
+from helpers.together import together
+from pore._processes import Processes
 from pore.data.samples import Sample
 from pore.errors import BudgetError, InputError
 from pore.evaluation import own, table1
@@ -250,6 +252,51 @@ def test_interrupted_and_resumed_to_the_same_table(
     records = read_results(tmp_path / "cut" / "samples" / "results.json").records
     assert [record["keep"] for record in records] == [1.0, 8, 4, 4]
     assert records[2]["accuracy_by_downsample"] or not records[2]["accuracy"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_every_cell(
+    size: int,
+    model: Any,
+    processor: Any,
+    samples: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bad samples too: whoever finds one, all leave it out; files are those of one process."""
+    asked: list[list[int]] = []
+    evaluate = own.evaluate
+    monkeypatch.setattr(
+        own,
+        "evaluate",
+        lambda *args, **more: (
+            asked.append(args[2].own(more["part"], args[3])) or evaluate(*args, **more)
+        ),
+    )
+    plan = [*PLAN, Setting(4, None, pore.Random(keep=4))]  # whose draws go on from batch to batch
+    many = [replace(each, id=f"{i}-{each.id}") for i in range(5) for each in samples]
+    many[5] = replace(many[5], image=tmp_path / "gone.png")
+    settings = replace(SETTINGS, max_bad=0.1)
+
+    def run(processes: Processes, out: Path) -> Sweep:
+        questions = OwnQuestions(model, processor, many, out, settings, processes)
+        return sweep([OwnBenchmark(questions)], plan, out, circumstances=MADE, processes=processes)
+
+    alone = run(Processes(), tmp_path / "alone")
+    assert asked == [[*range(9)]] * 4
+    asked.clear()
+    for _ in range(2):  # the second time nothing is asked
+        found = together(size, lambda processes: run(processes, tmp_path / "shared"))
+        assert [one.rows == alone.rows for one in found] == [True] * size  # type: ignore[union-attr]
+        parts = [[*range(rank, 9, size)] for rank in range(size) for _ in PLAN]
+        assert sorted(asked) == sorted([*parts, [*range(9)], *[[]] * (size - 1)])
+    files = [p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.*")]
+    assert len(files) == 4 + 2 + len(plan)
+    for name in files:
+        both = [(tmp_path / folder / name).read_bytes() for folder in ("alone", "shared")]
+        assert both[0] == both[1], name
+    records = read_results(tmp_path / "shared" / "samples" / "results.json").records
+    assert [one["skipped"][0]["id"] for one in records] == ["0-" + samples[5].id] * len(plan)
 
 
 # -- Table 1 --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pore.cli.sweeping import is_sweep, sweep_methods
 from pore.errors import InputError
 
 if TYPE_CHECKING:
+    from pore._processes import Processes
     from pore.data.samples import Sample
     from pore.evaluation.results import SurveySettings
 
@@ -40,7 +41,8 @@ def evaluate(options: Options) -> None:
     With --tasks and --methods, every method at every budget is run on benchmarks of lmms-eval and
     on one's own questions (`--tasks samples`), with one load of the model, and the table is written
     as a page, JSON, CSV and LaTeX. P is measured on --calibration, or taken from --reweight. Killed
-    at any point, the same command resumes at the cell where it stopped.
+    at any point, the same command resumes at the cell where it stopped. Under torchrun the
+    processes share every cell.
 
     Examples:
 
@@ -52,10 +54,24 @@ def evaluate(options: Options) -> None:
 
         pore evaluate --tasks samples,pore_embedded --methods fastv,pore --keep 36,16 --limit 70
 
+        torchrun --nproc_per_node 8 -m pore evaluate --tasks gqa,pope --methods fastv,random
+
         pore evaluate --method SGL -m llava-hf/llava-1.5-13b-hf --guide llava-hf/llava-1.5-7b-hf
 
         pore evaluate -m llava-hf/llava-1.5-7b-hf -s vqa.jsonl --keep 128 --reweight llava.json
     """
+    from pore._processes import device_of, launched
+
+    with launched() as processes:
+        if processes.size > 1 and not is_sweep(options):
+            raise InputError(
+                "The processes of torchrun share a sweep (--tasks, --methods); any other "
+                "evaluation runs in one process."
+            )
+        _evaluate(replace(options, device=device_of(options.device)), processes)
+
+
+def _evaluate(options: Options, processes: Processes) -> None:
     from pore.data.loading import load_model
     from pore.data.sources import load_samples, scenes_for
 
@@ -78,7 +94,7 @@ def evaluate(options: Options) -> None:
     )
     if is_sweep(options):
         settings = _settings(options, "--methods", reweight=True)
-        sweep_methods(options, model, processor, settings, _guide(options))
+        sweep_methods(options, model, processor, settings, _guide(options), processes)
         return
     limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
     samples = list(

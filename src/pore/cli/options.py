@@ -68,7 +68,8 @@ Reweight = Annotated[
     str | None,
     typer.Option(
         help="Position bias P to divide attention by: a file of `pore calibrate`, a hub id, "
-        "'rope' for the data-free prior, or 'published:HOST/BENCHMARK'."
+        "'rope' for the data-free prior, or 'published:HOST/BENCHMARK'. Other corrections without "
+        "calibration: 'without-rope', 'null-token' and 'null-token-ratio'."
     ),
 ]
 Allow = Annotated[

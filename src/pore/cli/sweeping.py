@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from pore._processes import Processes
     from pore.cli.evaluate_options import Options
     from pore.data.samples import Sample
     from pore.evaluation.cells import Benchmark, Sweep
@@ -38,6 +38,7 @@ def sweep_methods(
     processor: Any,
     settings: SurveySettings,
     guide: tuple[Any, Any] | None,
+    processes: Processes,
 ) -> None:
     """Ask every benchmark under every method at every budget, and print the table.
 
@@ -47,6 +48,7 @@ def sweep_methods(
         processor: Its processor.
         settings: Budgets, batches and seed.
         guide: The model that guides SGL and its processor; None for the model itself.
+        processes: Those that share every cell.
     """
     from pore.data.sources import load_samples
     from pore.evaluation import table1
@@ -58,6 +60,8 @@ def sweep_methods(
     from pore.identity import forget
 
     names, wanted, settings = _asked(options, settings)
+    if options.table1 and processes.first:
+        say(*table1.NOTES)
     methods = read_wanted(wanted or ("fastv", "pore"))
     began, out = time.monotonic(), options.out or Path("runs/sweep")
     forget(model)  # so that a change of the weights since the last call is noticed
@@ -68,12 +72,18 @@ def sweep_methods(
         return list(load_samples(source, limit=options.images))
 
     given = biases_named(options.reweight, options.allow or (), model, processor, ())
-    corrections = Corrections(model, processor, calibration, source, out, settings, given)
+    corrections = Corrections(
+        model, processor, calibration, source, out, settings, given, processes
+    )
     guiding = Guiding(
         *(guide or (model, processor)), max_new_tokens=options.max_new_tokens, itself=guide is None
     )
-    benchmarks = list(_benchmarks(options, names or ["samples"], model, processor, settings, out))
-    with progress() as told:
+    asked = options, names or ["samples"], model, processor, settings, out, processes
+    benchmarks = list(_benchmarks(*asked))
+    made = circumstances(model.device, options.seed, command_line())
+    if processes.size > 1:
+        made["hardware"]["processes"] = processes.size
+    with progress(show=processes.first) as told:
         plan, left_out = planned(
             model, methods, settings, corrections, guiding, told=lambda what: told(what, 0.0)
         )
@@ -82,9 +92,12 @@ def sweep_methods(
             plan,
             out,
             left_out=left_out,
-            circumstances=circumstances(model.device, options.seed, command_line()),
+            circumstances=made,
             progress=told,
+            processes=processes,
         )
+    if not processes.first:
+        return
     if options.table1:
         table1.write_page(result, out)
     stdout().print(_table(result))
@@ -99,11 +112,6 @@ def _asked(
     from pore.evaluation import table1
     from pore.evaluation.wanted import texts
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise InputError(
-            "A sweep runs in one process. On several accelerators, start one for each with other "
-            "--tasks and the same --out; then the command with all --tasks makes the table."
-        )
     names, wanted = texts(options.tasks or ()), texts(options.methods or ())
     if options.table1:
         if names or wanted or options.keep:
@@ -115,7 +123,6 @@ def _asked(
             )
         names, wanted = list(table1.scored_here().values()), list(table1.METHODS)
         settings = replace(settings, keeps=table1.KEEPS)
-        say(*table1.NOTES)
     return names, wanted, settings
 
 
@@ -126,6 +133,7 @@ def _benchmarks(
     processor: Any,
     settings: SurveySettings,
     out: Path,
+    processes: Processes,
 ) -> Iterator[Benchmark]:
     """One's own questions, and tasks of lmms-eval, which is imported only for these."""
     from pore.data.sources import load_samples
@@ -140,7 +148,7 @@ def _benchmarks(
             split=options.split,
             **columns(options.columns),
         )
-        yield OwnBenchmark(OwnQuestions(model, processor, list(samples), out, settings))
+        yield OwnBenchmark(OwnQuestions(model, processor, list(samples), out, settings, processes))
     others = [name for name in names if name != SAMPLES]
     if not others:
         return
@@ -149,7 +157,8 @@ def _benchmarks(
     from pore.evaluation.harness.sweep import HarnessBenchmark, Tasks
 
     tasks = Tasks(others, options.include_path)
-    say(*not_scored_here(tasks.names))
+    if processes.first:
+        say(*not_scored_here(tasks.names))
     lm = PoreHF(model=model, processor=processor, batch_size=settings.batch_size)
     for name in tasks.names:
         yield HarnessBenchmark(name, tasks, lm, out, limit=options.limit, seed=options.seed)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from pore._processes import Processes
 from pore.data.prompts import build_inputs, processor_settings, prompt_template
 from pore.data.samples import Sample
+from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.identity import identity
+
+_Value = TypeVar("_Value")
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +64,12 @@ class Batches:
         max_bad: The share of bad samples (no answer, no readable image, refused by the processor)
             up to which they are skipped, for every method from then on. Of three samples or more,
             a single bad one is always skipped, unless the share is 0.
+        processes: Those that share the batches.
 
     Attributes:
-        skipped: The bad samples so far, by their place among the samples.
+        processes: Those that share the batches.
+        skipped: The bad samples so far, by their place among the samples; of those that share the
+            batches each knows its own until they `meet`.
 
     Raises:
         InputError: There is no sample, or too many have no answer to compare with.
@@ -77,6 +84,7 @@ class Batches:
         batch_size: int = 32,
         memory: int = 2 << 30,
         max_bad: float = 0.01,
+        processes: Processes = Processes(),  # noqa: B008
     ) -> None:
         if not samples:
             raise InputError("There are no samples to evaluate on.")
@@ -88,6 +96,7 @@ class Batches:
         self.processor = processor
         self.samples = tuple(samples)
         self.batch_size = batch_size
+        self.processes = processes
         self._left = memory
         self._inputs: dict[int, dict[str, Any]] = {}
         self._encoded: dict[int, dict[str, Any]] = {}
@@ -101,6 +110,17 @@ class Batches:
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
+
+    def whose(self, i: int, pruner: Pruner | None) -> int:
+        """The rank of the process that asks a batch under a setting.
+
+        What a method draws by chance depends on the batches before, so one process asks all.
+        """
+        return 0 if pruner is not None and pruner.draws else i % self.processes.size
+
+    def own(self, part: range, pruner: Pruner | None) -> list[int]:
+        """The numbers of those batches of a part that this process asks under a setting."""
+        return [i for i in part if self.whose(i, pruner) == self.processes.rank]
 
     @property
     def good(self) -> list[Sample]:
@@ -168,8 +188,32 @@ class Batches:
         Raises:
             InputError: More samples are bad than `max_bad` allows.
         """
-        for i in range(len(self)):
-            self.inputs(i)
+
+        def make() -> None:
+            for i in self.own(range(len(self)), None):
+                self.inputs(i)
+
+        self.meet(make)
+
+    def meet(self, action: Callable[[], _Value]) -> list[_Value]:
+        """Do something in every process; then all know all bad samples.
+
+        Args:
+            action: What this process does.
+
+        Returns:
+            The values of all processes, by rank.
+
+        Raises:
+            PoreError: As in `Processes.meet`; or more samples are bad than `max_bad` allows.
+            OSError: As in `Processes.meet`.
+        """
+        told = self.processes.meet(lambda: (action(), self.skipped))
+        for _, skipped in told:
+            for number in skipped.keys() - self.skipped.keys():
+                self._forget(number, skipped[number])
+        self._check()
+        return [value for value, _ in told]
 
     def skip(self, number: int, reason: str) -> None:
         """Leave a sample out from now on.
@@ -182,14 +226,18 @@ class Batches:
             InputError: More samples are bad than `max_bad` allows.
         """
         self._leave_out(number, reason)
-        for where in (self._inputs, self._encoded):
-            self._drop(where, number // self.batch_size)
         self._check()
 
     def _leave_out(self, number: int, reason: str) -> None:
         name = self.samples[number].id
-        self.skipped[number] = Skipped(number, name, reason)
+        self._forget(number, Skipped(number, name, reason))
         _log.warning("Skipped the sample %s: %s", name, reason)
+
+    def _forget(self, number: int, skipped: Skipped) -> None:
+        """Note a bad sample, and make the inputs of its batch anew."""
+        self.skipped[number] = skipped
+        for where in (self._inputs, self._encoded):
+            self._drop(where, number // self.batch_size)
 
     def _check(self) -> None:
         """Refuse more bad samples than `max_bad` allows."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pore._processes import Processes
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.evaluation.batches import Batches
-from pore.evaluation.outcome import Outcome
+from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.results import SurveySettings
 from pore.evaluation.running import asked_model, evaluate
 from pore.evaluation.store import Store, kept_under
@@ -25,6 +26,7 @@ class OwnQuestions:
         samples: The samples.
         out: The folder of the job; answers go into its folder `answers`.
         settings: Size of a batch, longest answer and share of bad samples to skip.
+        processes: Those that share the batches; the first reads and writes the folder.
 
     Attributes:
         batches: The samples as inputs of the model.
@@ -38,11 +40,17 @@ class OwnQuestions:
         samples: Sequence[Sample],
         out: Path,
         settings: SurveySettings,
+        processes: Processes = Processes(),  # noqa: B008
     ) -> None:
         self.model, self.processor, self._settings = model, processor, settings
         self._folder = out / "answers"
         self.batches = Batches(
-            model, processor, samples, batch_size=settings.batch_size, max_bad=settings.max_bad
+            model,
+            processor,
+            samples,
+            batch_size=settings.batch_size,
+            max_bad=settings.max_bad,
+            processes=processes,
         )
         self.batches.sift()
         self.store = Store(self._folder, kept_under(model, processor, self.batches, settings))
@@ -60,24 +68,37 @@ class OwnQuestions:
             The answers.
         """
         batches, store = self.batches, self.store
-        planned = range(len(batches.samples))
-        if part is not None:
-            planned = batches.of(part)
+        if part is None:
+            part = range(len(batches))
+        else:
             store = Store(self._folder, store.conditions | {"batches": [part.start, part.stop]})
+        planned, alone = batches.of(part), batches.processes.alone
         good = [batches.samples[number] for number in planned if number not in batches.skipped]
-        kept = store.load(pruner, good)
-        if kept is not None:
+        answers = alone(lambda: store.load(pruner, good))
+        if answers is None:
+            answers = self._asked(pruner, advance, part)
+            alone(lambda: store.save(pruner, answers))
+        else:
             advance(len(planned))
-            skipped = tuple(batches.skipped[n] for n in planned if n in batches.skipped)
-            return Outcome(pruner, kept, skipped=skipped, asked=asked_model(self.model))
-        asked = evaluate(
-            self.model,
-            self.processor,
-            batches,
-            pruner,
-            max_new_tokens=self._settings.max_new_tokens,
-            part=part,
-            progress=advance,
+        skipped = tuple(batches.skipped[number] for number in planned if number in batches.skipped)
+        return Outcome(pruner, answers, skipped=skipped, asked=asked_model(self.model))
+
+    def _asked(self, pruner: Pruner | None, advance: Progress, part: range) -> tuple[Answer, ...]:
+        """Ask the model; every process asks the batches that are its own."""
+        batches = self.batches
+
+        def ask() -> tuple[Answer, ...]:
+            return evaluate(
+                self.model,
+                self.processor,
+                batches,
+                pruner,
+                max_new_tokens=self._settings.max_new_tokens,
+                part=part,
+                progress=advance,
+            ).answers
+
+        found = [iter(one) for one in batches.meet(ask)]
+        return tuple(
+            next(found[batches.whose(i, pruner)]) for i in part for _ in batches.numbers(i)
         )
-        store.save(pruner, asked.answers)
-        return asked

@@ -57,7 +57,7 @@ def evaluate(
 
     Returns:
         One answer for every good sample, in their order, and the skipped samples, those of the part
-        alone.
+        alone. If processes share `Batches`, answers to those of this one.
 
     Raises:
         ModelStateError: The model is pruned.
@@ -73,7 +73,7 @@ def evaluate(
     given: list[str] = []
     efforts: list[Effort] = []
     with torch.inference_mode():
-        for one, numbers in stretches(pruner, batches, part):
+        for one, numbers in stretches(pruner, batches, batches.own(part, pruner)):
             with nullcontext() if one is None else one(model) as run:
                 for i in numbers:
                     inputs = batches.inputs(i) if pixels else batches.encoded(i)
@@ -99,7 +99,11 @@ def evaluate(
             _answer(samples[number], text, effort)
             for number, text, effort in zip(asked, given, efforts, strict=True)
         ),
-        skipped=tuple(batches.skipped[number] for number in planned if number not in asked),
+        skipped=tuple(
+            batches.skipped[number]
+            for number in planned
+            if number in batches.skipped and number not in asked
+        ),
         asked=asked_model(model),
     )
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pore._processes import Processes
 from pore.engine.pruner import Pruner
 from pore.errors import PoreError
 from pore.evaluation.cells import Benchmark, Cell, Row, Sweep, row
@@ -62,6 +64,7 @@ def sweep(
     left_out: Sequence[LeftOut] = (),
     circumstances: Mapping[str, Any],
     progress: Told | None = None,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> Sweep:
     """Ask every benchmark under every setting, and write everything into a folder.
 
@@ -72,6 +75,7 @@ def sweep(
         left_out: Settings that could not be made.
         circumstances: As from `circumstances.circumstances`.
         progress: Called with what is being done, and the share of the work done so far.
+        processes: Those that share every cell; the first of them writes.
 
     Returns:
         The sweep.
@@ -100,8 +104,10 @@ def sweep(
                 found = Sweep(
                     names, _rows(settings, cells, names, sums), tuple(failed), circumstances
                 )
-                write_sweep(found, out)
-            _write_questions(benchmark.name, settings, cells, out, circumstances)
+                processes.alone(partial(write_sweep, found, out))
+            processes.alone(
+                partial(_write_questions, benchmark.name, settings, cells, out, circumstances)
+            )
     except KeyboardInterrupt as error:
         done = sum(map(len, cells))
         raise KeyboardInterrupt(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pore._processes import Processes
 from pore.corrections.files import save_corrections
 from pore.data.samples import Sample
 from pore.engine.corrections import Correction
@@ -108,6 +109,7 @@ class Corrections:
         out: Folder for the sums and the profiles.
         settings: Form of P and size of a batch.
         given: P from a file; None measures it.
+        processes: Those that ask for the same; the first of them measures.
     """
 
     model: Any
@@ -117,6 +119,7 @@ class Corrections:
     out: Path
     settings: SurveySettings
     given: Sequence[Correction] | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def on(self, host: Pruner, name: str | None) -> Pruner:
         """A host with a correction.
@@ -138,6 +141,9 @@ class Corrections:
             )
         if self.given is not None:
             return reweighted(host, self.given)
+        return reweighted(host, self.processes.alone(lambda: self._measured(host)))
+
+    def _measured(self, host: Pruner) -> Sequence[Correction]:
         layers = sizes_of(self.model).decoder.layers
         measure = host_measure(host, self.model, self.processor, layers)
         sums = self.out / "calibrations" / f"{measure.name}.json"
@@ -146,7 +152,7 @@ class Corrections:
             self.calibration, sums, self.settings, source=self.source, any_size=any_size
         )
         save_corrections(self.out / "profiles" / f"{measure.name}.json", fitted)
-        return reweighted(host, fitted)
+        return fitted
 
 
 def planned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
@@ -62,6 +63,21 @@ def test_a_batch_is_its_prompts(embedded: Any, pruner: Any) -> None:
     assert together == [asker.ask([one], GREEDY)[0] for one in asked]
     assert [reply.effort.seen for reply in together] == [144, 144, 144, 288]
     assert together[0].input_tokens < together[3].input_tokens
+
+
+def test_chance_goes_by_the_prompt(embedded: Any) -> None:
+    """Every prompt has draws of its own, whatever is asked before it and together with it."""
+    asked = [replace(one, id=f"few, document {i}") for i, one in enumerate(CONVERSATIONS)]
+
+    def kept(one: Conversation, seed: int = 0) -> Any:
+        (reply,) = Asker(*embedded, pore.Random(keep=36, seed=seed)).ask([one], GREEDY)
+        return reply.effort.kept
+
+    together = Asker(*embedded, pore.Random(keep=36)).ask(asked, GREEDY)
+    found = [reply.effort.kept for reply in together]
+    assert found == [kept(one) for one in asked]
+    assert len(set(found)) == len(found)
+    assert kept(asked[0], seed=1) != found[0]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

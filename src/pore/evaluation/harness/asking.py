@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -147,11 +148,25 @@ class Asker:
         """
         for name in decoding.ignored:
             self._tell(f"The generation setting {name!r} of the task means nothing to this model.")
+        pruner = self.pruner
+        if pruner is None or not pruner.draws:
+            return self._replies(conversations, decoding, pruner)
+        replies = []
+        for each in conversations:
+            # By chance of its own, whatever else is asked by this process, and before.
+            drawing = replace(pruner, seed=_seed(pruner, each.id))  # type: ignore[type-var]
+            replies += self._replies([each], decoding, drawing)
+        return replies
+
+    def _replies(
+        self, conversations: Sequence[Conversation], decoding: Decoding, pruner: Pruner | None
+    ) -> list[Reply]:
         prompts = [self._prompt(each) for each in conversations]
         model = self.model
         inputs = prompt_inputs(self.processor, prompts, model.device, model.dtype)
         with torch.inference_mode():
-            pruner = self._guided(prompts, inputs, int(decoding.options["max_new_tokens"]))
+            longest = int(decoding.options["max_new_tokens"])
+            pruner = self._guided(pruner, prompts, inputs, longest)
             with nullcontext() if pruner is None else pruner(model) as run:
                 tokens = model.generate(**inputs, **decoding.options)
         efforts = unpruned_efforts(model, inputs) if run is None else pruned_efforts(run.report)
@@ -181,17 +196,21 @@ class Asker:
         return Prompt(asked.id, text, images)
 
     def _guided(
-        self, prompts: Sequence[Prompt], inputs: Mapping[str, Any], longest: int
+        self,
+        pruner: Pruner | None,
+        prompts: Sequence[Prompt],
+        inputs: Mapping[str, Any],
+        longest: int,
     ) -> Pruner | None:
         """The method; one that another model guides, with its guide for these prompts."""
-        guiding: Guiding | None = guiding_of(self.pruner)
-        if self.pruner is None or guiding is None:
-            return self.pruner
+        guiding: Guiding | None = guiding_of(pruner)
+        if pruner is None or guiding is None:
+            return pruner
         small = guiding.model
         if not guiding.itself:
             inputs = prompt_inputs(guiding.processor, prompts, small.device, small.dtype)
         made = guide(small, inputs, max_new_tokens=longest)
-        return replace(self.pruner, guide=made)  # type: ignore[type-var]
+        return replace(pruner, guide=made)  # type: ignore[type-var]
 
     def _tell(self, what: str) -> None:
         """Say something once."""
@@ -205,6 +224,11 @@ def _opened(image: Any) -> PIL.Image.Image:
         return open_image(image)
     except Exception as error:  # decoders of damaged files raise all kinds of errors
         raise InputError(f"an image cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _seed(pruner: Any, name: str) -> int:
+    """The seed of a prompt, from that of the method and the prompt's name."""
+    return int(hashlib.sha256(f"{pruner.seed} {name}".encode()).hexdigest()[:15], 16)
 
 
 def _lengths(tokens: torch.Tensor, ends: int | Sequence[int] | None) -> list[int]:

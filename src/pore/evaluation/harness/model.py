@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from pore._processes import Processes, joined
 from pore.data.loading import load_model
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
@@ -92,6 +93,9 @@ class PoreHF(Lmms):  # type: ignore[misc]
         self.batch_size = own.batch_size
         self._report = own.report
         self._device = model.device
+        if self._world_size > 1 and model.device.index is not None:
+            # Where the processes meet that have an accelerator each.
+            torch.accelerator.set_device_index(model.device.index)
         self._asker: Asker | None = Asker(model, processor, pruner)
         self._made_for_one_run = False
         self._asked: dict[tuple[str, int], Asked] = {}
@@ -112,6 +116,12 @@ class PoreHF(Lmms):  # type: ignore[misc]
         """Where the model is."""
         found: torch.device = self._device
         return found
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share an evaluation."""
+        several = self.world_size > 1 and dist.is_initialized()
+        return joined() if several else Processes()
 
     @property
     def asker(self) -> Asker:
@@ -156,11 +166,16 @@ class PoreHF(Lmms):  # type: ignore[misc]
 
         Raises:
             PoreError: A request asks about something else than text and images, or cannot be put
-                to the model.
+                to the model; of several processes all raise what one of them met with.
         """
         if self.rank == 0:
             for line in not_scored_here(str(request.args[-2]) for request in requests):
                 _log.warning(line)
+        found: list[GenerationResult] = []
+        self.processes.meet(lambda: found.extend(self._answers(requests)))
+        return found
+
+    def _answers(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         began = time.perf_counter()
         answers = [GenerationResult("", TokenCounts(0, 0)) for _ in requests]
         waiting: dict[tuple[str, bool], list[tuple[int, Conversation]]] = {}
@@ -203,11 +218,7 @@ class PoreHF(Lmms):  # type: ignore[misc]
         """
         super().clean()
         own = [*self._asked.values()]
-        gathered: list[Any] = [(own, self._seconds)]
-        if self.world_size > 1 and dist.is_initialized():
-            every = [None] * self.world_size if self.rank == 0 else None
-            dist.gather_object(gathered[0], every, dst=0)
-            gathered = every or []
+        gathered = self.processes.meet(lambda: (own, self._seconds))
         if self.rank == 0:
             self.asked = sorted((one for part, _ in gathered for one in part), key=_place)
             self._save(sum(seconds for _, seconds in gathered))

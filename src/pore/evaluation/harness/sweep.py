@@ -120,12 +120,12 @@ class HarnessBenchmark:
 
     def ask(self, pruner: Pruner | None, advance: Progress) -> Cell:
         """The cell of a setting, as in `cells.Benchmark`."""
-        kept = self._store.read(pruner)
+        alone = self._lm.processes.alone
+        kept = alone(lambda: self._kept(pruner))
         if kept is None:
-            answers, measured = self._evaluate(pruner)
-            self._store.save(pruner, answers, measured=measured)
-        else:
-            answers, measured = kept[0], kept[1]["measured"]
+            found = self._evaluate(pruner)
+            kept = alone(lambda: self._keep(pruner, found))
+        answers, measured = kept
         advance(1)
         outcome = Outcome(pruner, answers, asked=self._whose)
         metric, value, scored = measured["metric"], measured["value"], measured["scored"]
@@ -135,9 +135,16 @@ class HarnessBenchmark:
             ci = (scale * outcome.ci[0], scale * outcome.ci[1])
         return Cell(outcome, metric, scale * value, ci, scored)
 
-    def _evaluate(self, pruner: Pruner | None) -> tuple[tuple[Answer, ...], dict[str, Any]]:
+    def _kept(self, pruner: Pruner | None) -> tuple[tuple[Answer, ...], dict[str, Any]] | None:
+        """The answers that are kept, and what was measured."""
+        found = self._store.read(pruner)
+        return None if found is None else (found[0], found[1]["measured"])
+
+    def _evaluate(self, pruner: Pruner | None) -> Mapping[str, Any]:
+        """The results of lmms-eval, in the first process."""
         self._lm.pruner = pruner
-        found = simple_evaluate(
+        several = self._lm.processes.size > 1
+        return simple_evaluate(  # type: ignore[no-any-return]
             self._lm,
             tasks=[self._name],
             task_manager=self._tasks.manager,
@@ -145,7 +152,14 @@ class HarnessBenchmark:
             bootstrap_iters=0,
             random_seed=self._seed,
             fewshot_random_seed=self._seed,
+            # By the processes that are there; the other backend makes some of its own.
+            distributed_executor_backend="torchrun" if several else "accelerate",
         )
+
+    def _keep(
+        self, pruner: Pruner | None, found: Mapping[str, Any]
+    ) -> tuple[tuple[Answer, ...], dict[str, Any]]:
+        """Keep the answers, and what was measured."""
         known, config = _KNOWN.get(self._name), found["configs"][self._name]
         metric, value = headline(
             found["results"][self._name], config, known.metric if known else None
@@ -169,6 +183,7 @@ class HarnessBenchmark:
             # An interval is only known of the mean of the scores.
             "mean": shares and _is_mean(metric, config),
         }
+        self._store.save(pruner, answers, measured=measured)
         return tuple(answers), measured
 
 
