@@ -31,7 +31,9 @@ the shorter side 336 pixels already makes 29 million pixels of such a picture.""
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF's numbers
 
 
-def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
+def open_image(
+    source: PIL.Image.Image | Path | str | bytes, *, most: int | None = None
+) -> PIL.Image.Image:
     """A picture in RGB as a viewer shows it.
 
     - It is turned upright by its EXIF data.
@@ -44,26 +46,27 @@ def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
 
     Args:
         source: The picture, its file, or its encoded bytes in one of the `FORMATS`.
+        most: The largest number of pixels, found before they are decoded; None leaves it to Pillow.
 
     Returns:
         The picture: a copy, completely read.
 
     Raises:
-        InputError: It is in none of these formats, has more pixels than Pillow's limit against
-            decompression bombs, is more than `MAX_ASPECT` times as long as wide, or has pixels of
-            NaN or infinity.
+        InputError: It is in none of these formats, has more pixels than `most` or Pillow's limit
+            against decompression bombs, is more than `MAX_ASPECT` times as long as wide, or has
+            pixels of NaN or infinity.
         Exception: Whatever else decoders of damaged files raise.
     """
     import PIL.Image
 
     if isinstance(source, PIL.Image.Image):
-        return _shown(source)
+        return _shown(source, most)
     with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
         PIL.Image.init()
         known = [name for name in FORMATS if name in PIL.Image.OPEN]
         try:
             with PIL.Image.open(file, formats=known) as image:
-                return _shown(image)
+                return _shown(image, most)
         except PIL.UnidentifiedImageError as error:
             raise InputError(f"it is damaged, or not one of {', '.join(known)}.") from error
         except PIL.Image.DecompressionBombError as error:
@@ -73,12 +76,14 @@ def open_image(source: PIL.Image.Image | Path | str | bytes) -> PIL.Image.Image:
             ) from error
 
 
-def _shown(image: PIL.Image.Image) -> PIL.Image.Image:
+def _shown(image: PIL.Image.Image, most: int | None) -> PIL.Image.Image:
     """An opened picture in RGB, see `open_image`."""
     import PIL.Image
     import PIL.ImageOps
 
     width, height = image.size
+    if most is not None and width * height > most:
+        raise InputError(f"it has {width} × {height} pixels, more than {most}; make it smaller.")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(
             f"it has {width} × {height} pixels, more than {MAX_ASPECT} times as long as wide, "

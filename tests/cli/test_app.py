@@ -25,6 +25,7 @@ COMMANDS = (
     "methods",
     "models",
     "check",
+    "serve",
 )
 
 

@@ -19,7 +19,7 @@ def own_names(trees: dict[Path, ast.Module]) -> set[str]:
     found = {"_replace", "_asdict"}  # of named tuples, and documented
     for tree in trees.values():
         for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 found.add(node.name)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 found.add(node.id)

@@ -29,6 +29,7 @@ from pore.cli.methods import methods
 from pore.cli.models import models
 from pore.cli.plot import plot
 from pore.cli.printing import complain
+from pore.cli.serve import serve
 from pore.errors import PoreError
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
@@ -116,6 +117,7 @@ for _command in (
     models,
     benchmarks,
     check,
+    serve,
 ):
     app.command()(_command)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from pore.bias.provenance import Provenance
 from pore.calibration.calibrating import calibrate_guide
 from pore.calibration.sums import Calibration
+from pore.data.prompts import Prompt, prompt_inputs
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
@@ -140,6 +141,33 @@ def guiding_of(pruner: Pruner | None) -> Guiding | None:
     """The model that guides a method, batch by batch, if one does."""
     guiding = pruner.guide if isinstance(pruner, SGL) else None
     return guiding if isinstance(guiding, Guiding) else None
+
+
+def with_guide(
+    pruner: Pruner | None, prompts: Sequence[Prompt], inputs: Mapping[str, Any], longest: int
+) -> Pruner | None:
+    """A method as it is for some prompts: one that another model guides, with its guide for them.
+
+    Args:
+        pruner: The method, or None for the unpruned model.
+        prompts: The prompts.
+        inputs: What the processor of the pruned model made of them.
+        longest: The longest answer of the model that guides, in tokens.
+
+    Returns:
+        The method; the same one where no other model guides it.
+
+    Raises:
+        PoreError: The model that guides cannot answer, see `pore.guide`.
+    """
+    guiding = guiding_of(pruner)
+    if pruner is None or guiding is None:
+        return pruner
+    small = guiding.model
+    if not guiding.itself:
+        inputs = prompt_inputs(guiding.processor, prompts, small.device, small.dtype)
+    made = guide(small, inputs, max_new_tokens=longest)
+    return replace(pruner, guide=made)  # type: ignore[type-var]
 
 
 def stretches(

@@ -17,8 +17,7 @@ from pore.data.prompts import Prompt, prompt_inputs, render_messages
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
-from pore.evaluation.guided import Guiding, guiding_of
-from pore.methods.guiding import guide
+from pore.evaluation.guided import with_guide
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +165,7 @@ class Asker:
         inputs = prompt_inputs(self.processor, prompts, model.device, model.dtype)
         with torch.inference_mode():
             longest = int(decoding.options["max_new_tokens"])
-            pruner = self._guided(pruner, prompts, inputs, longest)
+            pruner = with_guide(pruner, prompts, inputs, longest)
             with nullcontext() if pruner is None else pruner(model) as run:
                 tokens = model.generate(**inputs, **decoding.options)
         efforts = unpruned_efforts(model, inputs) if run is None else pruned_efforts(run.report)
@@ -194,23 +193,6 @@ class Asker:
             if message["role"] == "system" and not all(part.strip() in text for part in said):
                 self._tell("The chat template of this model leaves the task's system prompt out.")
         return Prompt(asked.id, text, images)
-
-    def _guided(
-        self,
-        pruner: Pruner | None,
-        prompts: Sequence[Prompt],
-        inputs: Mapping[str, Any],
-        longest: int,
-    ) -> Pruner | None:
-        """The method; one that another model guides, with its guide for these prompts."""
-        guiding: Guiding | None = guiding_of(pruner)
-        if pruner is None or guiding is None:
-            return pruner
-        small = guiding.model
-        if not guiding.itself:
-            inputs = prompt_inputs(guiding.processor, prompts, small.device, small.dtype)
-        made = guide(small, inputs, max_new_tokens=longest)
-        return replace(pruner, guide=made)  # type: ignore[type-var]
 
     def _tell(self, what: str) -> None:
         """Say something once."""
