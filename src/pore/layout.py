@@ -36,6 +36,7 @@ class Image:
         places: If the attention mask hides some of the image's tokens: which tokens, counted in
             raster order, lie at `columns`. None means all.
         count: How many tokens the image has, including hidden ones; 0 means as many as `columns`.
+        of_video: Whether it is a video, of however many frames.
     """
 
     row: int
@@ -46,6 +47,7 @@ class Image:
     structure: Sequence[int] = ()
     places: Sequence[int] | None = None
     count: int = 0
+    of_video: bool = False
 
     def __post_init__(self) -> None:
         if not self.count:
@@ -150,7 +152,7 @@ class Packing:
     token of Mistral 3 is made from a square of them.
 
     Attributes:
-        grids: (height, width) of every image, in visual tokens.
+        grids: (height, width) of every image, in visual tokens; of a video, of every frame.
         patches: Number of patches that become one visual token.
         groups: (T, patches) where in the sequence the patches of every visual token are; tokens in
             raster order, image after image. None if the patches of a token are side by side.
@@ -266,6 +268,12 @@ class Layout:
         """How many visual tokens every image has now."""
         counts: list[int] = self.valid.sum(-1).tolist()
         return counts
+
+    def only(self, images: Sequence[int]) -> Layout:
+        """The layout as if it had only some of the images."""
+        index = torch.tensor(images, dtype=torch.long, device=self.rows.device)
+        some = {name: getattr(self, name)[index] for name in ("rows", "columns", "raster", "valid")}
+        return replace(self, images=tuple(self.images[i] for i in images), **some)
 
     def to(self, device: torch.device) -> Layout:
         """The layout with its tensors on a device."""

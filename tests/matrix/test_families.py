@@ -27,7 +27,6 @@ from helpers.methods import DRAWING, EVERY, MERGING, ends
 from helpers.representative import chosen, marks
 from pore._compat.models import DEEPSTACK
 from pore.engine.pruner import Pruner
-from pore.errors import UnsupportedModelError
 from pore.families.registry import family_of
 from pore.methods.support import support
 from pore.tower.stages import TowerStage
@@ -35,7 +34,7 @@ from pore.tower.stages import TowerStage
 
 def takes_videos(case: Case, name: str) -> bool:
     """Whether a method prunes the videos of a family."""
-    return name != "Downsample" and not usual(name, KEEP, case).reads_tower
+    return name not in ("Downsample", "ToMe")
 
 
 def drops(case: Case, name: str) -> bool:
@@ -207,15 +206,6 @@ def test_a_family_s_masks_are_those_of_the_forward(case: Case) -> None:
     assert {kind: None if mask is None else mask.tolist() for kind, mask in made.items()} == {
         kind: None if mask is None else mask.tolist() for kind, mask in given.items()
     }
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in [*CASES, *COUSINS] if case.videos], ids=lambda case: case.name
-)
-def test_a_video_is_not_pruned_in_the_tower(case: Case) -> None:
-    refused = pytest.raises(UnsupportedModelError, match="on the embeddings or in the decoder")
-    with refused, pore.FasterVLM(KEEP)(case.model()):
-        case.model()(**case.inputs(PROMPTS[case.videos or "videos"]))
 
 
 @pytest.mark.parametrize("pruner", [pore.FastV(KEEP), pore.DivPrune(KEEP)], ids=repr)

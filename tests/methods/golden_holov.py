@@ -12,7 +12,8 @@ from helpers.golden_models import Worst, llava_of, visual_embeddings
 from helpers.recording import Recording
 from pore.engine.stages import Selection, View
 from pore.layout import Image, Layout
-from pore.methods.holov import allocated, crop_order, crop_scores, crops_of, tower_attention
+from pore.methods._tower import tower_attention
+from pore.methods.holov import allocated, crop_order, crop_scores, crops_of
 from pore.tower.stages import Encoded
 
 _SELECTION = {"allocated", "attention", "features", "kept_indices", "kept_order", "tokens"}
@@ -49,7 +50,7 @@ def _view(features: Tensor, attention: Tensor) -> View:
         [Image(i, 0, range(n)) for i in range(images)], torch.ones(images, n, dtype=torch.bool)
     )
     encoded = tuple(
-        Encoded(states[None], states[None], weights[None, None])
+        Encoded(states[None], states[None], {"cls": weights[None, None]})
         for states, weights in zip(features, attention, strict=True)
     )
     return View(layout, features, None, None, torch.Generator(), nn.Identity(), tower=encoded)
@@ -121,7 +122,7 @@ def _check_end_to_end(file: Any) -> float:
     got, run = visual_embeddings(model, recording, tensors["pixel_values"])
     ((_, view, selection),) = recording.seen
     worst.compare(view.features, tensors["features"])
-    worst.compare(tower_attention(view), tensors["attention"])
+    worst.compare(tower_attention(view, "cls"), tensors["attention"])
     _check_selection(file, selection)
     worst.compare(got, tensors["tokens"])
     for sample, order in zip(run.report, tensors["kept_order"].tolist(), strict=True):

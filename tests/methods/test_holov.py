@@ -17,7 +17,6 @@ from helpers.models import N, batch, prompt, tiny_llava
 from methods import golden_holov
 from pore.errors import BudgetError, InputError, PoreError, UnsupportedModelError
 from pore.methods.holov import crops_of
-from pore.tower.stages import Encoded
 
 
 def by_hand(
@@ -189,10 +188,6 @@ class TestBadInput:
         (stage,) = pore.HoloV(4).stages()
         with pytest.raises(PoreError, match="NaN"):
             stage.rule(golden_holov._view(features, attention))
-
-
-def test_attention_is_only_there_if_asked_for() -> None:
-    assert Encoded(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)).attention is None
 
 
 # -- the checker of golden files, on files made here -----------------------------------------------

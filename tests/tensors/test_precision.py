@@ -215,8 +215,8 @@ class Watched(Pruner):
     def _weights(view: TowerView, i: int) -> Tensor:
         query, key = view.queries[i], view.keys[i]
         read = cls_attention if view.has_cls else received_attention
-        weights = read(query, key, query.shape[-1] ** -0.5, view.real)
-        return weights if view.groups is None else weights[..., view.groups].mean(-1)
+        weights = read(query, key, query.shape[-1] ** -0.5, view.real)[..., int(view.has_cls) :]
+        return weights if view.pooling is None else view.pooling.means(weights, -1)
 
     def _merge(self, stage: TowerStage) -> Any:
         assert stage.merge is not None

@@ -24,14 +24,14 @@ from pore.engine.setup import Setup
 from pore.engine.without_rope import FirstLayer
 from pore.layout import Image
 from pore.tensors.gathering import take
-from pore.tower.run import TowerRun
+from pore.tower.runs import TowerRuns
 
 
 def arrive(
     setup: Setup,
     book: CacheBook,
     images: Images,
-    tower: TowerRun | None,
+    tower: TowerRuns | None,
     first_layer: FirstLayer | None,
     calls: Calls,
     inputs: dict[str, Any],
@@ -128,7 +128,7 @@ def _came(
 
 
 def _visual(
-    setup: Setup, images: list[Image], left: Left, embeds: Tensor, tower: TowerRun | None
+    setup: Setup, images: list[Image], left: Left, embeds: Tensor, tower: TowerRuns | None
 ) -> Visual | None:
     """The images of a call; None where the attention mask hides them all."""
     layout, encoded = placed(setup, images, left.tokens, embeds, tower)

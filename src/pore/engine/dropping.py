@@ -17,7 +17,7 @@ from pore.tensors.gathering import take
 from pore.tensors.padding import letterbox_padding
 from pore.tensors.precision import full_precision, scoring
 from pore.tensors.selection import check_features
-from pore.tower.run import TowerRun
+from pore.tower.runs import TowerRuns
 
 
 def prepare(
@@ -124,7 +124,7 @@ def view_of(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tens
     if tower is not None and stage.padding:
         padding = _letterbox(tower, visual).to(hidden.device)
     if tower is not None and stage.tower:
-        encoded = tuple(tower.encoded(image) for image in visual.encoded)
+        encoded = tower.encoded(visual.layout, visual.encoded)
     return View(
         layout=layout,
         hidden_states=hidden,
@@ -159,7 +159,7 @@ def of_those_left(left: Left, positions: Tensor) -> Tensor:
     return take(positions, left.index, -1)
 
 
-def _letterbox(tower: TowerRun, visual: Visual) -> Tensor:
+def _letterbox(tower: TowerRuns, visual: Visual) -> Tensor:
     """(I, t) the share of every token's patch that is letterbox padding; 1 at filling."""
     layout = visual.layout
     grid = layout.images[0].grid

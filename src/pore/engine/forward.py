@@ -23,7 +23,7 @@ from pore.engine.prefill import Prefill
 from pore.engine.records import CacheRecord
 from pore.layout import Layout
 from pore.tensors.gathering import pack, take
-from pore.tower.run import TowerRun
+from pore.tower.runs import TowerRuns
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Visual:
 
     layout: Layout
     prefill: Prefill
-    tower: TowerRun | None
+    tower: TowerRuns | None
     encoded: list[int]
     positions: Tensor | None = None
     merged: bool = False

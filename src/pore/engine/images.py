@@ -14,7 +14,7 @@ from pore.engine.setup import Setup
 from pore.errors import InputError
 from pore.families.base import Family
 from pore.layout import Image, Layout, Tiling
-from pore.tower.run import TowerRun
+from pore.tower.runs import TowerRuns
 
 
 class Images:
@@ -119,7 +119,7 @@ def marked_images(marked: Tensor, grid: tuple[int, int] | None) -> list[Image]:
 
 
 def placed(
-    setup: Setup, images: Sequence[Image], tokens: Tensor, embeds: Tensor, tower: TowerRun | None
+    setup: Setup, images: Sequence[Image], tokens: Tensor, embeds: Tensor, tower: TowerRuns | None
 ) -> tuple[Layout | None, list[int]]:
     """Where those visual tokens of a call lie that the attention mask shows.
 

@@ -195,6 +195,9 @@ class Prefill:
         lengths = [reading.layout.tokens.sum(-1).tolist() for reading in self.readings]
         images = self._images()
         projected = None if self.projected is None else self.projected.counts
+        if projected is not None and shape is not None:
+            pairs = zip(projected, images, strict=True)
+            projected = [_projected(shape, image, n) for n, (image, _) in pairs]
         reports = []
         for row, count in enumerate(self.tokens.sum(-1).tolist()):
             tokens, unpruned = [count] * layers, (count,) * layers
@@ -248,6 +251,14 @@ class Prefill:
             )
             found.append((image, report))
         return found
+
+
+def _projected(shape: ModelShape, image: Image, kept: int) -> int:
+    """How many tokens of an image the projector made, if a stage in the tower kept this number."""
+    tiling = image.tiling
+    if tiling is None or not tiling.of_frames or shape.frame_tokens or not shape.visual_tokens:
+        return kept
+    return tiling.tiles * shape.visual_tokens  # frames are pooled after it
 
 
 def _rasters(layout: Layout) -> list[list[int]]:

@@ -43,9 +43,7 @@ from pore.errors import ModelStateError
 from pore.families.registry import family_of
 from pore.hooks import hide_positions
 from pore.layout import Tiling
-from pore.tower.packed import PackedTowerRun
-from pore.tower.run import TowerRun
-from pore.tower.stacked import StackedTowerRun
+from pore.tower.runs import TowerRuns
 from pore.tower.watching import watch_tiling
 
 
@@ -187,29 +185,31 @@ class Run(Changes):
 
     # -- hooks ------------------------------------------------------------------------------------
 
-    def _watch_tower(self, setup: Setup) -> TowerRun | None:
+    def _watch_tower(self, setup: Setup) -> TowerRuns | None:
         """Watch how images are encoded, and what the tower computes if a method reads it."""
-        tower: TowerRun | None = None
+        tower: TowerRuns | None = None
         if setup.reads_tower:
             stages = (*setup.entry, *setup.inner)
-            kind = PackedTowerRun if setup.family.packed else StackedTowerRun
-            tower = kind(
+            tower = TowerRuns(
                 self,
                 setup.model,
                 setup.family,
                 setup.tower,
                 remember=any(stage.tower for stage in stages),
-                attend=any(stage.tower_attention for stage in stages),
+                attend=frozenset(s.tower_attention for s in stages if s.tower_attention),
+                note=self.report.note,
             )
-            for note in tower.notes:
-                self.report.note(note)
 
         def note_tilings(tilings: Sequence[Tiling], videos: bool) -> None:
             if tower is not None:
                 tower.note_tilings(tilings, videos)
             self._images.note_tilings(tilings, videos)
 
-        watch_tiling(self, setup.model, setup.family, note_tilings)
+        def done() -> None:
+            if tower is not None:
+                tower.encoding_done()
+
+        watch_tiling(self, setup.model, setup.family, note_tilings, done)
         return tower
 
     def _hook_model(self, setup: Setup) -> None:
@@ -231,7 +231,7 @@ class Run(Changes):
             whole = partial(_prefill_whole, self.report.note, getattr(model, PREFILL))
             self.put(model, PREFILL, whole)
 
-    def _hook_decoder(self, setup: Setup, tower: TowerRun | None) -> None:
+    def _hook_decoder(self, setup: Setup, tower: TowerRuns | None) -> None:
         """Let stages act, and readers read."""
         family, calls, book = setup.family, self._calls, CacheBook(setup)
         decoder: Any = family.decoder(setup.model)

@@ -17,7 +17,7 @@ from pore.errors import BudgetError
 from pore.families.base import Family
 from pore.layout import Layout
 from pore.tensors.selection import budget
-from pore.tower.stages import Encoded, TowerStage
+from pore.tower.stages import Encoded, TowerAttention, TowerStage
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Stage:
             embeddings and "original" in the decoder.
         padding: Whether the rule reads `view.padding`.
         tower: Whether the rule reads `view.tower`.
-        tower_attention: Whether it reads `Encoded.attention` there, too.
+        tower_attention: Which attention the rule reads there, in `Encoded.attention`, if any.
         merges: Whether the rule gives tokens that stay new states.
         proportional: Whether it also says how many times attention counts them, in
             `Selection.sizes`. Needs SDPA or eager attention, and a layer from 1 on.
@@ -204,7 +204,7 @@ class Stage:
     positions: Positions | None = None
     padding: bool = False
     tower: bool = False
-    tower_attention: bool = False
+    tower_attention: TowerAttention | None = None
     merges: bool = False
     proportional: bool = False
     curve: Callable[[Any], Tensor] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -115,7 +116,8 @@ class Family(TowerParts):
         if self.encodes_videos and comes_with(inputs, "video"):
             columns = placeholder_runs(inputs["input_ids"], self.video_token(model))
             tilings = inputs.get("video_tilings") or self.video_tilings(model, inputs)
-            found += encoded_images(columns, tilings)
+            videos = encoded_images(columns, tilings)
+            found += [replace(video, of_video=True) for video in videos]
         return by_place(found)
 
     def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:
@@ -194,6 +196,14 @@ class Family(TowerParts):
         """The token id of the placeholder."""
         token = self.placeholder
         return token if isinstance(token, int) else int(getattr(model.config, token))
+
+    @property
+    def of_videos(self) -> Family:
+        """The adapter for how the frames of videos go through the vision tower, as pictures.
+
+        In it `tower`, `merged` and the rest are of frames. By default they go as images do.
+        """
+        return self
 
     def video_token(self, model: nn.Module) -> int:
         """The token id of the placeholder of videos."""

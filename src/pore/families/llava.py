@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -20,7 +20,7 @@ class Llava(Family):
     """`LlavaForConditionalGeneration`: CLIP tower, MLP projector, LLaMA-like decoder."""
 
     name = "LLaVA-1.5"
-    model_types = ("llava",)
+    model_types: ClassVar[tuple[str, ...]] = ("llava",)
     tower_refusal = None
 
     def still_images(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Image]:

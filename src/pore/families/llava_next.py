@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from pore.cost.shapes import MANY_TILES, ModelShape
 from pore.families.base import Family, Noise
 from pore.families.llava import llava_shape
 from pore.layout import Tiling
+from pore.tensors.pooling import Pooling
 
 
 class LlavaNext(Family):
@@ -84,8 +86,13 @@ class LlavaNextVideo(LlavaNext):
     """
 
     name = "LLaVA-NeXT-Video"
-    model_types = ("llava_next_video",)
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
     encodes_videos = True
+
+    @property
+    def of_videos(self) -> Family:
+        """A token for every square of a frame's patches."""
+        return _AveragedFrames()
 
     def video_tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """Frame by frame, row by row."""
@@ -106,13 +113,18 @@ class LlavaOnevision(LlavaNext):
     """`LlavaOnevisionForConditionalGeneration`: SigLIP tower over tiles, MLP projector, Qwen2.
 
     If a sample has several images, they have no tiles. The patches of a large image are blended
-    into fewer tokens (`anyres_max_9`), and so are those of a video's frames; no method can choose
-    among them in the tower.
+    into fewer tokens (`anyres_max_9`), among which no method can choose in the tower. Those of a
+    video's frames are blended after the projector.
     """
 
     name = "LLaVA-OneVision"
-    model_types = ("llava_onevision",)
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
     encodes_videos = True
+
+    @property
+    def of_videos(self) -> Family:
+        """Tokens are blended from the patches of a frame, after the projector."""
+        return _BlendedFrames()
 
     def tilings(self, model: nn.Module, inputs: Mapping[str, Any]) -> list[Tiling]:
         """How the images of a call of `get_image_features` become tokens.
@@ -161,11 +173,43 @@ class LlavaOnevision(LlavaNext):
         return _frames(inputs, side * side, end=True)
 
 
+class _AveragedFrames(LlavaNextVideo):
+    """Frames of LLaVA-NeXT-Video."""
+
+    merged = True
+
+    def merge_size(self, model: nn.Module) -> int:
+        """`spatial_pool_stride`."""
+        config: Any = model.config
+        return int(config.spatial_pool_stride)
+
+    def groups(self, model: nn.Module, patches: int) -> Tensor:
+        """Whole squares; a row or column of patches that fills none is left out."""
+        size, side = self.merge_size(model), math.isqrt(patches)
+        whole = side - side % size
+        numbers = torch.arange(patches).view(side, side)[:whole, :whole]
+        squares = numbers.reshape(whole // size, size, whole // size, size).transpose(1, 2)
+        return squares.reshape(-1, size * size)
+
+
+class _BlendedFrames(LlavaOnevision):
+    """Frames of LLaVA-OneVision."""
+
+    merged = True
+    pools_after = "apply_pooling"
+
+    def pooling(self, model: nn.Module, patches: int) -> Pooling:
+        """The model's own interpolation, found by how it blends patches of which one is 1."""
+        base: Any = self.base(model)
+        weights = type(base).apply_pooling(base, torch.eye(patches)[None])
+        return Pooling.of_weights(weights[0])
+
+
 def _frames(inputs: Mapping[str, Any], tokens: int, end: bool = False) -> list[Tiling]:
     """Videos (V, frames, 3, H, W): this many tokens for each frame, and a newline."""
     pixels = inputs.get("pixel_values_videos")
     pixels = inputs["pixel_values"] if pixels is None else pixels  # before transformers 5.18
     frames = pixels.shape[1]
     slots = (*range(frames * tokens), *((-1,) if end else ()))
-    tiling = Tiling(frames, None, tokens, slots, blended=True, of_frames=True)
+    tiling = Tiling(frames, None, tokens, slots, blended=True, apart=True, of_frames=True)
     return [tiling] * len(pixels)

@@ -67,13 +67,18 @@ class QwenVL(Family):
     def packing(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Packing:
-        """Image after image; within one, Qwen2.5-VL has the tokens of a window side by side."""
+        """Image after image, frame after frame; within each, Qwen2.5-VL has the tokens of a window
+        side by side."""
         grids: Tensor = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
         config: Any = self.tower(model).config
         size = self.merge_size(model)
         windows = hasattr(config, "fullatt_block_indexes")
         return Packing(
-            grids=tuple((height // size, width // size) for _, height, width in grids.tolist()),
+            grids=tuple(
+                (height // size, width // size)
+                for frames, height, width in grids.tolist()
+                for _ in range(frames)
+            ),
             patches=size**2,
             order=window_order(config, grids) if windows else None,
         )

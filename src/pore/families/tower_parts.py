@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pore.errors import UnsupportedModelError
 from pore.families.parts import ModelParts
 from pore.layout import Packing
+from pore.tensors.pooling import Pooling
 
 
 class TowerParts(ModelParts):
@@ -25,6 +26,9 @@ class TowerParts(ModelParts):
         cls_first: Whether a CLS token of the vision tower comes before the patches.
         merged: Whether a visual token is made of several patches, see `merge_size`.
         packed: Whether all images go through the vision tower in one sequence, see `packing`.
+        keeps_cls: Whether the CLS token of the vision tower is a visual token, too.
+        pools_after: The method of `base(model)` that makes visual tokens of what the projector
+            gives, (I, n, D) to (I, N, D); None where the projector already gives them.
     """
 
     tower_refusal: ClassVar[str | None] = (
@@ -34,6 +38,8 @@ class TowerParts(ModelParts):
     cls_first: ClassVar[bool] = True
     merged: ClassVar[bool] = False
     packed: ClassVar[bool] = False
+    keeps_cls: ClassVar[bool] = False
+    pools_after: ClassVar[str | None] = None
 
     def tower(self, model: nn.Module) -> nn.Module:
         """The vision tower."""
@@ -103,6 +109,17 @@ class TowerParts(ModelParts):
         size, side = self.merge_size(model), math.isqrt(patches)
         rows = torch.arange(patches).view(side // size, size, side // size, size)
         return rows.transpose(1, 2).reshape(-1, size * size)
+
+    def pooling(self, model: nn.Module, patches: int) -> Pooling:
+        """Which patches every visual token is made of, and to which shares: equal ones by default.
+
+        Called in families with `merged`.
+
+        Args:
+            model: The model.
+            patches: Patches of an image that goes through the vision tower.
+        """
+        return Pooling(self.groups(model, patches), patches)
 
     def packing(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]

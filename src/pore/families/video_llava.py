@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from pore.cost.decoders import DecoderShape
 from pore.cost.shapes import ModelShape
-from pore.families.base import Noise
+from pore.families.base import Family, Noise
 from pore.families.llava import Llava
 from pore.layout import Tiling
 
@@ -19,13 +19,17 @@ from pore.layout import Tiling
 class VideoLlava(Llava):
     """`VideoLlavaForConditionalGeneration`: two CLIP-like towers, one projector, LLaMA decoder.
 
-    A frame of a video is its CLS token and its patches; all of them are visual tokens. Methods that
-    act in the vision tower act in that of images.
+    A frame of a video is its CLS token and its patches; all of them are visual tokens.
     """
 
     name = "Video-LLaVA"
-    model_types = ("video_llava",)
+    model_types: ClassVar[tuple[str, ...]] = ("video_llava",)
     encodes_videos = True
+
+    @property
+    def of_videos(self) -> Family:
+        """Frames go through a tower of their own, and their CLS tokens are visual tokens."""
+        return _Frames()
 
     def tower(self, model: nn.Module) -> nn.Module:
         """The vision tower of images."""
@@ -59,7 +63,8 @@ class VideoLlava(Llava):
         height, width = self.grid(model)
         videos = inputs["pixel_values_videos"]
         tokens, frames = height * width + int(self.tower_has_cls(model)), videos.shape[1]
-        tiling = Tiling(frames, None, tokens, tuple(range(frames * tokens)), of_frames=True)
+        slots = tuple(range(frames * tokens))
+        tiling = Tiling(frames, None, tokens, slots, apart=True, of_frames=True)
         return [tiling] * len(videos)
 
     def shape(self, config: Any, decoder: DecoderShape) -> ModelShape:
@@ -67,3 +72,13 @@ class VideoLlava(Llava):
         shape = super().shape(config, decoder)
         assert shape.tower is not None
         return replace(shape, frame_tokens=shape.tower.tokens)
+
+
+class _Frames(VideoLlava):
+    """Frames of videos."""
+
+    keeps_cls = True
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        """The vision tower of videos."""
+        return self.base(model).video_tower  # type: ignore[return-value]

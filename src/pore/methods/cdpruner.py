@@ -76,6 +76,11 @@ class CDPruner(BudgetPruner):
             check_query(view.layout)  # text in a later piece of the prompt is not known yet
             scores = mean_cosine(tiles.features, prompt_embedding(view)[tiles.images])
         else:
+            if any(image.of_video for image in view.layout.images):
+                raise InputError(
+                    "CLIP tells the relevance of single patches of images, which the tokens of a "
+                    "video are not; use relevance=None."
+                )
             device = tiles.features.device  # CLIP may be on another
             question = self.relevance.of(view).to(device)
             patches = self.relevance.images(tiles.of_tower(view)).to(device)

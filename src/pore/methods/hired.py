@@ -72,7 +72,13 @@ class HiRED(BudgetPruner):
     def _select(self, view: TowerView) -> TowerSelection:
         early, late = view.cls_attention.sum(2).unbind(0)
         shown = torch.ones_like(view.shown) if self.faithful else view.shown
-        if view.tilings is None:
+        if view.of_frames:
+            if self.faithful:
+                raise InputError(
+                    "The authors' code knows only images; leave `faithful` off for a video."
+                )
+            counts = view.budgets(self.keep)
+        elif view.tilings is None:
             n = late.shape[1]
             counts = [self._total(n)] * len(late)
         else:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pore.engine.stages import Limit, Selection, Stage, View
-from pore.errors import InputError, ScoreError
+from pore.errors import ScoreError
 from pore.families.base import Family
 from pore.methods._checks import check_whole
+from pore.methods._tower import tower_attention
 from pore.methods.scorer import BudgetPruner
 from pore.tensors.gathering import pack, take, widened
 from pore.tensors.selection import by_score, check_finite, top_k
@@ -75,7 +76,7 @@ class HoloV(BudgetPruner):
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings, which reads attention of the tower."""
-        return [Stage(0, self._select, tower=True, tower_attention=True, merges=self.faithful)]
+        return [Stage(0, self._select, tower=True, tower_attention="cls", merges=self.faithful)]
 
     def limits(self, family: Family) -> list[Limit]:
         """Tokens can change places only if positions are counted."""
@@ -91,7 +92,7 @@ class HoloV(BudgetPruner):
 
     def _select(self, view: View) -> Selection:
         valid, counts = view.layout.valid, view.budget(self.keep)
-        attention = tower_attention(view)
+        attention = tower_attention(view, "cls")
         check_finite(attention[valid])
         index, there = crops_of(valid.sum(1).tolist(), self._crops(valid.sum(1).tolist(), counts))
         index, there = index.to(valid.device), there.to(valid.device)
@@ -126,30 +127,6 @@ class HoloV(BudgetPruner):
             raster=view.layout.raster.gather(1, picked).masked_fill(zero, -1),
             structure=[False] * len(view.layout.images),
         )
-
-
-def tower_attention(view: View) -> Tensor:
-    """(I, t) attention of the CLS token in the tower to what every visual token shows, over heads.
-
-    Raises:
-        InputError: Some tokens show no single patch.
-    """
-    assert view.tower is not None
-    tile, patch = view.layout.shows()
-    rows = []
-    for i, (image, encoded) in enumerate(zip(view.layout.images, view.tower, strict=True)):
-        assert encoded.attention is not None
-        weights = encoded.attention.mean(1).flatten().to(patch.device)  # tile after tile
-        tiling = image.tiling
-        each, tiles = (image.count, 1) if tiling is None else (tiling.patches, tiling.tiles)
-        single = (patch[i] >= 0) | ~view.layout.valid[i]
-        if len(weights) != each * tiles or not bool(single.all()):
-            raise InputError(
-                "Some visual tokens stand for no single patch, so the vision tower's attention to "
-                "them cannot be told; use HoloV without a method before it that merges."
-            )
-        rows.append(weights[(tile[i] * each + patch[i]).clamp(0, each * tiles - 1)])
-    return torch.stack(rows)
 
 
 def crops_of(tokens: Sequence[int], crops: Sequence[int]) -> tuple[Tensor, Tensor]:

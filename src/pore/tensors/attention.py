@@ -131,7 +131,7 @@ def visual_weights(
 
 
 def cls_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None) -> Tensor:
-    """Attention of the CLS token of a vision tower to the patches, per head.
+    """Attention of the CLS token of a vision tower to itself and the patches, per head.
 
     Args:
         query: (I, H, N + 1, d) queries, CLS first.
@@ -140,13 +140,27 @@ def cls_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | Non
         real: (I, N + 1) bool, False at padding; None where there is none.
 
     Returns:
-        (I, H, N) weights after a softmax over CLS and patches, at least float32; the CLS token's
-        own column is cut off without renormalising.
+        (I, H, N + 1) weights after a softmax over CLS and patches, at least float32.
     """
     logits = torch.matmul(widened(query[:, :, :1]), widened(key).transpose(-1, -2)) * scaling
     if real is not None:
         logits = logits.masked_fill(~real[:, None, None], -torch.inf)
-    return logits.softmax(-1)[:, :, 0, 1:]
+    return logits.softmax(-1)[:, :, 0]
+
+
+def mean_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Attention of the mean query of a picture to its tokens, per head.
+
+    Args:
+        query: (I, H, n, d) queries of all patches.
+        key: (I, H, N, d) keys of tokens, each the mean of its patches'.
+        scaling: Factor on the logits.
+
+    Returns:
+        (I, H, N) weights after a softmax over the tokens, at least float32.
+    """
+    mean = widened(query).mean(2, keepdim=True)
+    return (torch.matmul(mean, widened(key).mT) * scaling).softmax(-1)[:, :, 0]
 
 
 def received_attention(

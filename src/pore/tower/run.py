@@ -9,7 +9,7 @@ decoder layer; `TowerRun.placed` says which placeholders hold a token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from pore.layout import Layout, Tiling, sources
 from pore.tensors.precision import full_precision
 from pore.tensors.selection import check_finite
 from pore.tower.merging import BlockMerger
-from pore.tower.stages import Encoded, TowerSelection, TowerStage, TowerView
+from pore.tower.stages import Encoded, TowerAttention, TowerSelection, TowerStage, TowerView
 from pore.tower.watching import watch_prompt
 
 
@@ -51,19 +51,20 @@ class Placed:
 
 
 class TowerRun(ABC):
-    """The last pass through a model's vision tower, and what a stage kept of it.
+    """The last pass of images through a model's vision tower, and what a stage kept of it.
 
     `generate` runs the tower before it calls the model, so this is held until the tower runs again.
     Images are numbered as they went through the tower; `match` gives the number of an image of a
-    prefill.
+    prefill. Videos have a `TowerRun` of their own: they are its images.
 
     Args:
         changes: What takes the hooks off the model.
         model: The model.
-        family: Its adapter.
+        family: Its adapter; for videos, `Family.of_videos`.
         stage: The stage in the tower; None only watches.
         remember: Whether to keep what `encoded` returns.
-        attend: Whether there is to be attention among it.
+        attend: The kinds of attention that are to be among it.
+        active: Whether what goes through the tower now is of this kind, images or videos.
 
     Attributes:
         notes: What the report should say about the method in this tower.
@@ -76,7 +77,8 @@ class TowerRun(ABC):
         family: Family,
         stage: TowerStage | None,
         remember: bool = False,
-        attend: bool = False,
+        attend: frozenset[TowerAttention] = frozenset(),
+        active: Callable[[], bool] = lambda: True,
     ) -> None:
         self.notes: list[str] = []
         self._model = model
@@ -84,11 +86,12 @@ class TowerRun(ABC):
         self._stage = stage
         self._remember = remember
         self._attend = attend
+        self._active = active
         self._merger: BlockMerger | None = None
         self._tilings: tuple[Tiling, ...] | None = None
         self._prompt: Tensor | None = None
         self._read: list[int] = []  # tower layers whose attention the stage reads
-        self._attended: list[int] = []  # that whose attention is to be remembered, if any
+        self._attended = -1  # that whose attention is to be remembered, if any is
         self._features: Tensor  # all there are, where they are to be remembered
         # Of every image: the first token after the projector, and the placeholder that it fills.
         self._first: Tensor | None = None
@@ -129,19 +132,8 @@ class TowerRun(ABC):
         found = embeds[layout.rows, layout.columns.gather(1, slots[:, None])[:, 0]]
         return numbers if torch.equal(found, self._first[numbers].to(found)) else None
 
-    def note_tilings(self, tilings: Sequence[Tiling], videos: bool) -> None:
-        """Take note of how the images that are about to go through the tower are cut into tiles.
-
-        Raises:
-            UnsupportedModelError: Their tokens are not the patches of single images.
-        """
-        if videos or any(tiling.blended for tiling in tilings):
-            which = "a video" if videos else "an image as large as one of these"
-            raise UnsupportedModelError(
-                f"The tokens of {which} are not patches that went through {self._family.name}'s "
-                "vision tower for images one by one; use a method that acts on the embeddings or "
-                "in the decoder."
-            )
+    def note_tilings(self, tilings: Sequence[Tiling]) -> None:
+        """Take note of how the images that are about to go through the tower are cut into tiles."""
         self._tilings = tuple(tilings)
 
     @abstractmethod
@@ -194,22 +186,42 @@ class TowerRun(ABC):
         features = family.token_features(model)
         if family.tiled_prompts:
             watch_prompt(changes, model, family, self._note_prompt)
-        changes.before(family.tower(model), self._before_tower, with_kwargs=True)
-        changes.after(family.projector(model), self._after_projector)
+        changes.before(family.tower(model), self._own(self._before_tower), with_kwargs=True)
         if self._remember:  # before a stage chooses
-            changes.before(features, self._note_features)
+            changes.before(features, self._own(self._note_features))
+        if family.pools_after is None:
+            if stage is not None:
+                changes.before(features, self._own(self._before_projector))
+            changes.after(family.projector(model), self._own(self._after_projector))
+        else:
+            base, name = family.base(model), family.pools_after
+            changes.put(base, name, partial(self._pool, getattr(base, name)))
         if stage is None and not self._attend:
             return
         layers, output = family.tower_layers(model), family.tower_read(model)
         asked = [] if stage is None else list(stage.layers(output, len(layers)))
         read = self._layers_read([*asked, *([output] if self._attend else [])], len(layers), output)
-        self._read, self._attended = read[: len(asked)], read[len(asked) :]
-        if stage is not None:
-            changes.before(features, self._before_projector)
-            if stage.merge is not None:
-                self._merger = BlockMerger(changes, model, family, stage)
+        self._read, self._attended = read[: len(asked)], read[-1] if self._attend else -1
+        if stage is not None and stage.merge is not None:
+            self._merger = BlockMerger(changes, model, family, stage)
         for i in sorted(set(read)):
-            tap_attention(changes, family.tower_attention(layers[i]), partial(self._observe, i))
+            module, observe = family.tower_attention(layers[i]), partial(self._observe, i)
+            tap_attention(changes, module, observe, wanted=self._active)
+
+    def _own(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook that runs only while what it is for goes through the tower."""
+        return lambda *args, **kwargs: hook(*args, **kwargs) if self._active() else None
+
+    def _pool(self, pool: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        """Make visual tokens of what the projector gave, as the model does; then choose some."""
+        tokens = pool(features)
+        if not self._active():
+            return tokens
+        if self._stage is not None:
+            chosen = self._before_projector(self._model, (tokens,))
+            tokens = tokens if chosen is None else chosen[0]
+        filled = self._after_projector(self._model, None, tokens)
+        return tokens if filled is None else filled
 
     def _layers_read(self, wanted: list[int], count: int, output: int) -> list[int]:
         """The tower layers that are read for those that are asked for.
@@ -236,7 +248,12 @@ class TowerRun(ABC):
                 "The vision tower has no CLS token: in place of its attention, the mean attention "
                 "that patches receive was used."
             )
-        if wanted and family.merged:
+        if wanted and family.pools_after is not None:
+            self.notes.append(
+                "Visual tokens of a video are blended from patches after the projector: the method "
+                "chose among the blended tokens, and attention and keys were blended alike."
+            )
+        elif wanted and family.merged:
             size = family.merge_size(model)
             self.notes.append(
                 f"Every visual token is made of {size} x {size} patches: attention and keys were "

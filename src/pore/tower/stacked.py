@@ -10,28 +10,32 @@ from torch import Tensor, nn
 
 from pore.changes import Changes
 from pore.errors import InputError
-from pore.layout import Image, Layout
-from pore.tensors.attention import cls_attention, received_attention, visible
+from pore.layout import Image, Layout, Tiling
+from pore.tensors.attention import cls_attention, mean_attention, received_attention, visible
+from pore.tensors.pooling import Pooling
+from pore.tensors.precision import scoring
 from pore.tower.run import Placed, TowerRun
-from pore.tower.stages import Encoded, TowerSelection, TowerView
+from pore.tower.stages import Encoded, TowerAttention, TowerSelection, TowerView
 from pore.tower.tiles import in_own_runs, in_prompt_order, tiles_of, whole_if_all_shown
 
 
 class StackedTowerRun(TowerRun):
-    """`TowerRun` of a tower that takes P images, or tiles of images, as (P, n, C)."""
+    """`TowerRun` of a tower that takes P images, tiles of images or frames, as (P, n, C)."""
 
     _pixels: Tensor | None = None  # (P, 3, H, W)
     _output: Tensor  # (P, n, C) of the layer that the projector reads
     _real: Tensor | None = None  # (P, n) bool, False at tokens that are padding; None: all are real
     _selection: TowerSelection | None = None
     _projected: Tensor  # (P, k, D) what was kept, or all tokens
-    _remembered: Tensor  # (P, H, N) attention to all tokens, where it is to be remembered
+    _remembered: dict[TowerAttention, Tensor]  # (P, H, N) each, what is to be remembered
+    _scaling: float
+    _pooling: Pooling | None = None  # of the pictures that went through last
     _count: int  # how many features of an image or tile the model expects
 
     def encoded(self, image: int) -> Encoded:
         """What the tower made of an image, if it was to be remembered."""
         tiles = tiles_of(self._tilings, image)
-        attention = self._remembered[tiles] if self._attended else None
+        attention = {kind: weights[tiles] for kind, weights in self._remembered.items()}
         return Encoded(self._features[tiles], self._projected[tiles], attention)
 
     def pictures(self, numbers: Sequence[int]) -> Tensor:
@@ -90,12 +94,13 @@ class StackedTowerRun(TowerRun):
     def _install(self, changes: Changes) -> None:
         super()._install(changes)
         self._has_cls = self._family.tower_has_cls(self._model)
-        self._attention: dict[int, Tensor] = {}
+        self._remembered = {}
         self._queries: dict[int, Tensor] = {}
         self._keys: dict[int, Tensor] = {}
-        if self._stage is not None or self._attend:
+        if self._stage is not None or self._attend or self._family.pools_after is not None:
             layers = self._family.tower_layers(self._model)
-            changes.after(layers[self._family.tower_read(self._model)], self._after_layer)
+            read = layers[self._family.tower_read(self._model)]
+            changes.after(read, self._own(self._after_layer))
 
     def _before_tower(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pixels = self._family.pixels(args, kwargs)
@@ -105,10 +110,7 @@ class StackedTowerRun(TowerRun):
         self, i: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, *_: object
     ) -> None:
         self._queries[i], self._keys[i] = query, key
-        self._real = visible(mask, len(query))
-        read = cls_attention if self._has_cls else received_attention
-        query, key = self._cls_first(query, key)
-        self._attention[i] = read(query, key, scaling, self._real)
+        self._real, self._scaling = visible(mask, len(query)), scaling
 
     def _cls_first(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Queries or keys (P, H, n, d) of the tower with the CLS token, if there is one, in front.
@@ -121,48 +123,66 @@ class StackedTowerRun(TowerRun):
 
     def _after_layer(self, _: nn.Module, __: object, output: Any) -> None:
         self._output = output if isinstance(output, Tensor) else output[0]
+        self._pooling = None
+        if self._family.merged:
+            patches = self._output.shape[1] - int(self._has_cls)
+            pooling = self._family.pooling(self._model, patches)
+            self._pooling = pooling.to(self._output.device)
 
     def _note_features(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self._features = _in_line(args[0])
-        for i in self._attended:
-            self._remembered = self._by_token(self._attention[i])
+        self._features = features = _in_line(args[0])
+        if self._family.pools_after is not None:
+            assert self._pooling is not None
+            self._features = self._pooling.means(features, 1)
+        self._remembered = {kind: self._attention(self._attended, kind) for kind in self._attend}
         if self._stage is None:
             self._forget_layers()
 
     def _before_projector(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        view = self._view(_in_line(args[0]))
+        features = _in_line(args[0])
+        view = self._view(features[:, 1:] if self._family.keeps_cls else features)
         selection = self._choose(view)
         merged = self._merger is not None and self._merger.block is not None
         if not merged:  # the prompt shows patches, none of which a merged one is
             selection = whole_if_all_shown(selection, view)
+        if self._family.keeps_cls:
+            selection = _with_cls(selection, features, view)
         self._selection = selection
-        self._count = view.features.shape[1] if self._merger is None else self._merger.patches
+        self._count = features.shape[1] if self._merger is None else self._merger.patches
         self._forget_layers()
         if selection.valid is None:
             return (selection.features, *args[1:])
         return (selection.features[selection.valid][None], *args[1:])
 
     def _forget_layers(self) -> None:
-        self._attention, self._queries, self._keys, self._real = {}, {}, {}, None
+        self._queries, self._keys, self._real = {}, {}, None
 
-    def _groups(self) -> Tensor | None:
-        """(N, g) the tower's patches that every visual token is made of; None where that is one."""
-        if not self._family.merged:
-            return None
-        patches = self._output.shape[1] - int(self._has_cls)
-        return self._family.groups(self._model, patches).to(self._output.device)
+    def _attention(self, i: int, kind: TowerAttention, cls: bool | None = None) -> Tensor:
+        """(P, H, N) attention in layer i to the visual tokens, the mean of that to their patches.
 
-    def _by_token(self, attention: Tensor) -> Tensor:
-        """(P, H, N) attention to the visual tokens, the mean of that to their patches."""
-        groups = self._groups()
-        return attention if groups is None else attention[..., groups].mean(-1)
+        Args:
+            i: The layer.
+            kind: Which attention.
+            cls: Whether the N count the CLS token; None counts it where it is a visual token.
+        """
+        own = self._has_cls and not (self._family.keeps_cls if cls is None else cls)
+        query, key = self._cls_first(self._queries[i], self._keys[i])
+        pooling = self._pooling
+        with scoring():
+            if kind == "mean":
+                query, key = query[:, :, int(self._has_cls) :], key[:, :, int(own) :]
+                key = key if pooling is None else pooling.means(key, 2)
+                return mean_attention(query, key, self._scaling)
+            read = cls_attention if self._has_cls and kind == "cls" else received_attention
+            weights = read(query, key, self._scaling, self._real)[..., int(own) :]
+            return weights if pooling is None else pooling.means(weights, 2)
 
     def _view(self, features: Tensor) -> TowerView:
         """What the stage's rule sees, of features (P, N, C) that the projector would get."""
-        cls, groups = int(self._has_cls), self._groups()
+        cls, pooling, keeps = int(self._has_cls), self._pooling, self._family.keeps_cls
         patches = self._output.shape[1] - cls
-        self._check_counts(features, patches if groups is None else len(groups))
-        attention = [self._by_token(self._attention[i]) for i in self._read]
+        self._check_counts(features, patches if pooling is None else len(pooling.groups))
+        attention = [self._attention(i, "cls", cls=False) for i in self._read]
         block = None if self._merger is None else self._merger.block
         if block is None:
             raster = torch.arange(features.shape[1], device=features.device)
@@ -172,14 +192,15 @@ class StackedTowerRun(TowerRun):
         own = 0 if self._family.cls_first else -1
         return TowerView(
             features=features,
-            cls_feature=self._output[:, own] if cls and groups is None else None,
+            cls_feature=self._output[:, own] if cls and pooling is None and not keeps else None,
             cls_attention=torch.stack(attention) if attention else features.new_empty(0),
             queries=self._cls_first(*(self._queries[i] for i in self._read)),
             keys=self._cls_first(*(self._keys[i] for i in self._read)),
             raster=raster,
-            tilings=self._tilings,
-            groups=groups,
+            tilings=_of_patches(self._tilings, patches) if keeps else self._tilings,
+            pooling=pooling,
             real=self._real,
+            beside=int(keeps),
         )
 
     def _check_counts(self, features: Tensor, expected: int) -> None:
@@ -219,6 +240,32 @@ class StackedTowerRun(TowerRun):
         if self._selection is None:
             return None
         return output.flatten(0, 1) if flat else output
+
+
+def _with_cls(selection: TowerSelection, features: Tensor, view: TowerView) -> TowerSelection:
+    """A selection among patches as one among all visual tokens, of which the first is CLS.
+
+    Args:
+        selection: What the rule decided.
+        features: (P, N + 1, C) of CLS and the patches.
+        view: What the rule saw.
+    """
+    raster, valid = selection.raster, selection.valid
+    raster = nn.functional.pad(torch.where(raster < 0, -1, raster + 1), (1, 0), value=0)
+    if valid is not None:
+        valid = nn.functional.pad(valid, (1, 0), value=True)
+    if selection.features is not view.features:
+        features = torch.cat([features[:, :1], selection.features], 1)
+    return TowerSelection(features, raster, valid)
+
+
+def _of_patches(tilings: Sequence[Tiling] | None, patches: int) -> tuple[Tiling, ...]:
+    """The tilings of videos whose frames have a CLS token, as if they had none."""
+    counts = [tiling.tiles for tiling in tilings or ()]
+    return tuple(
+        Tiling(frames, None, patches, tuple(range(frames * patches)), of_frames=True)
+        for frames in counts
+    )
 
 
 def _in_line(features: Tensor) -> Tensor:

@@ -13,29 +13,40 @@ A method that keeps the patches with the largest features:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pore.errors import BudgetError
 from pore.layout import Tiling
 from pore.tensors.gathering import pack, take
+from pore.tensors.pooling import Pooling
 from pore.tensors.selection import budget, even_shares
+
+TowerAttention = Literal["cls", "received", "mean"]
+"""Attention within a picture, in the tower layer that the projector reads, to what becomes a visual
+token: that of the CLS token ("cls"; in a tower without one, the same as "received"); the mean over
+all queries ("received"); or that of the mean of all patches' queries to the mean key of each
+token's patches, with a softmax over the tokens ("mean")."""
 
 
 @dataclass(frozen=True)
 class TowerView:
     """What the rule of a stage in the vision tower sees, of all I images of a call.
 
-    In a family that cuts images into tiles, each of the I is a tile.
+    In a family that cuts images into tiles, each of the I is a tile. Of a video each is a frame, or
+    the frames that the tower takes together.
 
     Where the model makes a visual token of several patches, by pixel shuffle or by their mean, each
     of the N "patches" here is such a token, which has one feature. Only `queries` and `keys` are of
     the tower's own n tokens; `pooled` takes what is computed from them to the N.
 
     Attributes:
-        features: (I, N, C) the patch features that the projector would get.
+        features: (I, N, C) the patch features that the projector would get; where tokens are made
+            of patches after the projector (frames in LLaVA-OneVision), those tokens.
         cls_feature: (I, C) the CLS token's feature of the same layer. None in a tower without CLS,
             and where a visual token is made of several patches, so that it is wider than CLS.
         cls_attention: (S, I, H, N) attention of the CLS token to the patches in the S layers asked
@@ -47,15 +58,16 @@ class TowerView:
         keys: Likewise.
         raster: (I, N) the patch that every feature stands for; other than 0 to N - 1 where blocks
             have merged.
-        tilings: Of every image, in a family that cuts images into tiles: the tiles of the first
-            image come first among the I, then those of the second. None where images go in one
-            piece.
+        tilings: Of every image, in a family that cuts images into tiles, and of every video: the
+            tiles of the first image come first among the I, then those of the second. None where
+            images go in one piece.
         grid: (height, width) of the N, in a tower that takes images of any shape; a rule is then
-            called with one image at a time. None where they are a square.
-        groups: (N, g) the tower's patches that every visual token is made of; None where that is
-            one.
+            called with one image or video at a time. None where they are a square.
+        pooling: Of which of the tower's patches every visual token is made; None where of one.
         real: (I, n) bool, False at tokens of the tower that are padding, which attention does not
             see; None where there are none.
+        beside: How many visual tokens each of the I has beside the N. They stay, and count in the
+            budget: the CLS token of a frame in Video-LLaVA.
     """
 
     features: Tensor
@@ -66,13 +78,14 @@ class TowerView:
     raster: Tensor
     tilings: tuple[Tiling, ...] | None = None
     grid: tuple[int, int] | None = None
-    groups: Tensor | None = None
+    pooling: Pooling | None = None
     real: Tensor | None = None
+    beside: int = 0
 
     @property
     def has_cls(self) -> bool:
         """Whether token 0 of `queries` and `keys` is a CLS token."""
-        patches = self.features.shape[1] if self.groups is None else self.groups.numel()
+        patches = self.features.shape[1] if self.pooling is None else self.pooling.patches
         return any(key.shape[2] > patches for key in self.keys)
 
     def pooled(self, values: Tensor) -> Tensor:
@@ -84,11 +97,10 @@ class TowerView:
         Returns:
             (I, N, ...), or (I, N + 1, ...) where CLS was first, and still is.
         """
-        if self.groups is None:
+        if self.pooling is None:
             return values
-        cls = values.shape[1] - self.groups.numel()
-        means = values[:, cls:][:, self.groups].mean(2)
-        return torch.cat([values[:, :cls], means], 1)
+        cls = values.shape[1] - self.pooling.patches
+        return torch.cat([values[:, :cls], self.pooling.means(values[:, cls:], 1)], 1)
 
     @property
     def tiles(self) -> list[int]:
@@ -96,6 +108,11 @@ class TowerView:
         if self.tilings is None:
             return [1] * len(self.features)
         return [tiling.tiles for tiling in self.tilings]
+
+    @property
+    def of_frames(self) -> bool:
+        """Whether the I are the frames of videos."""
+        return self.tilings is not None and any(tiling.of_frames for tiling in self.tilings)
 
     @property
     def shown(self) -> Tensor:
@@ -114,11 +131,12 @@ class TowerView:
     def budgets(self, keep: int | float) -> list[int]:
         """How many tokens `keep` means for every one of the I images or tiles.
 
-        The tokens of an image are shared out evenly among its tiles. Where a tile shows fewer than
-        its share, the rest goes to the others, from the first.
+        The tokens of an image are shared out evenly among its tiles, those of a video among its
+        frames. Where a tile shows fewer than its share, the rest goes to the others, from the
+        first.
 
         Raises:
-            BudgetError: An image has fewer.
+            BudgetError: An image has fewer, or more are to stay whatever is kept.
         """
         if self.tilings is None:
             return [budget(keep, self.features.shape[1])] * len(self.features)
@@ -126,7 +144,14 @@ class TowerView:
         found: list[int] = []
         for tiling in self.tilings:
             room = shown[len(found) : len(found) + tiling.tiles]
-            found += even_shares(budget(keep, sum(room)), room)
+            always = self.beside * tiling.tiles
+            total = budget(keep, sum(room) + always)
+            if total <= always and always:
+                raise BudgetError(
+                    f"keep={keep} is {total} tokens of a video of {tiling.tiles} frames, each of "
+                    f"which keeps its CLS token; ask for more than {always}."
+                )
+            found += even_shares(total - always, room)
         return found
 
     def select(self, mask: Tensor, counts: Sequence[int], structure: bool = True) -> TowerSelection:
@@ -182,17 +207,18 @@ class Encoded:
     """The output of the vision tower and the projector for one image.
 
     Attributes:
-        features: (tiles, N, C) all its patch features, as the tower gives them to the projector;
-            an image in one piece is one tile.
+        features: (tiles, N, C) all its patch features, as the tower gives them to the projector,
+            one for each visual token; an image in one piece is one tile, and of a video every frame
+            is one.
         projected: (tiles, k, D) what the projector made of the k that a stage in the tower kept; of
             all N where no stage acts there.
-        attention: (tiles, H, N) attention of the CLS token to its patches in the layer that the
-            projector reads, as in `TowerView.cls_attention`; None unless the stage asks for it.
+        attention: (tiles, H, N) attention to each of the N, at least float32: of every kind that a
+            stage asks for, see `TowerAttention`.
     """
 
     features: Tensor
     projected: Tensor
-    attention: Tensor | None = None
+    attention: Mapping[TowerAttention, Tensor]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ def watch_tiling(
     model: nn.Module,
     family: Family,
     note: Callable[[Sequence[Tiling], bool], None],
+    done: Callable[[], None],
 ) -> None:
     """Note how images and videos are cut into tiles, whenever a model encodes some.
 
@@ -32,6 +33,7 @@ def watch_tiling(
         family: Its adapter, which says by `encodes` and `encodes_videos` whether there is
             something to tell.
         note: Called before every encoding with the tilings, and whether they are of videos.
+        done: Called after it, also if it failed.
     """
     base: Any = family.base(model)
     encoding = False  # some models encode videos by the function that is for images
@@ -53,6 +55,7 @@ def watch_tiling(
                 return encode(*args, **kwargs)
             finally:
                 encoding = False
+                done()
 
         changes.put(base, name, watched)
 
