@@ -237,7 +237,7 @@ def test_shares_that_are_none(model: Any, processor: Any, max_bad: float) -> Non
 
 def test_memory_is_given_back(model: Any, processor: Any) -> None:
     batches = Batches(model, processor, make_samples(6), batch_size=2, memory=1 << 20)
-    left = batches._left
+    left = batches._memory.left
     batches.sift()
     for i in range(3):
         with torch.inference_mode():
@@ -245,7 +245,7 @@ def test_memory_is_given_back(model: Any, processor: Any) -> None:
     for number in (0, 2, 4):
         batches._max_bad = 1
         batches.skip(number, "gone")
-    assert batches._left == left
+    assert batches._memory.left == left
 
 
 def test_the_prior_passes_over_bad_samples(model: Any, processor: Any) -> None:

@@ -65,6 +65,9 @@ class Fake:
         advance(1)
         return cell(10 if keep is None else keep, pruner=pruner)
 
+    def release(self) -> None:
+        self.asked.append("release")
+
 
 PLAN = [
     Setting(None, None, None),
@@ -179,7 +182,7 @@ def test_one_benchmark_after_the_other(tmp_path: Path) -> None:
     found = sweep(
         [one, other], PLAN, tmp_path, circumstances=MADE, progress=lambda *now: told.append(now)
     )
-    assert one.asked == other.asked == [None, 8, 4]
+    assert one.asked == other.asked == [None, 8, 4, "release"]
     assert [r.relative for r in found.rows] == [1.0, 0.8, None]
     assert [(left.method, left.keep, left.reason) for left in found.left_out] == [
         ("FastV on b", 4, "no such grid")

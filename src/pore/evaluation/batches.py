@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
-
-import torch
 
 from pore._processes import Processes
 from pore.data.prompts import build_inputs, processor_settings, prompt_template
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
+from pore.evaluation.features import MEMORY, Memory, with_features
 from pore.identity import identity
 
 _Value = TypeVar("_Value")
 
 _log = logging.getLogger(__name__)
-
-
-# Inputs that image features can replace pixels among; with others, features are not enough.
-_PLAIN = {"input_ids", "attention_mask", "pixel_values"}
 
 
 class Skipped(NamedTuple):
@@ -82,7 +76,7 @@ class Batches:
         samples: Sequence[Sample],
         *,
         batch_size: int = 32,
-        memory: int = 2 << 30,
+        memory: int = MEMORY,
         max_bad: float = 0.01,
         processes: Processes = Processes(),  # noqa: B008
     ) -> None:
@@ -97,10 +91,7 @@ class Batches:
         self.samples = tuple(samples)
         self.batch_size = batch_size
         self.processes = processes
-        self._left = memory
-        self._inputs: dict[int, dict[str, Any]] = {}
-        self._encoded: dict[int, dict[str, Any]] = {}
-        self._encodes = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+        self._memory = Memory(memory)
         self._max_bad = max_bad
         self.skipped: dict[int, Skipped] = {}
         for number, sample in enumerate(self.samples):
@@ -147,8 +138,9 @@ class Batches:
         Raises:
             InputError: More samples are bad than `max_bad` allows.
         """
-        if i in self._inputs:
-            return self._inputs[i]
+        held = self._memory.get(("inputs", i))
+        if held is not None:
+            return held  # type: ignore[no-any-return]
         numbers = self.numbers(i)
         made, bad = good_inputs(
             self.model, self.processor, [self.samples[number] for number in numbers]
@@ -156,7 +148,7 @@ class Batches:
         for place, reason in bad.items():
             self._leave_out(numbers[place], reason)
         self._check()
-        return self._hold(self._inputs, i, made)
+        return self._memory.hold(("inputs", i), made)
 
     def encoded(self, i: int) -> dict[str, Any]:
         """The inputs of a batch, with image features in place of pixels if the model takes them.
@@ -170,17 +162,19 @@ class Batches:
         Raises:
             InputError: As `inputs`.
         """
-        if i in self._encoded:
-            return self._encoded[i]
+        held = self._memory.get(("features", i))
+        if held is not None:
+            return held  # type: ignore[no-any-return]
         inputs = self.inputs(i)
-        if not self._encodes or not inputs.keys() <= _PLAIN or "pixel_values" not in inputs:
+        made = with_features(self.model, inputs)
+        if made.keys() == inputs.keys():
             return inputs
-        rest = dict(inputs)
-        output = self.model.get_image_features(pixel_values=rest.pop("pixel_values"))
-        # Only what the decoder reads; the tower's hidden states would fill the memory.
-        rest["mm_encoder_outputs"] = {"image": type(output)(pooler_output=output.pooler_output)}
-        self._drop(self._inputs, i)
-        return self._hold(self._encoded, i, rest)
+        self._memory.drop(("inputs", i))
+        return self._memory.hold(("features", i), made)
+
+    def release(self) -> None:
+        """Let go of all inputs that are held; they are made again when they are asked for."""
+        self._memory.clear()
 
     def sift(self) -> None:
         """Make all inputs once, to find bad samples before the first question is asked.
@@ -236,8 +230,8 @@ class Batches:
     def _forget(self, number: int, skipped: Skipped) -> None:
         """Note a bad sample, and make the inputs of its batch anew."""
         self.skipped[number] = skipped
-        for where in (self._inputs, self._encoded):
-            self._drop(where, number // self.batch_size)
+        for what in ("inputs", "features"):
+            self._memory.drop((what, number // self.batch_size))
 
     def _check(self) -> None:
         """Refuse more bad samples than `max_bad` allows."""
@@ -250,18 +244,6 @@ class Batches:
             )
         if bad == n:
             raise InputError(f"All samples are bad.{listed(list(self.skipped.values()))}")
-
-    def _hold(
-        self, where: dict[int, dict[str, Any]], i: int, made: dict[str, Any]
-    ) -> dict[str, Any]:
-        size = _bytes(made)
-        if size <= self._left:
-            self._left -= size
-            where[i] = made
-        return made
-
-    def _drop(self, where: dict[int, dict[str, Any]], i: int) -> None:
-        self._left += _bytes(where.pop(i, {}))
 
 
 def good_inputs(
@@ -303,14 +285,6 @@ def good_inputs(
             return {}, bad
         made = dict(build_inputs(processor, [*loaded.values()], model.device, model.dtype))
     return made, bad
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(_bytes(entry) for entry in value.values())
-    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def conditions(model: Any, processor: Any) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class Benchmark(Protocol):
             advance: Called with the number of further questions that are done.
         """
 
+    def release(self) -> None:
+        """Let go of what is held in memory for further settings."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -55,6 +55,10 @@ class OwnBenchmark:
         low, high = outcome.ci
         return Cell(outcome, "accuracy", 100 * outcome.accuracy, (100 * low, 100 * high))
 
+    def release(self) -> None:
+        """Let go of the inputs that are held."""
+        self._questions.batches.release()
+
 
 def sweep(
     benchmarks: Sequence[Benchmark],
@@ -105,6 +109,7 @@ def sweep(
                     names, _rows(settings, cells, names, sums), tuple(failed), circumstances
                 )
                 processes.alone(partial(write_sweep, found, out))
+            benchmark.release()
             processes.alone(
                 partial(_write_questions, benchmark.name, settings, cells, out, circumstances)
             )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
 import PIL.Image
 import pytest
+import torch
 
 import pore
 from pore.data.loading import load_model
 from pore.data.sources import from_scenes
 from pore.errors import InputError
+from pore.evaluation.features import MEMORY, Memory
 from pore.evaluation.guided import Guiding
+from pore.evaluation.harness import asking
 from pore.evaluation.harness.asking import LONGEST, Asker, Conversation, Decoding
 from pore.evaluation.harness.efforts import Asked, averages
 from pore.evaluation.running import evaluate
@@ -95,6 +99,59 @@ def test_a_batch_in_every_family(kind: Kind) -> None:
     assert found == [(one.effort.seen, one.effort.left, one.input_tokens) for one in alone]
     for seen, left, length in found:
         assert 0 < left < seen < length
+
+
+PRUNERS = (None, pore.FastV(keep=36), pore.VisionZip(keep=36), pore.Random(keep=36))
+
+
+@pytest.mark.parametrize(("memory", "passes"), [(MEMORY, 2 + 2 + 6), (0, 2 + 2 + 2 + 6)])
+def test_features_are_made_once_for_all_settings(
+    embedded: Any, memory: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the memory and without it, logits are to the bit those of the model on its own."""
+    model, processor = embedded
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this transformers takes pixels only")
+    logits: list[Any] = []
+    tower: list[Any] = []
+    model.lm_head.register_forward_hook(lambda *given: logits.append(given[2]))
+    hooks = [model.lm_head._forward_hooks, model.model.vision_tower._forward_hooks]
+    model.model.vision_tower.register_forward_hook(lambda *given: tower.append(given[2]))
+
+    def run(memory: int) -> list[Any]:
+        logits.clear()
+        asker = Asker(model, processor, memory=memory)
+        found: list[Any] = []
+        for asker.pruner in PRUNERS:
+            for batch in (CONVERSATIONS[:4], CONVERSATIONS[4:]):
+                found += asker.ask(batch, GREEDY)
+        return [*found, *logits]
+
+    try:
+        found, counted = run(memory), len(tower)
+        monkeypatch.setattr(asking, "with_features", lambda _, inputs: dict(inputs))
+        stock = run(memory)
+    finally:
+        for each in hooks:
+            each.clear()
+    assert counted == passes
+    assert len(tower) - counted == 2 + 2 + 2 + 6
+    for one, other in zip(found, stock, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_memory_is_bounded() -> None:
+    memory, row = Memory(40), torch.zeros(4)  # 16 bytes
+    for name in "abc":
+        assert memory.hold(name, {"x": [row]}) == {"x": [row]}
+    assert [memory.get(name) is None for name in "abc"] == [False, False, True]
+    memory.drop("a")
+    memory.drop("nothing")
+    memory.hold("c", row)
+    assert memory.get("c") is row
+    memory.clear()
+    memory.hold("d", torch.zeros(10))
+    assert memory.get("d") is not None
 
 
 def test_without_an_image(embedded: Any) -> None:

@@ -17,6 +17,7 @@ from pore.data.prompts import Prompt, prompt_inputs, render_messages
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
+from pore.evaluation.features import MEMORY, Memory, with_features
 from pore.evaluation.guided import with_guide
 
 _log = logging.getLogger(__name__)
@@ -123,13 +124,19 @@ class Asker:
         processor: Its processor.
         pruner: The method (SGL's guide a `guided.Guiding`), or None for the unpruned model; it may
             be replaced between two batches.
+        memory: Bytes of image features to hold. Where the same pictures come in the same batches
+            again, under another method, they do not go through the vision tower again, unless that
+            method looks into it.
     """
 
-    def __init__(self, model: Any, processor: Any, pruner: Pruner | None = None) -> None:
+    def __init__(
+        self, model: Any, processor: Any, pruner: Pruner | None = None, *, memory: int = MEMORY
+    ) -> None:
         self.model = model
         self.processor = processor
         self.pruner = pruner
         self._told: set[str] = set()
+        self._features = Memory(memory)
 
     def ask(self, conversations: Sequence[Conversation], decoding: Decoding) -> list[Reply]:
         """Put a batch of conversations to the model.
@@ -164,6 +171,8 @@ class Asker:
         model = self.model
         inputs = prompt_inputs(self.processor, prompts, model.device, model.dtype)
         with torch.inference_mode():
+            if pruner is None or not pruner.reads_tower:
+                inputs = self._encoded(inputs)
             longest = int(decoding.options["max_new_tokens"])
             pruner = with_guide(pruner, prompts, inputs, longest)
             with nullcontext() if pruner is None else pruner(model) as run:
@@ -181,6 +190,26 @@ class Asker:
                 strict=True,
             )
         ]
+
+    def release(self) -> None:
+        """Let go of all features that are held."""
+        self._features.clear()
+
+    def _encoded(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs of a batch, with image features in place of pixels if the model takes them."""
+        pixels = inputs.get("pixel_values")
+        if pixels is None:
+            return inputs
+        # A batch, not an image: alone, an image gets other last bits than among others.
+        name = hashlib.sha256(pixels.cpu().contiguous().view(torch.uint8).numpy()).digest()
+        held = self._features.get(name)
+        if held is not None:
+            rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
+            return {**rest, "mm_encoder_outputs": held}
+        made = with_features(self.model, inputs)
+        if "mm_encoder_outputs" in made:
+            self._features.hold(name, made["mm_encoder_outputs"])
+        return made
 
     def _prompt(self, asked: Conversation) -> Prompt:
         try:

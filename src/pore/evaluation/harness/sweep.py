@@ -135,6 +135,10 @@ class HarnessBenchmark:
             ci = (scale * outcome.ci[0], scale * outcome.ci[1])
         return Cell(outcome, metric, scale * value, ci, scored)
 
+    def release(self) -> None:
+        """Let go of the image features that are held for it."""
+        self._lm.asker.release()
+
     def _kept(self, pruner: Pruner | None) -> tuple[tuple[Answer, ...], dict[str, Any]] | None:
         """The answers that are kept, and what was measured."""
         found = self._store.read(pruner)
