@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 # Names are imported when they are first used, so that `import pore` and the help of the command
 # line do not wait for torch. Methods are found by looking into their folder.
 _HOME = {
+    "Video": "pore._videos",
+    "read_video": "pore._videos",
     "corrections": "pore.corrections",
     "profiles": "pore.bias.profiles",
     "PositionBias": "pore.bias.position_bias",
@@ -49,6 +51,8 @@ _HOME = {
 # settings; a test holds the list complete.
 if _typing.TYPE_CHECKING:
     from pore import corrections as corrections
+    from pore._videos import Video as Video
+    from pore._videos import read_video as read_video
     from pore.bias import profiles as profiles
     from pore.bias.position_bias import PositionBias as PositionBias
     from pore.bias.provenance import Provenance as Provenance

@@ -26,6 +26,7 @@ from pore._compat.modules import unwrapped
 from pore._compat.weights import adapter_states, commit, loaded_weights, plain_parts, version_of
 from pore._files import open_regular
 from pore._images import open_image
+from pore._videos import Video
 from pore.embedded import EMBEDDED, embedded_model
 
 # The folder of a model in the cache of the hub.
@@ -205,6 +206,8 @@ def at_hand(model: nn.Module) -> dict[str, Any]:
 def picture_of(image: Any) -> str:
     """The fingerprint of a picture: of a file's bytes, or of the visible pixels of a loaded image.
 
+    That of a video is of the pixels of its frames, and of when they were.
+
     Args:
         image: As in `Sample.image`.
 
@@ -214,6 +217,10 @@ def picture_of(image: Any) -> str:
     """
     if image is None:
         return "none"
+    if isinstance(image, Video):
+        times = f"{image.numbers} {image.rate} ".encode()
+        frames = "".join(map(picture_of, image.frames)).encode()
+        return hashlib.blake2b(times + frames, digest_size=16).hexdigest()
     if isinstance(image, bytes):
         return hashlib.blake2b(image, digest_size=16).hexdigest()
     if isinstance(image, (str, os.PathLike)):

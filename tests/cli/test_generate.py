@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 import pore
+from helpers.checkpoint import save_video, save_video_checkpoint
 from helpers.command_line import run
 
 
@@ -79,3 +80,35 @@ def test_generate_by_the_mean_over_layers(model: Path, data: Path) -> None:
     assert found["mean_visual_tokens"] == 10  # (2 · 16 + 3 · 6) / 5
     assert len(found["images"][0]["kept"]) == 6
     assert "averages 7 at least" in run(*common, "--keep", "4", "--average", code=1).stderr
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny model of videos, and a video."""
+    folder = tmp_path_factory.mktemp("film")
+    return save_video_checkpoint(folder / "model"), save_video(folder)
+
+
+def test_generate_answers_about_a_video(film: tuple[Path, Path], tmp_path: Path) -> None:
+    model, video = film
+    common = ("generate", video, "w6 w7", "-m", model, "--max-new-tokens", "2", "--frames", "4")
+    strip, moving = tmp_path / "kept.png", tmp_path / "kept.gif"
+    evs = (*common, "--method", "EVS", "--keep", "50%")
+    assert "16 -> 8" in run(*evs, "--draw", strip).output
+    with PIL.Image.open(strip) as image:
+        assert image.format == "PNG"
+        assert image.width > 2 * image.height
+    run(*common, "--method", "random", "--keep", "25%", "--draw", moving)
+    with PIL.Image.open(moving) as image:
+        assert image.n_frames == 4
+    run(*common, "--unpruned", "--draw", strip)
+    assert "16 -> 4" in run(*common, "--reweight", "rope").output
+
+
+def test_generate_refuses_what_is_no_video(
+    film: tuple[Path, Path], model: Path, data: Path
+) -> None:
+    _, video = film
+    assert "takes no videos" in run("generate", video, "w6", "-m", model, code=1).stderr
+    found = run("generate", data / "0.png", "w6", "-m", model, "--draw", "kept.gif", code=1)
+    assert "0.png is an image; name a PNG file" in found.stderr

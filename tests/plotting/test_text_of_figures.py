@@ -93,6 +93,9 @@ DRAWN: dict[str, Callable[[Sequence[str]], Figure]] = {
     "any_size": lambda texts: any_size(texts[0]),
     "stability": lambda _: plotting.stability([(50, 0.97, 0.95), (100, 0.98, 0.97)], 100, 0.98),
     "layout": lambda texts: layout(" ".join(text[:20] for text in texts)),
+    "strip": lambda texts: plotting.strip(
+        [plotting.Frame(IMAGE, GRID, (1,), "frame 1")] * 4, title=" ".join(t[:20] for t in texts)
+    ),
 }
 CHUNKS = [NASTY[i : i + 4] for i in range(0, len(NASTY), 4)]
 

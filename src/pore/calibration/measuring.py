@@ -80,7 +80,7 @@ def _measured(subject: Subject, samples: Sequence[tuple[int, Sample]]) -> Measur
     bad: list[BadSample] = []
     for number, sample in samples:
         try:
-            good.append((number, replace(sample, image=sample.load_image())))
+            good.append((number, _loaded(sample)))
         except InputError as error:
             bad.append(BadSample(sample.id, str(error)))
     if not good:
@@ -102,6 +102,13 @@ def _measured(subject: Subject, samples: Sequence[tuple[int, Sample]]) -> Measur
     bad += [BadSample(together[row].id, NOT_FINITE) for row in sorted(spoiled)]
     fine = [i for i, image in enumerate(reading.images) if image.row not in spoiled]
     return Measured(_by_size(reading, rows, fine, [number for number, _ in good]), bad)
+
+
+def _loaded(sample: Sample) -> Sample:
+    """A sample with its image or video loaded, of which there must be one."""
+    if sample.image is None:
+        sample.load_image()  # says that there is none
+    return replace(sample, image=sample.load())
 
 
 def _by_size(

@@ -1,4 +1,4 @@
-"""`pore generate`: one question about one image."""
+"""`pore generate`: one question about one image or video."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pore.cli.options import (
     takes,
 )
 from pore.cli.printing import say
+from pore.errors import InputError
 
 if TYPE_CHECKING:
     from pore.data.samples import Sample
@@ -35,7 +36,12 @@ if TYPE_CHECKING:
 class Options(Loading):
     """The options of `pore generate`."""
 
-    image: Annotated[Path, typer.Argument(help="File of the image.")]
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="An image; or a video: a file, an animated picture, or a folder of frames."
+        ),
+    ]
     question: Annotated[str, typer.Argument(help="What to ask about it.")]
     model: Model = "embedded"
     method: Method = "FastV"
@@ -48,8 +54,15 @@ class Options(Loading):
     settings: Set = None
     unpruned: Annotated[bool, typer.Option("--unpruned", help="Prune nothing.")] = False
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64
+    frames: Annotated[
+        int, typer.Option(min=1, help="Frames taken of a video, at equal distances.")
+    ] = 8
     draw: Annotated[
-        Path | None, typer.Option(help="PNG file to draw the image and its kept tokens in.")
+        Path | None,
+        typer.Option(
+            help="PNG file to draw the image and its kept tokens in, or the frames of a video side "
+            "by side; a GIF or WebP file shows them one after the other."
+        ),
     ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print answer and report as JSON.")] = (
         False
@@ -58,21 +71,28 @@ class Options(Loading):
 
 @takes(Options)
 def generate(options: Options) -> None:
-    """Answer a question about an image, and say what was kept of it.
+    """Answer a question about an image or a video, and say what was kept of it.
+
+    Videos are decoded by PyAV (pip install 'pore-vlm[video]'); an animated GIF, PNG or WebP and a
+    folder of frames need nothing.
 
     Examples:
 
         pore generate scene.png "What color is the circle?" --keep 25% --draw kept.png
 
         pore generate cat.jpg "What is this?" -m llava-hf/llava-1.5-7b-hf --reweight llava.json
+
+        pore generate clip.mp4 "What moves?" -m llava-hf/LLaVA-NeXT-Video-7B-hf --method VidCom2 \
+            --frames 16 --keep 25% --draw kept.gif
     """
     from pore.data.loading import load_model
-    from pore.data.samples import Sample
+    from pore.data.prompts import check_takes_videos
 
-    sample = Sample(options.image.name, options.image, options.question)
-    sample.load_image()
+    sample = _sample(options)
     (keep,) = budgets([options.keep] if options.keep else None, options.settings)
     model, processor = load_model(options.model, **options.how)
+    if is_about_video(sample):
+        check_takes_videos(processor)
     pruner = None if options.unpruned else _pruner(options, model, processor, sample, keep)
     answer, report = _answer(model, processor, sample, pruner, options.max_new_tokens)
     # The answer comes first, so that it is not lost if the drawing fails.
@@ -87,6 +107,28 @@ def generate(options: Options) -> None:
         _draw_kept(model, processor, sample, report, answer, options.draw)
         if not options.as_json:
             say(f"Wrote {options.draw}.")
+
+
+def _sample(options: Options) -> Sample:
+    """The question, with the image read, or the frames taken from the video."""
+    from pore._videos import is_video, read_video
+    from pore.data.samples import Sample
+    from pore.plotting.frames import ANIMATIONS
+
+    name, moving = options.file.name, is_video(options.file)
+    if options.draw is not None and options.draw.suffix.lower() in ANIMATIONS and not moving:
+        raise InputError(f"{options.draw} is for a video, and {name} is an image; name a PNG file.")
+    seen = read_video(options.file, options.frames) if moving else options.file
+    sample = Sample(name, seen, options.question)
+    sample.load()  # says what is wrong before the model is loaded
+    return sample
+
+
+def is_about_video(sample: Sample) -> bool:
+    """Whether a question is about a video."""
+    from pore._videos import Video
+
+    return isinstance(sample.image, Video)
 
 
 def _pruner(
@@ -135,11 +177,35 @@ def _draw_kept(
     from pore import plotting
     from pore.data.coverage import coverage_of
 
-    picture = sample.load_image()
+    title = f"{sample.question} “{answer}”"
     kept = None
     if report is not None:
         kept = [image.kept for image in report.samples[0].images]
-    figure = plotting.layout(
-        picture, coverage_of(model, processor, picture), kept, title=f"{sample.question} “{answer}”"
-    )
-    plotting.save(figure, path)
+    if is_about_video(sample):
+        _draw_frames(model, processor, sample, kept, title, path)
+        return
+    picture = sample.load_image()
+    covered = coverage_of(model, processor, picture)
+    plotting.save(plotting.layout(picture, covered, kept, title=title), path)
+
+
+def _draw_frames(
+    model: Any,
+    processor: Any,
+    sample: Sample,
+    kept: list[tuple[int, ...]] | None,
+    title: str,
+    path: Path,
+) -> None:
+    from pore import plotting
+    from pore.data.seen_frames import seen_frames
+
+    frames = []
+    for seen in seen_frames(model, processor, sample):
+        everything = range(seen.grid[0] * seen.grid[1])
+        own = everything if kept is None else seen.kept(kept)
+        frames.append(plotting.Frame(seen.picture, seen.grid, own, f"frame {seen.number + 1}"))
+    if path.suffix.lower() in plotting.ANIMATIONS:
+        plotting.animated(frames, path)
+    else:
+        plotting.save(plotting.strip(frames, title=title), path)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pore._compat.videos import load_processor
 from pore._compat.weights import note_commit
 from pore.embedded import EMBEDDED, embedded_model
 from pore.errors import InputError, UnsupportedModelError
@@ -48,7 +49,7 @@ def load_model(
         InputError: There is no such device or number format, or transformers cannot load it so.
         OSError: There is no such model.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
     check_dtype(dtype)
@@ -65,7 +66,7 @@ def load_model(
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attn,
         ).to(target)
-        processor = AutoProcessor.from_pretrained(path, revision=revision)
+        processor = load_processor(path, revision)
         if found := _commit(path, revision):
             note_commit(model.config, found)
     except (ImportError, KeyError, RuntimeError, ValueError) as error:
@@ -119,13 +120,13 @@ def load_outline(name: str) -> tuple[Any, Any]:
         InputError: transformers cannot make it.
         OSError: There is no such model.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     config = known_config(name, None)
     try:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
-        return model, AutoProcessor.from_pretrained(resolve(name))
+        return model, load_processor(resolve(name))
     except (ImportError, KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"transformers cannot make {name!r}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""From an image and a question to the inputs of a model, the same way everywhere.
+"""From an image or a video and a question to the inputs of a model, the same way everywhere.
 
 Calibration, evaluation and generation all build their prompts here, so that a bias is measured
 under the template and the image processing under which tokens are pruned.
@@ -7,10 +7,12 @@ under the template and the image processing under which tokens are pruned.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
+from pore._compat.videos import video_arguments
+from pore._videos import Video, stacked
 from pore.data.samples import Sample
 from pore.errors import InputError
 
@@ -51,21 +53,23 @@ _SETTINGS = (
 )
 
 
-def render(processor: Any, question: str, *, image: bool = True) -> str:
+def render(
+    processor: Any, question: str, *, shown: Literal["image", "video"] | None = "image"
+) -> str:
     """The prompt of one question in the model's own chat template.
 
     Args:
         processor: The model's processor.
         question: What the user asks.
-        image: Whether an image goes with it.
+        shown: What goes with it; None for a question alone.
 
     Returns:
-        The text up to where the answer begins, with the image's placeholder.
+        The text up to where the answer begins, with the placeholder of the image or video.
 
     Raises:
         InputError: The processor has no chat template, or the question holds the placeholder.
     """
-    content = [{"type": "image"}] if image else []
+    content = [] if shown is None else [{"type": shown}]
     return render_messages(
         processor, [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
     )
@@ -85,13 +89,14 @@ def render_messages(processor: Any, messages: Sequence[Mapping[str, Any]]) -> st
     Raises:
         InputError: The processor has no chat template, or a text holds the placeholder.
     """
-    placeholder = getattr(processor, "image_token", None)
     for text in [part.get("text", "") for message in messages for part in message["content"]]:
-        if placeholder and placeholder in text:
-            raise InputError(
-                f"The question {text!r} holds {placeholder}, which stands for an image; leave it "
-                "out, the chat template places the image."
-            )
+        for what in ("image", "video"):
+            placeholder = getattr(processor, f"{what}_token", None)
+            if placeholder and placeholder in text:
+                raise InputError(
+                    f"The question {text!r} holds {placeholder}, which stands for an {what}; leave "
+                    f"it out, the chat template places the {what}."
+                )
     if getattr(processor, "chat_template", None) is None:
         raise InputError(
             f"{type(processor).__name__} has no chat template, so the prompt is unknown; load the "
@@ -151,25 +156,46 @@ def build_inputs(
 
     Returns:
         `input_ids` and `attention_mask`, both (B, L), and `pixel_values` of the samples' images in
-        order; ready for `model(**inputs)` and `model.generate(**inputs)`.
+        order, or of their videos `pixel_values_videos`; ready for `model(**inputs)` and
+        `model.generate(**inputs)`.
 
     Raises:
         InputError: An image cannot be read, or the processor refuses the samples; for a batch of
             several, ask for one at a time to learn which.
     """
     return prompt_inputs(
-        processor,
-        [
-            Prompt(
-                sample.id,
-                render(processor, sample.question, image=sample.image is not None),
-                () if sample.image is None else (sample.load_image(),),
-            )
-            for sample in samples
-        ],
-        device,
-        dtype,
+        processor, [_prompt(processor, sample) for sample in samples], device, dtype
     )
+
+
+def _prompt(processor: Any, sample: Sample) -> Prompt:
+    """The prompt of a sample."""
+    seen = sample.load()
+    if seen is None:
+        return Prompt(sample.id, render(processor, sample.question, shown=None), ())
+    if not isinstance(seen, Video):
+        return Prompt(sample.id, render(processor, sample.question), (seen,))
+    check_takes_videos(processor)
+    return Prompt(sample.id, render(processor, sample.question, shown="video"), (), (seen,))
+
+
+def check_takes_videos(processor: Any) -> None:
+    """Refuse a processor that takes no videos.
+
+    Raises:
+        InputError: Says why, and what to do.
+    """
+    name = type(processor).__name__
+    if not hasattr(processor, "video_processor"):
+        raise InputError(
+            f"{name} takes no videos; ask about an image, or ask a model of videos, such as "
+            "LLaVA-NeXT-Video, LLaVA-OneVision or Qwen-VL."
+        )
+    if processor.video_processor is None:
+        raise InputError(
+            f"The videos of {name} need torchvision: pip install 'pore-vlm[video]', then load the "
+            "processor again."
+        )
 
 
 class Prompt(NamedTuple):
@@ -179,11 +205,13 @@ class Prompt(NamedTuple):
         id: Names it in messages.
         text: The whole text, in the model's chat template, with a placeholder for every image.
         images: Its images, in the order of their placeholders.
+        videos: Its videos, likewise.
     """
 
     id: str
     text: str
     images: Sequence[PIL.Image.Image]
+    videos: Sequence[Video] = ()
 
 
 def prompt_inputs(
@@ -211,9 +239,14 @@ def prompt_inputs(
         # Of a flat list some processors, such as Gemma 3's, take all for images of one prompt.
         images = [list(prompt.images) for prompt in prompts]
     start = getattr(processor.tokenizer, "bos_token", None)
+    videos = [video for prompt in prompts for video in prompt.videos]
+    seen: dict[str, Any] = {"images": images or None}
+    if videos:
+        numbers, rates = [v.numbers for v in videos], [v.rate for v in videos]
+        seen |= video_arguments(stacked(videos), numbers, rates)
     try:
         inputs = processor(
-            images=images or None,
+            **seen,
             text=[prompt.text for prompt in prompts],
             padding=True,
             padding_side="left",

@@ -1,4 +1,4 @@
-"""A question about an image: what calibration and evaluation both go through.
+"""A question about an image or a video: what calibration and evaluation both go through.
 
 Images are opened when they are needed, so that a list of samples is small and one bad image is one
 bad sample.
@@ -18,6 +18,7 @@ import PIL.Image
 
 from pore._files import shown
 from pore._images import open_image
+from pore._videos import Video
 from pore.errors import InputError
 
 _WHOLE = 1e15  # above it, floats are written with an exponent
@@ -35,11 +36,11 @@ _MISSING = ("NAType", "NaTType")  # of pandas, which may not be installed
 
 @dataclass(frozen=True)
 class Sample:
-    """A question about an image.
+    """A question about an image or a video.
 
     Attributes:
         id: Names the sample in messages and reports.
-        image: The image, its file, its encoded bytes, or None for a question without one.
+        image: The image, its file, its encoded bytes, a video, or None for a question without any.
         question: The question, without template and placeholder.
         answer: The right answer, where known. Numbers become text: 3.0 becomes "3", True "True".
             NaN, the missing values of pandas and blank text become None, here and in `kind` and
@@ -53,7 +54,7 @@ class Sample:
     """
 
     id: str
-    image: PIL.Image.Image | Path | str | bytes | None
+    image: PIL.Image.Image | Video | Path | str | bytes | None
     question: str
     answer: str | None = None
     kind: str | None = None
@@ -79,6 +80,16 @@ class Sample:
         if self.answer is None and self.kind is None:
             object.__setattr__(self, "kind", "grounding")
 
+    def load(self) -> PIL.Image.Image | Video | None:
+        """The image or the video, ready for a processor; None for a question without any.
+
+        Raises:
+            InputError: As `load_image`.
+        """
+        if self.fault is None and (self.image is None or isinstance(self.image, Video)):
+            return self.image
+        return self.load_image()
+
     def load_image(self) -> PIL.Image.Image:
         """The whole image as a viewer shows it, in RGB; see `pore._images.open_image`.
 
@@ -90,6 +101,8 @@ class Sample:
             raise InputError(f"Sample {self.id} {self.fault}")
         if self.image is None:
             raise InputError(f"Sample {self.id} has no image.")
+        if isinstance(self.image, Video):
+            raise InputError(f"Sample {self.id} is about a video, and this is for images.")
         try:
             return open_image(self.image)
         except Exception as error:  # decoders of damaged files raise all kinds of errors

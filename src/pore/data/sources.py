@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pore._files import shown
+from pore._videos import Video
 from pore.data.datasets import from_dataset
 from pore.data.files import from_folder, from_jsonl
 from pore.data.opening import is_local
 from pore.data.samples import Sample
-from pore.embedded import scenes
+from pore.embedded import scenes, videos
 from pore.embedded.splits import SPLITS, Split
 from pore.errors import InputError
 from pore.families.registry import family_of
@@ -20,6 +21,8 @@ from pore.families.registry import family_of
 EMBEDDED = "embedded:"
 
 MIXED = ":mixed"
+
+VIDEO = ":video"
 
 EMBEDDED_SAMPLES = 1000
 
@@ -41,7 +44,8 @@ def load_samples(
 
     Args:
         source: "embedded:calibration" or another split of the embedded scenes, or the same as
-            pictures of mixed sizes, "embedded:calibration:mixed"; a JSONL file (`from_jsonl`), a
+            pictures of mixed sizes, "embedded:calibration:mixed", or as videos,
+            "embedded:calibration:video"; a JSONL file (`from_jsonl`), a
             folder of images (`from_folder`), a parquet file, a folder of these or one that
             `save_to_disk` wrote, or the hub id of a data set (`from_dataset`).
         questions: For a folder, the questions or the text file of them; required there.
@@ -75,6 +79,8 @@ def load_samples(
         raise InputError(f"{name} has no columns to name; name those of data sets and JSONL files.")
     if name.startswith(EMBEDDED):
         scenes = name.removeprefix(EMBEDDED)
+        if scenes.endswith(VIDEO):
+            return from_videos(scenes.removesuffix(VIDEO), limit or EMBEDDED_SAMPLES)
         mixed = scenes.endswith(MIXED)
         return from_scenes(scenes.removesuffix(MIXED), limit or EMBEDDED_SAMPLES, mixed=mixed)
     if of_images:
@@ -123,11 +129,7 @@ def from_scenes(split: str, n: int, *, mixed: bool = False) -> list[Sample]:
     """
     import PIL.Image
 
-    if split not in SPLITS:
-        raise InputError(
-            f"There are no embedded scenes {split!r}; the splits are {', '.join(SPLITS)}, each "
-            f"also as pictures of mixed sizes, such as {EMBEDDED}test{MIXED}."
-        )
+    known = _split(split)
     times = _ENLARGED if mixed else 1
     return [
         Sample(
@@ -138,5 +140,39 @@ def from_scenes(split: str, n: int, *, mixed: bool = False) -> list[Sample]:
             asked.kind,
             asked.third,
         )
-        for i, (scene, asked) in enumerate(scenes.questions(split, n, mixed=mixed))
+        for i, (scene, asked) in enumerate(scenes.questions(known, n, mixed=mixed))
     ]
+
+
+def from_videos(split: str, n: int) -> list[Sample]:
+    """Questions about the embedded videos, balanced over kinds and answers.
+
+    Args:
+        split: "calibration", "test", "fresh" or "train".
+        n: Number of questions, each about a different video.
+
+    Returns:
+        The samples, always the same. Their images are a `Video` of eight frames each.
+
+    Raises:
+        InputError: There is no such split.
+    """
+    import PIL.Image
+
+    found = []
+    for i, video in enumerate(videos.questions(_split(split), n)):
+        asked, frames = video.question, tuple(map(PIL.Image.fromarray, video.frames))
+        shown = Video(frames, tuple(range(len(frames))))
+        found.append(Sample(f"{split}-video-{i}", shown, asked.question, asked.answer, asked.kind))
+    return found
+
+
+def _split(name: str) -> Split:
+    """A split by name."""
+    if name not in SPLITS:
+        raise InputError(
+            f"There are no embedded scenes {name!r}; the splits are {', '.join(SPLITS)}, each "
+            f"also as pictures of mixed sizes, such as {EMBEDDED}test{MIXED}, and as videos, "
+            f"{EMBEDDED}test{VIDEO}."
+        )
+    return name

@@ -21,6 +21,7 @@ def generator(split: Split, index: int, purpose: int) -> np.random.Generator:
         split: The scene's split.
         index: Its number within the split.
         purpose: What is drawn: 0 the objects, 1 the background, 2 the questions, 3 places on a
-            larger picture (`training/canvas.py`), 4 the size of one among mixed sizes.
+            larger picture (`training/canvas.py`), 4 the size of one among mixed sizes; of a video,
+            5 the ways of its objects, 6 the objects, 7 the question.
     """
     return np.random.default_rng([SPLITS.index(split), index, purpose])

@@ -108,18 +108,21 @@ def _skewed(rng: np.random.Generator, n: int) -> np.ndarray:
     return weights
 
 
-def things_of(split: Split, index: int, objects: tuple[int, int] = (4, 10)) -> tuple[Thing, ...]:
+def things_of(
+    split: Split, index: int, objects: tuple[int, int] = (4, 10), purpose: int = 0
+) -> tuple[Thing, ...]:
     """The objects of a scene, without drawing it.
 
     Args:
         split: Which seeds and which handwritten digits to draw from.
         index: Number of the scene within the split.
         objects: Fewest and most objects.
+        purpose: Of `generator`: 0 for pictures, 6 for videos, whose objects are others.
 
     Returns:
         Objects at positions uniform over the image, not touching each other.
     """
-    rng = generator(split, index, 0)
+    rng = generator(split, index, purpose)
     n = int(rng.integers(objects[0], objects[1] + 1))
     colors = rng.choice(len(COLORS), n, p=_skewed(rng, len(COLORS)))
     shapes = rng.choice(len(SHAPES), n, p=_skewed(rng, len(SHAPES)))

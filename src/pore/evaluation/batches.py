@@ -266,8 +266,7 @@ def good_inputs(
     loaded: dict[int, Sample] = {}
     for place, sample in enumerate(samples):
         try:
-            image = None if sample.image is None else sample.load_image()
-            loaded[place] = replace(sample, image=image)
+            loaded[place] = replace(sample, image=sample.load())
         except InputError as error:
             bad[place] = str(error)
     if not loaded:

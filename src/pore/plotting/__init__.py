@@ -7,6 +7,10 @@ from pore.plotting.bias import figure2 as figure2
 from pore.plotting.corrections import corrections as corrections
 from pore.plotting.coverage import layout as layout
 from pore.plotting.differences import differences as differences
+from pore.plotting.frames import ANIMATIONS as ANIMATIONS
+from pore.plotting.frames import Frame as Frame
+from pore.plotting.frames import animated as animated
+from pore.plotting.frames import strip as strip
 from pore.plotting.kept import Panel as Panel
 from pore.plotting.kept import kept_tokens as kept_tokens
 from pore.plotting.stability import stability as stability

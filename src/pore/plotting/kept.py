@@ -67,7 +67,7 @@ def kept_tokens(
     """
     if min(grid) < 1:
         raise InputError(f"There is nothing to draw on a grid of {grid[0]}×{grid[1]}.")
-    pixels = _pixels(image)
+    pixels = pixels_of(image)
     shape = float(np.clip(pixels.shape[0] / pixels.shape[1], 1 / LONGEST, LONGEST))
     captions = [for_figure(panel.caption, 28, 3) for panel in panels]
     room = 0.85 + 0.16 * max((caption.count("\n") for caption in captions), default=0)
@@ -88,11 +88,11 @@ def kept_tokens(
                 below = f"averaged to {panel.cells[0]}×{panel.cells[1]}"
             else:
                 mask = kept_mask(panel.kept, grid)
-                shown = _dimmed(pixels, mask)
+                shown = dimmed(pixels, mask)
                 below = f"{mask.sum()} of {mask.size} tokens"
                 if panel.extra:
                     below += f", {panel.extra} of no one patch"
-                _outline(axis, mask)
+                outline(axis, mask)
             axis.imshow(shown, **place)
             axis.set_xlabel(below, fontsize=7.5, color=GREY)
             color, sign = BLACK, ""
@@ -124,7 +124,7 @@ def kept_mask(kept: Sequence[int], grid: tuple[int, int]) -> npt.NDArray[np.bool
     return mask.reshape(grid)
 
 
-def _pixels(image: Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def pixels_of(image: Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """An image as (height, width, 3) pixels."""
     pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
     if pixels.ndim != 3 or pixels.shape[2] < 3 or 0 in pixels.shape or pixels.dtype != np.uint8:
@@ -135,8 +135,8 @@ def _pixels(image: Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return pixels[..., :3]
 
 
-def _dimmed(pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """The image with dropped patches nearly white."""
+def dimmed(pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """An image (height, width, 3) with dropped patches nearly white."""
     rows = np.arange(pixels.shape[0]) * mask.shape[0] // pixels.shape[0]
     columns = np.arange(pixels.shape[1]) * mask.shape[1] // pixels.shape[1]
     kept = mask[rows[:, None], columns[None]][..., None]
@@ -161,7 +161,7 @@ def _averaged(pixels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> npt.NDArr
     return averaged
 
 
-def _outline(axis: Axes, mask: npt.NDArray[np.bool_]) -> None:
+def outline(axis: Axes, mask: npt.NDArray[np.bool_]) -> None:
     """Lines around the kept tokens."""
     from matplotlib.collections import LineCollection
 
