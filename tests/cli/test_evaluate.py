@@ -185,5 +185,6 @@ def test_evaluate_several_methods(model: Path, data: Path, profile: Path, tmp_pa
     assert "leave out --layer, --normalize and --set" in run(*common, "--layer", "3", code=1).stderr
     assert "no method 'fastw'" in run(*common[:-1], "fastw", code=1).stderr
     assert "--table1 sets" in run(*common, "--table1", code=1).stderr
+    assert "--table is one of table1, qwen2.5-vl" in run(*common, "--table", "2", code=1).stderr
     alone = run("evaluate", "-m", model, "--table1", code=1)
     assert "--table1 needs P of the model" in alone.stderr

@@ -16,11 +16,10 @@ from helpers.together import together
 from pore._processes import Processes
 from pore.data.samples import Sample
 from pore.errors import BudgetError, InputError
-from pore.evaluation import own, table1
+from pore.evaluation import own
 from pore.evaluation.cells import Cell, Sweep, asks_for, row
 from pore.evaluation.files import read_results
 from pore.evaluation.guided import Guiding
-from pore.evaluation.harness.benchmarks import BENCHMARKS
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import SurveySettings
@@ -28,7 +27,6 @@ from pore.evaluation.statistics import relative_interval
 from pore.evaluation.sweep_files import to_csv, to_html, to_latex
 from pore.evaluation.sweeping import OwnBenchmark, sweep
 from pore.evaluation.wanted import Corrections, Setting, Wanted, planned, read_wanted, texts
-from pore.tensors.selection import budget
 from processors import KINDS
 from processors.base import parts_or_skip
 
@@ -300,35 +298,3 @@ def test_processes_share_every_cell(
         assert both[0] == both[1], name
     records = read_results(tmp_path / "shared" / "samples" / "results.json").records
     assert [one["skipped"][0]["id"] for one in records] == ["0-" + samples[5].id] * len(plan)
-
-
-# -- Table 1 --------------------------------------------------------------------------------------
-
-
-def test_table_1_has_the_papers_rows_and_ours(tmp_path: Path) -> None:
-    assert {len(values) for values in table1.PAPER.values()} == {len(table1.TASKS)}
-    kept = sorted({kept for kept, _ in table1.PAPER}, reverse=True)
-    assert kept == [576, *(budget(keep, 576) for keep in table1.KEEPS)]
-    tasks = table1.scored_here()
-    known = {one.task: one for one in BENCHMARKS if one.protocol == "llava" and one.main}
-    assert {name: known[task].scored == "here" for name, task in table1.TASKS.items()} == {
-        name: name in tasks for name in table1.TASKS
-    }
-    assert len(table1.commands()) == len(tasks) * 8
-    rows = (
-        row(("unpruned", None, None), {"llava_gqa": cell(6)}, {}, []),
-        row(("FastV", "pore", 128), {"llava_gqa": cell(5)}, {}, []),
-    )
-    found = Sweep(tuple(tasks.values()), rows, (), MADE)
-    assert table1.measured(found) == {
-        (576, "unpruned", "GQA"): "60.0",
-        (128, "FastV + PoRe", "GQA"): "50.0",
-    }
-    page = table1.write_page(found, tmp_path).read_text()
-    assert "57.9<br><b>50.0</b>" in page
-    assert "| 128 | FastV + PoRe | 75.7 (–) | 57.9 (50.0) |" in table1.markdown(found)
-
-
-def test_the_document_of_table_1_is_what_the_code_gives() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "table1.md").read_text()
-    assert table1.markdown() in page

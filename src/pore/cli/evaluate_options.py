@@ -69,9 +69,17 @@ class Options(Loading):
         bool,
         typer.Option(
             "--table1",
-            help="Run what Table 1 of the PoRe paper shows, and write the paper's numbers beside.",
+            help="Run what Table 1 of the PoRe paper shows, and write the paper's numbers beside: "
+            "--table table1.",
         ),
     ] = False
+    table: Annotated[
+        str | None,
+        typer.Option(
+            help="Run a published table, and write its numbers beside ours: table1 (LLaVA-1.5, "
+            "FastV and PoRe) or qwen2.5-vl (Qwen2.5-VL at 25 % and 10 %, nine methods)."
+        ),
+    ] = None
     include_path: Annotated[
         Path | None, typer.Option(help="With --tasks: folder of further tasks of lmms-eval.")
     ] = None

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from pore.cli.evaluate_options import Options
     from pore.data.samples import Sample
     from pore.evaluation.cells import Benchmark, Sweep
+    from pore.evaluation.published import PublishedTable
     from pore.evaluation.results import SurveySettings
 
 
 def is_sweep(options: Options) -> bool:
     """Whether benchmarks or several methods are asked for."""
-    return bool(options.tasks or options.methods or options.table1)
+    return bool(options.tasks or options.methods or options.table1 or options.table)
 
 
 def sweep_methods(
@@ -51,7 +52,6 @@ def sweep_methods(
         processes: Those that share every cell.
     """
     from pore.data.sources import load_samples
-    from pore.evaluation import table1
     from pore.evaluation.circumstances import circumstances
     from pore.evaluation.guided import Guiding
     from pore.evaluation.reweighting import biases_named
@@ -59,9 +59,10 @@ def sweep_methods(
     from pore.evaluation.wanted import Corrections, planned, read_wanted
     from pore.identity import forget
 
-    names, wanted, settings = _asked(options, settings)
-    if options.table1 and processes.first:
-        say(*table1.NOTES)
+    table = _published(options)
+    names, wanted, settings = _asked(options, settings, table)
+    if table is not None and processes.first:
+        say(*table.notes)
     methods = read_wanted(wanted or ("fastv", "pore"))
     began, out = time.monotonic(), options.out or Path("runs/sweep")
     forget(model)  # so that a change of the weights since the last call is noticed
@@ -98,32 +99,47 @@ def sweep_methods(
         )
     if not processes.first:
         return
-    if options.table1:
-        table1.write_page(result, out)
+    if table is not None:
+        say(f"Wrote {table.write_page(result, out)}.")
     stdout().print(_table(result))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
     say(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {time.monotonic() - began:.0f} s.")
 
 
+def _published(options: Options) -> PublishedTable | None:
+    """The published table that is asked for."""
+    from pore.evaluation.published_tables import TABLE1, TABLES
+
+    if options.table is None:
+        return TABLE1 if options.table1 else None
+    if options.table1 or options.table not in TABLES:
+        raise InputError(
+            f"--table is one of {', '.join(TABLES)}, not {options.table!r}."
+            if options.table not in TABLES
+            else "--table1 is --table table1; give one of them."
+        )
+    return TABLES[options.table]
+
+
 def _asked(
-    options: Options, settings: SurveySettings
+    options: Options, settings: SurveySettings, table: PublishedTable | None
 ) -> tuple[list[str], list[str], SurveySettings]:
     """The benchmarks, the methods, and the settings with the budgets."""
-    from pore.evaluation import table1
     from pore.evaluation.wanted import texts
 
     names, wanted = texts(options.tasks or ()), texts(options.methods or ())
-    if options.table1:
-        if names or wanted or options.keep:
-            raise InputError("--table1 sets --tasks, --methods and --keep; leave them out.")
-        if not options.reweight and str(options.calibration).startswith("embedded:"):
-            raise InputError(
-                "--table1 needs P of the model: give --reweight FILE, made by pore calibrate, or "
-                "--calibration SAMPLES to measure it on."
-            )
-        names, wanted = list(table1.scored_here().values()), list(table1.METHODS)
-        settings = replace(settings, keeps=table1.KEEPS)
-    return names, wanted, settings
+    if table is None:
+        return names, wanted, settings
+    flag = "--table1" if options.table1 else f"--table {table.name}"
+    if names or wanted or options.keep:
+        raise InputError(f"{flag} sets --tasks, --methods and --keep; leave them out.")
+    own = options.reweight or not str(options.calibration).startswith("embedded:")
+    if table.profile is not None and not own:
+        raise InputError(
+            f"{flag} needs P of the model: give --reweight FILE, made by pore calibrate, or "
+            "--calibration SAMPLES to measure it on."
+        )
+    return list(table.tasks.values()), table.wanted, replace(settings, keeps=table.keeps)
 
 
 def _benchmarks(

@@ -18,8 +18,8 @@ from helpers.benchmarks import few_questions
 from pore.data.loading import load_model
 from pore.data.sources import from_scenes
 from pore.errors import InputError
-from pore.evaluation import table1
 from pore.evaluation.files import read_results
+from pore.evaluation.published_tables import TABLES
 from pore.evaluation.running import evaluate
 from pore.evaluation.sweeping import sweep
 from pore.evaluation.wanted import Setting
@@ -76,9 +76,9 @@ def test_as_in_an_evaluation_of_ones_own(
     assert run() == found
 
 
-def test_the_tasks_of_table_1_are_found_and_others_refused() -> None:
-    tasks = table1.scored_here()
-    assert Tasks(tasks.values()).names == tuple(tasks.values())
+def test_the_tasks_of_published_tables_are_found_and_others_refused() -> None:
+    for table in TABLES.values():
+        assert Tasks(table.tasks.values()).names == tuple(table.tasks.values())
     with pytest.raises(InputError, match=r"llava_mmvet \(MM-Vet\) is scored by a paid judge"):
         Tasks(["llava_mmvet"])
 

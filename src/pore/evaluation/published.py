@@ -1,0 +1,161 @@
+"""Published tables of methods on benchmarks: what to run for them, and pages with both numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pore._files import write_atomic
+from pore._page import filled, html, items, row
+from pore._text import Html
+from pore.evaluation.cells import Sweep
+from pore.evaluation.sweep_files import name_of
+from pore.plotting.labels import UNPRUNED
+from pore.tensors.selection import budget
+
+AVERAGE = "Avg"
+"""A column that is the mean, over the others, of the score in percent of the unpruned model's."""
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """A table that was published, as something that can be run.
+
+    Attributes:
+        name: What `--table` calls it.
+        title: What pages call it.
+        about: What it shows, and where it is from.
+        model: The model that it is about.
+        visual_tokens: Visual tokens of an image, where all images have as many; None otherwise.
+        keeps: The shares of them that the rows keep.
+        columns: The columns, each with its task; None where nothing is scored here.
+        methods: The methods of the rows, each with its name after `--methods`; None for one that
+            pore does not have.
+        values: The published numbers of the unpruned model and, by share and method, of the others,
+            in the order of the columns.
+        notes: What to know of columns and rows.
+        profile: The file of P that `pore calibrate` makes for it; None where no row needs one.
+    """
+
+    name: str
+    title: str
+    about: str
+    model: str
+    visual_tokens: int | None
+    keeps: tuple[float, ...]
+    columns: Mapping[str, str | None]
+    methods: Mapping[str, str | None]
+    values: Mapping[tuple[float, str], tuple[float, ...]]
+    notes: tuple[str, ...]
+    profile: str | None = None
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The columns that this machine can score, each with its task."""
+        return {name: task for name, task in self.columns.items() if task is not None}
+
+    @property
+    def wanted(self) -> list[str]:
+        """The methods that pore has, by their names after `--methods`."""
+        return [name for name in self.methods.values() if name is not None]
+
+    def kept(self, share: float) -> int | float:
+        """What a sweep calls the budget of a row: a number of tokens, or the share."""
+        tokens = self.visual_tokens
+        return share if tokens is None else budget(1.0 if share == 1 else share, tokens)
+
+    def shown(self, share: float) -> str:
+        """The budget of a row in words."""
+        kept = self.kept(share)
+        return f"{100 * kept:g}%" if isinstance(kept, float) else str(kept)
+
+    def measured(self, sweep: Sweep | None) -> dict[tuple[float, str, str], str]:
+        """Our numbers by share, method and column, with one decimal; those there are."""
+        shares = {self.kept(share): share for share in self.keeps}
+        found = {}
+        for one in () if sweep is None else sweep.rows:
+            share = 1.0 if one.method == UNPRUNED else shares.get(one.keep)  # type: ignore[arg-type]
+            if share is None:
+                continue
+            for column, task in self.tasks.items():
+                if task in one.cells:
+                    found[share, name_of(one), column] = f"{one.cells[task].value:.1f}"
+            if AVERAGE in self.columns and one.relative is not None:
+                found[share, name_of(one), AVERAGE] = f"{100 * one.relative:.1f}"
+        return found
+
+    def commands(self) -> list[str]:
+        """The command of every cell; each also asks the unpruned model."""
+        return [
+            f"pore evaluate -m {self.model} --tasks {task} --methods {self.methods[method]} "
+            f"--keep {self.shown(share)}{self._p_for(method)} --out runs/{self.name}"
+            for task in self.tasks.values()
+            for share, method in self.values
+            if self.methods.get(method) is not None
+        ]
+
+    def _p_for(self, method: str) -> str:
+        return f" --reweight {self.profile}" if self.profile and method.endswith("PoRe") else ""
+
+    def markdown(self, sweep: Sweep | None = None) -> str:
+        """The table as Markdown: the published numbers, and ours in brackets after them.
+
+        Args:
+            sweep: What was measured; None for nothing.
+
+        Returns:
+            The table and the command of every cell.
+        """
+        ours = self.measured(sweep)
+        head = ["kept", "method", *self.columns]
+        lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        for (share, method), values in self.values.items():
+            cells = [
+                f"{number(published)} ({ours.get((share, method, column), '–')})"
+                for column, published in zip(self.columns, values, strict=True)
+            ]
+            lines.append(f"| {self.shown(share)} | {method} | {' | '.join(cells)} |")
+        listed = "\n".join(f"* {note}" for note in self.notes)
+        return "\n".join([*lines, "", listed, "", "```", *self.commands(), "```", ""])
+
+    def write_page(self, sweep: Sweep, out: Path) -> Path:
+        """Write a page named after the table: the published numbers, and below each ours.
+
+        Args:
+            sweep: What was measured.
+            out: The folder.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        ours = self.measured(sweep)
+        lines = [f"<thead>{row(('kept', 'method', *self.columns), 'th')}</thead><tbody>"]
+        for (share, method), values in self.values.items():
+            cells = (
+                html("{}<br><b>{}</b>", number(published), ours.get((share, method, column), "–"))
+                for column, published in zip(self.columns, values, strict=True)
+            )
+            lines.append(row((self.shown(share), method, *cells), own=method.endswith("PoRe")))
+        made = sweep.circumstances
+        page = filled(
+            "published.html",
+            self.title,
+            command=str(made.get("command", "")),
+            setup={name: str(value) for name, value in made.items() if name != "command"},
+            heading=self.title,
+            about=self.about,
+            name=self.name,
+            table=Html("<table class='results'>" + "\n".join(lines) + "</tbody></table>"),
+            notes=html("<ul>{}</ul>", items(self.notes)),
+            commands="\n".join(self.commands()),
+        )
+        return write_atomic(out / f"{self.name}.html", page)
+
+
+def number(value: float) -> str:
+    """A published number with the digits that it was published with, and one decimal at least."""
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
