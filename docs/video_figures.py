@@ -21,6 +21,7 @@ import pore
 from pore import plotting
 from pore.embedded import embedded_model, scenes
 from pore.embedded.drawing import draw
+from pore.engine.pruner import Pruner
 
 FOLDER = Path(__file__).parent / "images" / "methods"
 ROWS, COLUMNS, SIDE = 2, 4, 12
@@ -40,7 +41,7 @@ def frames() -> list[np.ndarray]:
 
 
 def main() -> None:
-    """Draw all three."""
+    """Draw all."""
     folder = embedded_model()
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
@@ -53,7 +54,8 @@ def main() -> None:
     inputs = processor(images=images, text=text, return_tensors="pt")
     rows = [np.concatenate(video[i * COLUMNS : (i + 1) * COLUMNS], 1) for i in range(ROWS)]
     whole = np.concatenate(rows)
-    for pruner in (pore.EVS(KEEP, True), pore.VidCom2(KEEP, True), pore.DyCoke(KEEP, True)):
+    for kind in (pore.EVS, pore.VidCom2, pore.DyCoke, pore.FastVID, pore.HoliTom, pore.FlashVID):
+        pruner: Pruner = kind(KEEP, images_as_frames=True)
         with torch.no_grad(), pruner(model) as run:
             model(**inputs)
         places = [

@@ -83,8 +83,10 @@ if _typing.TYPE_CHECKING:
     from pore.methods.evs import EVS as EVS
     from pore.methods.fastervlm import FasterVLM as FasterVLM
     from pore.methods.fastv import FastV as FastV
+    from pore.methods.fastvid import FastVID as FastVID
     from pore.methods.feather import FEATHER as FEATHER
     from pore.methods.fitprune import FitPrune as FitPrune
+    from pore.methods.flashvid import FlashVID as FlashVID
     from pore.methods.gprune import GPrune as GPrune
     from pore.methods.guides import Guide as Guide
     from pore.methods.guiding import guide as guide
@@ -92,6 +94,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.himap import HiMAP as HiMAP
     from pore.methods.hiprune import HiPrune as HiPrune
     from pore.methods.hired import HiRED as HiRED
+    from pore.methods.holitom import HoliTom as HoliTom
     from pore.methods.holov import HoloV as HoloV
     from pore.methods.ivcprune import IVCPrune as IVCPrune
     from pore.methods.pact import PACT as PACT

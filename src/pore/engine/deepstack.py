@@ -50,7 +50,7 @@ def added_to_prompt(
 
 
 def _check(setup: Setup, visual: Visual | None) -> None:
-    if visual is not None and visual.merged:
+    if visual is not None and visual.misplaced:
         raise UnsupportedModelError(
             f"{setup.family.name} adds features to every visual token in its first decoder "
             f"layers, and {setup.method.name} has merged tokens before; give it a later layer, "

@@ -56,6 +56,7 @@ def act(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) 
             f"{setup.method.name} says how often attention is to count tokens, without asking for "
             "it; make its stage with proportional=True."
         )
+    visual.misplaced |= selection.features is not None and not stage.in_place
     return choose(left, visual, stage.layer, selection, hidden)
 
 
@@ -78,7 +79,6 @@ def choose(left: Left, visual: Visual, layer: int, selection: Selection, hidden:
         columns = layout.columns[selection.keep]
         features = selection.features[selection.keep].to(hidden.dtype)
         hidden = hidden.index_put((rows, columns), features)
-        visual.merged = True
     if selection.sizes is not None:
         sizes, own = left.sizes, selection.sizes
         sizes = torch.ones_like(left.tokens, dtype=own.dtype) if sizes is None else sizes

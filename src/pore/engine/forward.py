@@ -119,7 +119,7 @@ class Visual:
         tower: What the vision tower saw last; None where the method does not read it.
         encoded: For every image, which of the images that the tower saw last it is; empty likewise.
         positions: (A, 1 or B, L) of the tokens that entered the first layer, on A axes.
-        merged: Whether states of visual tokens were replaced.
+        misplaced: Whether states of visual tokens were replaced by others than of their places.
         memory: What each `prepare` of the stages returned for the prompt.
         attention: What the latest reader returned.
         beside: What the latest correction read beside it.
@@ -132,7 +132,7 @@ class Visual:
     tower: TowerRuns | None
     encoded: list[int]
     positions: Tensor | None = None
-    merged: bool = False
+    misplaced: bool = False
     memory: dict[Callable[..., Any] | None, Any] = field(default_factory=dict)
     attention: Any = None
     beside: Any = None

@@ -79,14 +79,15 @@ def _no_merging_in_tower(stages: Stages, family: Family) -> Limit | None:
 
 
 def _no_merging_with_deepstack(stages: Stages, family: Family) -> Limit | None:
-    if not family.deepstack or not any(stage.merges for stage in stages):
+    misplaced = [s for s in stages if s.merges and not (isinstance(s, Stage) and s.in_place)]
+    if not family.deepstack or not misplaced:
         return None
     reason = (
         "the first decoder layers add features to every visual token, which merged tokens have "
         "none of. Use a method that only drops tokens"
     )
     tower = tower_stage(stages)
-    early = any(stage.merges and stage.layer == 0 for stage in _decoder_stages(stages))
+    early = any(stage.layer == 0 for stage in _decoder_stages(misplaced))
     if early or (tower is not None and tower.merges):
         return Limit(f"{reason}.")
     return Limit(f"{reason}, or later layers.", "it acts after those layers")

@@ -189,6 +189,9 @@ class Stage:
         merges: Whether the rule gives tokens that stay new states.
         proportional: Whether it also says how many times attention counts them, in
             `Selection.sizes`. Needs SDPA or eager attention, and a layer from 1 on.
+        in_place: Whether each new state lies at the place of a token that went into it, so that
+            what the decoder adds at that place later (DeepStack) belongs to it, too. A model that
+            adds something refuses merged tokens otherwise.
         curve: For calibration, where the reader returns more than attention: picks from its result
             the (I, t) attention that a position bias divides. None: the result is that attention.
         correction: What corrects the attention that ranks: `view.corrected` applies it.
@@ -207,6 +210,7 @@ class Stage:
     tower_attention: TowerAttention | None = None
     merges: bool = False
     proportional: bool = False
+    in_place: bool = False
     curve: Callable[[Any], Tensor] | None = None
     correction: Correction | None = None
     bias_at: Positions = "original"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pore.errors import UnsupportedModelError
 from pore.families.parts import ModelParts
 from pore.layout import Packing
+from pore.tensors.gathering import widened
 from pore.tensors.pooling import Pooling
 
 
@@ -70,6 +72,12 @@ class TowerParts(ModelParts):
         This is the layer itself, unless it attends only within windows.
         """
         return layer
+
+    def pooling_head(self, model: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        """The pooling head of a SigLIP tower that was loaded with it, see `pooled`; or None."""
+        vision: Any = _vision(self.tower(model))
+        head = getattr(vision, "head", None)
+        return partial(pooled, vision.post_layernorm, head) if hasattr(head, "probe") else None
 
     def tower_has_cls(self, model: nn.Module) -> bool:
         """Whether the tower has a CLS token beside the patches (CLIP does, SigLIP does not)."""
@@ -154,6 +162,23 @@ class TowerParts(ModelParts):
         """
         pixels: Tensor = inputs["pixel_values"]
         return list(pixels.reshape(-1, *pixels.shape[-3:]))
+
+
+def pooled(norm: nn.Module, head: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+    """What SigLIP's pooling head makes of pictures, and what it attends to.
+
+    Args:
+        norm: The norm before the head.
+        head: The head.
+        states: (P, n, C) states of the patches after the last layer.
+
+    Returns:
+        (P, C) vectors and (P, n) weights, averaged over heads, both at least float32.
+    """
+    states = norm(states)
+    found, weights = head.attention(head.probe.expand(len(states), -1, -1), states, states)
+    found = found + head.mlp(head.layernorm(found))
+    return widened(found[:, 0]), widened(weights[:, 0])
 
 
 def _vision(tower: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -83,10 +84,10 @@ def _joined(found: Sequence[Video]) -> list[Video]:
 
 
 @dataclass(frozen=True)
-class VideoPruner(BudgetPruner):
-    """A method that chooses on the embeddings among all tokens of a video.
+class OfVideos(BudgetPruner):
+    """A method on the embeddings for which all tokens of a video have one budget.
 
-    A subclass defines `name` and `choose`. A method that only compares frames sets
+    A subclass defines `name` and `stages`. A method that only compares frames sets
     `videos_only = True`: images beside a video then stay whole, and prompts without a video are
     refused.
 
@@ -116,6 +117,50 @@ class VideoPruner(BudgetPruner):
         """
         return budget(self.keep, frames * size)
 
+    def to_choose(self, layout: Layout) -> tuple[list[Video], Tensor]:
+        """The videos to choose among, and (I, t) bool, True at images that stay whole.
+
+        Raises:
+            InputError: There are only images, and the method is for videos alone; or a video is not
+                complete.
+        """
+        whole, found = torch.zeros_like(layout.valid), videos(layout, self.images_as_frames)
+        if not self.videos_only:
+            return found, whole
+        compared = [video for video in found if len(video.slots) > 1]
+        if not compared:
+            raise InputError(
+                f"{self.name} compares the frames of a video, and there are only images here; use "
+                "another method, or images_as_frames=True if they are frames."
+            )
+        for video in found:
+            if len(video.slots) == 1:
+                whole[video.images, video.slots] = True
+        return compared, whole
+
+
+@contextmanager
+def naming(video: Video) -> Iterator[None]:
+    """Say of which sample a budget is that cannot be met."""
+    try:
+        yield
+    except BudgetError as error:
+        raise BudgetError(f"A video of sample {video.sample}: {error}") from None
+
+
+@dataclass(frozen=True)
+class VideoPruner(OfVideos):
+    """A method that chooses on the embeddings among all tokens of a video.
+
+    A subclass defines `name` and `choose`.
+
+    Attributes:
+        keep: Tokens kept per video (int), or the fraction kept (float). An image is a video of one
+            frame.
+        images_as_frames: Whether all images of a sample are the frames of one video, as where a
+            processor hands frames over as images (InternVL, SmolVLM). `keep` is then of the video.
+    """
+
     @abstractmethod
     def choose(self, tokens: Tensor) -> Tensor:
         """What stays of a video.
@@ -135,20 +180,9 @@ class VideoPruner(BudgetPruner):
         return [Stage(0, self._select)]
 
     def _select(self, view: View) -> Selection:
-        kept, features = torch.zeros_like(view.layout.valid), view.features
-        found = videos(view.layout, self.images_as_frames)
-        if self.videos_only and all(len(video.slots) == 1 for video in found):
-            raise InputError(
-                f"{self.name} compares the frames of a video, and there are only images here; use "
-                "another method, or images_as_frames=True if they are frames."
-            )
+        found, kept = self.to_choose(view.layout)
+        features = view.features
         for video in found:
-            if self.videos_only and len(video.slots) == 1:
-                kept[video.images, video.slots] = True
-                continue
-            tokens = video.of(features)
-            try:
-                kept[video.images, video.slots] = self.choose(tokens)
-            except BudgetError as error:
-                raise BudgetError(f"A video of sample {video.sample}: {error}") from None
+            with naming(video):
+                kept[video.images, video.slots] = self.choose(video.of(features))
         return Selection(kept)

@@ -28,6 +28,7 @@ class StackedTowerRun(TowerRun):
     _selection: TowerSelection | None = None
     _projected: Tensor  # (P, k, D) what was kept, or all tokens
     _remembered: dict[TowerAttention, Tensor]  # (P, H, N) each, what is to be remembered
+    _pooled: Tensor | None = None  # (P, C) of a pooling head, likewise
     _scaling: float
     _pooling: Pooling | None = None  # of the pictures that went through last
     _count: int  # how many features of an image or tile the model expects
@@ -36,7 +37,8 @@ class StackedTowerRun(TowerRun):
         """What the tower made of an image, if it was to be remembered."""
         tiles = tiles_of(self._tilings, image)
         attention = {kind: weights[tiles] for kind, weights in self._remembered.items()}
-        return Encoded(self._features[tiles], self._projected[tiles], attention)
+        pooled = None if self._pooled is None else self._pooled[tiles]
+        return Encoded(self._features[tiles], self._projected[tiles], attention, pooled)
 
     def pictures(self, numbers: Sequence[int]) -> Tensor:
         """(I, 3, H, W) pixel values of images by number; of each image, its first tile."""
@@ -134,7 +136,13 @@ class StackedTowerRun(TowerRun):
         if self._family.pools_after is not None:
             assert self._pooling is not None
             self._features = self._pooling.means(features, 1)
-        self._remembered = {kind: self._attention(self._attended, kind) for kind in self._attend}
+        head = self._family.pooling_head(self._model) if "pooled" in self._attend else None
+        kinds = self._attend if head is None else self._attend - {"pooled"}
+        self._remembered = {kind: self._attention(self._attended, kind) for kind in kinds}
+        if head is not None:
+            with scoring():
+                self._pooled, weights = head(self._output)
+            self._remembered["pooled"] = self._by_token(weights[:, None])
         if self._stage is None:
             self._forget_layers()
 
@@ -169,13 +177,17 @@ class StackedTowerRun(TowerRun):
         query, key = self._cls_first(self._queries[i], self._keys[i])
         pooling = self._pooling
         with scoring():
-            if kind == "mean":
+            if kind in ("mean", "pooled"):
                 query, key = query[:, :, int(self._has_cls) :], key[:, :, int(own) :]
                 key = key if pooling is None else pooling.means(key, 2)
                 return mean_attention(query, key, self._scaling)
             read = cls_attention if self._has_cls and kind == "cls" else received_attention
             weights = read(query, key, self._scaling, self._real)[..., int(own) :]
-            return weights if pooling is None else pooling.means(weights, 2)
+            return self._by_token(weights)
+
+    def _by_token(self, weights: Tensor) -> Tensor:
+        """(P, h, N) weights of the visual tokens, the mean of those (P, h, n) of their patches."""
+        return weights if self._pooling is None else self._pooling.means(weights, 2)
 
     def _view(self, features: Tensor) -> TowerView:
         """What the stage's rule sees, of features (P, N, C) that the projector would get."""

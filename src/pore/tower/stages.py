@@ -26,11 +26,12 @@ from pore.tensors.gathering import pack, take
 from pore.tensors.pooling import Pooling
 from pore.tensors.selection import budget, even_shares
 
-TowerAttention = Literal["cls", "received", "mean"]
+TowerAttention = Literal["cls", "received", "mean", "pooled"]
 """Attention within a picture, in the tower layer that the projector reads, to what becomes a visual
 token: that of the CLS token ("cls"; in a tower without one, the same as "received"); the mean over
-all queries ("received"); or that of the mean of all patches' queries to the mean key of each
-token's patches, with a softmax over the tokens ("mean")."""
+all queries ("received"); that of the mean of all patches' queries to the mean key of each token's
+patches, with a softmax over the tokens ("mean"); or that of the pooling head after the tower, which
+SigLIP can have ("pooled"; without one, the same as "mean")."""
 
 
 @dataclass(frozen=True)
@@ -214,11 +215,14 @@ class Encoded:
             all N where no stage acts there.
         attention: (tiles, H, N) attention to each of the N, at least float32: of every kind that a
             stage asks for, see `TowerAttention`.
+        pooled: (tiles, C) what a pooling head makes of each tile, at least float32; None without
+            one, and where no stage asks for "pooled".
     """
 
     features: Tensor
     projected: Tensor
     attention: Mapping[TowerAttention, Tensor]
+    pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)
