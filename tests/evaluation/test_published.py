@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cases.qwen_vl import Qwen25VL
 from pore.evaluation.cells import Cell, Sweep, row
 from pore.evaluation.guided import Guiding
 from pore.evaluation.harness.benchmarks import BENCHMARKS, OTHERS
@@ -14,8 +15,6 @@ from pore.evaluation.published import AVERAGE, PublishedTable
 from pore.evaluation.published_tables import QWEN25VL, TABLE1, TABLES
 from pore.evaluation.results import SurveySettings
 from pore.evaluation.wanted import Corrections, planned, read_wanted
-from processors import KINDS
-from processors.base import parts_or_skip
 
 DOCS = Path(__file__).parents[2] / "docs"
 MADE = {"command": "pore evaluate --table x", "seed": 0}
@@ -92,18 +91,15 @@ def test_our_numbers_beside_those_of_qwen(tmp_path: Path) -> None:
 
 
 def test_the_methods_run_on_the_model_of_the_table(tmp_path: Path) -> None:
-    (kind,) = (kind for kind in KINDS if kind.name == "Qwen2.5-VL")
-    processor, model = parts_or_skip(kind)
+    model = Qwen25VL().build()
     settings = SurveySettings(keeps=QWEN25VL.keeps)
-    corrections = Corrections(model, processor, list, "cal", tmp_path, settings)
-    guiding = Guiding(model, processor, max_new_tokens=2, itself=True)
+    corrections = Corrections(model, None, list, "cal", tmp_path, settings)
+    guiding = Guiding(model, None, max_new_tokens=2, itself=True)
     plan, left_out = planned(model, read_wanted(QWEN25VL.wanted), settings, corrections, guiding)
-    shallow = {one.method for one in left_out}  # their first layer is the third
-    assert shallow == {"FastV", "DART"}
-    assert all("a decoder of 2 layers" in one.reason for one in left_out)
+    assert not left_out
     assert [(one.named[0], one.keep) for one in plan[1:]] == [
         (name, share)
         for share in QWEN25VL.keeps
         for name, wanted in QWEN25VL.methods.items()
-        if wanted is not None and name not in shallow
+        if wanted is not None
     ]
