@@ -37,6 +37,7 @@ _HOME = {
     "PoreError": "pore.errors",
     "Family": "pore.families.base",
     "methods": "pore.methods.registry",
+    "ClipQuestions": "pore.methods._clip",
     "ClipRelevance": "pore.methods._clip",
     "schedule": "pore.methods.budgets",
     "Chain": "pore.methods.chain",
@@ -70,6 +71,7 @@ if _typing.TYPE_CHECKING:
     from pore.engine.run import remove as remove
     from pore.errors import PoreError as PoreError
     from pore.families.base import Family as Family
+    from pore.methods._clip import ClipQuestions as ClipQuestions
     from pore.methods._clip import ClipRelevance as ClipRelevance
     from pore.methods.budgets import schedule as schedule
     from pore.methods.cdpruner import CDPruner as CDPruner
@@ -118,6 +120,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.topv import TopV as TopV
     from pore.methods.v2drop import V2Drop as V2Drop
     from pore.methods.vidcom2 import VidCom2 as VidCom2
+    from pore.methods.visiontrim import VisionTrim as VisionTrim
     from pore.methods.visionzip import VisionZip as VisionZip
     from pore.methods.vispruner import VisPruner as VisPruner
     from pore.methods.vtc_cls import VTCCLS as VTCCLS

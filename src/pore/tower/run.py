@@ -90,6 +90,7 @@ class TowerRun(ABC):
         self._merger: BlockMerger | None = None
         self._tilings: tuple[Tiling, ...] | None = None
         self._prompt: Tensor | None = None
+        self._mask: Any = None  # of the prompt, as it was given
         self._read: list[int] = []  # tower layers whose attention the stage reads
         self._attended = -1  # that whose attention is to be remembered, if any is
         self._features: Tensor  # all there are, where they are to be remembered
@@ -184,7 +185,7 @@ class TowerRun(ABC):
     def _install(self, changes: Changes) -> None:
         model, family, stage = self._model, self._family, self._stage
         features = family.token_features(model)
-        if family.tiled_prompts:
+        if family.tiled_prompts or (stage is not None and stage.prompts):
             watch_prompt(changes, model, family, self._note_prompt)
         changes.before(family.tower(model), self._own(self._before_tower), with_kwargs=True)
         if self._remember:  # before a stage chooses
@@ -261,8 +262,8 @@ class TowerRun(ABC):
             )
         return attended
 
-    def _note_prompt(self, input_ids: Tensor | None) -> None:
-        self._prompt = input_ids
+    def _note_prompt(self, input_ids: Tensor | None, mask: Any) -> None:
+        self._prompt, self._mask = input_ids, mask
 
     def _read_prompt_tilings(self) -> None:
         """Learn from the prompt which tiles belong to one image, if only the prompt says so."""

@@ -82,6 +82,11 @@ class TowerRuns:
         Raises:
             UnsupportedModelError: No method can choose among their tokens in the tower.
         """
+        if videos and self._stage is not None and self._stage.prompts:
+            raise UnsupportedModelError(
+                "The method compares the patches of single images with the question of their "
+                "prompt; use another one for videos."
+            )
         if videos and True not in self._runs:
             raise UnsupportedModelError(
                 "Patches are merged from block to block of the vision tower, before it is known "

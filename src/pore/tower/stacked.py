@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pore._compat.arguments import IDS
 from pore.changes import Changes
 from pore.errors import InputError
 from pore.layout import Image, Layout, Tiling
@@ -15,7 +16,7 @@ from pore.tensors.attention import cls_attention, mean_attention, received_atten
 from pore.tensors.pooling import Pooling
 from pore.tensors.precision import scoring
 from pore.tower.run import Placed, TowerRun
-from pore.tower.stages import Encoded, TowerAttention, TowerSelection, TowerView
+from pore.tower.stages import Encoded, Prompts, TowerAttention, TowerSelection, TowerView
 from pore.tower.tiles import in_own_runs, in_prompt_order, tiles_of, whole_if_all_shown
 
 
@@ -213,6 +214,34 @@ class StackedTowerRun(TowerRun):
             pooling=pooling,
             real=self._real,
             beside=int(keeps),
+            prompts=self._prompts(len(features)),
+        )
+
+    def _prompts(self, pictures: int) -> Prompts | None:
+        """The prompts that the P pictures came with, if the stage reads them."""
+        if self._stage is None or not self._stage.prompts:
+            return None
+        if self._prompt is None:
+            raise InputError(
+                "The method reads the prompt while its images go through the vision tower; pass "
+                "input_ids and pixel_values together."
+            )
+        inputs = {IDS: self._prompt, "tilings": self._tilings}
+        images = self._family.still_images(self._model, inputs)
+        tiles = [1] * len(images) if self._tilings is None else [t.tiles for t in self._tilings]
+        if len(tiles) != len(images) or sum(tiles) != pictures:
+            raise InputError(
+                f"{pictures} pictures went through the vision tower, but the prompts have "
+                f"{len(images)} images; build the inputs with the model's own processor."
+            )
+        text = torch.ones_like(self._prompt, dtype=torch.bool)
+        if isinstance(self._mask, Tensor) and self._mask.shape == text.shape:
+            text = self._mask.to(text.device).bool().clone()
+        for image in images:
+            text[image.row, [*image.columns, *image.structure]] = False
+        return Prompts(
+            rows=[image.row for image, n in zip(images, tiles, strict=True) for _ in range(n)],
+            texts=[ids[said].tolist() for ids, said in zip(self._prompt, text, strict=True)],
         )
 
     def _check_counts(self, features: Tensor, expected: int) -> None:

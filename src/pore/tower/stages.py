@@ -35,6 +35,19 @@ SigLIP can have ("pooled"; without one, the same as "mean")."""
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """What a rule in the vision tower knows of the prompts.
+
+    Attributes:
+        rows: Of each of the I images or tiles, the prompt that it belongs to.
+        texts: Token ids of every prompt, without visual tokens and padding.
+    """
+
+    rows: list[int]
+    texts: list[list[int]]
+
+
+@dataclass(frozen=True)
 class TowerView:
     """What the rule of a stage in the vision tower sees, of all I images of a call.
 
@@ -69,6 +82,7 @@ class TowerView:
             see; None where there are none.
         beside: How many visual tokens each of the I has beside the N. They stay, and count in the
             budget: the CLS token of a frame in Video-LLaVA.
+        prompts: The prompts that the images came with; None unless the stage has `prompts=True`.
     """
 
     features: Tensor
@@ -82,6 +96,7 @@ class TowerView:
     pooling: Pooling | None = None
     real: Tensor | None = None
     beside: int = 0
+    prompts: Prompts | None = None
 
     @property
     def has_cls(self) -> bool:
@@ -269,6 +284,8 @@ class TowerStage:
             gives the block with fewer states, and their sizes and rasters. None merges nothing.
         proportional: Whether a token that was merged from several counts that often in attention.
         merges: Whether the rule gives tokens that stay new features.
+        prompts: Whether the rule reads `TowerView.prompts`; not in towers that take images in one
+            sequence.
     """
 
     rule: Callable[[TowerView], TowerSelection]
@@ -276,3 +293,4 @@ class TowerStage:
     merge: Callable[[Block], Block] | None = None
     proportional: bool = False
     merges: bool = False
+    prompts: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pore._compat.arguments import IDS, MASK
 from pore._compat.modules import CALL
 from pore.changes import Changes
 from pore.families.base import Family
@@ -66,9 +67,12 @@ def watch_tiling(
 
 
 def watch_prompt(
-    changes: Changes, model: nn.Module, family: Family, note: Callable[[Tensor | None], None]
+    changes: Changes,
+    model: nn.Module,
+    family: Family,
+    note: Callable[[Tensor | None, Any], None],
 ) -> None:
-    """Note the token ids of a prompt before its images are encoded.
+    """Note the token ids and the mask of a prompt before its images are encoded.
 
     `generate` encodes images before it calls the model, without passing token ids.
 
@@ -76,12 +80,14 @@ def watch_prompt(
         changes: What undoes this.
         model: The model.
         family: Its adapter.
-        note: Called with the ids (B, L), or None, before a prompt; and with None after it.
+        note: Called with the ids (B, L), or None, and the attention mask as it was given, before a
+            prompt; and with None and None after it.
     """
     base = family.base(model)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        note(family.inputs(model, args, kwargs).get("input_ids"))
+        inputs = family.inputs(model, args, kwargs)
+        note(inputs.get(IDS), inputs.get(MASK))
 
     call = getattr(base, CALL)
 
@@ -89,7 +95,7 @@ def watch_prompt(
         try:
             return call(*args, **kwargs)
         finally:
-            note(None)
+            note(None, None)
 
     changes.before(base, before, with_kwargs=True)
     changes.put(base, CALL, called)
@@ -100,9 +106,9 @@ def watch_prompt(
         def watched(*args: Any, **kwargs: Any) -> Any:
             ids = args[0] if args else kwargs.get("inputs")
             try:
-                note(kwargs.get("input_ids") if ids is None else ids)
+                note(kwargs.get(IDS) if ids is None else ids, kwargs.get(MASK))
                 return generate(*args, **kwargs)
             finally:
-                note(None)
+                note(None, None)
 
         changes.put(model, "generate", watched)
