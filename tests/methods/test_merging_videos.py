@@ -105,10 +105,11 @@ def test_without_merging_it_is_a_choice(case: Case) -> None:
 
 
 @methods
-def test_images_as_frames(pruner: Any) -> None:
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "InternVL", "SmolVLM"])
+def test_images_as_frames(pruner: Any, name: str) -> None:
     """Where frames come as images, `keep` can be of all of them together."""
-    (case,) = (case for case in CASES if case.name == "LLaVA-1.5")
-    inputs = case.inputs([[5, *(-1 - i for i in range(4)), 7, 8]])
+    (case,) = (case for case in CASES if case.name == name)
+    inputs = case.inputs([[5, -1, 6, -1, 6, -1, 7, 8]])
     sizes = [i.count for i in family_of(case.model()).images(case.model(), inputs)]
     frames = replace(pruner, images_as_frames=True)
     _, run = together(case, frames, inputs)

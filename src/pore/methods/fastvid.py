@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from pore.bias.where import Positions
 from pore.errors import BudgetError
@@ -15,8 +15,7 @@ from pore.methods._checks import check_choice, check_share, check_whole
 from pore.methods._merging_videos import Frames, Merged, MergingVideoPruner
 from pore.methods._segments import frame_similarity, runs, segments
 from pore.tensors.clustering import density_peaks
-from pore.tensors.gathering import widened
-from pore.tensors.merging import group_means, nearest
+from pore.tensors.gathering import unit, widened
 from pore.tensors.selection import budget, even_shares, top_k
 from pore.tower.stages import TowerAttention
 
@@ -260,18 +259,20 @@ def dense_merging(video: Frames, plan: Plan, beta: float) -> Merged:
     counts = [plan.context[frame] for frame in anchors]
     near_by = [_NEIGHBOURS] * len(anchors)
     _, centres = density_peaks(tokens[anchors], counts, ~salient[anchors], neighbours=near_by)
+    wide, directions = widened(tokens), unit(tokens).detach()
     for frame, count, chosen in zip(anchors, counts, centres, strict=True):
         pool, targets = plan.pools[frame], chosen[:count].sort().values
         keep[frame, targets] = True
-        wide = widened(tokens[pool.start : pool.stop].flatten(0, 1))[None]
-        members = ~salient[pool.start : pool.stop].view(1, -1)
-        places = (frame - pool.start) * size + targets[None]
+        inside = slice(pool.start, pool.stop)
+        members = ~salient[inside].flatten()
         if not plan.itself:
-            members = members.scatter(1, places, False)
-        group = nearest(wide, places, torch.ones_like(places, dtype=torch.bool))
-        means, sizes = group_means(wide, group, members, count)
-        weight = (1 / (sizes[0, :, None] + 1)).clamp(min=beta)
-        weight = weight.masked_fill(sizes[0, :, None] == 0, 1.0).to(wide.dtype)
-        target = weight * wide[0, places[0]] + (1 - weight) * means[0]
+            members[(frame - pool.start) * size + targets] = False
+        likeness = directions[inside].flatten(0, 1) @ directions[frame, targets].mT
+        joins = one_hot(likeness.argmax(-1), count) * members[:, None]
+        means = joins.mT.to(wide.dtype) @ wide[inside].flatten(0, 1)
+        sizes = joins.sum(0)[:, None]
+        means = means / sizes.clamp(min=1)
+        weight = (1 / (sizes + 1)).clamp(min=beta).masked_fill(sizes == 0, 1.0).to(wide.dtype)
+        target = weight * wide[frame, targets] + (1 - weight) * means
         merged[frame, targets] = target.to(tokens.dtype)
     return Merged.of(keep, merged)
