@@ -18,6 +18,7 @@ from helpers.golden_files import draw
 from helpers.videos import video_view
 from pore.errors import BudgetError, InputError, UnsupportedModelError
 from pore.families.registry import family_of
+from pore.methods._merging_videos import Frames
 
 # Settings with which tiny random videos have segments, trees and still places.
 METHODS = {
@@ -158,6 +159,28 @@ def test_an_image_beside_a_video(pruner: Any) -> None:
     assert torch.equal(made.features[1, :9], image[0])
     with pytest.raises(InputError, match="there are only images here"):
         pruner.stages()[0].rule(video_view([image], attention=both[1:]))
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        pore.HoliTom(0.6, tau=0.8, faithful=True),
+        pore.FlashVID(5, segments=4, alpha=0.5, faithful=True),
+    ],
+    ids=TWO_PARTS,
+)
+def test_the_authors_order_and_repeats(pruner: Any) -> None:
+    """Tokens that leave their places, or come twice, lie in the order of their code."""
+    video, attention = draw(0, 1, 6, 8) + draw(1, 4, 6, 8) / 2, draw(2, 4, 6).softmax(-1)
+    made = pruner.stages()[0].rule(video_view([video], attention=[attention]))
+    merged = pruner.merge(Frames(video, attention))
+    assert torch.equal(made.features[0][made.keep[0]], merged.tokens)
+    assert torch.equal(made.raster[0][made.keep[0]], merged.index)
+    index = merged.index.tolist()
+    if pruner.name == "HoliTom":
+        assert index != sorted(index)
+    else:
+        assert len(set(index)) < len(index) == 4 * 5
 
 
 @pytest.mark.parametrize("name", TWO_PARTS)

@@ -266,6 +266,7 @@ def best_windows(still: Tensor, longest: int) -> list[range]:
     """
     frames = len(still) + 1
     best, starts = [0] * (frames + 1), [0] * frames  # best[i]: of the frames before i
+    still = still.cpu()  # a loop over frames with a few numbers in each
     run = still.new_zeros(still.shape[1], dtype=torch.long)
     for last in range(frames):
         best[last + 1], starts[last] = best[last], last
