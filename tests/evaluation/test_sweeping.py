@@ -23,7 +23,6 @@ from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import SurveySettings
-from pore.evaluation.statistics import relative_interval
 from pore.evaluation.sweep_files import to_csv, to_html, to_latex
 from pore.evaluation.sweeping import OwnBenchmark, sweep
 from pore.evaluation.wanted import Corrections, Setting, Wanted, planned, read_wanted, texts
@@ -93,14 +92,6 @@ def test_a_row_is_the_mean_of_ratios() -> None:
 
 def test_a_row_without_all_cells_has_no_mean() -> None:
     assert row(("FastV", None, 4), {"a": cell(4)}, {"a": cell(8)}, ["a", "b"]).relative is None
-
-
-def test_relative_interval_by_its_definition() -> None:
-    first, second = [1, 0, 1, 0, 0.5, 1, 1, 0] * 5, [1, 1, 1, 0, 1, 1, 0.5, 1] * 5
-    assert relative_interval([(second, second)]) == (1.0, 1.0)
-    low, high = relative_interval([(first, second), (first, second)])
-    alone = relative_interval([(first, second)])
-    assert alone[0] < low < sum(first) / sum(second) < high < alone[1]
 
 
 @pytest.mark.parametrize(

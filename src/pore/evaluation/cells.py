@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pore.engine.pruner import Pruner
 from pore.evaluation.outcome import Outcome
 from pore.evaluation.results import LeftOut
-from pore.evaluation.statistics import relative_interval
+from pore.evaluation.units import Units, relative_interval
 from pore.evaluation.work import Progress
 
 # Benchmarks by what they ask for, by a part of their names.
@@ -27,8 +27,9 @@ class Cell:
         outcome: Its answers; of a benchmark without a score for each, only what they took counts.
         metric: The name of what the benchmark measures.
         value: That, in the unit in which it is published, such as percent.
-        ci: Its 95 % interval; None where the value is no mean over the questions, as in MME.
+        ci: Its 95 % interval; None where it is not known what the value is made of.
         scored: Whether every answer has a score of its own.
+        units: What the value is made of; None for the mean score of the answers.
     """
 
     outcome: Outcome
@@ -36,6 +37,7 @@ class Cell:
     value: float
     ci: tuple[float, float] | None
     scored: bool = True
+    units: Units | None = None
 
 
 class Benchmark(Protocol):
@@ -161,7 +163,7 @@ def row(
     for name, ratio in ratios.items():
         if ratio is not None:
             parts.setdefault(asks_for(name), []).append(ratio)
-    pairs = [_scores(cells[name].outcome, unpruned[name].outcome) for name in benchmarks]
+    pairs = [_units(cells[name], unpruned[name]) for name in benchmarks]
     means = all(cells[name].ci and unpruned[name].ci and ratios[name] for name in benchmarks)
     return Row(
         *named,
@@ -186,11 +188,13 @@ def _ratio(cell: Cell, unpruned: Cell) -> float | None:
     return cell.value / unpruned.value if unpruned.value else None
 
 
-def _scores(first: Outcome, second: Outcome) -> tuple[list[float], list[float]]:
-    """The scores of both on the questions that neither skipped."""
-    both = zip(first.scores, second.scores, strict=True)
+def _units(first: Cell, second: Cell) -> tuple[Units, Units]:
+    """What both values are made of; of questions those that neither skipped."""
+    if first.units is not None and second.units is not None:
+        return first.units, second.units
+    both = zip(first.outcome.scores, second.outcome.scores, strict=True)
     kept = [(one, other) for one, other in both if one is not None and other is not None]
-    return [one for one, _ in kept], [other for _, other in kept]
+    return Units.of_scores([one for one, _ in kept]), Units.of_scores([two for _, two in kept])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

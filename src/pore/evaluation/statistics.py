@@ -133,31 +133,6 @@ def score_interval(scores: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def relative_interval(
-    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
-) -> tuple[float, float]:
-    """The 95 % interval of the mean, over benchmarks, of a score relative to another.
-
-    The bootstrap draws the questions of every benchmark, with both scores of a question together.
-
-    Args:
-        pairs: For each benchmark the scores of a method and those without it, on the same
-            questions.
-
-    Returns:
-        Its lower and upper end.
-    """
-    rng, drawn = np.random.default_rng(0), np.zeros(1000)
-    for scores, unpruned in pairs:
-        first, second = np.asarray(scores, float), np.asarray(unpruned, float)
-        n = len(first)
-        draws = (rng.integers(0, n, n) for _ in drawn)
-        sums = np.array([(first[draw].sum(), second[draw].sum()) for draw in draws])
-        drawn += sums[:, 0] / np.maximum(sums[:, 1], 1e-12)
-    low, high = np.quantile(drawn / len(pairs), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def holm(ps: Sequence[float]) -> list[float]:
     """Correct p-values for their number, by Holm's method.
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from helpers.benchmarks import answered, made, own, plain_model, write_tasks
+import pore
+from helpers.benchmarks import NOT_SAID, answered, made, own, plain_model, png, write_tasks
+from pore.data.loading import load_model
 from pore.errors import InputError
 from pore.evaluation.harness import TASKS
-from pore.evaluation.harness.benchmarks import BENCHMARKS
+from pore.evaluation.harness.benchmarks import BENCHMARKS, OTHERS
 
 pytest.importorskip("lmms_eval", reason="needs lmms-eval, which .ci/harness installs")
 
@@ -26,7 +28,9 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 
+from pore.evaluation.harness import sweep
 from pore.evaluation.harness.model import PoreHF
+from pore.evaluation.harness.sweep import HarnessBenchmark, Tasks
 
 (MMVET,) = (one for one in BENCHMARKS if one.task == "mmvet")
 
@@ -143,6 +147,55 @@ def unpruned(model: Path, folder: Path, out: Path) -> dict[str, dict[str, float]
 def test_scores_are_those_by_hand(unpruned: dict[str, dict[str, float]], task: str) -> None:
     for metric, worth in WORTH[task].items():
         assert unpruned[task][metric] == pytest.approx(worth), metric
+
+
+@pytest.mark.parametrize("task", WORTH)
+def test_every_score_has_an_interval(
+    task: str, model: Path, folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {f"made_{one.task}": one for one in BENCHMARKS}
+    monkeypatch.setattr(sweep, "_KNOWN", known)
+    monkeypatch.chdir(out)
+    loaded, processor = load_model(str(model), device="cpu")
+    lm = PoreHF(model=loaded, processor=processor, batch_size=4)
+    name = f"made_{task}"
+    benchmark = HarnessBenchmark(name, Tasks([name], folder), lm, tmp_path, limit=None, seed=0)
+    cell = benchmark.ask(None, lambda _: None)
+    worth = WORTH[task].get(cell.metric)
+    if worth is not None:
+        assert cell.value == pytest.approx(worth * known[name].scale)
+    assert cell.ci is not None
+    assert cell.ci[0] <= cell.value <= cell.ci[1]
+    assert cell.ci[0] < cell.ci[1]
+
+
+def test_a_scorer_that_adds_up_is_not_taken_at_its_word(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lmms-eval's ocrbench adds the scores of all evaluations of a process."""
+    right = [one for one in answered(model) if one.kind == "color"][:4]
+    docs = [
+        {
+            "image": png(one),
+            "question": one.question,
+            "answer": [one.answer if i else NOT_SAID],
+            "question_type": "Scene Text-centric VQA",
+            "dataset": "made",
+        }
+        for i, one in enumerate(right)
+    ]
+    yaml = STOCK / "ocrbench/ocrbench.yaml"
+    (name,) = write_tasks(tmp_path, {"ocr": docs}, {"ocrbench": ("ocr", yaml, "test")})
+    (ocrbench,) = (one for one in OTHERS if one.task == "ocrbench")
+    monkeypatch.setattr(sweep, "_KNOWN", {name: ocrbench})
+    monkeypatch.chdir(tmp_path)
+    loaded, processor = load_model(str(model), device="cpu")
+    lm = PoreHF(model=loaded, processor=processor, batch_size=4)
+    benchmark = HarnessBenchmark(name, Tasks([name], tmp_path), lm, tmp_path, limit=None, seed=0)
+    for pruner in (None, pore.FastV(keep=143)):
+        cell = benchmark.ask(pruner, lambda _: None)
+        assert cell.value == 75.0
+        assert cell.ci is not None
 
 
 def test_f1_of_pope(unpruned: dict[str, dict[str, float]], docs: dict[str, Any]) -> None:

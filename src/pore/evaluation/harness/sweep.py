@@ -20,9 +20,11 @@ from pore.evaluation.harness import TASKS
 from pore.evaluation.harness.benchmarks import BENCHMARKS, OTHERS, not_scored_here
 from pore.evaluation.harness.evaluator import TaskManager, load_yaml_config, simple_evaluate
 from pore.evaluation.harness.model import PoreHF
+from pore.evaluation.harness.scored import units_of
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.running import asked_model
 from pore.evaluation.store import Store
+from pore.evaluation.units import Units
 from pore.evaluation.work import Progress
 
 # What published tables show of a task; of other tasks the first metric counts.
@@ -130,10 +132,10 @@ class HarnessBenchmark:
         outcome = Outcome(pruner, answers, asked=self._whose)
         metric, value, scored = measured["metric"], measured["value"], measured["scored"]
         scale = measured["scale"]
-        ci = None
-        if measured["mean"]:
-            ci = (scale * outcome.ci[0], scale * outcome.ci[1])
-        return Cell(outcome, metric, scale * value, ci, scored)
+        units = Units.read(measured.get("units"))
+        ends = outcome.ci if measured["mean"] else None if units is None else units.interval()
+        ci = None if ends is None else (scale * ends[0], scale * ends[1])
+        return Cell(outcome, metric, scale * value, ci, scored, units)
 
     def release(self) -> None:
         """Let go of the image features that are held for it."""
@@ -168,7 +170,7 @@ class HarnessBenchmark:
         metric, value = headline(
             found["results"][self._name], config, known.metric if known else None
         )
-        samples = found["samples"][self._name]
+        samples = sorted(found["samples"][self._name], key=lambda sample: int(sample["doc_id"]))
         scores = [score_of(sample.get(metric)) for sample in samples]
         scored = all(score is not None for score in scores)
         shares = scored and all(0 <= score <= 1 for score in scores if score is not None)
@@ -177,15 +179,19 @@ class HarnessBenchmark:
             _answer(sample, score if shares else None, efforts[sample["doc_id"]])
             for sample, score in zip(samples, scores, strict=True)
         ]
-        answers.sort(key=lambda answer: int(answer.id))
+        adds_up = scored and known is not None and known.adds_up
+        if adds_up:
+            value = sum(score for score in scores if score is not None) / len(scores)
+        mean = shares and (adds_up or _is_mean(metric, config))
+        units = None if mean else units_of([sample.get(metric) for sample in samples], value)
         scale = 100.0 if shares and 0 <= value <= 1 else 1.0
         measured = {
             "metric": metric,
             "value": value,
             "scale": scale if known is None else known.scale,
             "scored": shares,
-            # An interval is only known of the mean of the scores.
-            "mean": shares and _is_mean(metric, config),
+            "mean": mean,
+            "units": None if units is None else units.record(),
         }
         self._store.save(pruner, answers, measured=measured)
         return tuple(answers), measured
