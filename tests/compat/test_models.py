@@ -14,7 +14,14 @@ from packaging.version import Version
 from helpers.models import tiny_llava
 from pore._compat.arguments import SHARED_KEYS
 from pore._compat.caches import cache_argument
-from pore._compat.models import DEEPSTACK, PREFILL, SPARED_ROWS, tiles_of, window_order
+from pore._compat.models import (
+    DEEPSTACK,
+    PREFILL,
+    SPARED_ROWS,
+    of_layers,
+    tiles_of,
+    window_order,
+)
 
 
 def test_deepstack_adds_features_to_visual_tokens() -> None:
@@ -95,3 +102,14 @@ def test_windows_of_a_tower() -> None:
     order = window_order(config, torch.tensor([[1, 4, 6], [1, 2, 6]]))
     windows = [[0, 1, 3, 4], [2, 5], [6, 7], [8]]
     assert order.tolist() == [token for window in windows for token in window]
+
+
+def test_decoders_have_as_many_layers_as_their_config_says() -> None:
+    """`num_hidden_layers`, and lists with an entry for each layer."""
+    config = tiny_llava(layers=5).config
+    few = of_layers(config, 2)
+    assert len(type(tiny_llava())(few).model.language_model.layers) == 2
+    assert config.text_config.num_hidden_layers == 5
+    assert of_layers(config, 9).text_config.num_hidden_layers == 5
+    gemma = transformers.Gemma3TextConfig(num_hidden_layers=12)
+    assert of_layers(gemma, 7).layer_types == gemma.layer_types[:7]

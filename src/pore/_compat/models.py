@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,22 @@ def text_vocabulary(config: Any) -> int:
     """The number of different tokens that the language model knows."""
     size: int = config.get_text_config().vocab_size
     return size
+
+
+def of_layers(config: Any, count: int) -> Any:
+    """A copy of a config with the first `count` decoder layers, or all if there are fewer.
+
+    A decoder builds `num_hidden_layers` layers; lists with an entry for each, such as
+    `layer_types`, are as long.
+    """
+    found = copy.deepcopy(config)
+    text = found.get_text_config()
+    layers = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == layers:
+            setattr(text, name, value[:count])
+    text.num_hidden_layers = min(count, layers)
+    return found
 
 
 def tiles_of(size: Any, pinpoints: Any, side: int) -> tuple[int, int]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from pore._compat.models import of_layers
 from pore._compat.videos import load_processor
 from pore._compat.weights import note_commit
 from pore.embedded import EMBEDDED, embedded_model
@@ -29,6 +32,7 @@ def load_model(
     dtype: str = "auto",
     attn: str | None = None,
     revision: str | None = None,
+    layers: int | None = None,
 ) -> tuple[Any, Any]:
     """Load a supported model, ready to evaluate, and its processor.
 
@@ -40,6 +44,8 @@ def load_model(
             the choice of transformers.
         revision: Branch, tag or commit on the hub. The commit is noted in the model's config, for
             `pore.identity.names_of`.
+        layers: Decoder layers to load, from the first; None loads all. A model of fewer does not
+            answer, but methods choose in it.
 
     Returns:
         The model, in evaluation mode on the device, and the processor.
@@ -55,23 +61,39 @@ def load_model(
     check_dtype(dtype)
     target = choose_device(device)
     path = resolve(name)
-    known_config(name, revision)  # before gigabytes are loaded
+    config = known_config(name, revision)  # before gigabytes are loaded
+    few: Any = {} if layers is None else {"config": of_layers(config, layers)}
     if dtype == "auto" and target.type == "cpu":
         dtype = "float32"
     disable_progress_bar()
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            revision=revision,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=attn,
-        ).to(target)
+        with _without_warnings() if few else nullcontext():
+            model = AutoModelForImageTextToText.from_pretrained(
+                path,
+                **few,
+                revision=revision,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                attn_implementation=attn,
+            ).to(target)
         processor = load_processor(path, revision)
         if found := _commit(path, revision):
             note_commit(model.config, found)
     except (ImportError, KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"transformers cannot load {name!r} as asked: {error}") from error
     return model.eval(), processor
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Loading does not warn of weights that the model has no place for, which is on purpose."""
+    from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
+
+    before = get_verbosity()
+    set_verbosity_error()
+    try:
+        yield
+    finally:
+        set_verbosity(before)
 
 
 def _commit(path: str, revision: str | None) -> str | None:

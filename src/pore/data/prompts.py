@@ -198,6 +198,19 @@ def check_takes_videos(processor: Any) -> None:
         )
 
 
+def adds_start(processor: Any, text: str) -> bool:
+    """Whether the tokenizer is to add its start token to a prompt.
+
+    A template that writes it itself must not get a second one.
+
+    Args:
+        processor: The model's processor.
+        text: The prompt in its chat template.
+    """
+    start = getattr(processor.tokenizer, "bos_token", None)
+    return not (start and text.startswith(start))
+
+
 class Prompt(NamedTuple):
     """A prompt as a processor takes it.
 
@@ -238,7 +251,6 @@ def prompt_inputs(
     if all(prompt.images for prompt in prompts):
         # Of a flat list some processors, such as Gemma 3's, take all for images of one prompt.
         images = [list(prompt.images) for prompt in prompts]
-    start = getattr(processor.tokenizer, "bos_token", None)
     videos = [video for prompt in prompts for video in prompt.videos]
     seen: dict[str, Any] = {"images": images or None}
     if videos:
@@ -250,8 +262,7 @@ def prompt_inputs(
             text=[prompt.text for prompt in prompts],
             padding=True,
             padding_side="left",
-            # A template that writes the start token itself must not get a second one.
-            add_special_tokens=not (start and prompts[0].text.startswith(start)),
+            add_special_tokens=adds_start(processor, prompts[0].text),
             return_tensors="pt",
         )
     except Exception as error:  # processors raise whatever their parts raise

@@ -124,7 +124,7 @@ class ChatRequest:
         _check_fields(body)
         if body.get("model", name) != name:
             raise RequestError(f"There is no model {body['model']!r} here, only {name!r}.", 404)
-        messages, images = _conversation(body.get("messages"))
+        messages, images = conversation(body.get("messages"))
         if len(images) > limits.images:
             raise RequestError(
                 f"The request has {len(images)} images; at most {limits.images} are taken."
@@ -184,8 +184,18 @@ def _check_fields(body: Mapping[str, Any]) -> None:
             )
 
 
-def _conversation(messages: Any) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """The messages as chat templates take them, and where their images are."""
+def conversation(messages: Any) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """Read the messages of a request.
+
+    Args:
+        messages: The messages as OpenAI's clients write them.
+
+    Returns:
+        The messages as chat templates take them, and the URLs of their images, in order.
+
+    Raises:
+        RequestError: One has another form; the message says which.
+    """
     if not isinstance(messages, list) or not messages:
         raise RequestError("`messages` must be a list of at least one message.")
     images: list[str] = []

@@ -1,0 +1,92 @@
+"""What is to be pruned in a vLLM server, and how: the entry `pore` of the model's config.
+
+    vllm serve llava-hf/llava-1.5-7b-hf --hf-overrides '{
+        "architectures": ["PoreLlavaForConditionalGeneration"],
+        "pore": {"method": "FasterVLM", "keep": 64}}'
+
+In place of the settings, `pore` may name a JSON file that holds them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from pore._saved.parsing import read_json
+from pore.engine.limits import check_limits
+from pore.engine.pruner import Pruner
+from pore.engine.stages import Stage
+from pore.errors import InputError, UnsupportedModelError
+from pore.families.base import Family
+from pore.families.registry import family_of_config
+from pore.methods.making import make
+
+SETTINGS = "pore"
+"""The entry of the config."""
+
+_LONGEST = 1 << 16  # bytes of a file of settings
+
+
+def pruner_of(config: Any) -> Pruner:
+    """The method that a served model's config asks for.
+
+    Args:
+        config: The config of the whole model, with the server's overrides.
+
+    Returns:
+        The method.
+
+    Raises:
+        InputError: The settings are missing or wrong; says which.
+        UnsupportedModelError: The method cannot run inside vLLM; says why, and what to do instead.
+    """
+    found = _settings(getattr(config, SETTINGS, None))
+    method, keep = found.pop("method", None), found.pop("keep", None)
+    if not isinstance(method, str):
+        raise InputError(f'"{SETTINGS}" names no method, such as {{"method": "FasterVLM"}}.')
+    if not isinstance(keep, (int, float)) or isinstance(keep, bool):
+        raise InputError(f'"{SETTINGS}" has no budget, such as {{"keep": 64}} or {{"keep": 0.25}}.')
+    texts = [f"{name}={json.dumps(value)}" for name, value in found.items()]
+    model: Any = SimpleNamespace(config=config)
+    pruner = make(method, model, keep, texts=texts)
+    family = family_of_config(config, config.model_type)
+    check_limits(pruner, family)
+    _check(pruner, family)
+    return pruner
+
+
+def _settings(given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        given = read_json(given, _LONGEST)
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f'The model is to prune, but its config has no "{SETTINGS}" with settings, nor the '
+            f"name of a JSON file that holds them; add to --hf-overrides "
+            f'"{SETTINGS}": {{"method": "FasterVLM", "keep": 64}}.'
+        )
+    return dict(given)
+
+
+def _check(pruner: Pruner, family: Family) -> None:
+    """Refuse a method that needs the decoder, which here is vLLM's, or that leaves images whole."""
+    if pruner.videos_only:
+        raise UnsupportedModelError(
+            f"{pruner.name} is for videos and leaves images whole; vLLM has pruning of videos of "
+            "its own (--video-pruning-rate)."
+        )
+    stages = [stage for stage in pruner.stages() if isinstance(stage, Stage)]
+    inside = [stage for stage in stages if stage.layer > 0 or stage.reads_layer is not None]
+    if inside:
+        raise UnsupportedModelError(
+            f"{pruner.name} looks into decoder layers, and vLLM's decoder has one number of tokens "
+            "for all layers; rank outside of the server and send what is kept "
+            "(pore.serving.vllm.client.VLLMClient), or use a method that acts in the vision tower "
+            "or on the embeddings."
+        )
+    if not family.mrope and any(not stage.dense for stage in stages):
+        raise UnsupportedModelError(
+            f"{pruner.name} leaves gaps where it drops tokens, and vLLM counts the positions of "
+            f"{family.name} without; use a method that numbers positions anew."
+        )

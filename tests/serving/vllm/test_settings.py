@@ -1,0 +1,82 @@
+"""What a server is asked to prune with, and what it refuses at its start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pore
+from cases import CASES
+from helpers.models import tiny_llava
+from pore.errors import InputError, PoreError, UnsupportedModelError
+from pore.serving.vllm.settings import pruner_of
+
+
+def config(given: Any, case: str = "LLaVA-1.5") -> Any:
+    """A model's config with settings."""
+    found = next(one for one in CASES if one.name == case).model().config.to_dict()
+    made = type(next(one for one in CASES if one.name == case).model().config).from_dict(found)
+    made.pore = given
+    return made
+
+
+def test_a_method_by_its_settings(tmp_path: Path) -> None:
+    given = {"method": "visionzip", "keep": 6, "contextual": 2}
+    assert pruner_of(config(given)) == pore.VisionZip(keep=6, contextual=2)
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(given))
+    assert pruner_of(config(str(file))) == pore.VisionZip(keep=6, contextual=2)
+    assert pruner_of(config({"method": "DivPrune", "keep": 0.25})) == pore.DivPrune(keep=0.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (None, 'no "pore" with settings'),
+        ([], 'no "pore" with settings'),
+        ({"keep": 6}, "names no method"),
+        ({"method": "FasterVLM"}, "has no budget"),
+        ({"method": "FasterVLM", "keep": True}, "has no budget"),
+        ({"method": "FasterVLM", "keep": "6"}, "has no budget"),
+        ({"method": "Nothing", "keep": 6}, "Nothing"),
+        ({"method": "FasterVLM", "keep": 6, "layer": 2}, "no setting 'layer'"),
+        ({"method": "VisionZip", "keep": 6, "contextual": "many"}, "contextual"),
+        ({"method": "FasterVLM", "keep": 0}, "keep"),
+    ],
+)
+def test_wrong_settings_are_refused(given: Any, reason: str) -> None:
+    with pytest.raises(PoreError, match=reason):
+        pruner_of(config(given))
+
+
+@pytest.mark.parametrize(
+    ("given", "case", "reason"),
+    [
+        ({"method": "FastV", "keep": 6}, "LLaVA-1.5", "looks into decoder layers"),
+        ({"method": "PyramidDrop", "keep": 6}, "LLaVA-1.5", "VLLMClient"),
+        ({"method": "TopV", "keep": 6}, "LLaVA-1.5", "looks into decoder layers"),
+        ({"method": "G-Prune", "keep": 6}, "LLaVA-1.5", "leaves gaps"),
+        ({"method": "HAWK", "keep": 6}, "Qwen2.5-VL", "looks into decoder layers"),
+        ({"method": "ToMe", "keep": 6}, "Qwen2.5-VL", "cannot be used in Qwen2-VL"),
+        ({"method": "EVS", "keep": 0.5}, "Qwen2.5-VL", "videos"),
+    ],
+)
+def test_what_cannot_run_there_is_refused(given: Any, case: str, reason: str) -> None:
+    with pytest.raises((UnsupportedModelError, InputError), match=reason):
+        pruner_of(config(given, case))
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"none\.json"):
+        pruner_of(config(str(tmp_path / "none.json")))
+
+
+def test_settings_are_read_from_the_model_type_alone() -> None:
+    """The config is all that the server's front end has of a model."""
+    model = SimpleNamespace(config=tiny_llava().config)
+    model.config.pore = {"method": "FasterVLM", "keep": 6}
+    assert pruner_of(model.config).counts(16, 1) == [6]
