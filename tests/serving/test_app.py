@@ -30,6 +30,7 @@ pytest.importorskip("uvicorn", reason="needs the extra serve: .ci/serve runs thi
 
 import openai
 
+from pore.serving.app import App
 from pore.serving.running import Server
 
 IMAGE = picture()
@@ -51,7 +52,7 @@ def served() -> Served:
 
 @pytest.fixture(scope="module")
 def address(served: Served) -> Iterator[str]:
-    with running(Server(served)) as found:
+    with running(Server(App(served))) as found:
         yield found
 
 
@@ -250,7 +251,7 @@ def test_a_client_that_goes_away(
 
 def test_images_from_elsewhere(served: Served, tmp_path: Any) -> None:
     IMAGE.save(tmp_path / "one.png")
-    with running(Server(served, Sources(folder=tmp_path))) as found:
+    with running(Server(App(served, Sources(folder=tmp_path)))) as found:
         reply = call(found, CHAT, body(f"file://{tmp_path}/one.png"))
         assert reply.answer == expected(served, fastv(4))
         assert call(found, CHAT, body("file:///etc/hostname")).status == 400
@@ -259,7 +260,7 @@ def test_images_from_elsewhere(served: Served, tmp_path: Any) -> None:
 def test_stopping(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has begun is answered; what comes then is refused, until all is answered."""
     held = Held(monkeypatch)
-    server = Server(served)
+    server = Server(App(served))
     with ThreadPoolExecutor(4) as threads, running(server) as found:
         begun = [threads.submit(call, found, CHAT, body(URL, stream=bool(i % 2))) for i in range(4)]
         until(lambda: served.metrics.in_flight == 4)

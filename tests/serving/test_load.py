@@ -41,6 +41,7 @@ pytest.importorskip("openai", reason="needs the extra serve: .ci/serve runs this
 pytest.importorskip("fastapi", reason="needs the extra serve: .ci/serve runs this")
 pytest.importorskip("uvicorn", reason="needs the extra serve: .ci/serve runs this")
 
+from pore.serving.app import App
 from pore.serving.running import Server
 
 REQUESTS, CLIENTS, ROUNDS = 200, 16, 5
@@ -156,7 +157,7 @@ def test_load() -> None:
     size = REQUESTS // ROUNDS
     replies: list[Reply] = []
     taken: list[tuple[int, int]] = []
-    with running(Server(served)) as address, ThreadPoolExecutor(CLIENTS) as clients:
+    with running(Server(App(served))) as address, ThreadPoolExecutor(CLIENTS) as clients:
         for start in range(0, REQUESTS, size):
             part = given[start : start + size]
             replies += clients.map(lambda case: call(address, CHAT, case.given), part)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pore.engine.corrections import Correction
     from pore.engine.pruner import Pruner
     from pore.evaluation.guided import Guiding
+    from pore.serving.app import App
     from pore.serving.requests import Limits
     from pore.serving.served import Served
 
@@ -105,13 +106,11 @@ def serve(options: Options) -> None:
         pore serve llava-hf/llava-1.5-7b-hf --method FastV --keep 128 --reweight llava.json
     """
     _check(options)
-    from pore.serving.pictures import Sources
     from pore.serving.running import Server
 
     served = _served(options)
     served.try_out()
-    hosts = tuple(host.lower() for host in options.allow_host)
-    server = Server(served, Sources(hosts, options.allow_folder), options.host, options.port)
+    server = Server(_app(options, served), options.host, options.port)
     usual = served.pruner(None)
     say(
         f"Serving {served.name}, {'unpruned' if usual is None else repr(usual)}, at "
@@ -120,6 +119,14 @@ def serve(options: Options) -> None:
     server.run()
     if not server.started:
         raise InputError(f"Nothing can listen at {options.host}:{options.port}; see above.")
+
+
+def _app(options: Options, served: Served) -> App:
+    from pore.serving.app import App
+    from pore.serving.pictures import Sources
+
+    hosts = tuple(host.lower() for host in options.allow_host)
+    return App(served, Sources(hosts, options.allow_folder))
 
 
 def _check(options: Options) -> None:

@@ -6,13 +6,11 @@ import asyncio
 from typing import Any
 
 from pore.errors import InputError
-from pore.serving.pictures import Sources
-from pore.serving.served import Served
 
 try:
     import uvicorn
 
-    from pore.serving.app import App
+    from pore.serving.counted import CountedApp
 except ImportError as error:
     raise InputError(
         f"Serving needs web libraries: pip install 'pore-vlm[serve]' (missing: {error.name})."
@@ -25,16 +23,13 @@ class Server(uvicorn.Server):  # type: ignore[misc]
     """A server that, told to stop, answers what it has begun and refuses what comes then.
 
     Args:
-        served: The model.
-        sources: Where pictures of requests may come from.
+        app: What answers.
         host: Address to listen at.
         port: Port; 0 takes any that is free.
     """
 
-    def __init__(
-        self, served: Served, sources: Sources | None = None, host: str = "127.0.0.1", port: int = 0
-    ) -> None:
-        self.app = App(served, sources)
+    def __init__(self, app: CountedApp, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.app = app
         config = uvicorn.Config(self.app, host=host, port=port, log_level="warning")
         super().__init__(config)
 
