@@ -54,7 +54,8 @@ def main() -> None:
     inputs = processor(images=images, text=text, return_tensors="pt")
     rows = [np.concatenate(video[i * COLUMNS : (i + 1) * COLUMNS], 1) for i in range(ROWS)]
     whole = np.concatenate(rows)
-    for kind in (pore.EVS, pore.VidCom2, pore.DyCoke, pore.FastVID, pore.HoliTom, pore.FlashVID):
+    methods = (pore.EVS, pore.VidCom2, pore.DyCoke, pore.FastVID, pore.HoliTom, pore.FlashVID)
+    for kind in (*methods, pore.FrameFusion):
         pruner: Pruner = kind(KEEP, images_as_frames=True)
         with torch.no_grad(), pruner(model) as run:
             model(**inputs)

@@ -89,6 +89,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.feather import FEATHER as FEATHER
     from pore.methods.fitprune import FitPrune as FitPrune
     from pore.methods.flashvid import FlashVID as FlashVID
+    from pore.methods.framefusion import FrameFusion as FrameFusion
     from pore.methods.gprune import GPrune as GPrune
     from pore.methods.guides import Guide as Guide
     from pore.methods.guiding import guide as guide

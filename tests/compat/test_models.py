@@ -11,6 +11,7 @@ import torch
 import transformers
 from packaging.version import Version
 
+from cases import CASES
 from helpers.models import tiny_llava
 from pore._compat.arguments import SHARED_KEYS
 from pore._compat.caches import cache_argument
@@ -18,6 +19,7 @@ from pore._compat.models import (
     DEEPSTACK,
     PREFILL,
     SPARED_ROWS,
+    before_mlp,
     of_layers,
     tiles_of,
     window_order,
@@ -40,6 +42,31 @@ def test_deepstack_adds_features_to_visual_tokens() -> None:
         visual = torch.tensor([[False, True, True]])
         added = process(None, torch.zeros(1, 3, 2), visual, torch.tensor([[1.0, 2], [3, 4]]))
         assert added.tolist() == [[[0, 0], [1, 2], [3, 4]]]
+
+
+def test_a_layer_goes_on_with_the_tensor_that_it_gives_to_the_norm_before_its_mlp() -> None:
+    """`post_attention_layernorm`, or in Gemma `pre_feedforward_layernorm`.
+
+    `tests/engine/test_before_mlp.py` shows the same in every family.
+    """
+    layer: Any = tiny_llava().model.language_model.layers[0]
+    norm = before_mlp(layer)
+    assert norm is layer.post_attention_layernorm
+
+    def zeroed(_: Any, args: Any) -> None:
+        args[0].zero_()
+
+    norm.register_forward_pre_hook(zeroed)
+    width = layer.self_attn.head_dim
+    tables = torch.ones(1, 3, width).double(), torch.zeros(1, 3, width).double()
+    states = torch.randn(1, 3, layer.hidden_size, dtype=torch.float64)
+    with torch.no_grad():
+        out = layer(states, position_embeddings=tables, attention_mask=None)
+        nothing = layer.mlp(layer.post_attention_layernorm(torch.zeros_like(states)))
+    assert torch.equal(out[0] if isinstance(out, tuple) else out, nothing)
+    gemma: Any = next(case for case in CASES if case.name == "Gemma 3").model()
+    first = gemma.model.language_model.layers[0]
+    assert before_mlp(first) is first.pre_feedforward_layernorm
 
 
 def test_gemma4_spares_rows_of_the_layers_that_share_keys() -> None:

@@ -41,10 +41,15 @@ class Recording(Pruner):
     def stages(self) -> list[Stage | TowerStage]:
         return [self._noted(i, stage) for i, stage in enumerate(self.method.stages())]
 
+    def stages_in(self, depth: int) -> list[Stage | TowerStage]:
+        return [self._noted(i, stage) for i, stage in enumerate(self.method.stages_in(depth))]
+
     def _noted(self, number: int, stage: Stage | TowerStage) -> Stage | TowerStage:
         if self.replays and isinstance(stage, Stage):
-            made = [seen.selection for seen in self.seen if seen.number == number][-1]
-            return replace(stage, rule=lambda _: made, attention=None, prepare=None)
+            made = [seen.selection for seen in self.seen if seen.number == number]
+            idle = None if made else lambda _: True
+            rule = partial(lambda made, _: made[-1], made)
+            return replace(stage, rule=rule, attention=None, prepare=None, idle=idle)
         return replace(stage, rule=partial(self._note, number, stage.rule))
 
     def _note(self, number: int, rule: Any, view: Any) -> Any:

@@ -68,7 +68,7 @@ class TestScores:
             *pore.FastV(9, layer=2).stages(),
             *(replace(stage, earlier=1) for stage in pore.V2Drop(4, (3,)).stages()),
         ]
-        both: Any = SimpleNamespace(name="Both", stages=lambda: stages)
+        both: Any = SimpleNamespace(name="Both", stages=lambda: stages, stages_in=lambda _: stages)
         chain = Recording(both)
         with torch.no_grad(), chain(model):
             model(**inputs)

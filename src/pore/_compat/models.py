@@ -27,6 +27,20 @@ PREFILL = "_prefill"
 Only this method shows that a call of the model is for a piece of a prompt (chunked prefill)."""
 
 
+_BEFORE_MLP = ("pre_feedforward_layernorm", "post_attention_layernorm")
+"""The norm between attention and MLP of a decoder layer; Gemma has one more of the second name."""
+
+
+def before_mlp(layer: nn.Module) -> nn.Module | None:
+    """What a decoder layer calls first after its attention was added to the states.
+
+    The layer goes on with the same tensor that it calls this norm with, and adds to it what the MLP
+    makes. None where attention and MLP are computed from the same states (Cohere).
+    """
+    found = (getattr(layer, name, None) for name in _BEFORE_MLP)
+    return next((norm for norm in found if isinstance(norm, nn.Module)), None)
+
+
 def loss_of(model: nn.Module) -> Callable[..., Any]:
     """The function with which a model computes its loss from logits, labels and vocab_size.
 

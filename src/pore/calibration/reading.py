@@ -167,10 +167,11 @@ def attention_stages(host: Pruner) -> list[Stage]:
     stages = [s for s in host.stages() if isinstance(s, Stage) and measured_by(s) is not None]
     if not stages:
         raise CalibrationError(
-            f"With these settings {host.name} reads no attention of the model that it prunes, so "
-            "there is nothing to measure here. For SGL, calibrate the guiding model with "
-            "pore.calibrate_guide; for others, fit P to the mean of what they rank by, with "
-            "PositionBias.fit."
+            f"With these settings {host.name} reads no attention of the model that it prunes, or "
+            "not in a layer that is known before, so there is nothing to measure here. For SGL, "
+            "calibrate the guiding model with pore.calibrate_guide; for FrameFusion, FastV before "
+            "the layer that it pruned (run.report); for others, fit P to the mean of what they "
+            "rank by, with PositionBias.fit."
         )
     return stages
 

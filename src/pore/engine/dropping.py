@@ -13,6 +13,7 @@ from pore.engine.forward import Left, Visual
 from pore.engine.setup import Setup
 from pore.engine.stages import Selection, Stage, View
 from pore.errors import InputError, ModelStateError, ScoreError
+from pore.layout import Layout
 from pore.tensors.gathering import take
 from pore.tensors.padding import letterbox_padding
 from pore.tensors.precision import full_precision, scoring
@@ -31,6 +32,11 @@ def prepare(
             visual.memory[stage.prepare] = made
 
 
+def is_idle(visual: Visual, stage: Stage) -> bool:
+    """Whether a stage has nothing to do for this prompt."""
+    return stage.idle is not None and stage.idle(visual.memory.get(stage.prepare))
+
+
 def act(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) -> Tensor:
     """Let a stage drop tokens.
 
@@ -43,6 +49,16 @@ def act(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) 
 
     Returns:
         (B, k, D) the states of those that stay.
+    """
+    selection = decide(setup, left, visual, stage, hidden)
+    return choose(left, visual, stage.layer, selection, hidden)
+
+
+def decide(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) -> Selection:
+    """What a stage's rule decides, given what `act` is.
+
+    Raises:
+        ModelStateError: It decides more than the stage asked for.
     """
     with full_precision() if stage.merges else scoring():
         selection = stage.rule(view_of(setup, left, visual, stage, hidden))
@@ -57,7 +73,14 @@ def act(setup: Setup, left: Left, visual: Visual, stage: Stage, hidden: Tensor) 
             "it; make its stage with proportional=True."
         )
     visual.misplaced |= selection.features is not None and not stage.in_place
-    return choose(left, visual, stage.layer, selection, hidden)
+    return selection
+
+
+def new_states(layout: Layout, selection: Selection) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Where a selection has new states, and which."""
+    assert selection.features is not None
+    rows = layout.rows[:, None].expand_as(layout.columns)[selection.keep]
+    return (rows, layout.columns[selection.keep]), selection.features[selection.keep]
 
 
 def choose(left: Left, visual: Visual, layer: int, selection: Selection, hidden: Tensor) -> Tensor:
@@ -75,10 +98,8 @@ def choose(left: Left, visual: Visual, layer: int, selection: Selection, hidden:
     """
     layout = visual.layout
     if selection.features is not None:
-        rows = layout.rows[:, None].expand_as(layout.columns)[selection.keep]
-        columns = layout.columns[selection.keep]
-        features = selection.features[selection.keep].to(hidden.dtype)
-        hidden = hidden.index_put((rows, columns), features)
+        where, states = new_states(layout, selection)
+        hidden = hidden.index_put(where, states.to(hidden.dtype))
     if selection.sizes is not None:
         sizes, own = left.sizes, selection.sizes
         sizes = torch.ones_like(left.tokens, dtype=own.dtype) if sizes is None else sizes

@@ -21,6 +21,7 @@ from pore.engine.entered import Entered
 from pore.engine.layer_inputs import LayerInputs
 from pore.engine.prefill import Prefill
 from pore.engine.records import CacheRecord
+from pore.engine.stages import Selection
 from pore.layout import Layout
 from pore.tensors.gathering import pack, take
 from pore.tower.runs import TowerRuns
@@ -125,6 +126,7 @@ class Visual:
         beside: What the latest correction read beside it.
         earlier: By layer, the states (B, m, D) with which the tokens that are left entered it; of
             those layers that a later stage looks back at.
+        decided: By number, what stages before an MLP have decided, until tokens go behind it.
     """
 
     layout: Layout
@@ -137,6 +139,7 @@ class Visual:
     attention: Any = None
     beside: Any = None
     earlier: dict[int, Tensor] = field(default_factory=dict)
+    decided: dict[int, Selection] = field(default_factory=dict)
 
 
 class Forward:
@@ -179,6 +182,7 @@ class Forward:
         self.short: LayerInputs | None = None
         self.held: dict[int, LayerInputs | None] = {}
         self.ahead: tuple[Tensor | None, Tensor] | None = None
+        self._before = dict(record.tracks)
 
     @property
     def past(self) -> Tensor:
@@ -191,7 +195,9 @@ class Forward:
         Args:
             number: Which of the stages in the decoder it is.
         """
-        track = self.record.tracks.get(number)
+        # Stages that had nothing to do have left their layers to the one before them.
+        before = max((one for one in self._before if one <= number), default=None)
+        track = None if before is None else self._before[before]
         if track is None and self.entered.columns is not None:
             track = self.entered.before
         return track or CachedTokens.unpruned(self.entered.cached)

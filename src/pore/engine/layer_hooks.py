@@ -12,11 +12,13 @@ from torch import nn
 from pore._compat.arguments import HIDDEN
 from pore._compat.attention import layer_number
 from pore._compat.checkpointing import CHECKPOINT, before_checkpoint, checkpointed
+from pore._compat.models import before_mlp
 from pore.changes import Changes
 from pore.engine.calls import Calls, alone
-from pore.engine.layers import kwargs_for, pass_stage
+from pore.engine.layers import decide_before_mlp, kwargs_for, pass_stage
 from pore.engine.probing import look_ahead
 from pore.engine.setup import Setup
+from pore.errors import ModelStateError
 
 LayerHook = Callable[
     ["nn.Module | None", tuple[Any, ...], dict[str, Any]],
@@ -43,6 +45,9 @@ def hook_layers(changes: Changes, setup: Setup, calls: Calls) -> Callable[[], No
     hooks = {i: _layer_hook(setup, calls, i) for i in range(first, len(setup.layers))}
     for i, hook in hooks.items():
         changes.before(setup.layers[i], hook, with_kwargs=True)
+    for number, stage in enumerate(setup.inner):
+        if stage.before_mlp:
+            _hook_before_mlp(changes, setup, calls, number)
     last = [number for number, stage in enumerate(setup.inner) if stage.layer == len(setup.layers)]
     if last:
 
@@ -55,6 +60,25 @@ def hook_layers(changes: Changes, setup: Setup, calls: Calls) -> Callable[[], No
         changes.before(setup.family.norm(setup.model), before_norm)
     hooked = [(setup.layers[i], hook) for i, hook in hooks.items()]
     return partial(_act_before_checkpoints, changes, hooked, [])
+
+
+def _hook_before_mlp(changes: Changes, setup: Setup, calls: Calls, number: int) -> None:
+    """Hook what a layer calls between its attention and its MLP, for a stage that acts there."""
+    layer = setup.layers[setup.inner[number].layer - 1]
+    norm = before_mlp(layer)
+    assert norm is not None
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if layer.training and checkpointed(layer):
+            raise ModelStateError(
+                f"{setup.method.name} acts inside decoder layers, whose states gradient "
+                "checkpointing does not keep; switch it off, or use a method that acts between "
+                "layers."
+            )
+        if calls.forward.ahead is None:
+            decide_before_mlp(setup, calls.forward, number, args[0])
+
+    changes.before(norm, before)
 
 
 def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from pore._compat.arguments import SHARED_KEYS
 from pore.engine.calls import Calls
-from pore.engine.dropping import act
+from pore.engine.dropping import act, choose, decide, is_idle, new_states
 from pore.engine.forward import Forward
 from pore.engine.layer_inputs import LayerInputs
 from pore.engine.setup import Setup
@@ -29,14 +30,42 @@ def pass_stage(setup: Setup, forward: Forward, number: int, hidden: Tensor) -> T
         (B, k, D) the states of the tokens that stay.
     """
     stage, tracks = setup.inner[number], forward.record.tracks
-    if forward.visual is not None:
-        hidden = act(setup, forward.left, forward.visual, stage, hidden)
+    visual, acts = forward.visual, False
+    if visual is not None and stage.before_mlp:
+        decided = visual.decided.pop(number, None)
+        acts = decided is not None
+        if decided is not None:
+            hidden = choose(forward.left, visual, stage.layer, decided, hidden)
+    elif visual is not None and not is_idle(visual, stage):
+        acts = True
+        hidden = act(setup, forward.left, visual, stage, hidden)
     index = forward.left.index
-    if number not in tracks and index is None:
+    if number not in tracks and (index is None or not acts):
         return hidden
     tracks[number] = track = forward.extended(forward.cached(number))
     forward.short = LayerInputs(setup, forward.entered, index, track, setup.renumbers(stage))
     return hidden
+
+
+def decide_before_mlp(setup: Setup, forward: Forward, number: int, hidden: Tensor) -> None:
+    """Let a stage decide between attention and MLP of the layer before its own.
+
+    New states are written to `hidden` in place, because the layer itself goes on with this tensor.
+
+    Args:
+        setup: The method in the model.
+        forward: What is known about the call.
+        number: Which of `setup.inner` the stage is.
+        hidden: (B, m, D) the states to which the layer has added its attention.
+    """
+    stage, visual = setup.inner[number], forward.visual
+    if visual is None or is_idle(visual, stage):
+        return
+    decided = decide(setup, forward.left, visual, stage, hidden)
+    if decided.features is not None:
+        where, states = new_states(visual.layout, decided)
+        hidden.index_put_(where, states.to(hidden.dtype))
+    visual.decided[number] = replace(decided, features=None)
 
 
 def kwargs_for(

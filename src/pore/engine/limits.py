@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from pore._compat.attention import ADDING, attention_name
+from pore._compat.models import before_mlp
 from pore.engine.stages import Limit, Method, Stage
 from pore.errors import BudgetError, InputError, ModelStateError, UnsupportedModelError
 from pore.families.base import Family
@@ -220,6 +221,25 @@ def check_proportional(method: Method, stages: Sequence[Stage], config: Any) -> 
             f"logits, and {attention_name(config)!r} takes no mask that does so; load the model "
             "with attn_implementation='sdpa', or set proportional=False."
         )
+
+
+def check_before_mlp(method: Method, stages: Sequence[Stage], layers: Sequence[nn.Module]) -> None:
+    """Refuse stages between attention and MLP of layers that do not have one after the other.
+
+    Args:
+        method: The method.
+        stages: Its stages in the decoder.
+        layers: The decoder's layers.
+
+    Raises:
+        UnsupportedModelError: A layer computes both from the same states.
+    """
+    for stage in stages:
+        if stage.before_mlp and before_mlp(layers[stage.layer - 1]) is None:
+            raise UnsupportedModelError(
+                f"{method.name} acts between attention and MLP of decoder layer {stage.layer - 1}, "
+                "which in this model run side by side; use a method that acts between the layers."
+            )
 
 
 def check_layer(layer: int, family: Family, model: nn.Module, first: int = 1) -> None:

@@ -16,6 +16,7 @@ from pore.changes import Changes
 from pore.engine.cache import keys_before
 from pore.engine.calls import Calls
 from pore.engine.corrections import AttentionCorrection, seen_through
+from pore.engine.dropping import is_idle
 from pore.engine.forward import Forward
 from pore.engine.layer_inputs import LayerInputs
 from pore.engine.layers import kwargs_for
@@ -56,7 +57,7 @@ def tap_readers(changes: Changes, setup: Setup, calls: Calls) -> None:
 def _wanted(calls: Calls, stage: Stage) -> bool:
     """Whether a stage's reader is to read: there are images, and the layer runs as it wants."""
     forward = None if calls.inside is None else calls.inside.forward
-    if forward is None or forward.visual is None:
+    if forward is None or forward.visual is None or is_idle(forward.visual, stage):
         return False
     return (forward.ahead is not None) == stage.ahead
 

@@ -80,6 +80,10 @@ class Pruner(ABC):
     def stages(self) -> Sequence[Stage | TowerStage]:
         """Where the method acts, in the order of the data's way: tower first, then by layer."""
 
+    def stages_in(self, depth: int) -> Sequence[Stage | TowerStage]:
+        """Where it acts in a decoder of `depth` layers; methods that act in all of them ask."""
+        return self.stages()
+
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image that enter every decoder layer.
 

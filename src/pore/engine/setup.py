@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pore.engine.limits import (
+    check_before_mlp,
     check_limits,
     check_proportional,
     check_recurrent,
@@ -85,7 +86,7 @@ class Setup:
             check(model)
         layers = family.layers(model)
         config: Any = family.decoder(model).config
-        every = method.stages()
+        every = method.stages_in(len(layers))
         stages = [stage for stage in every if isinstance(stage, Stage)]
         entry = tuple(stage for stage in stages if stage.layer == 0)
         inner = tuple(stage for stage in stages if stage.layer > 0)
@@ -99,6 +100,7 @@ class Setup:
         check_recurrent(method, [*reading, *inner], attending)
         check_sharing(method, inner, sources)
         check_proportional(method, stages, config)
+        check_before_mlp(method, inner, layers)
         return cls(
             method=method,
             model=model,

@@ -197,6 +197,10 @@ class Stage:
         correction: What corrects the attention that ranks: `view.corrected` applies it.
         bias_at: Where the correction counts positions: "original", or "dense" in the new numbering.
         earlier: A decoder layer before `layer`: the rule finds what entered it as `view.earlier`.
+        before_mlp: Let the rule see the states between attention and MLP of the layer before, and
+            write new ones there: that MLP computes from them. Tokens are dropped behind it.
+        idle: Called with the memory of the prompt: whether the stage has nothing to do for it, and
+            is passed over. None: never.
     """
 
     layer: int
@@ -215,6 +219,8 @@ class Stage:
     correction: Correction | None = None
     bias_at: Positions = "original"
     earlier: int | None = None
+    before_mlp: bool = False
+    idle: Callable[[Any], bool] | None = None
 
     @property
     def dense(self) -> bool:
@@ -239,8 +245,8 @@ class Method(Protocol):
     def name(self) -> str:
         """Its name, for messages and the report."""
 
-    def stages(self) -> Sequence[Stage | TowerStage]:
-        """Where it acts, first the vision tower, then by layer."""
+    def stages_in(self, depth: int) -> Sequence[Stage | TowerStage]:
+        """Where it acts in so many decoder layers, first the vision tower, then by layer."""
 
     def limits(self, family: Family) -> list[Limit]:
         """What a family does not take of it."""

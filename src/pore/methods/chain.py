@@ -62,6 +62,10 @@ class Chain(Pruner):
         """The stages of all methods."""
         return [stage for method in self.methods for stage in method.stages()]
 
+    def stages_in(self, depth: int) -> Sequence[Stage | TowerStage]:
+        """The stages of all methods in a decoder of `depth` layers."""
+        return [stage for method in self.methods for stage in method.stages_in(depth)]
+
     def limits(self, family: Family) -> list[Limit]:
         """The limits of all methods."""
         return [limit for method in self.methods for limit in method.limits(family)]

@@ -107,6 +107,7 @@ class PACT(Pruner):
                 ahead=True,
                 merges=True,
                 proportional=self.proportional,
+                in_place=True,
             )
         ]
 
