@@ -158,7 +158,7 @@ class Stepwise(pore.Pruner):
 HOSTS = [
     name
     for name, kind in sorted(pore.methods().items())
-    if kind.reweightable and kind.__module__.startswith("pore.")
+    if kind.reweightable and kind.__module__.startswith("pore.") and not kind.videos_only
     # What SGL divides comes from `pore.guide`; without P there is no D2Pruner, and no attention of
     # it that FastV would not read. The others are for videos alone.
     if name not in ("SGL", "D2Pruner") and not kind.videos_only
