@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from helpers.serving import data_url, encoded, picture
-from pore.serving.pictures import ANY_HOST, Sources
+from pore.serving.pictures import ANY_HOST, Sources, opened
 from pore.serving.requests import Limits, RequestError
 
 IMAGE = picture(9, 5)
@@ -22,22 +21,27 @@ LIMITS = Limits(body_bytes=10_000, pixels=1000)
 
 def refused(sources: Sources, url: str, reason: str) -> RequestError:
     with pytest.raises(RequestError, match=reason) as found:
-        sources.open(url, LIMITS)
+        opened([sources.read(url, LIMITS)], LIMITS)
     return found.value
 
 
-def same(image: PIL.Image.Image) -> bool:
+def same(sources: Sources, url: str) -> bool:
+    (image,) = opened([sources.read(url, LIMITS)], LIMITS)
     return bool((np.asarray(image) == np.asarray(IMAGE)).all())
 
 
 def test_data_urls() -> None:
     nothing_else = Sources()
-    assert same(nothing_else.open(data_url(IMAGE), LIMITS))
+    assert same(nothing_else, data_url(IMAGE))
     refused(nothing_else, "data:image/png;base64,AAAA", "cannot be read: it is damaged")
     refused(nothing_else, "data:image/png;base64,?", "no base64")
     refused(nothing_else, "data:image/png,AAAA", "has the form data:image")
     refused(nothing_else, data_url(IMAGE)[:-40] + "====", "base64|cannot be read")
     refused(nothing_else, data_url(picture(100, 11)), "100 × 11 pixels, more than 1000")
+    many = [encoded(picture(20, 20))] * 3
+    assert len(opened(many[:2], LIMITS)) == 2
+    with pytest.raises(RequestError, match="more than 1000 pixels in all"):
+        opened(many, LIMITS)
     for url in ("http://localhost/a.png", "file:///etc/passwd", "/etc/passwd", "ftp://a/b", ""):
         refused(nothing_else, url, "not from")
 
@@ -50,7 +54,7 @@ def test_files_of_one_folder(tmp_path: Path) -> None:
     (inside / "link.png").symlink_to(outside)
     (inside / "large.png").write_bytes(bytes(10_001))
     sources = Sources(folder=inside)
-    assert same(sources.open(f"file://{inside}/a%20b.png", LIMITS))
+    assert same(sources, f"file://{inside}/a%20b.png")
     for name in ("../outside.png", "%2e%2e/outside.png", "link.png"):
         refused(sources, f"file://{inside}/{name}", "from the allowed folder alone")
     refused(sources, f"file://other{inside}/a%20b.png", "from the allowed folder alone")
@@ -88,7 +92,7 @@ def host() -> Iterator[str]:
 def test_allowed_hosts(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # would not answer
     for sources in (Sources((host,)), Sources((ANY_HOST,))):
-        assert same(sources.open(f"http://{host}/image", LIMITS))
+        assert same(sources, f"http://{host}/image")
         refused(sources, f"http://{host}/moved", "cannot be fetched: HTTP Error 302")
         refused(sources, f"http://{host}/none", "404")
         assert refused(sources, f"http://{host}/large", "more than 10000 bytes").status == 413

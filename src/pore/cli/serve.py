@@ -83,7 +83,9 @@ class Options(Loading):
         int, typer.Option(min=1, help="Longest answer, also of requests that ask for no length.")
     ] = 1024
     max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = 16
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image.")] = 64_000_000
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Pixels of the images of a request, in all.")
+    ] = 64_000_000
     max_mib: Annotated[
         int, typer.Option(min=1, help="MiB of a request, and of an image that is fetched.")
     ] = 32

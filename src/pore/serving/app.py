@@ -9,6 +9,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -16,7 +17,7 @@ from starlette.routing import Route
 
 from pore._compat.serving import ChatAnswers
 from pore.serving.counted import UNAVAILABLE, CountedApp, answered, begun, body, unless_gone
-from pore.serving.pictures import Sources
+from pore.serving.pictures import Sources, opened
 from pore.serving.requests import ChatRequest
 from pore.serving.served import Generation, Served
 
@@ -52,16 +53,10 @@ class App(CountedApp):
 
     async def _answer(self, request: Request) -> Response:
         served = self.served
-        data = await body(request, served.limits.body_bytes)
-        asked = ChatRequest.read(data, served.name, served.limits)
-        images = await asyncio.gather(
-            *(asyncio.to_thread(self._sources.open, url, served.limits) for url in asked.images)
-        )
-        loop = asyncio.get_running_loop()
-        generation = await loop.run_in_executor(self._preparing, served.prepare, asked, images)
+        generation = await self._prepared(request)
         begun(request, generation)
         given = (f"chatcmpl-{uuid.uuid4().hex}", generation, served.processor, served.name)
-        if asked.stream:
+        if generation.asked.stream:
             response = self._answers.stream(*given, generation.inputs)
             # What goes wrong in the prefill still gets a status of its own.
             await unless_gone(request, asyncio.wrap_future(generation.began))
@@ -74,6 +69,20 @@ class App(CountedApp):
             response.headers["x-pore-visual-tokens-seen"] = str(generation.effort.seen)
             response.headers["x-pore-visual-tokens-kept"] = str(generation.effort.left)
         return response
+
+    async def _prepared(self, request: Request) -> Generation:
+        """What is to be generated; what was sent for it is kept no longer."""
+        served, limits = self.served, self.served.limits
+        data = await body(request, limits.body_bytes)
+        asked = ChatRequest.read(data, served.name, limits)
+        files = await asyncio.gather(
+            *(asyncio.to_thread(self._sources.read, url, limits) for url in asked.images)
+        )
+
+        def prepare() -> Generation:  # one at a time, as pictures may be large
+            return served.prepare(replace(asked, images=()), opened(files, limits))
+
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
 
     # -- what operators ask -----------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import binascii
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,30 +46,20 @@ class Sources:
     hosts: tuple[str, ...] = ()
     folder: Path | None = None
 
-    def open(self, url: str, limits: Limits) -> PIL.Image.Image:
-        """The picture that a URL means, as a viewer shows it.
+    def read(self, url: str, limits: Limits) -> bytes:
+        """The file of the picture that a URL means.
 
         Args:
             url: A data URL in base64, or an http, https or file URL where these are allowed.
             limits: How large it may be.
 
         Returns:
-            The picture, see `open_image`.
+            Its bytes.
 
         Raises:
-            RequestError: It is not allowed, not there, too large, or no picture.
+            RequestError: It is not allowed, not there, or too large.
         """
-        data = self._read(url, limits.body_bytes)
-        try:
-            return open_image(data, most=limits.pixels)
-        except InputError as error:
-            raise RequestError(f"An image cannot be read: {error}") from error
-        except Exception as error:  # decoders of damaged files raise all kinds of errors
-            raise RequestError(
-                f"An image cannot be read: {type(error).__name__}: {error}"
-            ) from error
-
-    def _read(self, url: str, most: int) -> bytes:
+        most = limits.body_bytes
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
             return _data(url)
@@ -120,6 +111,36 @@ class Sources:
                 raise
             # Without what the system says about it, which tells of other files.
             raise RequestError(f"There is no readable picture at {url[:80]!r}.") from error
+
+
+def opened(files: Sequence[bytes], limits: Limits) -> list[PIL.Image.Image]:
+    """The pictures of a request, as a viewer shows them.
+
+    Args:
+        files: Their files.
+        limits: How large they may be.
+
+    Returns:
+        The pictures, see `open_image`.
+
+    Raises:
+        RequestError: One is too large or no picture, or all are too large together.
+    """
+    found: list[PIL.Image.Image] = []
+    for data in files:
+        try:
+            found.append(open_image(data, most=limits.pixels))
+        except InputError as error:
+            raise RequestError(f"An image cannot be read: {error}") from error
+        except Exception as error:  # decoders of damaged files raise all kinds of errors
+            raise RequestError(
+                f"An image cannot be read: {type(error).__name__}: {error}"
+            ) from error
+        if sum(image.width * image.height for image in found) > limits.pixels:
+            raise RequestError(
+                f"The images have more than {limits.pixels} pixels in all; make them smaller."
+            )
+    return found
 
 
 def _data(url: str) -> bytes:

@@ -59,7 +59,7 @@ class Limits:
     Attributes:
         body_bytes: Bytes of a request, and of a picture that is fetched for one.
         images: Pictures of a request.
-        pixels: Pixels of a picture.
+        pixels: Pixels of the pictures of a request, in all.
         new_tokens: Tokens of an answer, which is also what a request gets that names no number.
         waiting: Requests at a time, those that wait for others included.
     """

@@ -20,7 +20,7 @@ from pore.engine.pruner import Pruner
 from pore.engine.run import Run
 from pore.errors import BudgetError, PoreError
 from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
-from pore.evaluation.guided import with_guide
+from pore.evaluation.guided import guiding_of, with_guide
 from pore.serving.metrics import Metrics
 from pore.serving.requests import ChatRequest, Limits, RequestError
 
@@ -127,7 +127,9 @@ class Served:
                 f"The prompt has {length} tokens and asks for up to {asked.new_tokens} more; the "
                 f"model takes {longest} in all. Shorten it, or give a smaller max_tokens."
             )
-        return Generation(self, asked, prompt, inputs, pruner, config)
+        # A picture may be large, and is needed again only by another model that guides.
+        prompts = [] if guiding_of(pruner) is None else [prompt]
+        return Generation(self, asked, prompts, inputs, pruner, config)
 
     def try_out(self) -> None:
         """Answer a question about a blank picture, so that what cannot work is known at once.
@@ -154,6 +156,7 @@ class Generation:
     and left around this request's `generate` alone.
 
     Attributes:
+        asked: The request.
         inputs: What `generate` gets.
         generation_config: How it decodes.
         began: Done once the prompt is prefilled, or will not be.
@@ -166,14 +169,14 @@ class Generation:
         self,
         served: Served,
         asked: ChatRequest,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         inputs: Any,
         pruner: Pruner | None,
         config: Any,
     ) -> None:
         self._served = served
-        self._asked = asked
-        self._prompt = prompt
+        self.asked = asked
+        self._prompts = prompts
         self._encoded = inputs
         self._pruner = pruner
         self._run: Run | None = None
@@ -214,9 +217,9 @@ class Generation:
         self._since = time.monotonic()
         try:
             self._check()
-            with torch.inference_mode(), _seeded(self._asked.seed, model.device):
-                longest = self._asked.new_tokens
-                pruner = with_guide(self._pruner, [self._prompt], self._encoded, longest)
+            with torch.inference_mode(), _seeded(self.asked.seed, model.device):
+                longest = self.asked.new_tokens
+                pruner = with_guide(self._pruner, self._prompts, self._encoded, longest)
                 with nullcontext() if pruner is None else pruner(model) as self._run:
                     return model.generate(**given)
         except BaseException as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pore.data.prompts import Prompt, adds_start, render_messages
 from pore.errors import InputError
-from pore.serving.pictures import Sources
+from pore.serving.pictures import Sources, opened
 from pore.serving.reencoding import Choice, Ranker
 from pore.serving.requests import Limits, conversation
 from pore.serving.vllm.requests import engine_prompt, image_part
@@ -87,7 +87,8 @@ class VLLMClient:
         """The conversation in the chat template, and what is kept of its images."""
         asked, urls = conversation(list(messages))
         text = render_messages(self.ranker.processor, asked)
-        images = [self._sources.open(url, Limits()) for url in urls]
+        limits = Limits()
+        images = opened([self._sources.read(url, limits) for url in urls], limits)
         with self._lock:
             (choice,) = self.ranker.choose([Prompt("the request", text, images)])
         if len(choice.images) != len(images):
