@@ -23,6 +23,7 @@ from pore.evaluation.guided import Guiding
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import SurveySettings
+from pore.evaluation.store import Store
 from pore.evaluation.sweep_files import to_csv, to_html, to_latex
 from pore.evaluation.sweeping import OwnBenchmark, sweep
 from pore.evaluation.wanted import Corrections, Setting, Wanted, planned, read_wanted, texts
@@ -54,7 +55,11 @@ class Fake:
     fails: tuple[int, ...] = ()
     asked: list[Any] = field(default_factory=list)
 
-    def ask(self, pruner: Any, advance: Any) -> Cell:
+    @property
+    def store(self) -> Store:
+        return Store(Path("nowhere"), {})
+
+    def ask(self, pruner: Any, advance: Any, named: Any) -> Cell:
         keep = getattr(pruner, "keep", None)
         self.asked.append(keep)
         if keep in self.fails:
@@ -203,8 +208,8 @@ def test_the_table_as_files(tmp_path: Path) -> None:
     assert "pore evaluate --methods a &amp; b" in page
     assert "All cells are done." in page
     assert "<b>40.0</b>" in page
-    missing = Sweep(("a",), (row(("FastV", None, 4), {}, {}, ["a"]),), ())
-    assert "0 of 1 cells are done" in to_html(missing)
+    missing = Sweep(("a",), (row(("FastV", None, 4), {}, {}, ["a"]),), (), waiting=1)
+    assert "Not done, of what the command asks for: 1" in to_html(missing)
     assert "FastV & - & ? & - & - " in to_latex(missing)
 
 
@@ -244,6 +249,33 @@ def test_interrupted_and_resumed_to_the_same_table(
     records = read_results(tmp_path / "cut" / "samples" / "results.json").records
     assert [record["keep"] for record in records] == [1.0, 8, 4, 4]
     assert records[2]["accuracy_by_downsample"] or not records[2]["accuracy"]
+
+
+def test_a_narrower_sweep_keeps_what_the_folder_holds(
+    model: Any, processor: Any, samples: list[Sample], tmp_path: Path
+) -> None:
+    def run(
+        name: str, plan: list[Setting], asked: list[Sample] = samples, longest: int = 2
+    ) -> Sweep:
+        settings = replace(SETTINGS, max_new_tokens=longest)
+        questions = OwnQuestions(model, processor, asked, tmp_path, settings)
+        return sweep([OwnBenchmark(questions, name)], plan, tmp_path, circumstances=MADE)
+
+    whole = run("a", PLAN)
+    written = (tmp_path / "sweep.csv").read_text()
+    records = read_results(tmp_path / "a" / "results.json").records
+    narrow = run("a", PLAN[:2])
+    assert [one.record() for one in narrow.rows] == [one.record() for one in whole.rows]
+    assert (tmp_path / "sweep.csv").read_text() == written
+    assert read_results(tmp_path / "a" / "results.json").records == records
+    both = run("b", PLAN[:2], samples[:5])
+    assert both.benchmarks == ("b", "a")
+    assert [sorted(one.cells) for one in both.rows] == [["a", "b"], ["a", "b"], ["a"]]
+    assert [one.tokens is None for one in both.rows] == [False, False, True]  # not all cells
+    assert both.done
+    other = run("a", PLAN[:1], longest=1)  # which asks anew: nothing of before is comparable
+    assert [one.method for one in other.rows] == ["unpruned"]
+    assert other.benchmarks == ("a",)
 
 
 @pytest.mark.parametrize("size", [2, 3])

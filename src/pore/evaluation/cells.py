@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pore.engine.pruner import Pruner
 from pore.evaluation.outcome import Outcome
 from pore.evaluation.results import LeftOut
+from pore.evaluation.store import Store
 from pore.evaluation.units import Units, relative_interval
 from pore.evaluation.work import Progress
 
@@ -17,6 +18,10 @@ _ASK_FOR = {
     "OCR": ("textvqa", "ocr", "docvqa", "infovqa", "infographic", "chartqa", "stvqa"),
     "grounding": ("refcoco",),
 }
+
+
+Named = tuple[str, str | None, int | float | str | None]
+"""A setting in a table: its method, its correction and its budget."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,25 @@ class Cell:
     scored: bool = True
     units: Units | None = None
 
+    @classmethod
+    def of(cls, outcome: Outcome, measured: Mapping[str, Any] | None = None) -> Cell:
+        """The cell of answers that are kept.
+
+        Args:
+            outcome: The answers.
+            measured: What a benchmark of lmms-eval measured, as its store keeps it; None for one's
+                own questions.
+        """
+        if measured is None:
+            low, high = outcome.ci
+            return cls(outcome, "accuracy", 100 * outcome.accuracy, (100 * low, 100 * high))
+        units, scale = Units.read(measured.get("units")), measured["scale"]
+        ends = outcome.ci if measured["mean"] else None if units is None else units.interval()
+        ci = None if ends is None else (scale * ends[0], scale * ends[1])
+        return cls(
+            outcome, measured["metric"], scale * measured["value"], ci, measured["scored"], units
+        )
+
 
 class Benchmark(Protocol):
     """Questions that a sweep asks: one's own, or a benchmark of lmms-eval."""
@@ -47,12 +71,17 @@ class Benchmark(Protocol):
     def name(self) -> str:
         """Its name."""
 
-    def ask(self, pruner: Pruner | None, advance: Progress) -> Cell:
+    @property
+    def store(self) -> Store:
+        """Where its cells are kept."""
+
+    def ask(self, pruner: Pruner | None, advance: Progress, named: Named) -> Cell:
         """The cell of a setting: kept from before, or else the model is asked.
 
         Args:
             pruner: The method, or None for the unpruned model.
             advance: Called with the number of further questions that are done.
+            named: The setting's method, correction and budget, which are kept with the answers.
         """
 
     def release(self) -> None:
@@ -124,21 +153,23 @@ class Sweep:
         rows: A row for every setting, the unpruned model first.
         left_out: Settings that could not be made or failed, and why.
         circumstances: As from `circumstances.circumstances`.
+        waiting: Cells that were asked for and are not done.
     """
 
     benchmarks: tuple[str, ...]
     rows: tuple[Row, ...]
     left_out: tuple[LeftOut, ...]
     circumstances: Mapping[str, Any] = field(default_factory=dict)
+    waiting: int = 0
 
     @property
     def done(self) -> bool:
-        """Whether no cell is missing, apart from those that failed."""
-        return all(row.relative is not None for row in self.rows)
+        """Whether all cells that were asked for are done."""
+        return self.waiting == 0
 
 
 def row(
-    named: tuple[str, str | None, int | float | str | None],
+    named: Named,
     cells: Mapping[str, Cell],
     unpruned: Mapping[str, Cell],
     benchmarks: Sequence[str],

@@ -55,7 +55,13 @@ class OwnQuestions:
         self.batches.sift()
         self.store = Store(self._folder, kept_under(model, processor, self.batches, settings))
 
-    def ask(self, pruner: Pruner | None, advance: Progress, part: range | None = None) -> Outcome:
+    def ask(
+        self,
+        pruner: Pruner | None,
+        advance: Progress,
+        part: range | None = None,
+        **more: Any,
+    ) -> Outcome:
         """The answers under a setting: those that are kept, or else the model is asked.
 
         Args:
@@ -63,6 +69,7 @@ class OwnQuestions:
             advance: Called with the number of further samples that are done.
             part: The numbers of the batches to ask, if not all; their answers are kept by
                 themselves.
+            **more: What is kept with the answers, by name.
 
         Returns:
             The answers.
@@ -77,7 +84,7 @@ class OwnQuestions:
         answers = alone(lambda: store.load(pruner, good))
         if answers is None:
             answers = self._asked(pruner, advance, part)
-            alone(lambda: store.save(pruner, answers))
+            alone(lambda: store.save(pruner, answers, **more))
         else:
             advance(len(planned))
         skipped = tuple(batches.skipped[number] for number in planned if number in batches.skipped)

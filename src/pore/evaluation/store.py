@@ -37,6 +37,15 @@ class Store:
         self._folder = folder
         self.conditions = dict(conditions)
 
+    @property
+    def files(self) -> list[Path]:
+        """All files of the folder, the newest last."""
+        return sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+
+    def place(self, pruner: Pruner | None) -> Path:
+        """The file of a setting."""
+        return self._place(pruner)[0]
+
     def _place(self, pruner: Pruner | None) -> tuple[Path, dict[str, Any]]:
         setting = self.conditions | {"method": described(pruner)}
         name = slug(Outcome(pruner, ()).label)
@@ -48,10 +57,8 @@ class Store:
         document = read_kept(path)
         if document.get("setting") != setting:
             return None
-        try:
-            return tuple(_answer(entry) for entry in document["answers"]), document
-        except (KeyError, TypeError):
-            return None
+        answers = answers_in(document)
+        return None if answers is None else (answers, document)
 
     def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
         """The answers to these samples; None if there is no file, or it is damaged."""
@@ -100,6 +107,14 @@ def _plain(answer: Answer) -> dict[str, Any]:
     """An answer as files have it: an overlap and a score only where there is one."""
     absent = [name for name in ("iou", "score") if getattr(answer, name) is None]
     return {name: value for name, value in asdict(answer).items() if name not in absent}
+
+
+def answers_in(document: Mapping[str, Any]) -> tuple[Answer, ...] | None:
+    """The answers in a file of a store; None if it is damaged."""
+    try:
+        return tuple(_answer(entry) for entry in document["answers"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _answer(entry: Mapping[str, Any]) -> Answer:

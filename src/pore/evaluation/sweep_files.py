@@ -156,7 +156,6 @@ def to_html(sweep: Sweep) -> Html:
         "seed": str(made.get("seed")),
         "date": str(made.get("date")),
     }
-    asked = sum(len(one.cells) for one in sweep.rows)
     return filled(
         "sweep.html",
         "Visual token pruning on benchmarks",
@@ -164,8 +163,7 @@ def to_html(sweep: Sweep) -> Html:
         setup=setup,
         state="All cells are done."
         if sweep.done
-        else f"{asked} of {len(sweep.rows) * len(sweep.benchmarks)} cells are done; the same "
-        "command asks the others.",
+        else f"Not done, of what the command asks for: {sweep.waiting}; the same command goes on.",
         table=_table(sweep),
         left_out=html("<ul>{}</ul>", items(f"{one.method}: {one.reason}" for one in sweep.left_out))
         if sweep.left_out

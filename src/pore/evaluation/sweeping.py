@@ -16,11 +16,13 @@ from typing import Any
 from pore._processes import Processes
 from pore.engine.pruner import Pruner
 from pore.errors import PoreError
-from pore.evaluation.cells import Benchmark, Cell, Row, Sweep, row
+from pore.evaluation.before import kept_before, with_former
+from pore.evaluation.cells import Benchmark, Cell, Named, Row, Sweep, row
 from pore.evaluation.files import Results, write_results
 from pore.evaluation.outcome import common, questions_of, records_of
 from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import LeftOut
+from pore.evaluation.store import Store
 from pore.evaluation.sweep_files import write_sweep
 from pore.evaluation.wanted import Setting
 from pore.evaluation.work import Progress, Told, Work
@@ -48,12 +50,17 @@ class OwnBenchmark:
         """Its name."""
         return self._name
 
-    def ask(self, pruner: Pruner | None, advance: Progress) -> Cell:
+    @property
+    def store(self) -> Store:
+        """Where its cells are kept."""
+        return self._questions.store
+
+    def ask(self, pruner: Pruner | None, advance: Progress, named: Named) -> Cell:
         """The cell of a setting, as in `cells.Benchmark`."""
-        outcome = self._questions.ask(pruner, lambda _: None)
+        cell = [self._name, *named]
+        outcome = self._questions.ask(pruner, lambda _: None, cell=cell)
         advance(1)
-        low, high = outcome.ci
-        return Cell(outcome, "accuracy", 100 * outcome.accuracy, (100 * low, 100 * high))
+        return Cell.of(outcome)
 
     def release(self) -> None:
         """Let go of the inputs that are held."""
@@ -82,32 +89,40 @@ def sweep(
         processes: Those that share every cell; the first of them writes.
 
     Returns:
-        The sweep.
+        The sweep, with comparable cells that the folder holds from earlier ones.
 
     Raises:
         PoreError: The unpruned model cannot be asked.
         OSError: A file cannot be written.
         KeyboardInterrupt: Passed on, with a message that says how to resume.
     """
-    names = tuple(benchmark.name for benchmark in benchmarks)
+    before = kept_before(benchmarks, settings) if processes.first else {}
+    own = [benchmark.name for benchmark in benchmarks]
+    names = tuple(dict.fromkeys([*own, *(name for found in before.values() for name in found)]))
     work = Work(len(benchmarks) * len(settings), progress)
     failed = list(left_out)
     cells: list[dict[str, Cell]] = [{} for _ in settings]
-    sums: dict[int, Row] = {}
+    sums: dict[Named, Row] = {}
     try:
         for benchmark in benchmarks:
             for number, setting in enumerate(settings):
                 work.start(f"{benchmark.name}: {_words(setting)}")
                 try:
-                    cells[number][benchmark.name] = benchmark.ask(setting.pruner, work.done(1))
+                    cells[number][benchmark.name] = benchmark.ask(
+                        setting.pruner, work.done(1), setting.named
+                    )
                 except PoreError as error:
                     if setting.pruner is None:
                         raise
                     failed.append(_failed(setting, benchmark.name, error))
                     work.done(1)(1)
-                found = Sweep(
-                    names, _rows(settings, cells, names, sums), tuple(failed), circumstances
-                )
+                so_far = before | {
+                    one.named: before.get(one.named, {}) | mine
+                    for one, mine in zip(settings, cells, strict=True)
+                }
+                waiting = len(benchmarks) * len(settings) - sum(map(len, cells))
+                rows = _rows([one.named for one in settings], so_far, names, sums)
+                found = Sweep(names, rows, tuple(failed), circumstances, waiting)
                 processes.alone(partial(write_sweep, found, out))
             benchmark.release()
             processes.alone(
@@ -124,21 +139,21 @@ def sweep(
 
 
 def _rows(
-    settings: Sequence[Setting],
-    cells: Sequence[Mapping[str, Cell]],
+    asked: Sequence[Named],
+    cells: Mapping[Named, Mapping[str, Cell]],
     names: Sequence[str],
-    sums: dict[int, Row],
+    sums: dict[Named, Row],
 ) -> tuple[Row, ...]:
-    """A row for every setting; those that are complete are summed up once."""
+    """A row for every setting, those asked first; those that are complete are summed up once."""
     rows = []
-    for number, setting in enumerate(settings):
-        if number not in sums:
-            made = row(setting.named, dict(cells[number]), cells[0], names)
+    for named in dict.fromkeys([*asked, *cells]):
+        if named not in sums:
+            made = row(named, cells[named], cells[asked[0]], names)
             if made.relative is None:
                 rows.append(made)
                 continue
-            sums[number] = made
-        rows.append(sums[number])
+            sums[named] = made
+        rows.append(sums[named])
     return tuple(rows)
 
 
@@ -160,7 +175,7 @@ def _write_questions(
         for outcome, (setting, _) in zip(outcomes, done, strict=True)
     ]
     results = Results(circumstances, questions_of(budgeted), records_of(budgeted))
-    write_results(out / name, results)
+    write_results(out / name, with_former(results, out / name))
 
 
 def _words(setting: Setting) -> str:

@@ -160,7 +160,7 @@ def test_every_score_has_an_interval(
     lm = PoreHF(model=loaded, processor=processor, batch_size=4)
     name = f"made_{task}"
     benchmark = HarnessBenchmark(name, Tasks([name], folder), lm, tmp_path, limit=None, seed=0)
-    cell = benchmark.ask(None, lambda _: None)
+    cell = benchmark.ask(None, lambda _: None, ("unpruned", None, None))
     worth = WORTH[task].get(cell.metric)
     if worth is not None:
         assert cell.value == pytest.approx(worth * known[name].scale)
@@ -193,7 +193,7 @@ def test_a_scorer_that_adds_up_is_not_taken_at_its_word(
     lm = PoreHF(model=loaded, processor=processor, batch_size=4)
     benchmark = HarnessBenchmark(name, Tasks([name], tmp_path), lm, tmp_path, limit=None, seed=0)
     for pruner in (None, pore.FastV(keep=143)):
-        cell = benchmark.ask(pruner, lambda _: None)
+        cell = benchmark.ask(pruner, lambda _: None, ("x", None, None))
         assert cell.value == 75.0
         assert cell.ci is not None
 

@@ -15,7 +15,7 @@ from pore import __version__
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import conditions
-from pore.evaluation.cells import Cell
+from pore.evaluation.cells import Cell, Named
 from pore.evaluation.harness import TASKS
 from pore.evaluation.harness.benchmarks import BENCHMARKS, OTHERS, not_scored_here
 from pore.evaluation.harness.evaluator import TaskManager, load_yaml_config, simple_evaluate
@@ -24,7 +24,6 @@ from pore.evaluation.harness.scored import units_of
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.running import asked_model
 from pore.evaluation.store import Store
-from pore.evaluation.units import Units
 from pore.evaluation.work import Progress
 
 # What published tables show of a task; of other tasks the first metric counts.
@@ -98,7 +97,7 @@ class HarnessBenchmark:
         self._name, self._tasks, self._lm = name, tasks, lm
         self._limit, self._seed = limit, seed
         asker = lm.asker
-        self._store = Store(
+        self.store = Store(
             out / "answers",
             {
                 "pore": __version__,
@@ -120,22 +119,16 @@ class HarnessBenchmark:
         """The task's name."""
         return self._name
 
-    def ask(self, pruner: Pruner | None, advance: Progress) -> Cell:
+    def ask(self, pruner: Pruner | None, advance: Progress, named: Named) -> Cell:
         """The cell of a setting, as in `cells.Benchmark`."""
         alone = self._lm.processes.alone
         kept = alone(lambda: self._kept(pruner))
         if kept is None:
             found = self._evaluate(pruner)
-            kept = alone(lambda: self._keep(pruner, found))
+            kept = alone(lambda: self._keep(pruner, found, named))
         answers, measured = kept
         advance(1)
-        outcome = Outcome(pruner, answers, asked=self._whose)
-        metric, value, scored = measured["metric"], measured["value"], measured["scored"]
-        scale = measured["scale"]
-        units = Units.read(measured.get("units"))
-        ends = outcome.ci if measured["mean"] else None if units is None else units.interval()
-        ci = None if ends is None else (scale * ends[0], scale * ends[1])
-        return Cell(outcome, metric, scale * value, ci, scored, units)
+        return Cell.of(Outcome(pruner, answers, asked=self._whose), measured)
 
     def release(self) -> None:
         """Let go of the image features that are held for it."""
@@ -143,7 +136,7 @@ class HarnessBenchmark:
 
     def _kept(self, pruner: Pruner | None) -> tuple[tuple[Answer, ...], dict[str, Any]] | None:
         """The answers that are kept, and what was measured."""
-        found = self._store.read(pruner)
+        found = self.store.read(pruner)
         return None if found is None else (found[0], found[1]["measured"])
 
     def _evaluate(self, pruner: Pruner | None) -> Mapping[str, Any]:
@@ -163,7 +156,7 @@ class HarnessBenchmark:
         )
 
     def _keep(
-        self, pruner: Pruner | None, found: Mapping[str, Any]
+        self, pruner: Pruner | None, found: Mapping[str, Any], named: Named
     ) -> tuple[tuple[Answer, ...], dict[str, Any]]:
         """Keep the answers, and what was measured."""
         known, config = _KNOWN.get(self._name), found["configs"][self._name]
@@ -193,7 +186,7 @@ class HarnessBenchmark:
             "mean": mean,
             "units": None if units is None else units.record(),
         }
-        self._store.save(pruner, answers, measured=measured)
+        self.store.save(pruner, answers, measured=measured, cell=[self._name, *named])
         return tuple(answers), measured
 
 
