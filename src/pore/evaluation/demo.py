@@ -139,11 +139,7 @@ def run(
     times = time_some(model, processor, batches.good, pruners, work.done(_TIMED_COST))
     outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
     differences = tuple(_differences(outcomes, settings))
-    records, made = records_of(outcomes), circumstances(model.device, settings.seed, about.command)
-    write_results(out, Results(made, questions_of(outcomes), records))
-    write_differences(out, [difference.record() for difference in differences], made)
-    if any(record["flops"] is not None for record in records):
-        plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
+    _write(outcomes, differences, circumstances(model.device, settings.seed, about.command), out)
 
     work.start("drawing examples and the report")
     result = DemoResult(
@@ -161,6 +157,20 @@ def run(
     write_demo(result, about, out)
     work.finish()
     return result
+
+
+def _write(
+    outcomes: Sequence[Outcome],
+    differences: Sequence[Difference],
+    made: Mapping[str, Any],
+    out: Path,
+) -> None:
+    """The files of results, and the figure of accuracy over FLOPs where these are known."""
+    records = records_of(outcomes)
+    write_results(out, Results(made, questions_of(outcomes), records))
+    write_differences(out, [difference.record() for difference in differences], made)
+    if any(record["flops"] is not None for record in records):
+        plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
 
 
 def _baselines(
