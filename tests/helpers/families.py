@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pore
 from cases.base import TEXT, Case
-from helpers.methods import MERGING, ends
+from helpers.methods import ends
 from helpers.recording import Recording
 from helpers.reference import dropped_by_stage
 from pore.cost.named import model_shape
@@ -64,7 +64,12 @@ def refusal(case: Case, name: str) -> str | None:
         return "fill no grid"
     if name == "HiRED" and family.tiles and not family.tiles_placed:
         return "where the tiles lie in the image"
-    if name in MERGING and case.deepstack:
+    misplaced = [
+        stage
+        for stage in usual(name, KEEP, case).stages()
+        if isinstance(stage, Stage) and stage.merges and not stage.in_place
+    ]
+    if misplaced and case.deepstack:
         return "has merged tokens before"
     recurrent = [family.recurrent(layer) for layer in family.layers(case.model())]
     sources = [family.source(case.model(), i) for i in range(len(recurrent))]
