@@ -2,7 +2,8 @@
 
     python docs/video_figures.py
 
-Writes `docs/images/methods/<method>.png`: a scene in which two objects move, 40 % of the tokens
+Writes `docs/images/moving.gif`, a video for the commands of the documents, and
+`docs/images/methods/<method>.png`: a scene in which two objects move, 40 % of the tokens
 kept, by the embedded model, which gets the frames as images. Frames lie in two rows of four, to be
 read as text is.
 """
@@ -19,7 +20,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import pore
 from pore import plotting
-from pore.embedded import embedded_model, scenes
+from pore.embedded import embedded_model, scenes, videos
 from pore.embedded.drawing import draw
 from pore.engine.pruner import Pruner
 
@@ -40,8 +41,17 @@ def frames() -> list[np.ndarray]:
     return moved
 
 
+def film() -> None:
+    """Write a calibration video, in which a cross moves down, and a ring and a circle appear."""
+    *_, video = videos.questions("calibration", 13)
+    first, *others = map(Image.fromarray, video.frames)
+    path = FOLDER.parent / "moving.gif"
+    first.save(path, save_all=True, append_images=others, duration=250, loop=0)
+
+
 def main() -> None:
     """Draw all."""
+    film()
     folder = embedded_model()
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
@@ -55,7 +65,7 @@ def main() -> None:
     rows = [np.concatenate(video[i * COLUMNS : (i + 1) * COLUMNS], 1) for i in range(ROWS)]
     whole = np.concatenate(rows)
     methods = (pore.EVS, pore.VidCom2, pore.DyCoke, pore.FastVID, pore.HoliTom, pore.FlashVID)
-    for kind in (*methods, pore.FrameFusion):
+    for kind in (pore.UniformFrames, *methods, pore.FrameFusion):
         pruner: Pruner = kind(KEEP, images_as_frames=True)
         with torch.no_grad(), pruner(model) as run:
             model(**inputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from corpus import VISUAL_TOKENS
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -43,7 +42,7 @@ class Grounding:
             first_visual: Position of the first visual token.
         """
         weights = self._log_weights(batch, batch.asked)
-        visual = weights[..., first_visual : first_visual + VISUAL_TOKENS]
+        visual = weights[..., first_visual : first_visual + batch.referents.shape[-1]]
         half = visual.shape[1] // 2
         losses = []
         for i, heads in enumerate((slice(0, half), slice(half, None))):
@@ -65,7 +64,7 @@ class Grounding:
         """
         weights = self._log_weights(batch, batch.counting)
         weights = weights[:, weights.shape[1] // 2 :]
-        visual = weights[..., None, first_visual : first_visual + VISUAL_TOKENS]
+        visual = weights[..., None, first_visual : first_visual + batch.counted.shape[-1]]
         there = batch.counted.any(-1)[:, None]
         each = visual.masked_fill(~batch.counted[:, None], -torch.inf).logsumexp(-1)
         total = torch.where(there, each, 0.0).clamp_min(-20).sum(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import measure
@@ -12,12 +13,15 @@ from corpus import TextStage
 from grounding import Grounding
 from lexicon import Lexicon
 from model import hidden, visual_features
+from moving import report as video_report
+from moving import video_batch, video_features
 from tokenizers import Tokenizer
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 from visual import VisualBatch, instruction_batch, question_batch
 
+from pore.embedded import embedded_model
 from tower import TowerHeads, tower_batch
 
 
@@ -75,6 +79,13 @@ class Stage:
     def groups(self) -> list[tuple[float, Iterable[nn.Parameter]]]:
         """Trained parameters in groups, each with its share of the learning rate."""
         raise NotImplementedError
+
+    def weights_before(self, out: Path) -> dict[str, Tensor]:
+        """The weights that the stage before left in the folder of the training state."""
+        weights: dict[str, Tensor] = torch.load(out / f"{self.before}.pt", weights_only=True)[
+            "model"
+        ]
+        return weights
 
     def extra(self) -> nn.Module | None:
         """A module that is trained as well and kept in the stage's state, not in the model."""
@@ -201,7 +212,7 @@ class Tune(Stage):
         make = instruction_batch if step % 4 == 0 else question_batch
         batch = make(self.tokenizer, "train", *part, objects)
         weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.3))
-        loss = answer_loss(self.model, batch)
+        loss = answer_loss(self.model, batch, visual_features(self.model, batch.images))
         return loss + weight * self.grounding.loss(batch, measure.FIRST_VISUAL)
 
     def report(self) -> dict[str, object]:
@@ -224,13 +235,47 @@ class Count(Tune):
         batch = question_batch(
             self.tokenizer, "train", first, size, (4, 10), extra=self.extra_questions
         )
-        loss = answer_loss(self.model, batch)
+        loss = answer_loss(self.model, batch, visual_features(self.model, batch.images))
         weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.4))
         counting = self.grounding.counting_loss(batch, measure.FIRST_VISUAL)
         return loss + weight * (self.grounding.loss(batch, measure.FIRST_VISUAL) + counting)
 
 
-STAGES: dict[str, type[Stage]] = {s.name: s for s in (Text, Tower, Align, Tune, Count)}
+class Videos(Tune):
+    """The model learns from videos, of which it gets the tower's patches two by two.
+
+    It starts from the shipped weights where the stage before was not run here.
+    """
+
+    name, before, steps, rate, report_every = "videos", "count", 400, 2e-3, 50
+    batch, hold = 16, 0.5
+
+    def __init__(
+        self, model: LlavaForConditionalGeneration, tokenizer: Tokenizer, shard: Shard
+    ) -> None:
+        Stage.__init__(self, model, tokenizer, shard)
+        self.grounding = Grounding(model, self.grounded_layer)
+
+    def weights_before(self, out: Path) -> dict[str, Tensor]:
+        if (out / f"{self.before}.pt").exists():
+            return super().weights_before(out)
+        shipped = LlavaForConditionalGeneration.from_pretrained(embedded_model())
+        weights: dict[str, Tensor] = shipped.state_dict()
+        return weights
+
+    def loss(self, step: int) -> Tensor:
+        first, size = self.shard.part(10_000_000 + step * self.batch, self.batch)
+        batch = video_batch(self.tokenizer, "train", first, size)
+        weight = 0.5 * min(1.0, max(0.0, (0.9 - step / self.steps) / 0.4))
+        loss = answer_loss(self.model, batch, video_features(self.model, batch.images))
+        counting = self.grounding.counting_loss(batch, measure.FIRST_VISUAL)
+        return loss + weight * (self.grounding.loss(batch, measure.FIRST_VISUAL) + counting)
+
+    def report(self) -> dict[str, object]:
+        return video_report(self.model, self.tokenizer, 240)
+
+
+STAGES: dict[str, type[Stage]] = {s.name: s for s in (Text, Tower, Align, Tune, Count, Videos)}
 
 
 def text_loss(
@@ -250,9 +295,10 @@ def text_loss(
     return (losses * weights.flatten()).sum() / weights.sum()
 
 
-def answer_loss(model: LlavaForConditionalGeneration, batch: VisualBatch) -> Tensor:
-    """Next-token loss of the answers about pictures."""
-    features = visual_features(model, batch.images)
+def answer_loss(
+    model: LlavaForConditionalGeneration, batch: VisualBatch, features: Tensor
+) -> Tensor:
+    """Next-token loss of the answers about pictures or videos, of which ``features`` are given."""
     states = hidden(model, batch.ids, features, batch.mask, batch.positions)
     answered = batch.targets >= 0
     logits = model.lm_head(states[answered]).float()

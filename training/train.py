@@ -6,8 +6,10 @@
     python training/train.py --out STATE --stage tune    # 4. visual instruction tuning
     python training/train.py --out STATE --stage count   # 5. the same, mostly counting
     python training/export.py --state STATE/count.pt     # the checkpoint folder
+    python training/train.py --out STATE --stage videos  # 6. the same on videos, for another model
+    python training/export.py --state STATE/videos.pt --videos
 
-``--stage all`` runs the five one after another. A stage writes ``STATE/<stage>.pt`` every two
+``--stage all`` runs all of them, one after another. A stage writes ``STATE/<stage>.pt`` every two
 minutes and continues from there; batches depend only on the step's number, so an interrupted run
 sees the same batches as an uninterrupted one. ``STATE/log.jsonl`` gets a line per report.
 """
@@ -29,6 +31,8 @@ from stages import STAGES, Shard, Stage
 from tokenizers import Tokenizer
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
+
+from pore.embedded import embedded_model
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
@@ -103,8 +107,7 @@ class Training:
                 self.extra.load_state_dict(state["extra"])
             self.start, spent = state["step"], state["seconds"]
         elif self.stage.before:
-            before = torch.load(out / f"{self.stage.before}.pt", weights_only=True)
-            self.model.load_state_dict(before["model"])
+            self.model.load_state_dict(self.stage.weights_before(out))
         self.began = time.monotonic() - spent
 
     def run(self) -> None:
@@ -193,13 +196,20 @@ def main() -> None:
     (arguments.out / "meeting").unlink(missing_ok=True)
     path = arguments.out / "tokenizer.json"
     if not path.exists():
-        train_tokenizer().save(str(path))
+        shipped = arguments.stage == "videos"
+        tokenizer = of_shipped() if shipped else train_tokenizer()
+        tokenizer.save(str(path))
     names = list(STAGES) if arguments.stage == "all" else [arguments.stage]
     spawn(  # type: ignore[no-untyped-call]
         work,
         (arguments.processes, names, arguments.out, arguments.steps),
         nprocs=arguments.processes,
     )
+
+
+def of_shipped() -> Tokenizer:
+    """The tokenizer of the shipped weights, from which the stage on videos starts by itself."""
+    return Tokenizer.from_file(str(Path(embedded_model()) / "tokenizer.json"))
 
 
 def work(rank: int, world: int, names: list[str], out: Path, steps: int | None) -> None:

@@ -27,17 +27,17 @@ class VisualBatch:
     """One batch.
 
     Attributes:
-        images: ``(B, 96, 96, 3)`` uint8.
+        images: ``(B, 96, 96, 3)`` uint8; of videos ``(B, 8, 96, 96, 3)``.
         ids: ``(B, T)`` token ids.
         targets: ``(B, T)``: the next token where the next token is part of an answer, else -1.
         mask: ``(B, 1, T, T)`` bool: every turn sees the image, itself, and no other turn.
         positions: ``(B, T)``: every turn continues after the image, as if it were the only turn.
         asked: ``(Q, 2)``: row and index of the last prompt token of every turn with a referent.
-        referents: ``(Q, 2, 144)`` bool: the patches that show the first and the second thing that
-            the turn asks about; twice the same if there is only one.
+        referents: ``(Q, 2, V)`` bool, V visual tokens: the patches that show the first and the
+            second thing that the turn asks about; twice the same if there is only one.
         counting: ``(C, 2)``: row and index of the last prompt token of every question about a
             count.
-        counted: ``(C, 4, 144)`` bool: the patches that show each of the things to be counted;
+        counted: ``(C, most, V)`` bool: the patches that show each of the things to be counted;
             rows without a patch if there are fewer.
     """
 
@@ -59,8 +59,8 @@ class Turn:
     Attributes:
         question: The text.
         answer: The answer.
-        referents: ``(2, 144)`` bool, or None if nothing in the image is asked about.
-        counted: ``(4, 144)`` bool for a question about a count, otherwise None.
+        referents: ``(2, V)`` bool, or None if nothing in the image is asked about.
+        counted: ``(most, V)`` bool for a question about a count, otherwise None.
     """
 
     question: str
@@ -155,10 +155,19 @@ def instruction_batch(
     return pack(tokenizer, np.stack([s.image for s in drawn]), turns)
 
 
-def pack(tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]]) -> VisualBatch:
-    """Put turns after their image so that each is computed as if it were alone."""
+def pack(
+    tokenizer: Tokenizer, images: np.ndarray, turns: list[list[Turn]], visual: int = VISUAL_TOKENS
+) -> VisualBatch:
+    """Put turns after their image so that each is computed as if it were alone.
+
+    Args:
+        tokenizer: The tokenizer.
+        images: An image, or a video, for every row.
+        turns: The turns about each.
+        visual: How many visual tokens each becomes.
+    """
     bos, eos, image, pad = special(tokenizer)
-    prefix = [bos, *encode(tokenizer, ["USER: "])[0], *[image] * VISUAL_TOKENS]
+    prefix = [bos, *encode(tokenizer, ["USER: "])[0], *[image] * visual]
     flat = [turn for row in turns for turn in row]
     prompts = iter(encode(tokenizer, [f"\n{turn.question} ASSISTANT:" for turn in flat]))
     answers = iter(encode(tokenizer, [f" {turn.answer}" for turn in flat]))

@@ -31,6 +31,7 @@ _HOME = {
     "Sample": "pore.data.samples",
     "load_samples": "pore.data.sources",
     "embedded_model": "pore.embedded",
+    "embedded_video_model": "pore.embedded",
     "Pruner": "pore.engine.pruner",
     "Run": "pore.engine.run",
     "remove": "pore.engine.run",
@@ -66,6 +67,7 @@ if _typing.TYPE_CHECKING:
     from pore.data.samples import Sample as Sample
     from pore.data.sources import load_samples as load_samples
     from pore.embedded import embedded_model as embedded_model
+    from pore.embedded import embedded_video_model as embedded_video_model
     from pore.engine.pruner import Pruner as Pruner
     from pore.engine.run import Run as Run
     from pore.engine.run import remove as remove
@@ -119,6 +121,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.tokencarve import TokenCarve as TokenCarve
     from pore.methods.tome import ToMe as ToMe
     from pore.methods.topv import TopV as TopV
+    from pore.methods.uniform_frames import UniformFrames as UniformFrames
     from pore.methods.v2drop import V2Drop as V2Drop
     from pore.methods.vidcom2 import VidCom2 as VidCom2
     from pore.methods.visiontrim import VisionTrim as VisionTrim

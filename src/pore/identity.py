@@ -27,7 +27,7 @@ from pore._compat.weights import adapter_states, commit, loaded_weights, plain_p
 from pore._files import open_regular
 from pore._images import open_image
 from pore._videos import Video
-from pore.embedded import EMBEDDED, embedded_model
+from pore.embedded import EMBEDDED, EMBEDDED_VIDEO, embedded_model, embedded_video_model
 
 # The folder of a model in the cache of the hub.
 _CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
@@ -165,7 +165,8 @@ def names_of(model: nn.Module) -> dict[str, str | None]:
         model: A model of transformers.
 
     Returns:
-        `model`, the hub id, folder name or "embedded" (None for a model that was not loaded), and
+        `model`, the hub id, folder name, "embedded" or "embedded-video" (None for a model that was
+        not loaded), and
         `revision`, the commit on the hub if it is known: transformers from 5.18 on does not note
         it, but `pore.data.loading.load_model` does.
     """
@@ -173,7 +174,9 @@ def names_of(model: nn.Module) -> dict[str, str | None]:
     name, revision = getattr(config, "name_or_path", "") or None, commit(config)
     if name is not None and Path(name).is_dir():
         path = Path(name).resolve()
-        name = EMBEDDED if path == Path(embedded_model()).resolve() else path.name
+        shipped = {embedded_model(): EMBEDDED, embedded_video_model(): EMBEDDED_VIDEO}
+        names = {Path(folder).resolve(): known for folder, known in shipped.items()}
+        name = names.get(path, path.name)
         cached = _CACHED.search(path.as_posix())
         if cached:
             owner, repository, snapshot = cached.groups()

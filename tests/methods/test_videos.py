@@ -28,7 +28,12 @@ from pore.families.registry import family_of
 from pore.methods._videos import VideoPruner, videos
 
 WITH_VIDEOS = [case for case in CASES if case.videos is not None]
-METHODS = {"EVS": pore.EVS(0.75), "VidCom2": pore.VidCom2(0.4), "DyCoke": pore.DyCoke(0.75)}
+METHODS = {
+    "EVS": pore.EVS(0.75),
+    "VidCom2": pore.VidCom2(0.4),
+    "DyCoke": pore.DyCoke(0.75),
+    "UniformFrames": pore.UniformFrames(0.6),
+}
 families = pytest.mark.parametrize("case", WITH_VIDEOS, ids=lambda case: case.name)
 methods = pytest.mark.parametrize("pruner", METHODS.values(), ids=METHODS)
 
@@ -43,7 +48,7 @@ def kept(pruner: Pruner, *given: Tensor) -> list[Tensor]:
 
 @settings(max_examples=40)
 @given(
-    st.sampled_from([pore.EVS, pore.VidCom2, pore.DyCoke]),
+    st.sampled_from([pore.EVS, pore.VidCom2, pore.DyCoke, pore.UniformFrames]),
     st.integers(1, 9),
     st.integers(1, 8),
     st.floats(0.05, 1.0),
@@ -104,6 +109,16 @@ def test_dycoke_compares_with_the_frame_it_says() -> None:
         changed[frame, 3] = -changed[other, 3]
         (mask,) = kept(pore.DyCoke(8), changed)
         assert mask[frame].nonzero()[:, 0].tolist() == [3]
+
+
+def test_uniform_frames_are_whole_and_at_equal_distances() -> None:
+    video = draw(0, 9, 4, 6)
+    (mask,) = kept(pore.UniformFrames(12), video)
+    assert mask.sum(1).tolist() == [4, 0, 0, 0, 4, 0, 0, 0, 4]
+    (rest,) = kept(pore.UniformFrames(11), video)
+    assert rest.sum(1).tolist() == [4, 0, 0, 0, 3, 0, 0, 0, 4]
+    (few,) = kept(pore.UniformFrames(2), video)
+    assert few.nonzero().tolist() == [[4, 0], [4, 3]]
 
 
 def test_vidcom2_keeps_what_is_unlike_the_rest() -> None:

@@ -200,11 +200,7 @@ def _draw_frames(
     from pore import plotting
     from pore.data.seen_frames import seen_frames
 
-    frames = []
-    for seen in seen_frames(model, processor, sample):
-        everything = range(seen.grid[0] * seen.grid[1])
-        own = everything if kept is None else seen.kept(kept)
-        frames.append(plotting.Frame(seen.picture, seen.grid, own, f"frame {seen.number + 1}"))
+    frames = plotting.frames_kept(seen_frames(model, processor, sample), kept)
     if path.suffix.lower() in plotting.ANIMATIONS:
         plotting.animated(frames, path)
     else:

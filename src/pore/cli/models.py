@@ -37,7 +37,7 @@ def models(options: Options) -> None:
         pore models --json
     """
     from pore.cost.named import SHAPES
-    from pore.embedded import EMBEDDED
+    from pore.embedded import EMBEDDED, EMBEDDED_VIDEO
     from pore.methods.registry import methods as registered
     from pore.methods.support import support
 
@@ -56,7 +56,7 @@ def models(options: Options) -> None:
     say(f"For videos alone, in families that take some: {', '.join(videos)}")
     say(f"Set up with more than a model: {', '.join(n for n in others if n not in videos)}")
     say(
-        f"Shipped with the package: --model {EMBEDDED}",
+        f"Shipped with the package: --model {EMBEDDED}, and {EMBEDDED_VIDEO} for videos",
         f"Shapes with random weights, for bench and flops: {', '.join(SHAPES)}, llava-WIDTHxLAYERS",
     )
 

@@ -34,7 +34,11 @@ LARGEST_SEED = 2**63 - 1
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="Hub id, folder, or 'embedded': the model shipped here."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Hub id, folder, or one of the models shipped here: 'embedded', 'embedded-video'.",
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda:0, mps, ...; 'auto' takes the accelerator, if there is one.")
@@ -98,7 +102,7 @@ Samples = Annotated[
         "images, a parquet file or folder, a folder of save_to_disk, or the hub id of a data set "
         "(ID:CONFIGURATION where it has several). [default: the embedded scenes of the split that "
         "the command is for; in mixed sizes (embedded:test:mixed) for a model of images of any "
-        "size]",
+        "size, videos (embedded:test:video) for embedded-video]",
     ),
 ]
 Columns = Annotated[

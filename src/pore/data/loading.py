@@ -1,4 +1,4 @@
-"""A model and its processor by name: a hub id, a folder, or `embedded`."""
+"""A model and its processor by name: a hub id, a folder, `embedded` or `embedded-video`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from pore._compat.models import of_layers
 from pore._compat.videos import load_processor
 from pore._compat.weights import note_commit
-from pore.embedded import EMBEDDED, embedded_model
+from pore.embedded import EMBEDDED, EMBEDDED_VIDEO, embedded_model, embedded_video_model
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.registry import families
 
@@ -21,8 +21,9 @@ DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 
 
 def resolve(name: str) -> str:
-    """What transformers is to load a model from: the path of `embedded`, or the name itself."""
-    return embedded_model() if name == EMBEDDED else os.path.expanduser(name)
+    """What transformers is to load a model from: the path of a shipped one, or the name itself."""
+    shipped = {EMBEDDED: embedded_model, EMBEDDED_VIDEO: embedded_video_model}
+    return shipped[name]() if name in shipped else os.path.expanduser(name)
 
 
 def load_model(
@@ -37,7 +38,7 @@ def load_model(
     """Load a supported model, ready to evaluate, and its processor.
 
     Args:
-        name: Hub id, folder or "embedded".
+        name: Hub id, folder, "embedded" or "embedded-video".
         device: Such as "cpu", "cuda:1" or "mps"; "auto" takes the accelerator, if there is one.
         dtype: One of `DTYPES`.
         attn: Attention implementation, such as "sdpa", "flash_attention_2" or "eager"; None is
@@ -111,7 +112,7 @@ def known_config(name: str, revision: str | None) -> Any:
     """The config of a checkpoint, refused where pore knows no family for it.
 
     Args:
-        name: Hub id, folder or "embedded".
+        name: Hub id, folder, "embedded" or "embedded-video".
         revision: Branch, tag or commit on the hub.
 
     Raises:
@@ -132,7 +133,7 @@ def load_outline(name: str) -> tuple[Any, Any]:
     """A model without weights, whose images can be counted, and its processor.
 
     Args:
-        name: Hub id, folder or "embedded".
+        name: Hub id, folder, "embedded" or "embedded-video".
 
     Returns:
         The model, on the device "meta", and the processor.
@@ -157,7 +158,7 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
     """The configuration of a model.
 
     Args:
-        name: Hub id, folder or "embedded".
+        name: Hub id, folder, "embedded" or "embedded-video".
         revision: Branch, tag or commit on the hub.
 
     Returns:

@@ -13,10 +13,11 @@ from pore.data.datasets import from_dataset
 from pore.data.files import from_folder, from_jsonl
 from pore.data.opening import is_local
 from pore.data.samples import Sample
-from pore.embedded import scenes, videos
+from pore.embedded import EMBEDDED_VIDEO, scenes, videos
 from pore.embedded.splits import SPLITS, Split
 from pore.errors import InputError
 from pore.families.registry import family_of
+from pore.identity import names_of
 
 EMBEDDED = "embedded:"
 
@@ -105,8 +106,11 @@ def scenes_for(model: Any, split: Split) -> str:
         split: The split of the scenes.
 
     Returns:
-        Such as "embedded:test"; in mixed sizes for a model of images of any size.
+        Such as "embedded:test"; videos for the embedded model of videos, and in mixed sizes for a
+        model of images of any size.
     """
+    if names_of(model)["model"] == EMBEDDED_VIDEO:
+        return f"{EMBEDDED}{split}{VIDEO}"
     mixed = MIXED if family_of(model).common_grid(model) is None else ""
     return f"{EMBEDDED}{split}{mixed}"
 

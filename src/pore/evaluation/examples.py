@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from pore import plotting
+from pore._videos import Video
 from pore.data.coverage import coverage_of
 from pore.data.samples import Sample
+from pore.data.seen_frames import seen_frames
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.results import Example
 from pore.families.registry import family_of
 from pore.methods.downsample import Downsample, coarse_grid
+
+Kept = Sequence[Sequence[int]]
+"""For every image of a prompt, raster indices of the tokens that stay."""
 
 
 def chosen(asked: Sequence[Sample], host: Outcome, reweighted: Outcome) -> dict[int, str]:
@@ -49,7 +54,7 @@ def examples(
 
     Where all images have one grid, a picture shows all methods side by side, and what Downsample
     averages. For images of any size there is a picture for every method that drops tokens: with
-    tiles, the tokens of an image show parts of it that overlap.
+    tiles, the tokens of an image show parts of it that overlap. Likewise for videos.
 
     Args:
         model: The model.
@@ -74,17 +79,25 @@ def examples(
             figure = plotting.kept_tokens(picture, panels, grid, title=said)
             paths.append(plotting.save(figure, folder / f"{count:02}.png", dpi=120))
         else:
-            picture = sample.load_image()
-            covered = coverage_of(model, processor, picture)
+            draw = _drawing(model, processor, sample)
             for number, outcome in enumerate(shown, 1):
                 if not isinstance(outcome.pruner, Downsample):
                     answer = outcome.answers[i]
                     sign = "✓" if answer.right else "✗"
-                    title_of_one = f"{outcome.label}: “{answer.given}” {sign}"
-                    figure = plotting.layout(picture, covered, answer.kept, title=title_of_one)
+                    figure = draw(answer.kept, f"{outcome.label}: “{answer.given}” {sign}")
                     path = folder / f"{count:02}-{number}.png"
                     paths.append(plotting.save(figure, path, dpi=120))
         yield Example(title, said, tuple(paths))
+
+
+def _drawing(model: Any, processor: Any, sample: Sample) -> Callable[[Kept, str], Any]:
+    """What draws an image or a video of a sample, from what is kept of it and a title."""
+    if isinstance(sample.image, Video):
+        seen = seen_frames(model, processor, sample)
+        return lambda kept, title: plotting.strip(plotting.frames_kept(seen, kept), title=title)
+    picture = sample.load_image()
+    covered = coverage_of(model, processor, picture)
+    return lambda kept, title: plotting.layout(picture, covered, kept, title=title)
 
 
 def seen_image(model: Any, processor: Any, image: Image.Image) -> Image.Image:

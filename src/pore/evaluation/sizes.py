@@ -22,12 +22,14 @@ class ImageSizes:
         usual: The median.
         most: The largest.
         any_size: Whether the model takes images of any size, or cuts them into tiles.
+        videos: Whether they are videos.
     """
 
     least: int
     usual: int
     most: int
     any_size: bool
+    videos: bool = False
 
     @classmethod
     def of(cls, model: Any, images: list[Image]) -> ImageSizes:
@@ -39,7 +41,8 @@ class ImageSizes:
         """
         counts = [len(image.columns) for image in images]
         any_size = family_of(model).common_grid(model) is None
-        return cls(min(counts), statistics.median_low(counts), max(counts), any_size)
+        videos = all(image.frames > 1 for image in images)
+        return cls(min(counts), statistics.median_low(counts), max(counts), any_size, videos)
 
     def budget(self, keep: int | float) -> int | float:
         """A budget in tokens; where images may differ in size, a share stays a share of each.

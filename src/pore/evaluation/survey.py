@@ -19,7 +19,7 @@ from pore._saved.seals import sealed_list
 from pore.calibration.page import Drawn
 from pore.corrections.files import save_corrections
 from pore.data.samples import Sample
-from pore.embedded import EMBEDDED
+from pore.embedded import EMBEDDED, EMBEDDED_VIDEO
 from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
@@ -287,7 +287,7 @@ def lineup(
     for keep in map(sizes.budget, settings.keeps):
         for name, kind in methods().items():
             try:
-                pruner = set_up(kind, keep, model, settings, guiding)
+                pruner = set_up(kind, keep, model, settings, guiding, videos=sizes.videos)
                 check_limits(pruner, family)
                 pruner.check(model, family)
                 pruner.counts(sizes.usual, shape.decoder.layers)
@@ -299,7 +299,13 @@ def lineup(
 
 
 def set_up(
-    kind: type[Pruner], keep: int | float, model: Any, settings: SurveySettings, guiding: Guiding
+    kind: type[Pruner],
+    keep: int | float,
+    model: Any,
+    settings: SurveySettings,
+    guiding: Guiding,
+    *,
+    videos: bool,
 ) -> Pruner:
     """A method at a budget, as its authors set it up for a model.
 
@@ -309,6 +315,7 @@ def set_up(
         model: The model.
         settings: The seed, and whether budgets are the mean over the layers.
         guiding: The model that guides SGL.
+        videos: Whether methods that are for videos alone are set up too.
 
     Returns:
         The method.
@@ -320,6 +327,8 @@ def set_up(
     guide: dict[str, Any] = {"guide": guiding} if kind.guided else {}
 
     def usual(keep: int | float) -> Pruner | None:
+        if videos and kind.videos_only:
+            return kind(keep=keep)  # type: ignore[call-arg]
         return kind.usual(keep, shape, **guide)
 
     pruner = scheduled(usual, kind.name, shape, keep) if settings.average else usual(keep)
@@ -339,11 +348,12 @@ def taught_layer(model: Any) -> int | None:
         model: The model.
 
     Returns:
-        The layer, for the embedded model.
+        The layer, for the embedded models.
     """
     from pore.embedded import TAUGHT_LAYER
 
-    return TAUGHT_LAYER if names_of(model)["model"] == EMBEDDED else None
+    shipped = (EMBEDDED, EMBEDDED_VIDEO)
+    return TAUGHT_LAYER if names_of(model)["model"] in shipped else None
 
 
 def _differences(outcomes: Sequence[Outcome], seed: int) -> Iterator[Difference]:

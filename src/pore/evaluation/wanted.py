@@ -186,7 +186,7 @@ def planned(
         for one in wanted:
             told(f"setting up {one.method}")
             try:
-                pruner = set_up(methods()[one.method], keep, model, settings, guiding)
+                pruner = set_up(methods()[one.method], keep, model, settings, guiding, videos=True)
                 if one not in made:
                     made[one] = partial(_like, corrections.on(pruner, one.correction))
                 pruner = made[one](pruner)

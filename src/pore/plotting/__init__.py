@@ -10,6 +10,7 @@ from pore.plotting.differences import differences as differences
 from pore.plotting.frames import ANIMATIONS as ANIMATIONS
 from pore.plotting.frames import Frame as Frame
 from pore.plotting.frames import animated as animated
+from pore.plotting.frames import frames_kept as frames_kept
 from pore.plotting.frames import strip as strip
 from pore.plotting.kept import Panel as Panel
 from pore.plotting.kept import kept_tokens as kept_tokens

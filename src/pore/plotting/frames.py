@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from pore.data.seen_frames import SeenFrame
+
 ANIMATIONS = (".gif", ".webp")
 """How the names of moving pictures end that can be written."""
 
@@ -50,6 +52,26 @@ class Frame:
     def mask(self) -> npt.NDArray[np.bool_]:
         """(rows, columns) bool, True where a token is kept."""
         return kept_mask(self.kept, self.grid)
+
+
+def frames_kept(
+    seen: Sequence[SeenFrame], kept: Sequence[Sequence[int]] | None = None
+) -> list[Frame]:
+    """What is kept of every frame, to be drawn.
+
+    Args:
+        seen: The frames, from `pore.data.seen_frames`.
+        kept: For every image of the prompt, raster indices of the tokens that stay; None for all.
+    """
+    return [
+        Frame(
+            one.picture,
+            one.grid,
+            range(one.grid[0] * one.grid[1]) if kept is None else one.kept(kept),
+            f"frame {one.number + 1}",
+        )
+        for one in seen
+    ]
 
 
 def strip(frames: Sequence[Frame], *, title: str | None = None) -> Figure:
