@@ -103,6 +103,7 @@ if _typing.TYPE_CHECKING:
     from pore.methods.holov import HoloV as HoloV
     from pore.methods.ivcprune import IVCPrune as IVCPrune
     from pore.methods.pact import PACT as PACT
+    from pore.methods.pixel_budget import PixelBudget as PixelBudget
     from pore.methods.priortr import PriorTR as PriorTR
     from pore.methods.prumerge import PruMerge as PruMerge
     from pore.methods.prumerge_plus import PruMergePlus as PruMergePlus

@@ -54,6 +54,7 @@ EVERY = [
     name
     for name, kind in sorted(pore.methods().items())
     if kind.__module__.startswith("pore.")
+    and not kind.resizes
     and kind.usual(KEEP, shape_of(model_of().config)) is not None
 ]
 

@@ -158,7 +158,8 @@ def _answer(
 
     from pore.data.prompts import build_inputs
 
-    inputs = build_inputs(processor, [sample], model.device, model.dtype)
+    resize = None if pruner is None else pruner.resizing(model, processor)
+    inputs = build_inputs(processor, [sample], model.device, model.dtype, resize)
     report = None
     with torch.inference_mode():
         if pruner is None:

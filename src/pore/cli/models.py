@@ -54,7 +54,10 @@ def models(options: Options) -> None:
     others = sorted(registered().keys() - families[0].limits.keys())
     videos = [name for name in others if registered()[name].videos_only]
     say(f"For videos alone, in families that take some: {', '.join(videos)}")
-    say(f"Set up with more than a model: {', '.join(n for n in others if n not in videos)}")
+    resizing = [name for name in others if registered()[name].resizes]
+    say(f"On pictures, in families that take images of any size: {', '.join(resizing)}")
+    rest = [name for name in others if name not in (*videos, *resizing)]
+    say(f"Set up with more than a model: {', '.join(rest)}")
     say(
         f"Shipped with the package: --model {EMBEDDED}, and {EMBEDDED_VIDEO} for videos",
         f"Shapes with random weights, for bench and flops: {', '.join(SHAPES)}, llava-WIDTHxLAYERS",

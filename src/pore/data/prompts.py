@@ -6,7 +6,7 @@ under the template and the image processing under which tokens are pruned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +19,19 @@ from pore.errors import InputError
 if TYPE_CHECKING:
     import PIL.Image
     from transformers import BatchFeature
+
+
+class Resize(NamedTuple):
+    """How pictures are made smaller before they become inputs.
+
+    Attributes:
+        picture: What is done to every picture, or None.
+        settings: Arguments of the processor for all of them.
+    """
+
+    picture: Callable[[PIL.Image.Image], PIL.Image.Image] | None
+    settings: Mapping[str, Any]
+
 
 # The settings of an image processor that decide what a visual token shows.
 _SETTINGS = (
@@ -145,6 +158,7 @@ def build_inputs(
     samples: Sequence[Sample],
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    resize: Resize | None = None,
 ) -> BatchFeature:
     """The inputs of a model for a batch of samples, padded on the left.
 
@@ -153,6 +167,7 @@ def build_inputs(
         samples: One or more samples; samples without an image give text-only prompts.
         device: Where the tensors go.
         dtype: Floating dtype of the pixels, that of the model; None leaves float32.
+        resize: As in `prompt_inputs`.
 
     Returns:
         `input_ids` and `attention_mask`, both (B, L), and `pixel_values` of the samples' images in
@@ -164,7 +179,7 @@ def build_inputs(
             several, ask for one at a time to learn which.
     """
     return prompt_inputs(
-        processor, [_prompt(processor, sample) for sample in samples], device, dtype
+        processor, [_prompt(processor, sample) for sample in samples], device, dtype, resize
     )
 
 
@@ -232,6 +247,7 @@ def prompt_inputs(
     prompts: Sequence[Prompt],
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    resize: Resize | None = None,
 ) -> BatchFeature:
     """The inputs of a model for a batch of prompts, padded on the left.
 
@@ -240,6 +256,7 @@ def prompt_inputs(
         prompts: One or more prompts.
         device: Where the tensors go.
         dtype: Floating dtype of the pixels, that of the model; None leaves float32.
+        resize: How images are made smaller, as by a method that `resizes`.
 
     Returns:
         As `build_inputs`.
@@ -247,12 +264,15 @@ def prompt_inputs(
     Raises:
         InputError: The processor refuses the prompts.
     """
+    if resize is not None and resize.picture is not None:
+        smaller = resize.picture
+        prompts = [each._replace(images=list(map(smaller, each.images))) for each in prompts]
     images: list[Any] = [image for prompt in prompts for image in prompt.images]
     if all(prompt.images for prompt in prompts):
         # Of a flat list some processors, such as Gemma 3's, take all for images of one prompt.
         images = [list(prompt.images) for prompt in prompts]
     videos = [video for prompt in prompts for video in prompt.videos]
-    seen: dict[str, Any] = {"images": images or None}
+    seen: dict[str, Any] = {"images": images or None, **(resize.settings if resize else {})}
     if videos:
         numbers, rates = [v.numbers for v in videos], [v.rate for v in videos]
         seen |= video_arguments(stacked(videos), numbers, rates)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from pore.cost.shapes import ModelShape
+from pore.data.prompts import Resize
 from pore.engine.limits import family_limits, reads_tower, tower_stage
 from pore.engine.run import Run, remove
 from pore.engine.stages import Limit, Stage
@@ -34,6 +35,7 @@ class Pruner(ABC):
         reads_positions: Whether its scores change with the numbers that positions have, so that
             left padding, if it is counted, changes them.
         guided: Whether it ranks by what another model saw; `usual` then takes that one's `guide`.
+        resizes: Whether it acts on pictures, before the processor, see `resizing`.
         registry: Every method by name.
     """
 
@@ -47,6 +49,7 @@ class Pruner(ABC):
     draws: ClassVar[bool] = False
     reads_positions: ClassVar[bool] = False
     guided: ClassVar[bool] = False
+    resizes: ClassVar[bool] = False
     registry: ClassVar[dict[str, type[Pruner]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -141,6 +144,15 @@ class Pruner(ABC):
         Raises:
             PoreError: Says what does not fit and what to do.
         """
+
+    def resizing(self, model: nn.Module, processor: Any) -> Resize | None:
+        """How pictures are made smaller before they become inputs; None: they are not.
+
+        Args:
+            model: The model.
+            processor: Its processor.
+        """
+        return None
 
     def __call__(self, model: nn.Module) -> Run:
         """The context manager that prunes `model`.

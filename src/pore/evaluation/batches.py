@@ -172,6 +172,29 @@ class Batches:
         self._memory.drop(("inputs", i))
         return self._memory.hold(("features", i), made)
 
+    def of_method(self, i: int, pruner: Pruner | None) -> dict[str, Any]:
+        """The inputs of a batch as a method takes them: from smaller pictures, or with pixels.
+
+        Args:
+            i: Number of the batch.
+            pruner: The method; None for the unpruned model.
+
+        Returns:
+            As `inputs` or `encoded` gives them.
+
+        Raises:
+            PoreError: As `inputs`; or a picture cannot be made small enough.
+        """
+        if pruner is None or not (pruner.resizes or pruner.reads_tower):
+            return self.encoded(i)
+        inputs = self.inputs(i)
+        if not pruner.resizes or not inputs:
+            return inputs
+        resize = pruner.resizing(self.model, self.processor)
+        samples = [self.samples[number] for number in self.numbers(i)]
+        model = self.model
+        return dict(build_inputs(self.processor, samples, model.device, model.dtype, resize))
+
     def release(self) -> None:
         """Let go of all inputs that are held; they are made again when they are asked for."""
         self._memory.clear()

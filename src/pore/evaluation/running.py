@@ -68,7 +68,6 @@ def evaluate(
     if not isinstance(batches, Batches):
         batches = Batches(model, processor, batches, batch_size=batch_size, max_bad=max_bad)
     part = range(len(batches)) if part is None else part
-    pixels = pruner is not None and pruner.reads_tower
     asked: list[int] = []
     given: list[str] = []
     efforts: list[Effort] = []
@@ -76,7 +75,7 @@ def evaluate(
         for one, numbers in stretches(pruner, batches, batches.own(part, pruner)):
             with nullcontext() if one is None else one(model) as run:
                 for i in numbers:
-                    inputs = batches.inputs(i) if pixels else batches.encoded(i)
+                    inputs = batches.of_method(i, pruner)
                     if inputs:
                         asked += batches.numbers(i)
                         if run is None:
@@ -157,16 +156,21 @@ def time_prefill(
     made = ((i, batches.inputs(i)) for i in range(len(batches)))
     inputs = dict(islice(((i, batch) for i, batch in made if batch), count))
     samples = sum(len(batch["input_ids"]) for batch in inputs.values())
+    smaller = {
+        n: {i: batches.of_method(i, pruner) for i in inputs}
+        for n, pruner in enumerate(pruners)
+        if pruner is not None and pruner.resizes
+    }
     seconds: list[list[float]] = [[] for _ in pruners]
     for measured in [False] + [True] * rounds:
-        for times, pruner in zip(seconds, pruners, strict=True):
-            spent = 0.0
+        for n, (times, pruner) in enumerate(zip(seconds, pruners, strict=True)):
+            spent, own = 0.0, smaller.get(n, inputs)
             for one, numbers in stretches(pruner, batches, list(inputs)):
                 with torch.inference_mode(), nullcontext() if one is None else one(model):
                     _synchronise(model)
                     began = time.perf_counter()
                     for i in numbers:
-                        model(**inputs[i], use_cache=True, logits_to_keep=1)
+                        model(**own[i], use_cache=True, logits_to_keep=1)
                     _synchronise(model)
                     spent += time.perf_counter() - began
             if measured:

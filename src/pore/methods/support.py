@@ -26,8 +26,8 @@ class Support:
         family: The adapter.
         model_types: The `config.model_type` of its models.
         limits: For every method by name, what it cannot do in the family; empty if it works.
-            Methods for videos alone, and those that need more than a model to be set up, are
-            omitted.
+            Methods for videos alone, those that need more than a model to be set up, and those that
+            act on pictures are omitted.
     """
 
     family: Family
@@ -60,7 +60,8 @@ def support() -> list[Support]:
     Returns:
         One entry for each family, by name.
     """
-    usual = {name: kind.usual(_KEEP, _SHAPE) for name, kind in methods().items()}
+    named = {name: kind for name, kind in methods().items() if not kind.resizes}
+    usual = {name: kind.usual(_KEEP, _SHAPE) for name, kind in named.items()}
     by_kind: dict[type[Family], list[str]] = {}
     for model_type, family in families().items():
         by_kind.setdefault(type(family), []).append(model_type)

@@ -119,7 +119,9 @@ class Served:
         except Exception as error:  # templates raise errors of their own
             raise RequestError(f"The chat template refuses the messages: {error}") from error
         prompt = Prompt("this request", text, images)
-        inputs = prompt_inputs(self._encoder, [prompt], self.model.device, self.model.dtype)
+        model, encoder = self.model, self._encoder
+        resize = None if pruner is None else pruner.resizing(model, encoder)
+        inputs = prompt_inputs(encoder, [prompt], model.device, model.dtype, resize)
         length = inputs["input_ids"].shape[1]
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and length + asked.new_tokens > longest:

@@ -169,9 +169,10 @@ class Asker:
     ) -> list[Reply]:
         prompts = [self._prompt(each) for each in conversations]
         model = self.model
-        inputs = prompt_inputs(self.processor, prompts, model.device, model.dtype)
+        resize = None if pruner is None else pruner.resizing(model, self.processor)
+        inputs = prompt_inputs(self.processor, prompts, model.device, model.dtype, resize)
         with torch.inference_mode():
-            if pruner is None or not pruner.reads_tower:
+            if pruner is None or not (pruner.reads_tower or pruner.resizes):
                 inputs = self._encoded(inputs)
             longest = int(decoding.options["max_new_tokens"])
             pruner = with_guide(pruner, prompts, inputs, longest)
