@@ -261,13 +261,13 @@ def greedy_centres(between: Tensor, rank: Tensor, cutoff: float) -> Tensor:
         (n,) bool.
     """
     near = between <= cutoff
-    before = near & (rank < rank[:, None])
-    undecided = torch.ones_like(rank, dtype=torch.bool)
-    centres = torch.zeros_like(undecided)
-    while bool(undecided.any()):
-        new = undecided & ~(before & undecided).any(1)
-        centres |= new
-        undecided &= ~(near & new).any(1)
+    centres = torch.zeros_like(rank, dtype=torch.bool)
+    left = torch.arange(len(rank), device=rank.device)
+    while len(left):
+        place = rank[left]
+        new = left[~(near[left][:, left] & (place < place[:, None])).any(1)]
+        centres[new] = True
+        left = left[~near[left][:, new].any(1)]
     return centres
 
 
