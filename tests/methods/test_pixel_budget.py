@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 import pore
 from cases import CASES
 from helpers.models import batch, prompt, tiny_llava
+from helpers.photographs import photograph
+from pore.cli.generate import _answer, _draw_kept
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
 from pore.data.scaling import size_for, tokens_of
@@ -144,6 +147,20 @@ def test_an_evaluation_scales_every_picture() -> None:
     whole = evaluate(model, processor, batches, None, max_new_tokens=1)
     assert [answer.mean_tokens for answer in whole.answers] == [609, 1058]
     assert len(time_prefill(model, batches, [None, pore.PixelBudget(64)], rounds=1)) == 2
+
+
+@pytest.mark.parametrize(("name", "keep", "left"), [("Qwen2-VL", 64, 63), ("InternVL", 800, 256)])
+def test_what_generate_draws_is_the_picture_that_the_model_saw(
+    name: str, keep: int, left: int, tmp_path: Path
+) -> None:
+    processor, model = kind_of(name)
+    sample, pruner = Sample("one", photograph("photograph"), "look"), pore.PixelBudget(keep)
+    answer, report = _answer(model, processor, sample, pruner, 1)
+    assert report is not None
+    assert len(report.samples[0].images[0].kept) == left
+    resize = pruner.resizing(model, processor)
+    _draw_kept(model, processor, sample, report, answer, tmp_path / "a.png", resize)
+    assert Image.open(tmp_path / "a.png").size > (100, 100)
 
 
 def test_pictures_that_were_not_scaled_are_refused() -> None:

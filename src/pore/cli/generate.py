@@ -27,6 +27,7 @@ from pore.cli.printing import say
 from pore.errors import InputError
 
 if TYPE_CHECKING:
+    from pore.data.prompts import Resize
     from pore.data.samples import Sample
     from pore.engine.pruner import Pruner
     from pore.engine.report import Report
@@ -104,7 +105,8 @@ def generate(options: Options) -> None:
         if report is not None:
             say(str(report), style="dim")
     if options.draw is not None:
-        _draw_kept(model, processor, sample, report, answer, options.draw)
+        resize = None if pruner is None else pruner.resizing(model, processor)
+        _draw_kept(model, processor, sample, report, answer, options.draw, resize)
         if not options.as_json:
             say(f"Wrote {options.draw}.")
 
@@ -173,7 +175,13 @@ def _answer(
 
 
 def _draw_kept(
-    model: Any, processor: Any, sample: Sample, report: Report | None, answer: str, path: Path
+    model: Any,
+    processor: Any,
+    sample: Sample,
+    report: Report | None,
+    answer: str,
+    path: Path,
+    resize: Resize | None,
 ) -> None:
     from pore import plotting
     from pore.data.coverage import coverage_of
@@ -185,8 +193,11 @@ def _draw_kept(
     if is_about_video(sample):
         _draw_frames(model, processor, sample, kept, title, path)
         return
-    picture = sample.load_image()
-    covered = coverage_of(model, processor, picture)
+    picture, settings = sample.load_image(), {}
+    if resize is not None:  # what the model was shown
+        settings = dict(resize.settings)
+        picture = picture if resize.picture is None else resize.picture(picture)
+    covered = coverage_of(model, processor, picture, **settings)
     plotting.save(plotting.layout(picture, covered, kept, title=title), path)
 
 

@@ -112,7 +112,9 @@ class Ranker:
         Raises:
             PoreError: The processor refuses the prompts, or the method does.
         """
-        inputs = prompt_inputs(self.processor, prompts, self.model.device, self.model.dtype)
+        model, processor = self.model, self.processor
+        resize = self.pruner.resizing(model, processor)
+        inputs = prompt_inputs(processor, prompts, model.device, model.dtype, resize)
         kept = kept_embeddings(self.model, inputs, self.pruner)
         images = images_of(self.model, inputs)
         found = []
