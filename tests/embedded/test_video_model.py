@@ -13,7 +13,7 @@ from pore.data.loading import load_model
 from pore.data.prompts import build_inputs, render
 from pore.data.sources import load_samples, scenes_for
 from pore.embedded import EMBEDDED_VIDEO, embedded_model, embedded_video_model
-from pore.evaluation import survey
+from pore.evaluation import examples, survey
 from pore.evaluation.guided import Guiding
 from pore.evaluation.results import SurveySettings
 from pore.evaluation.sizes import ImageSizes
@@ -76,3 +76,11 @@ def test_sizes_say_whether_they_are_of_videos(loaded: tuple[Any, Any]) -> None:
     inputs = build_inputs(processor, list(load_samples("embedded:test:video", limit=2)))
     found = ImageSizes.of(model, images_of(model, inputs))
     assert (found.most, found.any_size, found.videos) == (288, True, True)
+
+
+def test_the_demo_draws_frames(loaded: tuple[Any, Any]) -> None:
+    model, processor = loaded
+    (sample,) = load_samples("embedded:test:video", limit=1)
+    figure = examples._drawing(model, processor, sample)([[0, 36, 37]], "FastV: “left” ✓")
+    shown = [axis.get_xlabel() for axis in figure.axes]
+    assert shown == ["1 of 36", "2 of 36", *["0 of 36"] * 6]
