@@ -15,6 +15,7 @@ from helpers.vllm_engines import CHUNK, LONGEST, answers, engine, generated, tok
 from pore.data.loading import load_model
 from pore.data.prompts import Prompt, prompt_inputs
 from pore.engine.embeddings import kept_embeddings
+from pore.errors import UnsupportedModelError
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: .ci/vllm")
 
@@ -38,13 +39,30 @@ def parts(checkpoint: str) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def served(checkpoint: str) -> Any:
-    return engine(
-        checkpoint,
-        hf_overrides={
-            "architectures": ["PoreQwen2_5_VLForConditionalGeneration"],
-            "pore": {"method": "FasterVLM", "keep": KEEP},
-        },
-    )
+    return started(checkpoint, "FasterVLM")
+
+
+def started(checkpoint: str, method: str) -> Any:
+    """The engine, or why it does not start."""
+    architecture = "PoreQwen2_5_VLForConditionalGeneration"
+    settings = {"method": method, "keep": KEEP}
+    return engine(checkpoint, hf_overrides={"architectures": [architecture], "pore": settings})
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("FastV", "looks into decoder layers"),
+        ("CDPruner", "does not choose by the image alone"),
+        ("PruMerge", "stand for no place in the image"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_the_start(
+    checkpoint: str, method: str, reason: str
+) -> None:
+    """Before the engine of the other tests starts, as a process has one."""
+    with pytest.raises(UnsupportedModelError, match=reason):
+        started(checkpoint, method)
 
 
 def sized(seed: int, rows: int, columns: int) -> PIL.Image.Image:

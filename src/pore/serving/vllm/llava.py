@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.logger import init_logger
 from vllm.model_executor.models.llava import (
@@ -63,6 +64,10 @@ class PoreLlava(LlavaForConditionalGeneration):  # type: ignore[misc]
         if not isinstance(image_input, LlavaImagePixelInputs):
             return super()._process_image_input(image_input)
         pixels: Tensor = image_input["pixel_values"]
+        return self._pruned(pixels)
+
+    def _pruned(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """(k, D) of what is left of every picture."""
         vision = self.config.vision_config
         whole = (vision.image_size // vision.patch_size) ** 2
         return tuple(one.embeddings for one in self._rows(whole, {"pixel_values": pixels}))
@@ -72,4 +77,12 @@ class PoreLlava(LlavaForConditionalGeneration):  # type: ignore[misc]
         nested = hasattr(self.vision_tower, "vision_model")
         names = {} if nested else {"vision_tower.vision_model.": "vision_tower."}
         loaded: set[str] = super().load_weights(renamed(weights, names))
+        self._try_out()
         return loaded
+
+    def _try_out(self) -> None:
+        """Prune one picture, so that what cannot be done fails before the first request."""
+        side = self.config.vision_config.image_size
+        weight = next(self.vision_tower.parameters())
+        pixels = torch.linspace(-1, 1, 3 * side**2).reshape(1, 3, side, side).to(weight)
+        self._pruned(pixels)

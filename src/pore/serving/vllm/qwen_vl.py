@@ -10,6 +10,7 @@ Importing this module needs vLLM, which alone imports it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -99,6 +100,7 @@ class PoreQwen25VL(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         tower = PrunedTower(config, pruner, ["visual"])
         self._rows = tower.rows  # not the tower: its outline of a decoder is no part of this model
+        self._pruner = pruner
         self.visual = tower.modules["visual"]
         _log.info("pore prunes every image: %r", pruner)
 
@@ -145,7 +147,21 @@ class PoreQwen25VL(Qwen2_5_VLForConditionalGeneration):  # type: ignore[misc]
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the weights of the checkpoint."""
         loaded: set[str] = super().load_weights(weights)
+        self._try_out()
         return loaded
+
+    def _try_out(self) -> None:
+        """Prune one picture, so that what cannot be done fails before the first request."""
+        vision, keep = self.config.vision_config, getattr(self._pruner, "keep", 1)
+        side = math.isqrt(keep if isinstance(keep, int) else 0) + 4  # in visual tokens
+        side *= vision.spatial_merge_size
+        values = 3 * vision.temporal_patch_size * vision.patch_size**2
+        weight = next(self.visual.parameters())
+        pixels = torch.linspace(-1, 1, side**2 * values).reshape(side**2, values).to(weight)
+        self.embed_multimodal(
+            pixel_values=pixels,
+            image_grid_thw=torch.tensor([[1, side, side]], device=weight.device),
+        )
 
 
 def _with_places(image: KeptEmbeddings) -> Tensor:
