@@ -79,11 +79,12 @@ def run(count: int, calibration: int, keeps: Sequence[int], batch: int) -> dict[
     bias = pore.calibrate(
         model,
         processor,
-        list(islice(pore.load_samples("embedded:calibration"), calibration)),
+        list(pore.load_samples("embedded:calibration", limit=calibration)),
         layer=LAYER,
         progress=False,
     ).fit("exponential")
-    samples: list[Sample] = list(islice(pore.load_samples("embedded:fresh"), FIRST, FIRST + count))
+    source = pore.load_samples("embedded:fresh", limit=FIRST + count)
+    samples: list[Sample] = list(islice(source, FIRST, None))
     batches = Batches(model, processor, samples, batch_size=batch)
     expected = [str(sample.answer) for sample in samples]
     rows: list[dict[str, Any]] = []
