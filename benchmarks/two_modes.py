@@ -3,8 +3,9 @@
     python benchmarks/two_modes.py --out benchmarks/results/embedded-two-modes.json
 
 FastV and FastV + PoRe, K = 2, on questions of the embedded model's fresh scenes that come after
-those of the comparison of corrections. P is fitted as in the README's table. Prints the rows of the
-table in docs/serving-vllm.md, and writes every answer.
+those of the comparison of corrections. P is fitted as in the README's table. Beside them DivPrune,
+for which both modes are the same, as it acts before the decoder. Prints the rows of the table in
+docs/serving-vllm.md, and writes every answer.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def run(count: int, calibration: int, keeps: Sequence[int], batch: int) -> dict[
                     "p_mcnemar": found.p,
                 }
             )
+        ask("DivPrune", keep, pore.DivPrune(keep=keep), "in_llm")
     questions = [{"id": s.id, "question": s.question, "answer": s.answer} for s in samples]
     return {"results": rows, "differences": differences, "questions": questions, "given": given}
 
@@ -142,6 +144,11 @@ def table(found: dict[str, Any]) -> str:
             f"| {rates[name, keep, 'reencode']:.1f} | {100 * one['reencode_minus_in_llm']:+.1f} "
             f"[{low:+.1f}, {high:+.1f}] | {one['p_mcnemar']:.2g} |"
         )
+    for row in found["results"]:
+        if row["method"] == "DivPrune":
+            lines.append(
+                f"| {row['keep']} | DivPrune | {100 * row['right'] / row['n']:.1f} | | | |"
+            )
     return "\n".join(lines)
 
 

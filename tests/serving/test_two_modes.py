@@ -32,7 +32,7 @@ def test_both_modes_are_asked(
     few = ["--limit", "7", "--calibration", "14", "--keep", "144", "14", "--batch-size", "4"]
     script.main([*few, "--out", str(out)])
     found = json.loads(out.read_text())
-    assert len(found["results"]) == 1 + 2 * 2 * 2
+    assert len(found["results"]) == 1 + 2 * (2 * 2 + 1)
     given = found["given"]
     whole = given["unpruned, 144, in_llm"]
     assert len(whole) == 7
@@ -41,4 +41,4 @@ def test_both_modes_are_asked(
             assert given[f"{method}, 144, {mode}"] == whole
     assert given["FastV, 14, reencode"] != whole
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 4
+    assert sum(line.startswith("| ") for line in lines) == 6
