@@ -14,7 +14,7 @@ DEMO_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := src tests training
+CODE := src tests training examples
 PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8
 
 .PHONY: help setup demo test test-slow lint format clean

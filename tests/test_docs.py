@@ -28,6 +28,12 @@ from pore.methods.registry import methods
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def pages(root: Path) -> list[Path]:
+    """Every document: in docs/, at the root, and where figures and examples lie."""
+    folders = ("docs", ".", "benchmarks", "examples")
+    return [page for folder in folders for page in (root / folder).glob("*.md")]
+
+
 def example(page: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The first Python block of a page, as a module."""
     found = re.search(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
@@ -101,13 +107,13 @@ def test_every_method_is_described_with_its_figure() -> None:
 
 def test_no_document_has_the_marks_of_a_merge() -> None:
     root = DOCS.parent
-    for page in [*DOCS.glob("*.md"), *root.glob("*.md")]:
+    for page in pages(root):
         assert not re.search(r"^(<{7}|={7}|>{7})( |$)", page.read_text(), re.MULTILINE), page.name
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
     root = DOCS.parent
-    for page in [*DOCS.glob("*.md"), *root.glob("*.md"), *root.glob("benchmarks/*.md")]:
+    for page in pages(root):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / unquote(target)).exists(), f"{page.name}: {target}"
 
@@ -115,7 +121,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
 def test_what_the_documents_call_is_there() -> None:
     """After `import pore` alone: here other tests may have imported more."""
     root, names = DOCS.parent, set()
-    for page in [*DOCS.glob("*.md"), *root.glob("*.md"), *root.glob("benchmarks/*.md")]:
+    for page in pages(root):
         names |= set(re.findall(r"\bpore((?:\.[A-Za-z_]+)+)\(", page.read_text()))
     assert ".FastV" in names
     code = f"import pore; {'; '.join('pore' + name for name in sorted(names))}"

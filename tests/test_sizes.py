@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path
-    for folder in ("src", "tests", "training", "docs")
+    for folder in ("src", "tests", "training", "docs", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
 LINES, CODE_LINES, PARAMETERS = 400, 60, 12
