@@ -130,7 +130,7 @@ def test_images_and_videos_become_inputs(loaded: tuple[Any, Any], tmp_path: Path
     assert model(**inputs).logits.shape[:2] == inputs["input_ids"].shape
     image = build_inputs(processor, [Sample("c", video.frames[0], "w6")])
     assert "pixel_values_videos" not in image
-    with pytest.raises(InputError, match="stands for an video"):
+    with pytest.raises(InputError, match="stands for a video"):
         build_inputs(processor, [Sample("d", video, processor.video_token)])
 
 

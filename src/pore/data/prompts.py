@@ -103,11 +103,11 @@ def render_messages(processor: Any, messages: Sequence[Mapping[str, Any]]) -> st
         InputError: The processor has no chat template, or a text holds the placeholder.
     """
     for text in [part.get("text", "") for message in messages for part in message["content"]]:
-        for what in ("image", "video"):
+        for what, one in (("image", "an image"), ("video", "a video")):
             placeholder = getattr(processor, f"{what}_token", None)
             if placeholder and placeholder in text:
                 raise InputError(
-                    f"The question {text!r} holds {placeholder}, which stands for an {what}; leave "
+                    f"The question {text!r} holds {placeholder}, which stands for {one}; leave "
                     f"it out, the chat template places the {what}."
                 )
     if getattr(processor, "chat_template", None) is None:
