@@ -35,6 +35,7 @@ HOW = {
     ("SGL", "guide"): "pore evaluate --method SGL --guide MODEL",
     ("Scored", "scorer"): "pore.Scored(..., scorer=...)",
     ("CDPruner", "relevance"): "pore.CDPruner(..., relevance=...)",
+    ("VisionTrim", "clip"): "pore.VisionTrim(..., clip=...)",
 }
 """What no text gives, beside `reweight`, and what the refusal says."""
 INSTEAD = {("ToMe", "r"), ("IVC-Prune", "foreground"), ("PACT", "cutoff")}
@@ -94,10 +95,14 @@ def check_refusal(method: str, name: str, text: str, message: str) -> None:
 
 def settable(method: str, name: str) -> bool:
     """Whether the usual value can be set: not if the method is for Python only, needs P, or is for
-    videos alone."""
-    if methods()[method].videos_only:
+    videos alone or for images of any size."""
+    if methods()[method].videos_only or methods()[method].resizes:
         return False
-    return method not in ("Scored", "D2Pruner") and name != "reweight" and (method, name) not in HOW
+    return (
+        method not in ("Scored", "D2Pruner", "VisionTrim")
+        and name != "reweight"
+        and (method, name) not in HOW
+    )
 
 
 @pytest.mark.parametrize(("method", "name"), [one for one in FIELDS if one[0] != "SGL"])

@@ -25,7 +25,9 @@ from pore.serving.served import Generation, Gone, Served
 
 IMAGE = picture()
 SETTABLE = sorted(
-    name for name, kind in methods().items() if not kind.videos_only and name != "Scored"
+    name
+    for name, kind in methods().items()
+    if not (kind.videos_only or kind.resizes) and name not in ("Scored", "VisionTrim")
 )
 
 

@@ -10,9 +10,11 @@ from torch import nn
 
 from pore.data.prompts import Resize
 from pore.data.scaling import settings_for, size_for, tokens_of
+from pore.engine.limits import check_limits
 from pore.engine.stages import Limit, Selection, Stage, View
 from pore.errors import InputError
 from pore.families.base import Family
+from pore.families.registry import family_of
 from pore.methods.scorer import BudgetPruner
 from pore.tensors.selection import budget
 
@@ -81,8 +83,10 @@ class PixelBudget(BudgetPruner):
             `BudgetError` where no smaller one has so few tokens.
 
         Raises:
+            UnsupportedModelError: Every image becomes as many tokens, whatever its size.
             BudgetError: No setting of the processor gives so few tokens.
         """
+        check_limits(self, family_of(model))
         settings = settings_for(model, processor, self.keep)
         known: dict[tuple[int, int], int | None] = {}
 
