@@ -48,6 +48,27 @@ class Video:
             )
 
 
+@dataclass(frozen=True)
+class VideoFile:
+    """A video on disk, whose frames are taken when they are needed.
+
+    Attributes:
+        path: As `read_video` takes it.
+        frames: How many frames to take.
+    """
+
+    path: Path
+    frames: int = 8
+
+    def read(self) -> Video:
+        """Its frames.
+
+        Raises:
+            InputError: As `read_video`.
+        """
+        return read_video(self.path, self.frames)
+
+
 def is_video(path: Path) -> bool:
     """Whether a path is a video: by its name, or as a folder or a picture of several frames."""
     if path.is_dir() or path.suffix.lower() in VIDEO_FILES:

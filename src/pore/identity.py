@@ -26,7 +26,7 @@ from pore._compat.modules import unwrapped
 from pore._compat.weights import adapter_states, commit, loaded_weights, plain_parts, version_of
 from pore._files import open_regular
 from pore._images import open_image
-from pore._videos import Video
+from pore._videos import Video, VideoFile
 from pore.embedded import EMBEDDED, EMBEDDED_VIDEO, embedded_model, embedded_video_model
 
 # The folder of a model in the cache of the hub.
@@ -220,6 +220,10 @@ def picture_of(image: Any) -> str:
     """
     if image is None:
         return "none"
+    if isinstance(image, VideoFile):
+        files = sorted(image.path.iterdir()) if image.path.is_dir() else [image.path]
+        parts = f"{image.frames} " + "".join(f"{file.name} {_file(file)} " for file in files)
+        return hashlib.blake2b(os.fsencode(parts), digest_size=16).hexdigest()
     if isinstance(image, Video):
         times = f"{image.numbers} {image.rate} ".encode()
         frames = "".join(map(picture_of, image.frames)).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.calibrations import make_processor
 from helpers.checkpoint import save_video, save_video_checkpoint
-from pore._videos import Video, chosen, is_video, read_video
+from pore._videos import Video, VideoFile, chosen, is_video, read_video
+from pore.data.files import from_jsonl
 from pore.data.loading import load_model
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
@@ -112,6 +115,34 @@ def test_videos_differ_by_their_frames_and_times(tmp_path: Path) -> None:
     found = {picture_of(each) for each in (one, *others)}
     assert len(found) == 4
     assert picture_of(Video(one.frames, one.numbers, one.rate)) == picture_of(one)
+
+
+def test_a_line_of_a_file_names_a_video(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    model, processor = loaded
+    video = save_video(tmp_path)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(3):
+        PIL.Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{number}.png")
+    lines = [
+        {"video": video.name, "question": "What moves?", "frames": 2},
+        {"video": "frames", "question": "What moves?"},
+        {"video": "gone.mp4", "question": "What moves?"},
+    ]
+    file = tmp_path / "clips.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second, third = from_jsonl(file)
+    assert first.of_video
+    assert picture_of(first.image) != picture_of(VideoFile(video, 3))
+    before = picture_of(second.image)
+    PIL.Image.new("RGB", (32, 32), (9, 0, 0)).save(folder / "2.png")
+    assert picture_of(second.image) != before
+    asked = build_inputs(processor, [first], model.device, model.dtype)
+    read = Sample("x", read_video(video, 2), "What moves?")
+    expected = build_inputs(processor, [read], model.device, model.dtype)
+    assert all(torch.equal(asked[name], expected[name]) for name in expected)
+    with pytest.raises(InputError, match=r"clips.jsonl:3 cannot be used. There is no file"):
+        third.load()
 
 
 @pytest.fixture(scope="module")

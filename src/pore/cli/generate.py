@@ -92,7 +92,7 @@ def generate(options: Options) -> None:
     sample = _sample(options)
     (keep,) = budgets([options.keep] if options.keep else None, options.settings)
     model, processor = load_model(options.model, **options.how)
-    if is_about_video(sample):
+    if sample.of_video:
         check_takes_videos(processor)
     pruner = None if options.unpruned else _pruner(options, model, processor, sample, keep)
     answer, report = _answer(model, processor, sample, pruner, options.max_new_tokens)
@@ -124,13 +124,6 @@ def _sample(options: Options) -> Sample:
     sample = Sample(name, seen, options.question)
     sample.load()  # says what is wrong before the model is loaded
     return sample
-
-
-def is_about_video(sample: Sample) -> bool:
-    """Whether a question is about a video."""
-    from pore._videos import Video
-
-    return isinstance(sample.image, Video)
 
 
 def _pruner(
@@ -190,7 +183,7 @@ def _draw_kept(
     kept = None
     if report is not None:
         kept = [image.kept for image in report.samples[0].images]
-    if is_about_video(sample):
+    if sample.of_video:
         _draw_frames(model, processor, sample, kept, title, path)
         return
     picture, settings = sample.load_image(), {}

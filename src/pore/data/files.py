@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pore._files import read_regular, shown
 from pore._saved.parsing import parse_json
+from pore._videos import VideoFile
 from pore.data.samples import Sample, box_of, text_of
 from pore.errors import InputError
 
@@ -67,7 +69,9 @@ def from_jsonl(
     """Samples from a file with one JSON object on each line.
 
     Each has `question` and `image`, the image's path relative to the file, and may have `answer`,
-    `id`, `kind`, `third` and `box`; other keys are ignored. Of the first four, numbers and truth
+    `id`, `kind`, `third` and `box`; other keys are ignored. In place of `image` it may have
+    `video`, the path of a file or a folder that `read_video` takes, and then `frames`, how many of
+    its frames to take (8). Of the first four, numbers and truth
     values become text; null, NaN, an empty list and blank text count as missing. `box` is where in
     the image the answer is: left, top, right and bottom as shares of the width and the height. A
     sample without an id gets the name of the file and the number of its line.
@@ -104,9 +108,7 @@ def _from_line(line: str, file: Path, number: int, keys: tuple[str, str, str | N
     found = parse_json(line, finite=False)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object.")
-    picture, asked = found.get(image), found.get(question)
-    if not isinstance(picture, str) or not picture:
-        raise ValueError(f'"{image}" must be the path of an image, relative to this file.')
+    asked = found.get(question)
     if not isinstance(asked, str):
         raise ValueError(f'"{question}" must be a text.')
     texts = {}
@@ -124,13 +126,33 @@ def _from_line(line: str, file: Path, number: int, keys: tuple[str, str, str | N
         raise ValueError(f'"box" {error}') from error
     return Sample(
         texts["id"] or f"{shown(file.name)}:{number}",
-        file.parent / picture,
+        _seen(found, file.parent, image),
         asked,
         texts["answer"],
         texts["kind"],
         texts["third"],
         place,
     )
+
+
+def _seen(found: dict[str, Any], folder: Path, image: str) -> Path | VideoFile:
+    """The image or the video that a line names; a ValueError says what is wrong with it."""
+    picture, video = found.get(image), found.get("video")
+    if picture is not None and video is not None:
+        raise ValueError(f'it has both "{image}" and "video"; a question is about one of them.')
+    if video is None:
+        if not isinstance(picture, str) or not picture:
+            raise ValueError(
+                f'"{image}" must be the path of an image, or "video" that of a video, relative to '
+                "this file."
+            )
+        return folder / picture
+    if not isinstance(video, str) or not video:
+        raise ValueError('"video" must be the path of a video, relative to this file.')
+    frames = found.get("frames", VideoFile.frames)
+    if type(frames) is not int or frames < 1:
+        raise ValueError(f'"frames" must be a whole number from 1, not {frames!r:.60}.')
+    return VideoFile(folder / video, frames)
 
 
 def _read(path: Path, what: str) -> str:

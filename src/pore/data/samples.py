@@ -18,7 +18,7 @@ import PIL.Image
 
 from pore._files import shown
 from pore._images import open_image
-from pore._videos import Video
+from pore._videos import Video, VideoFile
 from pore.errors import InputError
 
 _WHOLE = 1e15  # above it, floats are written with an exponent
@@ -40,7 +40,8 @@ class Sample:
 
     Attributes:
         id: Names the sample in messages and reports.
-        image: The image, its file, its encoded bytes, a video, or None for a question without any.
+        image: The image, its file, its encoded bytes, a video, the file of one, or None for a
+            question without any.
         question: The question, without template and placeholder.
         answer: The right answer, where known. Numbers become text: 3.0 becomes "3", True "True".
             NaN, the missing values of pandas and blank text become None, here and in `kind` and
@@ -54,7 +55,7 @@ class Sample:
     """
 
     id: str
-    image: PIL.Image.Image | Video | Path | str | bytes | None
+    image: PIL.Image.Image | Video | VideoFile | Path | str | bytes | None
     question: str
     answer: str | None = None
     kind: str | None = None
@@ -88,7 +89,17 @@ class Sample:
         """
         if self.fault is None and (self.image is None or isinstance(self.image, Video)):
             return self.image
+        if self.fault is None and isinstance(self.image, VideoFile):
+            try:
+                return self.image.read()
+            except InputError as error:
+                raise InputError(f"Sample {self.id} cannot be used. {error}") from error
         return self.load_image()
+
+    @property
+    def of_video(self) -> bool:
+        """Whether it is about a video."""
+        return isinstance(self.image, (Video, VideoFile))
 
     def load_image(self) -> PIL.Image.Image:
         """The whole image as a viewer shows it, in RGB; see `pore._images.open_image`.
@@ -101,7 +112,7 @@ class Sample:
             raise InputError(f"Sample {self.id} {self.fault}")
         if self.image is None:
             raise InputError(f"Sample {self.id} has no image.")
-        if isinstance(self.image, Video):
+        if isinstance(self.image, (Video, VideoFile)):
             raise InputError(f"Sample {self.id} is about a video, and this is for images.")
         try:
             return open_image(self.image)

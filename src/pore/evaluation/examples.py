@@ -9,7 +9,6 @@ from typing import Any
 from PIL import Image
 
 from pore import plotting
-from pore._videos import Video
 from pore.data.coverage import coverage_of
 from pore.data.samples import Sample
 from pore.data.seen_frames import seen_frames
@@ -92,7 +91,7 @@ def examples(
 
 def _drawing(model: Any, processor: Any, sample: Sample) -> Callable[[Kept, str], Any]:
     """What draws an image or a video of a sample, from what is kept of it and a title."""
-    if isinstance(sample.image, Video):
+    if sample.of_video:
         seen = seen_frames(model, processor, sample)
         return lambda kept, title: plotting.strip(plotting.frames_kept(seen, kept), title=title)
     picture = sample.load_image()
