@@ -1,5 +1,6 @@
 """InternVL, whose processor cuts a large picture into tiles, keeps a quarter of all their tokens.
 
+    pip install 'pore-vlm[video]'  # torchvision, which its processor wants
     python examples/internvl.py photo.jpg "What is written on the cup?"
 
 The budget is that of the whole picture, not of every tile. Prints the answer, how many visual

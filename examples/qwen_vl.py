@@ -1,5 +1,6 @@
 """Qwen2.5-VL with a quarter of its visual tokens, on a picture of any size.
 
+    pip install 'pore-vlm[video]'  # torchvision, which its processor wants
     python examples/qwen_vl.py photo.jpg "What does the sign say?"
 
 A picture of Qwen-VL has as many tokens as its size asks for, so `keep` is a share here. Prints the

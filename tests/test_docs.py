@@ -44,6 +44,13 @@ def example(page: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+def test_the_readme_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (DOCS.parent / "README.md").read_text()
+    code, printed = re.findall(r"```(?:python|text)\n(.*?)```", page, re.DOTALL)[:2]
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == printed
+
+
 def test_adding_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pore.Pruner, "registry", dict(pore.Pruner.registry))
     method = example("adding-a-method.md", monkeypatch).LargestNorm
