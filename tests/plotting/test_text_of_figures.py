@@ -59,6 +59,12 @@ def layout(text: str) -> Figure:
     return plotting.layout(IMAGE, [coverage], title=text)
 
 
+def attention(texts: Sequence[str]) -> Figure:
+    boxes = torch.tensor([[0.0, 0, 48, 32]]).double()
+    coverage = Coverage((48, 32), boxes, torch.zeros(1, dtype=torch.long), boxes)
+    return plotting.attention([coverage], {text: [[1.0]] for text in texts}, unit=texts[0])
+
+
 def any_size(text: str) -> Figure:
     tokens = np.ones((2, 4))
     sizes, mean = np.array([12, 14]), tokens * np.arange(1, 5)
@@ -93,6 +99,7 @@ DRAWN: dict[str, Callable[[Sequence[str]], Figure]] = {
     "any_size": lambda texts: any_size(texts[0]),
     "stability": lambda _: plotting.stability([(50, 0.97, 0.95), (100, 0.98, 0.97)], 100, 0.98),
     "layout": lambda texts: layout(" ".join(text[:20] for text in texts)),
+    "attention": attention,
     "strip": lambda texts: plotting.strip(
         [plotting.Frame(IMAGE, GRID, (1,), "frame 1")] * 4, title=" ".join(t[:20] for t in texts)
     ),

@@ -30,6 +30,7 @@ from pore.cli.models import models
 from pore.cli.plot import plot
 from pore.cli.printing import complain
 from pore.cli.serve import serve
+from pore.cli.ui import ui
 from pore.errors import PoreError
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
@@ -118,6 +119,7 @@ for _command in (
     benchmarks,
     check,
     serve,
+    ui,
 ):
     app.command()(_command)
 

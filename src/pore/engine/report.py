@@ -94,7 +94,7 @@ class Report:
             f"{'TFLOPs before':>13}  {'after':>8}"
         )
         for sample in samples:
-            steps = _steps(sample.tokens)
+            steps = steps_of(sample.tokens)
             cost = (_tera(sample.unpruned_flops), _tera(sample.flops))
             if not sample.images:
                 lines.append(
@@ -119,7 +119,7 @@ def _tera(flops: int | None) -> str:
     return "unknown" if flops is None else f"{flops / 1e12:.4g}"
 
 
-def _steps(tokens: tuple[int, ...]) -> str:
+def steps_of(tokens: Sequence[int]) -> str:
     """Tokens by layer in short: `611 (0-1), 163 (2-31)`."""
     parts, start = [], 0
     for i in range(1, len(tokens) + 1):

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pore.engine.pruner import Pruner
 from pore.engine.readers import LayerAttention
@@ -27,17 +27,20 @@ class Watcher(Pruner):
         stages: Stages with a reader; their rules are not used.
         told: Called with the number of a stage, the attention of its layer, and the result of its
             reader.
+        viewed: Called with the number of a stage and what its rule would see.
     """
 
     def __init__(
         self,
         name: str,
         stages: Sequence[Stage],
-        told: Callable[[int, LayerAttention, Any], None],
+        told: Callable[[int, LayerAttention, Any], None] | None = None,
+        viewed: Callable[[int, View], None] | None = None,
     ) -> None:
         self._name = name
         self._stages = stages
         self._told = told
+        self._viewed = viewed
 
     @property
     def name(self) -> str:  # type: ignore[override] # no string, so that it is not registered
@@ -45,15 +48,26 @@ class Watcher(Pruner):
 
     def stages(self) -> list[Stage]:
         return [
-            replace(stage, rule=keep_all, attention=partial(self._read, number), padding=False)
+            replace(
+                stage,
+                rule=partial(self._keep, number),
+                attention=partial(self._read, number),
+                padding=False,
+            )
             for number, stage in enumerate(self._stages)
         ]
+
+    def _keep(self, number: int, view: View) -> Selection:
+        if self._viewed is not None:
+            self._viewed(number, view)
+        return keep_all(view)
 
     def _read(self, number: int, attention: LayerAttention) -> Any:
         reader = self._stages[number].attention
         assert reader is not None
         found = reader(attention)
-        self._told(number, attention, found)
+        if self._told is not None:
+            self._told(number, attention, found)
         return found
 
 
@@ -97,6 +111,48 @@ def read_stages(
         family_of(model).base(model)(**inputs, use_cache=False)
     assert layout is not None
     return layout, [found[number] for number in range(len(stages))]
+
+
+@torch.inference_mode()
+def read_corrected(
+    model: nn.Module, inputs: Mapping[str, Any], name: str, stage: Stage
+) -> tuple[Layout, Tensor, Tensor]:
+    """The attention by which a stage ranks, before and after its correction, in the unpruned model.
+
+    Nothing after the stage is computed.
+
+    Args:
+        model: A supported model that is not pruned; it is left as it was.
+        inputs: The processor's output, on the model's device; every prompt has an image.
+        name: The method that the stage belongs to, for messages.
+        stage: A stage that reads attention.
+
+    Returns:
+        The layout of the batch's I images; and their attention without the correction and with it,
+        each (I, t), without meaning where the layout is not `valid`. Both are the same where the
+        stage has no correction.
+
+    Raises:
+        InputError: A prompt ends with an image.
+        ProfileMismatchError: The correction is for images of another number of tokens.
+    """
+    found: list[Tensor] = []
+    layout: Layout | None = None
+
+    def viewed(_: int, view: View) -> None:
+        nonlocal layout
+        layout = view.layout
+        read = view.attention if stage.curve is None else stage.curve(view.attention)
+        found.append(view.corrected(read))
+        raise _AllRead
+
+    # A correction may have the layer itself read otherwise, so that each needs a forward.
+    for one in [stage] if stage.correction is None else [replace(stage, correction=None), stage]:
+        watcher = Watcher(name, [one], viewed=viewed)
+        with Run(watcher, model, history=1), suppress(_AllRead):
+            family_of(model).base(model)(**inputs, use_cache=False)
+    assert layout is not None
+    return layout, found[0], found[-1]
 
 
 class _AllRead(Exception):

@@ -2,6 +2,7 @@
 
 from pore.plotting.accuracy import accuracy_over_flops as accuracy_over_flops
 from pore.plotting.any_size import any_size as any_size
+from pore.plotting.attention import attention as attention
 from pore.plotting.bias import figure1 as figure1
 from pore.plotting.bias import figure2 as figure2
 from pore.plotting.corrections import corrections as corrections

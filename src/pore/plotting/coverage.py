@@ -70,7 +70,7 @@ def layout(
             boxes.append(own[chosen])
             masks.append(mask[chosen])
     frames = np.concatenate([image.frames.numpy() for image in coverage])
-    layers = _layers(frames)
+    layers = layers_of(frames)
     if not layers:
         raise InputError("No visual token covers any of the picture.")
     with style():
@@ -105,8 +105,8 @@ def layout(
     return figure
 
 
-def _layers(frames: npt.NDArray[np.float64]) -> list[list[int]]:
-    """Group views that lie side by side."""
+def layers_of(frames: npt.NDArray[np.float64]) -> list[list[int]]:
+    """Group views, given as boxes (V, 4), that lie side by side: the numbers of every group."""
     layers: list[list[int]] = []
     for view, frame in enumerate(frames):
         if not np.isnan(frame).any():

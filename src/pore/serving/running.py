@@ -13,7 +13,8 @@ try:
     from pore.serving.counted import CountedApp
 except ImportError as error:
     raise InputError(
-        f"Serving needs web libraries: pip install 'pore-vlm[serve]' (missing: {error.name})."
+        f"Serving needs web libraries: pip install 'pore-vlm[serve]', or 'pore-vlm[ui]' for the "
+        f"page alone (missing: {error.name})."
     ) from error
 
 _EVERY = 0.1  # seconds between looks at whether all are answered

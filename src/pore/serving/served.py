@@ -17,6 +17,7 @@ from transformers import LogitsProcessor
 
 from pore.data.prompts import Prompt, prompt_inputs, render_messages
 from pore.engine.pruner import Pruner
+from pore.engine.report import Report
 from pore.engine.run import Run
 from pore.errors import BudgetError, PoreError
 from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
@@ -106,7 +107,24 @@ class Served:
         Raises:
             PoreError: The request cannot be answered; the message says why.
         """
-        pruner = self.pruner(asked.keep)
+        return self.prepare_pruned(asked, images, self.pruner(asked.keep))
+
+    def prepare_pruned(
+        self, asked: ChatRequest, images: Sequence[PIL.Image.Image], pruner: Pruner | None
+    ) -> Generation:
+        """What is to be generated for a request, by a method that is given with it.
+
+        Args:
+            asked: As in `prepare`; its budget does not count.
+            images: As in `prepare`.
+            pruner: The method; None for the unpruned model.
+
+        Returns:
+            As `prepare`.
+
+        Raises:
+            PoreError: As `prepare`.
+        """
         usual = self.model.generation_config
         if asked.stream and usual.num_beams not in (None, 1):
             raise RequestError("This model searches by beams, which cannot be streamed.")
@@ -159,11 +177,15 @@ class Generation:
 
     Attributes:
         asked: The request.
+        encoded: What the processor made of the prompt.
         inputs: What `generate` gets.
         generation_config: How it decodes.
         began: Done once the prompt is prefilled, or will not be.
         ended: Done once the model is as it was before.
         effort: What the prefill took; None before it.
+        report: What the prefill kept; None before it, and without a method.
+        prefill_seconds: From the vision tower to the first scores; 0 before them.
+        seconds: The whole of `generate`; 0 before its end.
         error: What `generate` raised.
     """
 
@@ -179,7 +201,7 @@ class Generation:
         self._served = served
         self.asked = asked
         self._prompts = prompts
-        self._encoded = inputs
+        self.encoded = inputs
         self._pruner = pruner
         self._run: Run | None = None
         self._since = 0.0
@@ -189,6 +211,8 @@ class Generation:
         self.began: Future[None] = Future()
         self.ended: Future[None] = Future()
         self.effort: Effort | None = None
+        self.report: Report | None = None
+        self.prefill_seconds = self.seconds = 0.0
         self.error: BaseException | None = None
 
     @property
@@ -221,7 +245,7 @@ class Generation:
             self._check()
             with torch.inference_mode(), _seeded(self.asked.seed, model.device):
                 longest = self.asked.new_tokens
-                pruner = with_guide(self._pruner, self._prompts, self._encoded, longest)
+                pruner = with_guide(self._pruner, self._prompts, self.encoded, longest)
                 with nullcontext() if pruner is None else pruner(model) as self._run:
                     return model.generate(**given)
         except BaseException as error:
@@ -229,7 +253,8 @@ class Generation:
             raise
         finally:
             self._run = None
-            self._served.metrics.generated(time.monotonic() - self._since)
+            self.seconds = time.monotonic() - self._since
+            self._served.metrics.generated(self.seconds)
             if not self.began.done():
                 self.began.set_result(None)
             self.ended.set_result(None)
@@ -242,12 +267,14 @@ class Generation:
         model = self._served.model
         if model.device.type != "cpu":  # the work has only been asked for so far
             torch.accelerator.synchronize(model.device)
-        seconds = time.monotonic() - self._since
+        self.prefill_seconds = time.monotonic() - self._since
         if self._run is None:
-            self.effort = unpruned_efforts(model, self._encoded)[0]
+            self.effort = unpruned_efforts(model, self.encoded)[0]
         else:
-            self.effort = pruned_efforts(self._run.report)[0]
-        self._served.metrics.prefilled(self.effort.seen, self.effort.left, seconds)
+            self.report = self._run.report
+            self.effort = pruned_efforts(self.report)[0]
+        effort = self.effort
+        self._served.metrics.prefilled(effort.seen, effort.left, self.prefill_seconds)
         self.began.set_result(None)
 
     def _check(self) -> None:
