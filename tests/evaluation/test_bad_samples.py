@@ -239,9 +239,6 @@ def test_memory_is_given_back(model: Any, processor: Any) -> None:
     batches = Batches(model, processor, make_samples(6), batch_size=2, memory=1 << 20)
     left = batches._memory.left
     batches.sift()
-    for i in range(3):
-        with torch.inference_mode():
-            batches.encoded(i)
     for number in (0, 2, 4):
         batches._max_bad = 1
         batches.skip(number, "gone")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ from pore.data.prompts import build_inputs, processor_settings, prompt_template
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
-from pore.evaluation.features import MEMORY, Memory, with_features
+from pore.evaluation.features import MEMORY, Memory, encoding_once
 from pore.identity import identity
 
 _Value = TypeVar("_Value")
@@ -46,15 +47,15 @@ def listed(skipped: Sequence[Skipped]) -> str:
 class Batches:
     """Model inputs of samples in batches, made once and used for every method.
 
-    If the model takes image features in place of pixels (`mm_encoder_outputs`), the vision tower
-    also runs only once per image, and the decoder gets the features that it would have computed.
+    Inside a block of `encoding` the vision tower, too, runs only once per batch.
 
     Args:
         model: The model that the inputs are for.
         processor: Its processor.
         samples: The samples; each needs an answer or a box.
         batch_size: Samples in one batch.
-        memory: Largest number of bytes to hold; further batches are made again for every method.
+        memory: Largest number of bytes of inputs and features to hold; what does not fit is made
+            again for every method.
         max_bad: The share of bad samples (no answer, no readable image, refused by the processor)
             up to which they are skipped, for every method from then on. Of three samples or more,
             a single bad one is always skipped, unless the share is 0.
@@ -150,45 +151,30 @@ class Batches:
         self._check()
         return self._memory.hold(("inputs", i), made)
 
-    def encoded(self, i: int) -> dict[str, Any]:
-        """The inputs of a batch, with image features in place of pixels if the model takes them.
+    def encoding(self, pruner: Pruner | None) -> AbstractContextManager[None]:
+        """A block in which images that were encoded before are not encoded again.
 
-        Args:
-            i: Number of the batch.
-
-        Returns:
-            As `inputs` gives them.
-
-        Raises:
-            InputError: As `inputs`.
+        It does nothing for a method that looks into the vision tower, or makes pictures smaller.
         """
-        held = self._memory.get(("features", i))
-        if held is not None:
-            return held  # type: ignore[no-any-return]
-        inputs = self.inputs(i)
-        made = with_features(self.model, inputs)
-        if made.keys() == inputs.keys():
-            return inputs
-        self._memory.drop(("inputs", i))
-        return self._memory.hold(("features", i), made)
+        if pruner is not None and (pruner.resizes or pruner.reads_tower):
+            return nullcontext()
+        return encoding_once(self.model, self._memory)
 
     def of_method(self, i: int, pruner: Pruner | None) -> dict[str, Any]:
-        """The inputs of a batch as a method takes them: from smaller pictures, or with pixels.
+        """The inputs of a batch as a method takes them, which may be from smaller pictures.
 
         Args:
             i: Number of the batch.
             pruner: The method; None for the unpruned model.
 
         Returns:
-            As `inputs` or `encoded` gives them.
+            As `inputs` gives them.
 
         Raises:
             PoreError: As `inputs`; or a picture cannot be made small enough.
         """
-        if pruner is None or not (pruner.resizes or pruner.reads_tower):
-            return self.encoded(i)
         inputs = self.inputs(i)
-        if not pruner.resizes or not inputs:
+        if pruner is None or not pruner.resizes or not inputs:
             return inputs
         resize = pruner.resizing(self.model, self.processor)
         samples = [self.samples[number] for number in self.numbers(i)]
@@ -253,8 +239,7 @@ class Batches:
     def _forget(self, number: int, skipped: Skipped) -> None:
         """Note a bad sample, and make the inputs of its batch anew."""
         self.skipped[number] = skipped
-        for what in ("inputs", "features"):
-            self._memory.drop((what, number // self.batch_size))
+        self._memory.drop(("inputs", number // self.batch_size))
 
     def _check(self) -> None:
         """Refuse more bad samples than `max_bad` allows."""

@@ -2,41 +2,87 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Hashable, Mapping
+import functools
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from typing import Any, TypeVar
 
 import torch
+
+from pore.families.registry import family_of
 
 _Value = TypeVar("_Value")
 
 MEMORY = 2 << 30
 """Bytes of inputs and features that an evaluation holds: those of 455 images of LLaVA-1.5-7B."""
 
-# Inputs that image features can replace pixels among; with others, features are not enough.
-_PLAIN = {"input_ids", "attention_mask", "pixel_values"}
+_ENCODERS = ("get_image_features", "get_video_features")
+
+# What encoders give besides the features; the decoder does not read it, and it fills the memory.
+_UNREAD = ("last_hidden_state", "hidden_states", "attentions")
 
 
-def with_features(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a batch, with image features in place of pixels if the model takes them.
+@contextmanager
+def encoding_once(model: Any, memory: Memory) -> Iterator[None]:
+    """Inside the block, images and videos that were encoded before are not encoded again.
 
-    The decoder gets the features that the model itself would compute from these pixels.
+    What is remembered is a whole call of the encoder: alone, an image gets other last bits than
+    among others. So all that follows is to the bit as without the block. Methods that look into the
+    vision tower must not be used in it, as they would see nothing.
 
     Args:
-        model: The model.
-        inputs: Its processor's output.
-
-    Returns:
-        The inputs; those that were given if the model needs the pixels, or there are none.
+        model: The model; it is left as it was.
+        memory: What remembers, also for the next block.
     """
-    rest = dict(inputs)
-    takes = "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-    if not takes or not rest.keys() <= _PLAIN or "pixel_values" not in rest:
-        return rest
-    output = model.get_image_features(pixel_values=rest.pop("pixel_values"))
-    # Only what the decoder reads; the tower's hidden states would fill the memory.
-    rest["mm_encoder_outputs"] = {"image": type(output)(pooler_output=output.pooler_output)}
-    return rest
+    base: Any = family_of(model).base(model)
+    names = [name for name in _ENCODERS if hasattr(base, name)]
+    had = {name: vars(base)[name] for name in names if name in vars(base)}
+    try:  # not by `Changes`, which would have the model refuse to be pruned meanwhile
+        for name in names:
+            setattr(base, name, _once(name, getattr(base, name), memory))
+        yield
+    finally:
+        for name in names:
+            vars(base).pop(name, None)
+        vars(base).update(had)
+
+
+def _once(name: str, encode: Callable[..., Any], memory: Memory) -> Callable[..., Any]:
+    @functools.wraps(encode)  # `generate` reads the signature
+    def once(*args: Any, **kwargs: Any) -> Any:
+        key = name, _digest((args, sorted(kwargs.items())))
+        made = memory.get(key)
+        if made is None:
+            made = encode(*args, **kwargs)
+            if isinstance(made, Mapping):
+                kept = {field: value for field, value in made.items() if field not in _UNREAD}
+                made = type(made)(**kept)
+            memory.hold(key, made)
+        return copy(made)
+
+    return once
+
+
+def _digest(value: Any) -> str:
+    """A digest of tensors, in tuples and lists, and of what says by its text what it is."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            plain = value.detach().cpu().reshape(-1).view(torch.uint8)
+            digest.update(plain.numpy().data)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{len(value)} ".encode())
+            for each in value:
+                add(each)
+        else:
+            digest.update(repr(value).encode())
+
+    add(value)
+    return digest.hexdigest()
 
 
 class Memory:

@@ -111,7 +111,7 @@ class Guiding:
     def _inputs(self, batches: Batches, i: int) -> dict[str, Any]:
         """The inputs that this model gets for a batch."""
         if self.itself:
-            return batches.encoded(i)
+            return batches.inputs(i)
         if not batches.inputs(i):
             return {}
         numbers = batches.numbers(i)

@@ -71,7 +71,7 @@ def evaluate(
     asked: list[int] = []
     given: list[str] = []
     efforts: list[Effort] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), batches.encoding(pruner):
         for one, numbers in stretches(pruner, batches, batches.own(part, pruner)):
             with nullcontext() if one is None else one(model) as run:
                 for i in numbers:

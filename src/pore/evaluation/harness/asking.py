@@ -17,7 +17,7 @@ from pore.data.prompts import Prompt, prompt_inputs, render_messages
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
-from pore.evaluation.features import MEMORY, Memory, with_features
+from pore.evaluation.features import MEMORY, Memory, encoding_once
 from pore.evaluation.guided import with_guide
 
 _log = logging.getLogger(__name__)
@@ -171,9 +171,9 @@ class Asker:
         model = self.model
         resize = None if pruner is None else pruner.resizing(model, self.processor)
         inputs = prompt_inputs(self.processor, prompts, model.device, model.dtype, resize)
-        with torch.inference_mode():
-            if pruner is None or not (pruner.reads_tower or pruner.resizes):
-                inputs = self._encoded(inputs)
+        looks = pruner is not None and (pruner.reads_tower or pruner.resizes)
+        once = nullcontext() if looks else encoding_once(model, self._features)
+        with torch.inference_mode(), once:
             longest = int(decoding.options["max_new_tokens"])
             pruner = with_guide(pruner, prompts, inputs, longest)
             with nullcontext() if pruner is None else pruner(model) as run:
@@ -195,22 +195,6 @@ class Asker:
     def release(self) -> None:
         """Let go of all features that are held."""
         self._features.clear()
-
-    def _encoded(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The inputs of a batch, with image features in place of pixels if the model takes them."""
-        pixels = inputs.get("pixel_values")
-        if pixels is None:
-            return inputs
-        # A batch, not an image: alone, an image gets other last bits than among others.
-        name = hashlib.sha256(pixels.cpu().contiguous().view(torch.uint8).numpy()).digest()
-        held = self._features.get(name)
-        if held is not None:
-            rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
-            return {**rest, "mm_encoder_outputs": held}
-        made = with_features(self.model, inputs)
-        if "mm_encoder_outputs" in made:
-            self._features.hold(name, made["mm_encoder_outputs"])
-        return made
 
     def _prompt(self, asked: Conversation) -> Prompt:
         try:
