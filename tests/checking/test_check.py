@@ -316,7 +316,7 @@ def test_the_command_exits_with_1_where_something_fails() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dtype", "float12"), "no number format"),
+        (("--dtype", "float12"), "not a number format"),
         (("--attn", "nonsense"), "cannot make"),
         (("nowhere/at-all",), "huggingface.co"),
     ],

@@ -60,7 +60,7 @@ def test_version() -> None:
         (("evaluate", "-m", "MODEL", "--keep", "nan", "--limit", "1"), "keep=nan"),
         (("evaluate", "-m", "./no-model"), "no-model"),
         (("evaluate", "-m", "MODEL", "--device", "abacus"), "There is no device 'abacus'"),
-        (("evaluate", "-m", "MODEL", "--dtype", "int3"), "'int3' is no number format"),
+        (("evaluate", "-m", "MODEL", "--dtype", "int3"), "'int3' is not a number format"),
         (("evaluate", "-m", "MODEL", "--attn", "none"), "cannot load"),
         (
             ("evaluate", "-m", "MODEL", "--method", "random", "--reweight", "rope", "--limit", "1"),
@@ -109,7 +109,7 @@ def test_interruption_exits_with_130(model: Path, monkeypatch: pytest.MonkeyPatc
 def test_text_only_and_unknown_models_are_refused_before_loading(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     found = run("evaluate", "-m", tmp_path, code=1)
-    assert re.search(r"'llama' model, of no family that pore knows.*llava", found.stderr)
+    assert re.search(r"'llama' model, which pore does not know.*llava", found.stderr)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     found = run("evaluate", "-m", tmp_path, code=1)
     assert "cannot be read" in found.stderr

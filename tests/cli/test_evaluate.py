@@ -148,7 +148,7 @@ def test_bench_of_p_and_of_a_picture(model: Path, tmp_path: Path) -> None:
     assert "--image needs --model" in run(*shape, "--image", "40x30", code=2).stderr
     both = ("--image", "40x30", "--text-after", "3")
     assert "chat template" in run("bench", "-m", model, *both, code=2).stderr
-    assert "no width and height" in run("bench", "-m", model, "--image", "40", code=2).stderr
+    assert "not a width and a height" in run("bench", "-m", model, "--image", "40", code=2).stderr
 
 
 def test_flops_of_a_picture(model: Path) -> None:

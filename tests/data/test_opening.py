@@ -73,8 +73,8 @@ def test_a_split_that_is_not_there(local: Path) -> None:
         ({}, r"no column 'image'; it has picture, ask, reply, n\. Name .* --columns image=\.\.\."),
         ({"image": "picture"}, r"no column 'question'; .* holds the question: --columns quest"),
         ({"image": "n", "question": "ask"}, r"'n' of the data set holds no pictures"),
-        ({"image": "picture", "question": "n"}, r"'n' is no text"),
-        ({"image": "picture", "question": "picture"}, r"'picture' is no text"),
+        ({"image": "picture", "question": "n"}, r"'n' is not text"),
+        ({"image": "picture", "question": "picture"}, r"'picture' is not text"),
     ],
 )
 def test_columns_are_looked_at_first(

@@ -206,7 +206,7 @@ def test_dataset_columns() -> None:
     assert (sample.id, sample.answer) == ("0", None)
     with pytest.raises(InputError, match="'bad' holds no text"):
         list(from_dataset(data, answer="bad"))
-    with pytest.raises(InputError, match="'n' is no text"):
+    with pytest.raises(InputError, match="'n' is not text"):
         list(from_dataset(data, question="n"))
     with pytest.raises(InputError, match="no column 'text'; it has image, question"):
         from_dataset(data, question="text")

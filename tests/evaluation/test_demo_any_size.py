@@ -103,7 +103,7 @@ def test_a_budget_that_an_image_cannot_meet_is_known_first(tmp_path: Path) -> No
 def test_samples_without_images_are_refused(tmp_path: Path) -> None:
     model, processor = load_model(str(save_checkpoint(tmp_path / "model")))
     test = [replace(s, image=None) for s in load_samples("embedded:test", limit=3)]
-    with pytest.raises(InputError, match="are to be about images"):
+    with pytest.raises(InputError, match="The samples have no images"):
         demo.run(
             *(model, processor),
             calibration=test,

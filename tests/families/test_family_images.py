@@ -103,7 +103,7 @@ class TestSmolVLM:
 
     @pytest.mark.parametrize("row", [[IMAGE] * 17, [IMAGE] * 8 + [5] + [IMAGE] * 8])
     def test_broken_tiles_are_refused(self, row: list[int]) -> None:
-        with pytest.raises(InputError, match="no whole tiles of 16"):
+        with pytest.raises(InputError, match="not a whole number of tiles of 16"):
             images(self.case, torch.tensor([[5, *row, 7]]))
 
 

@@ -106,7 +106,7 @@ def test_budgets_that_a_method_cannot_leave_are_passed_over() -> None:
     ("average", "changes", "error", "message"),
     [
         (0, {}, BudgetError, "at least 1"),
-        (1.5, {}, BudgetError, "no fraction"),
+        (1.5, {}, BudgetError, "not a fraction"),
         (577, {}, BudgetError, "as there are 576"),
         (128, {"keep": 3}, InputError, "'keep' beside its budget; it has faithful, layer"),
         (128, {"lair": 3}, InputError, "has no setting 'lair'"),

@@ -172,7 +172,7 @@ class TestBudget:
             ({"keep": 3, "faithful": True}, "not a number of tokens such as 3"),
             ({"keep": 3, "layers": (8,)}, "give two layers"),
             ({"keep": 3, "stride": 0}, "stride must be a whole number"),
-            ({"keep": 0.0}, "no fraction"),
+            ({"keep": 0.0}, "not a fraction"),
         ],
     )
     def test_what_cannot_be_meant_is_refused(self, settings: Any, words: str) -> None:

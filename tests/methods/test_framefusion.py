@@ -331,8 +331,8 @@ def test_it_acts_in_every_layer_of_the_model() -> None:
     [
         ({"keep": 0}, "at least 1"),
         ({"keep": 0.3, "faithful": True}, "set average=True"),
-        ({"keep": 0.3, "similarity": 1.5}, "no cosine"),
-        ({"keep": 0.3, "least": -0.1}, "no share"),
+        ({"keep": 0.3, "similarity": 1.5}, "not a cosine"),
+        ({"keep": 0.3, "least": -0.1}, "not a share"),
     ],
 )
 def test_settings_that_make_no_sense(given: dict[str, Any], message: str) -> None:

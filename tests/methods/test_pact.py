@@ -200,10 +200,10 @@ def test_gradients_go_through_the_means() -> None:
         ({"keep": 5, "cutoff": 0.2}, "either `keep`, or a `cutoff`"),
         ({"keep": 5, "faithful": True}, "give a `cutoff`"),
         ({"keep": 0}, "at least 1"),
-        ({"keep": 5, "share": 0.0}, "no part of the tokens"),
-        ({"keep": 5, "share": float("nan")}, "no part of the tokens"),
-        ({"cutoff": -0.1}, "no distance"),
-        ({"keep": 5, "reach": float("nan")}, "no distance"),
+        ({"keep": 5, "share": 0.0}, "not a share of the tokens"),
+        ({"keep": 5, "share": float("nan")}, "not a share of the tokens"),
+        ({"cutoff": -0.1}, "not a distance"),
+        ({"keep": 5, "reach": float("nan")}, "not a distance"),
     ],
 )
 def test_settings_that_make_no_sense(given: dict[str, Any], message: str) -> None:

@@ -153,7 +153,7 @@ class TestSettings:
             ({"keep": 3, "query": "answer"}, ScoreError, "query must be"),
             ({"keep": 3, "heads": "sum"}, ScoreError, "heads must be"),
             ({"keep": 3, "offset": -1}, BudgetError, "offset must be"),
-            ({"keep": 3, "layers": (0,)}, BudgetError, "no stages"),
+            ({"keep": 3, "layers": (0,)}, BudgetError, "first pruned layer of each stage"),
         ],
     )
     def test_what_cannot_be_meant_is_refused(self, settings: Any, error: Any, words: str) -> None:

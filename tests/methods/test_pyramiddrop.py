@@ -78,7 +78,7 @@ class TestBudgets:
         ("keep", "words"),
         [
             (0, "at least 1"),
-            (1.5, "no fraction"),
+            (1.5, "not a fraction"),
             ((0.5, 0.25), "2 numbers for 3 stages"),
             ((0.5, 0.25, 0.5), "rises"),
             ((8, 4, True), "must be an int"),
@@ -100,7 +100,7 @@ class TestBudgets:
 class TestSettings:
     @pytest.mark.parametrize("layers", [(), (0, 2), (2, 2), (4, 2), (1.0, 2), (True, 2)])
     def test_bad_layers(self, layers: Any) -> None:
-        with pytest.raises(BudgetError, match="no stages"):
+        with pytest.raises(BudgetError, match="first pruned layer of each stage"):
             pore.PyramidDrop(4, layers)
 
     def test_bad_index(self) -> None:

@@ -105,8 +105,8 @@ class TestBudgets:
         [
             ({"keep": 0}, BudgetError, "at least 1"),
             ({"keep": (4, 3)}, BudgetError, "2 numbers for 3 stages"),
-            ({"keep": (4, 3, 2.0)}, BudgetError, "no fraction"),
-            ({"layers": (2, 2, 3)}, BudgetError, "no stages"),
+            ({"keep": (4, 3, 2.0)}, BudgetError, "not a fraction"),
+            ({"layers": (2, 2, 3)}, BudgetError, "first pruned layer of each stage"),
             ({"version": 2, "heads": 0}, ScoreError, "at least 1"),
             ({"index": "raster"}, ScoreError, "'original' or 'dense'"),
             ({"reweight": (P, P)}, ProfileMismatchError, "2 corrections for 3 stages"),

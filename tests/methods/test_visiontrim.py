@@ -199,7 +199,7 @@ def test_bad_input_is_refused() -> None:
     inputs = batch(PROMPTS)
     with pytest.raises(BudgetError, match="no dominant patch of 4"):
         method(4, complement=4)
-    with pytest.raises(BudgetError, match="no number of tokens"):
+    with pytest.raises(BudgetError, match="not a number of tokens"):
         method(4, complement=-1)
     with pytest.raises(InputError, match="2 questions for a batch of 3 prompts"):
         seen(method(4, ["1", "2"]), inputs)

@@ -113,7 +113,7 @@ def test_the_client_of_openai(address: str, served: Served) -> None:
 @pytest.mark.parametrize(
     ("given", "status", "reason"),
     [
-        (b"nothing", 400, "no JSON"),
+        (b"nothing", 400, "cannot be read as JSON"),
         (body("data:image/png;base64,AAAA"), 400, "An image cannot be read"),
         (body("file:///etc/passwd"), 400, "not from 'file:///etc/passwd'"),
         (body(URL, keep=17), 400, "asks for more visual tokens"),

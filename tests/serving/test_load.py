@@ -91,7 +91,7 @@ def bad(number: int) -> Case:
         Case(body(url_of(whole[:20] + bytes(50))), reason="cannot be read"),
         Case(body(url_of(b"no picture at all")), reason="cannot be read"),
         Case(body(url_of(b"")), reason="cannot be read"),
-        Case(body("data:image/png;base64,*"), reason="no base64"),
+        Case(body("data:image/png;base64,*"), reason="not valid base64"),
         Case(body(data_url(PIL.Image.new("L", (1001, 1000)))), reason="more than 1000000"),
         Case(body(data_url(picture(1, 300))), reason="more than 256 times as long as wide"),
         Case(body("http://169.254.169.254/latest/meta-data"), reason="not from 'http://"),
@@ -102,7 +102,7 @@ def bad(number: int) -> Case:
         Case(body(url, max_tokens=10**9), reason="max_tokens is a whole number"),
         Case(body(url, question="<image> <image>"), reason="stands for an image"),
         Case({"messages": "hello"}, reason="`messages` must be a list"),
-        Case(b'{"messages":', reason="no JSON"),
+        Case(b'{"messages":', reason="cannot be read as JSON"),
         Case(body("data:" + "A" * 9_000_000), reason="more than 8388608 bytes"),
     ]
     case = cases[number % len(cases)]

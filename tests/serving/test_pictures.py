@@ -34,7 +34,7 @@ def test_data_urls() -> None:
     nothing_else = Sources()
     assert same(nothing_else, data_url(IMAGE))
     refused(nothing_else, "data:image/png;base64,AAAA", "cannot be read: it is damaged")
-    refused(nothing_else, "data:image/png;base64,?", "no base64")
+    refused(nothing_else, "data:image/png;base64,?", "not valid base64")
     refused(nothing_else, "data:image/png,AAAA", "has the form data:image")
     refused(nothing_else, data_url(IMAGE)[:-40] + "====", "base64|cannot be read")
     refused(nothing_else, data_url(picture(100, 11)), "100 × 11 pixels, more than 1000")
@@ -96,7 +96,7 @@ def test_allowed_hosts(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(sources, f"http://{host}/moved", "cannot be fetched: HTTP Error 302")
         refused(sources, f"http://{host}/none", "404")
         assert refused(sources, f"http://{host}/large", "more than 10000 bytes").status == 413
-        refused(sources, "http://[", "no URL")
+        refused(sources, "http://[", "not a URL")
     sources = Sources((host,))
     refused(sources, "http://127.0.0.1/image", "not fetched from '127.0.0.1'")
     refused(sources, f"http://{host}@127.0.0.1/image", "not fetched from")

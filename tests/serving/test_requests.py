@@ -57,10 +57,10 @@ def test_what_a_request_asks() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (b"{nope", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b'{"messages": NaN}', "no JSON"),
-        (b"[" * 100 + b"]" * 100, "no JSON"),
+        (b"{nope", "cannot be read as JSON"),
+        (b"\xff", "cannot be read as JSON"),
+        (b'{"messages": NaN}', "cannot be read as JSON"),
+        (b"[" * 100 + b"]" * 100, "cannot be read as JSON"),
         (b"[]", "JSON object"),
         ({}, "`messages` must be a list"),
         ({"messages": []}, "at least one"),

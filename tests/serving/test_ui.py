@@ -78,7 +78,7 @@ def test_the_form_is_read() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (b"nothing", "no JSON"),
+        (b"nothing", "cannot be read as JSON"),
         (b"[]", "A request is a JSON object with the texts image, question"),
         (json.dumps({**FORM, "more": "x"}).encode(), "with the texts"),
         (json.dumps({**FORM, "keep": 4}).encode(), "with the texts"),

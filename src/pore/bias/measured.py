@@ -110,6 +110,7 @@ class Measured:
                 raise ProfileError(f"The number of positions cannot be allowed. {OTHER_LENGTH}")
             if name not in CHECKED:
                 raise ProfileError(
-                    f"{brief(name)} is no field that is checked; choose from {', '.join(CHECKED)}."
+                    f"{brief(name)} is not one of the fields that are checked; choose from "
+                    f"{', '.join(CHECKED)}."
                 )
         return replace(self, allowed=self.allowed | set(names))  # type: ignore[type-var] # a mixin

@@ -60,8 +60,8 @@ class Options(Loading):
     keep: Annotated[
         str | None,
         typer.Option(
-            help="The method's budget, for what is said of P; the measurement depends on it only "
-            "if the layers that are read do. [default: 25%]"
+            help="The budget that P will be used with; the verdict is about it. What is measured "
+            "depends on it only if it decides which layers the method reads. [default: 25%]"
         ),
     ] = None
     layer: Layer = None

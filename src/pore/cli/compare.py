@@ -79,7 +79,7 @@ def compare(options: Options) -> None:
     real = sum(verdict.real for verdict in verdicts)
     say(
         f"{real} of {len(verdicts)} differences are real: p, corrected by Holm's method for "
-        f"{len(verdicts)} comparisons, is below 0.05. Of the others these questions do not tell."
+        f"{len(verdicts)} comparisons, is below 0.05. The others may be chance."
     )
     for line in _changed(first.circumstances, second.circumstances):
         say(line)

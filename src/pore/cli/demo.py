@@ -65,7 +65,8 @@ def demo(options: Options) -> None:
     Prints a table of the first questions early and that of all at the end, and writes
     `results.json`, `results.csv`, `profile.json`, figures, examples and `report.html` into the
     folder. For a model of images of any size P is a power of the distance to the text; what such a
-    model does not take is left out and named. The same command goes on where one was interrupted.
+    model does not take is left out, and the report says why. An interrupted run is continued by the
+    same command.
 
     Examples:
 

@@ -202,7 +202,9 @@ def size_of_image(text: str) -> tuple[int, int]:
     """`640x480` as width and height in pixels."""
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) != 2 or not all(part.isdigit() and 0 < int(part) < 1 << 16 for part in parts):
-        raise typer.BadParameter(f"{text!r} is no width and height in pixels, such as 640x480.")
+        raise typer.BadParameter(
+            f"{text!r} is not a width and a height in pixels, such as 640x480."
+        )
     return int(parts[0]), int(parts[1])
 
 

@@ -90,7 +90,7 @@ def _check_features(picture: Any, image: str, asked: Any, question: str) -> None
         )
     if asked is not None and getattr(asked, "dtype", "") not in _TEXTS:
         raise InputError(
-            f"The column {question!r} is no text, but {asked!r:.80}. Name another one: --columns "
+            f"The column {question!r} is not text, but {asked!r:.80}. Name another one: --columns "
             "question=..., in Python question=."
         )
 

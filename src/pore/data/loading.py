@@ -123,8 +123,9 @@ def known_config(name: str, revision: str | None) -> Any:
     config = load_config(name, revision=revision)
     if config.model_type not in families():  # `pore models` lists what is known
         raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type!r} model, of no family that pore knows. "
-            f"It knows: {', '.join(sorted(families()))}."
+            f"{name!r} is a {config.model_type!r} model, which pore does not know. It knows: "
+            f"{', '.join(sorted(families()))}. To describe another takes a few lines: see "
+            "docs/adding-a-family.md."
         )
     return config
 
@@ -186,7 +187,7 @@ def check_dtype(name: str) -> None:
         InputError: Says which there are.
     """
     if name not in DTYPES:
-        raise InputError(f"{name!r} is no number format; choose from {', '.join(DTYPES)}.")
+        raise InputError(f"{name!r} is not a number format; choose from {', '.join(DTYPES)}.")
 
 
 def choose_device(name: str) -> Any:

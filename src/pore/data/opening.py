@@ -69,7 +69,7 @@ def opened(name: str, split: str, stream: bool) -> Any:
     except InputError:
         raise
     except Exception as error:  # hub, cache, parsers: each has its own errors
-        what = name if here else f"{name} is no file or folder here, and"
+        what = name if here else f"{name} is not a file or folder here, and"
         hint = (
             " If this machine has no network, fetch it elsewhere and bring the folder that its "
             "save_to_disk writes."

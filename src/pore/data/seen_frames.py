@@ -67,7 +67,7 @@ def seen_frames(model: nn.Module, processor: Any, sample: Sample) -> list[SeenFr
     """
     video = sample.load()
     if not isinstance(video, Video):
-        raise InputError(f"Sample {sample.id} is about no video.")
+        raise InputError(f"Sample {sample.id} is not about a video.")
     inputs = build_inputs(processor, [sample])
     box = _seen(processor, sample, video, inputs)
     frames, found = len(video.frames), []

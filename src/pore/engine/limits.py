@@ -99,9 +99,9 @@ def _no_merging_with_shared_keys(stages: Stages, family: Family) -> Limit | None
     if not family.shares_keys or not any(stage.merges for stage in inside):
         return None
     return Limit(
-        "decoder layers look at keys that earlier ones made, which tokens merged since are not "
-        "among. Use a method that only drops tokens.",
-        "it acts before those that are shared, or none are",
+        "some decoder layers reuse the keys of earlier layers, from before tokens were merged. Use "
+        "a method that only drops tokens.",
+        "it acts before the layers whose keys are reused, or the model reuses none",
     )
 
 

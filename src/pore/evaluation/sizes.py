@@ -77,5 +77,5 @@ def images_asked(batches: Batches) -> list[Image]:
     made = (batches.inputs(i) for i in range(len(batches)))
     images = [image for inputs in made if inputs for image in images_of(batches.model, inputs)]
     if not images:
-        raise InputError("These questions are to be about images, and the samples have none.")
+        raise InputError("The samples have no images, and this asks about images.")
     return images

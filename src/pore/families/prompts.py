@@ -90,8 +90,8 @@ def tiled_image(row: int, index: int, columns: Sequence[int], grid: tuple[int, i
     size = grid[0] * grid[1]
     if len(columns) % size:
         raise InputError(
-            f"Image {index} of sample {row} has {len(columns)} visual tokens, which are no whole "
-            f"tiles of {size}; build the inputs with the model's own processor."
+            f"Image {index} of sample {row} has {len(columns)} visual tokens, not a whole number "
+            f"of tiles of {size}; build the inputs with the model's own processor."
         )
     between = sorted({*range(columns[0], columns[-1] + 1)} - set(columns))
     one = grid if len(columns) == size else None
@@ -154,8 +154,8 @@ def whole_tiles(row: int, columns: Sequence[int], size: int) -> list[Sequence[in
     tiles = [columns[start : start + size] for start in range(0, len(columns), size)]
     if any(tile[-1] - tile[0] != size - 1 for tile in tiles) or len(columns) % size:
         raise InputError(
-            f"Sample {row} has {len(columns)} visual tokens, which are no whole tiles of {size}; "
-            "build the inputs with the model's own processor."
+            f"Sample {row} has {len(columns)} visual tokens, not a whole number of tiles of "
+            f"{size}; build the inputs with the model's own processor."
         )
     return tiles
 
@@ -180,8 +180,8 @@ def equal_images(
     for row, where in enumerate(columns):
         if len(where) % size:
             raise InputError(
-                f"Sample {row} has {len(where)} visual tokens, which is no whole number of images "
-                f"of {size}; build the inputs with the model's own processor."
+                f"Sample {row} has {len(where)} visual tokens, not a whole number of images of "
+                f"{size}; build the inputs with the model's own processor."
             )
         for index in range(len(where) // size):
             images.append(Image(row, index, where[index * size : (index + 1) * size], grid))

@@ -25,7 +25,7 @@ def _load_entry_points() -> None:
         if not (isinstance(kind, type) and issubclass(kind, Family)):
             raise UnsupportedModelError(
                 f"Entry point {entry.name!r} of group 'pore.families' gives {kind!r}, "
-                "which is no subclass of pore.Family."
+                "which is not a subclass of pore.Family."
             )
 
 

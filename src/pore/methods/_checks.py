@@ -31,7 +31,7 @@ def check_share(**settings: float) -> None:
     """
     for name, value in settings.items():
         if not 0.0 <= value <= 1.0:
-            raise BudgetError(f"{name}={value!r} is no share of the kept tokens; choose 0 to 1.")
+            raise BudgetError(f"{name}={value!r} is not a share of the kept tokens; choose 0 to 1.")
 
 
 def check_choice(kind: Any, **settings: str) -> None:

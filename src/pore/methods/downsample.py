@@ -152,7 +152,7 @@ def coarse_grid(grid: tuple[int, int], count: int) -> tuple[int, int]:
         above = min((c for c in near if c > count), default=None)
         names = " or ".join(str(c) for c in (below, above) if c is not None)
         raise BudgetError(
-            f"{count} cells make no grid of the shape of {grid[0]}x{grid[1]}; keep {names} instead."
+            f"No grid of {count} cells has a shape like {grid[0]}x{grid[1]}; keep {names} instead."
         )
     return min(fits, key=lambda shape: _stretch(grid, shape))
 

@@ -110,7 +110,9 @@ class FastVID(MergingVideoPruner):
             return exact_plan(count, size, parts, self.context, self.spacing)
         each = budget(self.keep, size) if isinstance(self.keep, int) else int(size * self.keep)
         if each < 1:
-            raise BudgetError(f"keep={self.keep} of {size} tokens of a frame is none; keep more.")
+            raise BudgetError(
+                f"keep={self.keep} of {size} tokens of a frame rounds down to none; keep more."
+            )
         if self.variant == "onevision":
             return onevision_plan(each, parts, self.context, self.spacing)
         if self.variant == "llava-video":

@@ -74,9 +74,9 @@ class FrameFusion(OfVideos):
                 "average=True too."
             )
         if not -1 <= self.similarity <= 1:
-            raise BudgetError(f"similarity={self.similarity!r} is no cosine; choose -1 to 1.")
+            raise BudgetError(f"similarity={self.similarity!r} is not a cosine; choose -1 to 1.")
         if not 0 <= self.least <= 1:
-            raise BudgetError(f"least={self.least!r} is no share of the tokens; choose 0 to 1.")
+            raise BudgetError(f"least={self.least!r} is not a share of the tokens; choose 0 to 1.")
         correction_of(self.reweight)
 
     def stages(self) -> Sequence[Stage]:

@@ -86,11 +86,13 @@ class PACT(Pruner):
         if self.faithful and self.cutoff is None:
             raise BudgetError("With faithful=True the authors' thresholds decide; give a `cutoff`.")
         if not 0 < self.share <= 1:
-            raise BudgetError(f"share={self.share!r} is no part of the tokens; choose up to 1.")
+            raise BudgetError(
+                f"share={self.share!r} is not a share of the tokens; choose at most 1."
+            )
         for name in ("cutoff", "reach"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise BudgetError(f"{name}={value!r} is no distance; give a number from 0 on.")
+                raise BudgetError(f"{name}={value!r} is not a distance; choose 0 or more.")
 
     @classmethod
     def usual(cls, keep: int | float, shape: ModelShape) -> PACT:
@@ -161,7 +163,8 @@ class PACT(Pruner):
             going = max(going, count)
         if going == 0:
             raise BudgetError(
-                f"share={self.share} of {len(scores)} visual tokens is none; give a larger one."
+                f"share={self.share} of {len(scores)} visual tokens rounds down to none; choose a "
+                "larger one."
             )
         on = top_k(scores[None], [going])[0].nonzero()[:, 0]
         between = distances(keys[on], keys[on])

@@ -97,7 +97,7 @@ def check_settings(keep: int | float | None, neighbours: int) -> None:
     if keep is not None:
         check_keep(keep)
     if neighbours < 0:
-        raise BudgetError(f"neighbours={neighbours} is no number of patches to merge.")
+        raise BudgetError(f"neighbours={neighbours} is not a number of patches; choose 0 or more.")
 
 
 def check_counts(keep: int | float | None, faithful: bool) -> None:

@@ -156,8 +156,8 @@ def check_layers(layers: tuple[int, ...]) -> None:
     whole = all(map(is_whole, layers))
     if not layers or not whole or layers[0] < 1 or list(layers) != sorted(set(layers)):
         raise BudgetError(
-            f"layers={layers!r} are no stages; give the first pruned layer of each stage, whole "
-            "numbers of at least 1 in ascending order."
+            f"layers={layers!r} must be the first pruned layer of each stage: whole numbers of at "
+            "least 1, in ascending order."
         )
 
 

@@ -64,7 +64,9 @@ class VisionTrim(BudgetPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.complement is not None and self.complement < 0:
-            raise BudgetError(f"complement={self.complement} is no number of tokens.")
+            raise BudgetError(
+                f"complement={self.complement} is not a number of tokens; choose 0 or more."
+            )
         if isinstance(self.keep, int):
             self._complements([self.keep])
 
@@ -95,7 +97,7 @@ class VisionTrim(BudgetPruner):
         if not family.tower_has_cls(model):
             raise UnsupportedModelError(
                 "VisionTrim ranks patches by the attention of the CLS token, and projects them as "
-                "CLIP does; the vision tower here has no CLS token and is no CLIP."
+                "CLIP does; the vision tower here is not CLIP's and has no CLS token."
             )
 
     def _complements(self, counts: Sequence[int]) -> list[int]:

@@ -47,7 +47,7 @@ class Asked:
         try:
             body = parse_json(data)
         except ValueError as error:
-            raise RequestError(f"The request is no JSON that is read here: {error}") from error
+            raise RequestError(f"The request cannot be read as JSON: {error}") from error
         names = list(cls.__dataclass_fields__)
         if (
             not isinstance(body, dict)

@@ -82,7 +82,7 @@ class Sources:
         try:
             host = urllib.parse.urlsplit(url).netloc.lower()
         except ValueError as error:
-            raise RequestError(f"{url[:80]!r} is no URL: {error}") from error
+            raise RequestError(f"{url[:80]!r} is not a URL: {error}") from error
         if ANY_HOST not in self.hosts and host not in self.hosts:
             raise RequestError(f"Images are not fetched from {host[:80]!r} here.")
         # No proxy: the host that is allowed is the host that is asked.
@@ -151,4 +151,4 @@ def _data(url: str) -> bytes:
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(f"An image is no base64: {error}.") from error
+        raise RequestError(f"An image is not valid base64: {error}.") from error

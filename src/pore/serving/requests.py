@@ -117,7 +117,7 @@ class ChatRequest:
         try:
             body = parse_json(data)
         except ValueError as error:
-            raise RequestError(f"The request is no JSON that is read here: {error}") from error
+            raise RequestError(f"The request cannot be read as JSON: {error}") from error
         if not isinstance(body, dict):
             raise RequestError("A request is a JSON object with `model` and `messages`.")
         body = {key: value for key, value in body.items() if value is not None}

@@ -64,7 +64,7 @@ def check_keep(keep: int | float) -> None:
             raise BudgetError(f"keep={keep} would keep no visual token; ask for at least 1.")
     elif not math.isfinite(keep) or not 0.0 < keep <= 1.0:
         raise BudgetError(
-            f"keep={keep!r} is no fraction in (0, 1]; for a number of tokens pass an int."
+            f"keep={keep!r} is not a fraction in (0, 1]; for a number of tokens pass an int."
         )
 
 

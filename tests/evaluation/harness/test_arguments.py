@@ -53,7 +53,7 @@ def test_settings_of_a_method_keep_their_types() -> None:
         ({"method": "fastv", "guide": "x"}, "FastV is not guided"),
         ({"batch_size": "auto"}, "batch_size is a whole number from 1, not 'auto'"),
         ({"batch_size": 0}, "batch_size is a whole number from 1, not 0"),
-        ({"revision": 1e5}, r"revision=100000\.0 is no name"),
+        ({"revision": 1e5}, r"revision=100000\.0 is not a name"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], told: str) -> None:

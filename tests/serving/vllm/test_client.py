@@ -108,7 +108,7 @@ def test_nothing_is_sent_of_what_is_wrong(ranker: Ranker) -> None:
         (torch.zeros(0, 32), "at least one token"),
         (torch.zeros(2, 4, 32), r"not \(2, 4, 32\)"),
         (torch.full((4, 32), torch.nan), "NaN or infinity"),
-        (torch.zeros(4, 32, dtype=torch.long), "no floating numbers"),
+        (torch.zeros(4, 32, dtype=torch.long), "are not floating-point"),
     ],
 )
 def test_embeddings_that_could_end_the_engine_do_not_leave(

@@ -108,7 +108,7 @@ def _check_names(given: Mapping[str, Any], known: set[str], kind: type[Pruner] |
 def _text(name: str, value: Any) -> str:
     if isinstance(value, (bool, float)):
         raise InputError(
-            f"{name}={value!r} is no name; lmms-eval reads what looks like a number as one."
+            f"{name}={value!r} is not a name: lmms-eval takes what looks like a number for one."
         )
     return str(value)
 

@@ -76,7 +76,7 @@ def checked(embeddings: Tensor, width: int) -> Tensor:
         )
     if not embeddings.is_floating_point() or not bool(torch.isfinite(embeddings).all()):
         raise InputError(
-            "The embeddings of an image hold NaN or infinity, or are no floating numbers; look for "
+            "The embeddings of an image hold NaN or infinity, or are not floating-point; look for "
             "overflow (fp16 where the model needs bf16?) or damaged weights."
         )
     return embeddings.detach().to("cpu").contiguous()
