@@ -50,7 +50,8 @@ clean:
 # Which build of it comes is pip's choice: see CONTRIBUTING.md for one without CUDA.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pore needs Python 3.10")'
-	@echo "Setting up $(VENV): once, for some minutes."
+	@echo "Setting up $(VENV), once: torch, then transformers and what the tests need. About 2 GB of disk, and"
+	@echo "some gigabytes more where pip takes torch with CUDA (CONTRIBUTING.md says how to avoid that)."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
 	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'

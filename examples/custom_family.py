@@ -51,5 +51,6 @@ print("keeping everything changes nothing:", same)
 
 with pore.FastV(keep=args.keep, layer=2)(model) as run:
     tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-print(processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+new = tokens[0, inputs["input_ids"].shape[1] :]
+print(processor.decode(new, skip_special_tokens=True).strip())
 print(run.report)

@@ -41,5 +41,5 @@ inputs = build_inputs(processor, [sample], model.device, model.dtype)
 with Unusual(keep=args.keep, layer=2)(model) as run:
     tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
 new = tokens[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(new, skip_special_tokens=True)[0])
+print(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
 print(run.report)

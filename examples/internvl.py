@@ -36,5 +36,5 @@ inputs = processor(images=[image], text=[prompt], return_tensors="pt").to(device
 with pore.DART(keep=args.keep)(model) as run:
     tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
 new = tokens[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(new, skip_special_tokens=True)[0])
+print(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
 print(run.report)

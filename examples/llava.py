@@ -35,7 +35,8 @@ inputs = processor(images=image, text=prompt, return_tensors="pt").to(device, mo
 
 def answer():
     tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(new, skip_special_tokens=True).strip()
 
 
 print("whole: ", answer())

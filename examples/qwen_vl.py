@@ -36,6 +36,6 @@ inputs = processor(images=[image], text=[prompt], return_tensors="pt").to(device
 with pore.FastV(keep=args.keep, layer=2)(model) as run:
     tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
 new = tokens[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(new, skip_special_tokens=True)[0])
+print(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
 seen = run.report.samples[0].images[0]
 print(f"{seen.seen} visual tokens, {len(seen.kept)} kept")

@@ -27,5 +27,5 @@ inputs = build_inputs(processor, [sample], model.device, model.dtype)
 with pore.VidCom2(keep=0.25)(model) as run:
     tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 new = tokens[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(new, skip_special_tokens=True)[0])
+print(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
 print(run.report)

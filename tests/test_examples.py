@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 import transformers
 
 import pore
 from helpers.calibrations import make_processor
-from helpers.checkpoint import save_checkpoint, save_video, save_video_checkpoint
+from helpers.checkpoint import save_checkpoint
 from helpers.models import IMAGE, tiny_llava
 from pore.embedded import scenes
 from processors import internvl, qwen_vl
@@ -28,8 +29,6 @@ QUESTION = "What color is the circle?"
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[str]:
     """Scenes of the embedded model, as files in a folder, and a JSONL file beside it."""
-    import PIL.Image
-
     folder = tmp_path / "pictures"
     folder.mkdir()
     found, lines = [], []
@@ -101,9 +100,11 @@ def test_internvl(
 
 
 def test_video(run: Any, tmp_path: Path) -> None:
-    model, video = save_video_checkpoint(tmp_path / "tiny"), save_video(tmp_path)
-    out = run("video.py", video, "w6", "--model", model, "--frames", 4)
-    assert "16 -> 4" in out[-1]
+    (sample,) = pore.load_samples("embedded:fresh:video", limit=1)
+    for number, frame in enumerate(sample.image.frames):
+        frame.save(tmp_path / f"{number}.png")
+    out = run("video.py", tmp_path, sample.question, "--model", "embedded-video", "--frames", 8)
+    assert "288 -> 72" in out[-1]
 
 
 def test_chat(run: Any, pictures: list[str]) -> None:
