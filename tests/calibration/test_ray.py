@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import pore
-from helpers.checkpoint import save_checkpoint, save_samples
+from helpers.checkpoint import save_checkpoint, save_samples, save_shards
 from helpers.command_line import run
 from pore.calibration.actors import Actors
 from pore.calibration.calibrating import calibrate
@@ -86,6 +86,24 @@ def test_the_command(tmp_path: Path) -> None:
     run(*given, tmp_path / "two.json", "--engine", "ray", "--actors", "2")
     one, two = (tmp_path / f"{name}.calibration.json" for name in ("one", "two"))
     assert HostCalibration.load(one) == HostCalibration.load(two)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_ray_data_reads_what_one_process_reads(kind: str, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "tiny")
+    folder = tmp_path / "data"
+    columns = save_shards(folder, kind, 7)
+    given = ("calibrate", "-m", checkpoint, "-s", folder, "-b", "2", "--device", "cpu")
+    named = ("--columns", columns, "--split", "train", "--limit", "6", "-o")
+    run(*given, *named, tmp_path / "one.json")
+    run(*given, *named, tmp_path / "two.json", "--engine", "ray", "--actors", "2")
+    one, two = (tmp_path / f"{name}.calibration.json" for name in ("one", "two"))
+    assert HostCalibration.load(one) == HostCalibration.load(two)
+    assert HostCalibration.load(one).count == 6
+    wrong = ("--columns", "image=gone", "--engine", "ray", "-o", tmp_path / "three.json")
+    assert "has no column 'gone'" in run(*given, *wrong, code=1).output
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

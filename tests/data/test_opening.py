@@ -12,9 +12,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from helpers.checkpoint import save_shards
 from pore.cli.options import columns
 from pore.data.datasets import from_dataset
 from pore.data.files import from_jsonl
+from pore.data.opening import shards
 from pore.data.sources import load_samples
 from pore.errors import InputError
 
@@ -58,6 +60,30 @@ def test_data_sets_of_every_kind(local: Path, stream: bool) -> None:
             (str(i), f"question {i}", "yes") for i in range(3)
         ]
     assert next(iter(found)).load_image().size == (12, 8)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_files_of_several_kinds(kind: str, stream: bool, tmp_path: Path) -> None:
+    columns = save_shards(tmp_path / "data", kind, 5)
+    named = dict(pair.split("=") for pair in columns.split(","))
+    files = sorted((tmp_path / "data").iterdir())
+    found = list(load_samples(tmp_path / "data", split="train", stream=stream, **named))
+    assert [sample.question for sample in found] == [f"w{6 + i} w20" for i in range(5)]
+    assert [sample.load_image().size for sample in found] == [(32, 32)] * 5
+    (first, second) = load_samples(files[0], stream=stream, **named)
+    assert (first.question, second.question) == (found[0].question, found[1].question)
+    assert shards(str(tmp_path / "data"), "train") == [str(file) for file in files]
+    assert shards(str(files[1]), "test") == [str(files[1])]
+    with pytest.raises(InputError, match="has no split 'test'; it has train"):
+        shards(str(tmp_path / "data"), "test")
+
+
+def test_what_is_not_read_from_files(tmp_path: Path) -> None:
+    made().save_to_disk(tmp_path / "saved")
+    assert shards(str(tmp_path / "saved"), "train") is None
+    assert shards("owner/name", "train") is None
+    assert shards("s3://bucket/asked.parquet", "train") == ["s3://bucket/asked.parquet"]
 
 
 def test_a_split_that_is_not_there(local: Path) -> None:

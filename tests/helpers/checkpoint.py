@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,41 @@ def save_samples(folder: Path, count: int) -> Path:
     path = folder / "samples.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
+
+
+def save_shards(folder: Path, kind: str, count: int) -> str:
+    """Write images with one question each as a data set of two files.
+
+    Args:
+        folder: Where; made if missing.
+        kind: "parquet", or "tar" for a WebDataset.
+        count: As in `save_samples`.
+
+    Returns:
+        What `--columns` is to name.
+    """
+    import datasets
+
+    folder.mkdir(exist_ok=True)
+    (folder / "images").mkdir()
+    lines = save_samples(folder / "images", count).read_text().splitlines()
+    rows = [(i, json.loads(line)) for i, line in enumerate(lines)]
+    for number, part in enumerate((rows[: count // 2], rows[count // 2 :])):
+        shard = folder / f"train-{number:05}-of-00002.{kind}"
+        files = [folder / "images" / row["image"] for _, row in part]
+        if kind == "parquet":
+            read = [{"bytes": file.read_bytes(), "path": None} for file in files]
+            asked = [row["question"] for _, row in part]
+            datasets.Dataset.from_dict({"picture": read, "asked": asked}).to_parquet(shard)
+            continue
+        with tarfile.open(shard, "w") as tar:
+            for (i, row), file in zip(part, files, strict=True):
+                for ending, data in ("png", file.read_bytes()), ("txt", row["question"].encode()):
+                    info = tarfile.TarInfo(f"{i:05}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    shutil.rmtree(folder / "images")
+    return "image=picture,question=asked" if kind == "parquet" else "image=png,question=txt"
 
 
 def save_video_checkpoint(folder: Path) -> Path:

@@ -126,7 +126,7 @@ def test_markup_of_visitors_stays_text(address: str) -> None:
         ({"image": "http://127.0.0.1/a.png"}, 400, "not from 'http://127.0.0.1"),
         ({"image": ""}, 400, "There is no picture"),
         ({"keep": "17"}, 400, "asks for more visual tokens"),
-        ({"keep": "200%"}, 400, "no fraction in (0, 1]"),
+        ({"keep": "200%"}, 400, "is not a fraction in (0, 1]"),
         ({"method": "DivPrune"}, 400, "does not rank by text-visual attention"),
         ({"layer": "9"}, 400, "layer"),
     ],

@@ -40,6 +40,21 @@ class Actors:
     count: int | None = None
 
 
+def connected() -> Any:
+    """Ray, connected to the cluster that `RAY_ADDRESS` names, or to one of this machine.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("Actors need Ray: pip install 'pore-vlm[ray]'.") from error
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False)
+    return ray
+
+
 class ActorRounds:
     """Goes through samples, batch by batch, as `Rounds` does.
 
@@ -61,14 +76,16 @@ class ActorRounds:
         Raises:
             InputError: Ray is not installed.
         """
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError("Actors need Ray: pip install 'pore-vlm[ray]'.") from error
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False)
+        ray = connected()
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        kind = ray.remote(num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1)(_Actor)
+        # No CPU of theirs in Ray's count: with all of them taken, Ray Data could not read.
+        kind = ray.remote(
+            num_gpus=1 if gpus else 0,
+            num_cpus=0,
+            scheduling_strategy="SPREAD",
+            max_restarts=-1,
+            max_task_retries=-1,
+        )(_Actor)
         count = actors.count or max(gpus, 1)
         self._actors = [kind.remote(actors.load, reader, start) for _ in range(count)]
         self._ray, self._batch_size = ray, batch_size

@@ -212,7 +212,7 @@ def measure(
         enough: Returns how many images are enough for what was measured so far.
     """
     from pore._processes import device_of
-    from pore.calibration.actors import Actors
+    from pore.calibration.actors import Actors, connected
     from pore.calibration.calibrating import calibrate
     from pore.data.loading import load_model
     from pore.data.sources import load_samples, scenes_for
@@ -224,6 +224,7 @@ def measure(
         raise InputError("--actors is for --engine ray.")
     actors = None
     if options.engine == "ray":
+        connected()
         actors = Actors(partial(load_model, options.model, **options.how), options.actors)
     # Beside actors, this process only needs to know the model.
     device = "cpu" if actors is not None else device_of(options.device)
@@ -235,6 +236,7 @@ def measure(
         limit=options.limit,
         split=options.split,
         stream=True,
+        by_ray=actors is not None,
         **{"answer": None, **columns(options.columns)},
     )
     host = make(

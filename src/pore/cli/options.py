@@ -99,7 +99,8 @@ Samples = Annotated[
         "--samples",
         "-s",
         help="embedded:calibration, embedded:test, embedded:fresh, a JSONL file, a folder of "
-        "images, a parquet file or folder, a folder of save_to_disk, or the hub id of a data set "
+        "images, a parquet or WebDataset (.tar) file or a folder of these, a folder of "
+        "save_to_disk, or the hub id of a data set "
         "(ID:CONFIGURATION where it has several). [default: the embedded scenes of the split that "
         "the command is for; in mixed sizes (embedded:test:mixed) for a model of images of any "
         "size, videos (embedded:test:video) for embedded-video]",

@@ -58,13 +58,7 @@ def from_dataset(
             folder = Path(name) if os.path.isdir(name) else Path(name).parent
         dataset = opened(name, split, stream)
     streamed = isinstance(dataset, datasets.IterableDataset)
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    for key, column in (("image", image), ("question", question)):
-        if column not in columns:
-            raise InputError(
-                f"The data set has no column {column!r}; it has {', '.join(columns) or 'none'}. "
-                f"Name the one that holds the {key}: --columns {key}=..., in Python {key}=."
-            )
+    _check_columns(dataset.column_names or list(next(iter(dataset), {})), image, question)
     features = dataset.features or {}
     _check_features(features.get(image), image, features.get(question), question)
     if isinstance(features.get(image), datasets.Image):
@@ -73,6 +67,80 @@ def from_dataset(
         dataset = dataset.take(limit if streamed else min(limit, len(dataset)))
     make = partial(_from_row, image=image, question=question, answer=answer, folder=folder)
     return _Stream(dataset, make) if streamed else _Rows(dataset, make)
+
+
+def from_ray(
+    files: Sequence[str],
+    folder: Path | None,
+    *,
+    image: str = "image",
+    question: str = "question",
+    answer: str | None = "answer",
+    limit: int | None = None,
+) -> Iterable[Sample]:
+    """Samples from files that Ray Data reads, on the machines of the cluster that is connected.
+
+    Args:
+        files: Parquet files or WebDataset files (.tar), on disks or in stores that Ray can read.
+        folder: What paths of images are relative to.
+        image: As in `from_dataset`.
+        question: Likewise.
+        answer: Likewise.
+        limit: Likewise.
+
+    Returns:
+        The samples of `from_dataset(stream=True)`, in the same order.
+
+    Raises:
+        InputError: The files cannot be read, or a column is missing.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    packed = Path(files[0]).suffix == ".tar"
+    try:
+        data = (
+            ray.data.read_webdataset(list(files), decoder=None)
+            if packed
+            else ray.data.read_parquet(list(files))
+        )
+        _check_columns(data.schema().names, image, question)
+    except InputError:
+        raise
+    except Exception as error:  # of stores and parsers: each has its own errors
+        raise InputError(
+            f"Ray Data cannot read {files[0]}: {type(error).__name__}: {error}"
+        ) from error
+    if limit is not None:
+        data = data.limit(limit)
+    texts = [name for name in (question, answer) if packed and name is not None]
+    make = partial(_from_row, image=image, question=question, answer=answer, folder=folder)
+    return _Stream(_RayRows(data, texts), make)
+
+
+@dataclass(frozen=True)
+class _RayRows(Iterable[Mapping[str, Any]]):
+    """The rows of a data set of Ray; some columns are texts, which it leaves as bytes."""
+
+    data: Any
+    texts: Sequence[str]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for row in self.data.iter_rows():
+            read = {name: row[name].decode() for name in self.texts if type(row.get(name)) is bytes}
+            yield {**row, **read}
+
+
+def _check_columns(columns: Sequence[str], image: str, question: str) -> None:
+    """Refuse a data set without the columns that are asked for."""
+    for key, column in (("image", image), ("question", question)):
+        if column not in columns:
+            raise InputError(
+                f"The data set has no column {column!r}; it has {', '.join(columns) or 'none'}. "
+                f"Name the one that holds the {key}: --columns {key}=..., in Python {key}=."
+            )
 
 
 _TEXTS, _BYTES = ("string", "large_string"), ("binary", "large_binary")

@@ -9,9 +9,9 @@ from typing import Any
 
 from pore._files import shown
 from pore._videos import Video
-from pore.data.datasets import from_dataset
+from pore.data.datasets import from_dataset, from_ray
 from pore.data.files import from_folder, from_jsonl
-from pore.data.opening import is_local
+from pore.data.opening import is_local, shards
 from pore.data.samples import Sample
 from pore.embedded import EMBEDDED_VIDEO, scenes, videos
 from pore.embedded.splits import SPLITS, Split
@@ -40,6 +40,7 @@ def load_samples(
     question: str = "question",
     answer: str | None = "answer",
     stream: bool = False,
+    by_ray: bool = False,
 ) -> Iterable[Sample]:
     """Samples from whatever `source` names, as the command line takes it.
 
@@ -47,8 +48,8 @@ def load_samples(
         source: "embedded:calibration" or another split of the embedded scenes, or the same as
             pictures of mixed sizes, "embedded:calibration:mixed", or as videos,
             "embedded:calibration:video"; a JSONL file (`from_jsonl`), a
-            folder of images (`from_folder`), a parquet file, a folder of these or one that
-            `save_to_disk` wrote, or the hub id of a data set (`from_dataset`).
+            folder of images (`from_folder`), a parquet or WebDataset (.tar) file, a folder of
+            these or one that `save_to_disk` wrote, or the hub id of a data set (`from_dataset`).
         questions: For a folder, the questions or the text file of them; required there.
         limit: Largest number of samples, from the first; None for all, or for `EMBEDDED_SAMPLES`
             embedded ones.
@@ -57,7 +58,8 @@ def load_samples(
         question: Column or key that holds the question.
         answer: Column or key that holds the answer; None to have none.
         stream: Whether to read a data set as it is needed instead of fetching all of it first.
-
+        by_ray: Whether Ray Data reads parquet and WebDataset files, on the cluster that is
+            connected and from stores that it knows, as they are needed.
     Returns:
         The samples, which can be gone through many times. They are a sequence, except those of a
         streamed data set.
@@ -91,6 +93,9 @@ def load_samples(
                 "file with one on each line."
             )
         return from_folder(path, questions)[:limit]
+    files = shards(name, split) if by_ray else None
+    if files is not None:
+        return from_ray(files, path if is_folder else path.parent, limit=limit, **columns)
     if not is_data and (path.suffix in (".jsonl", ".ndjson") or os.path.exists(name)):
         return from_jsonl(path, **columns)[:limit]
     if not is_data and (path.is_absolute() or name.startswith(".")):

@@ -55,14 +55,21 @@ def _once(name: str, encode: Callable[..., Any], memory: Memory) -> Callable[...
         key = name, _digest((args, sorted(kwargs.items())))
         made = memory.get(key)
         if made is None:
-            made = encode(*args, **kwargs)
-            if isinstance(made, Mapping):
-                kept = {field: value for field, value in made.items() if field not in _UNREAD}
-                made = type(made)(**kept)
-            memory.hold(key, made)
+            made = memory.hold(key, _read(encode(*args, **kwargs)))
         return copy(made)
 
     return once
+
+
+def _read(output: Any) -> Any:
+    """An encoder's output without what is not read of it."""
+    if not isinstance(output, Mapping):
+        return output
+    kept: Any = type(output)(**{name: output[name] for name in output if name not in _UNREAD})
+    for name, value in vars(output).items():  # features that are no field, as of Gemma 4 in 5.16
+        if name not in _UNREAD and getattr(kept, name, None) is None:
+            setattr(kept, name, value)
+    return kept
 
 
 def _digest(value: Any) -> str:
@@ -132,6 +139,6 @@ class Memory:
 def _bytes(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(_bytes(entry) for entry in value.values())
+    if isinstance(value, Mapping):  # that of an encoder may hold more in its attributes
+        return sum(map(_bytes, {**getattr(value, "__dict__", {}), **value}.values()))
     return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
