@@ -13,6 +13,7 @@ from pore.cost.shapes import ModelShape
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.prompts import (
     by_place,
+    check_sizes,
     comes_with,
     encoded_images,
     equal_images,
@@ -115,7 +116,10 @@ class Family(TowerParts):
             found += self.still_images(model, inputs)
         if self.encodes_videos and comes_with(inputs, "video"):
             columns = placeholder_runs(inputs["input_ids"], self.video_token(model))
-            tilings = inputs.get("video_tilings") or self.video_tilings(model, inputs)
+            tilings = inputs.get("video_tilings")
+            if not tilings:
+                check_sizes(inputs, "video")
+                tilings = self.video_tilings(model, inputs)
             videos = encoded_images(columns, tilings)
             found += [replace(video, of_video=True) for video in videos]
         return by_place(found)
@@ -133,7 +137,11 @@ class Family(TowerParts):
         """
         columns = placeholder_runs(inputs["input_ids"], self.placeholder_id(model))
         if self.encodes:
-            return encoded_images(columns, inputs.get("tilings") or self.tilings(model, inputs))
+            tilings = inputs.get("tilings")
+            if not tilings:
+                check_sizes(inputs, "image")
+                tilings = self.tilings(model, inputs)
+            return encoded_images(columns, tilings)
         grid = self.grid(model)
         if grid is not None:
             return equal_images(columns, grid[0] * grid[1], grid)

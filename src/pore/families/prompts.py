@@ -27,6 +27,32 @@ def comes_with(inputs: Mapping[str, Any], kind: Literal["image", "video"]) -> bo
     return inputs.get(pixels) is not None or features.get(kind) is not None
 
 
+# What says how large images or videos are; a family needs one of them, if their sizes differ.
+_SIZES = {
+    "image": ("image_sizes", "image_grid_thw", "image_position_ids"),
+    "video": ("video_grid_thw", "video_position_ids"),
+}
+
+
+def check_sizes(inputs: Mapping[str, Any], kind: Literal["image", "video"]) -> None:
+    """Refuse features that are given in place of pixels without the sizes of what they are of.
+
+    Args:
+        inputs: As in `comes_with`.
+        kind: Likewise.
+
+    Raises:
+        InputError: There are no pixels, and no sizes.
+    """
+    pixels = "pixel_values" if kind == "image" else "pixel_values_videos"
+    if all(inputs.get(name) is None for name in (pixels, *_SIZES[kind])):
+        raise InputError(
+            f"Features of {kind}s were given in place of pixels, without the sizes of the {kind}s, "
+            "which say where their tokens are; `generate` leaves sizes out. Give it the pixels, or "
+            "call the model itself with the features and all that came with the pixels."
+        )
+
+
 def by_place(images: Sequence[Image]) -> list[Image]:
     """Images and videos of a batch, sorted by sample and then by place, and numbered in that order.
 
