@@ -136,7 +136,7 @@ def _resident() -> int:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Seconds (median) and MiB above the loaded model, by method and frames, as Markdown."""
-    lines = ["| | " + " | ".join(f"{n} frames" for n in FRAMES) + " |", "|---" * 5 + "|"]
+    lines = ["| frames | " + " | ".join(map(str, FRAMES)) + " |", "|---" * 5 + "|"]
     for name in METHODS:
         cells = []
         for record in (r for r in records if r["method"] == name):
