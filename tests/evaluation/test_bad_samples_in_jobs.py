@@ -20,7 +20,7 @@ from pore.data.samples import Sample
 from pore.data.sources import load_samples
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
-from pore.evaluation import demo, survey
+from pore.evaluation import demo, own, survey
 from pore.evaluation.files import read_records
 from pore.evaluation.findings import facts, skips
 from pore.evaluation.results import About, DemoSettings, SurveyResult, SurveySettings
@@ -143,7 +143,7 @@ def test_survey_skips_it_and_goes_on(
     assert result.left_out == ()
     assert LINE in result.report.read_text()
     assert LINE in skips(read_records(tmp_path / "results.json"))[0]
-    monkeypatch.setattr(survey, "evaluate", lambda *_, **__: pytest.fail("it was asked before"))
+    monkeypatch.setattr(own, "evaluate", lambda *_, **__: pytest.fail("it was asked before"))
     again = go()
     assert [o.answers for o in again.outcomes] == [o.answers for o in result.outcomes]
     assert [o.skipped for o in again.outcomes] == [o.skipped for o in result.outcomes]

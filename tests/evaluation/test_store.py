@@ -12,7 +12,7 @@ import pytest
 import pore
 from helpers.survey import SETTINGS, run_survey
 from pore.data.sources import load_samples
-from pore.evaluation import survey
+from pore.evaluation import own, survey
 from pore.evaluation.files import read_records
 from pore.evaluation.outcome import Outcome
 from pore.evaluation.store import Store, described
@@ -24,7 +24,7 @@ def test_goes_on_where_it_stopped(
     checkpoint: Path, surveyed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, Any]] = []
-    evaluate, time_some = survey.evaluate, survey.time_some
+    evaluate, time_some = own.evaluate, survey.time_some
 
     def counted(*args: Any, **given: Any) -> Outcome:
         outcome = evaluate(*args, **given)
@@ -35,7 +35,7 @@ def test_goes_on_where_it_stopped(
         if what == stop_at[0]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(survey, "evaluate", counted)
+    monkeypatch.setattr(own, "evaluate", counted)
     stop_at = ["asking: FastV + PoRe, keep 8"]
     with pytest.raises(KeyboardInterrupt, match=r"3 of 21 settings are done.*same command"):
         run_survey(checkpoint, tmp_path, progress=stop)

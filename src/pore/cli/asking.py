@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pore._progress import progress
+from pore.cli.options import method_of
 from pore.cli.printing import print_results, say
 
 if TYPE_CHECKING:
@@ -101,20 +102,10 @@ def _pruners(
     Without P it is left out if it cannot do without.
     """
     from pore.evaluation.reweighting import with_and_without
-    from pore.methods.making import make
 
     pruners: list[Pruner | None] = [None]
     for keep in keeps:
-        pruner = make(
-            options.method,
-            model,
-            keep,
-            average=options.average,
-            texts=options.settings or (),
-            guide=guiding,
-            layer=options.layer,
-            normalize=options.normalize,
-        )
+        pruner = method_of(options, model, keep, guide=guiding)
         pruners += with_and_without(pruner, biases)
     return pruners
 

@@ -19,6 +19,7 @@ from pore.cli.options import (
     Reweight,
     Set,
     budgets,
+    method_of,
     size_of_image,
     takes,
 )
@@ -149,20 +150,11 @@ def _pruners(
 ) -> list[Pruner]:
     """The method at every budget, without P and, if one is named, with it."""
     from pore.evaluation.reweighting import biases_named, with_and_without
-    from pore.methods.making import make
 
     biases = biases_named(options.reweight, options.allow or (), model, processor, samples)
     found = []
     for keep in keeps:
-        pruner = make(
-            options.method,
-            model,
-            keep,
-            average=options.average,
-            visual=visual,
-            texts=options.settings or (),
-            layer=options.layer,
-        )
+        pruner = method_of(options, model, keep, visual=visual)
         found += with_and_without(pruner, biases)
     return found
 

@@ -24,6 +24,7 @@ from pore.cli.options import (
     budgets,
     columns,
     form_of_bias,
+    method_of,
     takes,
 )
 from pore.cli.plot import draw_biases
@@ -216,7 +217,6 @@ def measure(
     from pore.calibration.calibrating import calibrate
     from pore.data.loading import load_model
     from pore.data.sources import load_samples, scenes_for
-    from pore.methods.making import make
 
     if options.engine not in ("torch", "ray"):
         raise InputError(f"The engine is torch or ray, not {options.engine!r}.")
@@ -239,14 +239,7 @@ def measure(
         by_ray=actors is not None,
         **{"answer": None, **columns(options.columns)},
     )
-    host = make(
-        options.method,
-        model,
-        keep,
-        texts=options.settings or (),
-        layer=options.layer,
-        normalize=options.normalize,
-    )
+    host = method_of(options, model, keep)
 
     def until(measured: HostCalibration) -> bool:
         stages = enough(measured, times=[1.0])

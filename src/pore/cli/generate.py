@@ -21,6 +21,7 @@ from pore.cli.options import (
     Reweight,
     Set,
     budgets,
+    method_of,
     takes,
 )
 from pore.cli.printing import say
@@ -130,18 +131,9 @@ def _pruner(
     options: Options, model: Any, processor: Any, sample: Sample, keep: int | float
 ) -> Pruner:
     from pore.evaluation.reweighting import biases_named, reweighted
-    from pore.methods.making import make
 
     biases = biases_named(options.reweight, options.allow or (), model, processor, [sample])
-    pruner = make(
-        options.method,
-        model,
-        keep,
-        average=options.average,
-        texts=options.settings or (),
-        layer=options.layer,
-        normalize=options.normalize,
-    )
+    pruner = method_of(options, model, keep)
     return pruner if biases is None else reweighted(pruner, biases)
 
 

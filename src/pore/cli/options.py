@@ -26,6 +26,7 @@ from pore.errors import InputError
 
 if TYPE_CHECKING:
     from pore.calibration.fits import FitKind
+    from pore.engine.pruner import Pruner
 
 _Options = TypeVar("_Options")
 
@@ -242,3 +243,33 @@ def form_of_bias(text: str) -> FitKind:
             f"P cannot be fitted in the form {text!r}; choose from {', '.join(forms)}."
         )
     return text  # type: ignore[return-value]
+
+
+def method_of(options: Any, model: Any, keep: int | float, **more: Any) -> Pruner:
+    """The method that a command's options name, at a budget.
+
+    Args:
+        options: They have `method`, `settings` and `layer`, and may have `average` and `normalize`.
+        model: The model.
+        keep: The budget.
+        **more: Further arguments of `pore.methods.making.make`.
+
+    Returns:
+        The method, without P.
+
+    Raises:
+        PoreError: The settings do not fit the method, or the method not the model.
+    """
+    from pore.methods.making import make
+
+    some_have = ("average", "normalize")
+    also = {name: getattr(options, name) for name in some_have if hasattr(options, name)}
+    return make(
+        options.method,
+        model,
+        keep,
+        texts=options.settings or (),
+        layer=options.layer,
+        **also,
+        **more,
+    )

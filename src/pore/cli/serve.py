@@ -22,6 +22,7 @@ from pore.cli.options import (
     Reweight,
     Set,
     budgets,
+    method_of,
     takes,
 )
 from pore.cli.printing import say
@@ -197,16 +198,6 @@ def _method(
 ) -> Pruner:
     """The method at a budget."""
     from pore.evaluation.reweighting import reweighted
-    from pore.methods.making import make
 
-    pruner = make(
-        options.method,
-        model,
-        keep,
-        average=options.average,
-        texts=options.settings or (),
-        guide=guiding,
-        layer=options.layer,
-        normalize=options.normalize,
-    )
+    pruner = method_of(options, model, keep, guide=guiding)
     return pruner if biases is None else reweighted(pruner, biases)

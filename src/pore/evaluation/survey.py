@@ -23,19 +23,19 @@ from pore.embedded import EMBEDDED, EMBEDDED_VIDEO
 from pore.engine.limits import check_limits
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
-from pore.evaluation.batches import Batches
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
 from pore.evaluation.files import Results, write_differences, write_results
 from pore.evaluation.guided import Guiding
 from pore.evaluation.hosts import HostMeasure, host_measure
 from pore.evaluation.outcome import Outcome, common, questions_of, records_of
+from pore.evaluation.own import OwnQuestions
 from pore.evaluation.page import write_survey
 from pore.evaluation.results import About, LeftOut, SurveyResult, SurveySettings
 from pore.evaluation.reweighting import reweighted
-from pore.evaluation.running import asked_model, evaluate, time_some, timed_samples
+from pore.evaluation.running import time_some, timed_samples
 from pore.evaluation.sizes import ImageSizes, images_asked
-from pore.evaluation.store import Store, kept_times, kept_under
+from pore.evaluation.store import kept_times
 from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import family_of, sizes_of
 from pore.identity import forget, names_of
@@ -83,11 +83,8 @@ def run(
         KeyboardInterrupt: Passed on, with a message that says how to resume.
     """
     guiding, layers = _guiding(model, processor, guide, settings)
-    batches = Batches(
-        model, processor, test, batch_size=settings.batch_size, max_bad=settings.max_bad
-    )
-    batches.sift()
-    sizes = ImageSizes.of(model, images_asked(batches))
+    questions = OwnQuestions(model, processor, test, out, settings)
+    sizes = ImageSizes.of(model, images_asked(questions.batches))
     planned, left_out = lineup(model, settings, guiding, sizes)
     hosts = [pruner for _, pruner in planned if pruner.reweightable]
     measures = {one.name: one for one in (host_measure(h, model, processor, layers) for h in hosts)}
@@ -95,7 +92,7 @@ def run(
     each = [cost(pruner, sizes.usual, layers) for pruner in asked]
     work = Work(_all_work(each, measures, len(calibration), len(test), settings), progress)
     made = circumstances(model.device, settings.seed, about.command)
-    asking = _Asking(batches, sizes.usual, settings, out, work, made)
+    asking = _Asking(questions, sizes.usual, settings, out, work, made)
     biases: dict[str, tuple[Drawn, ...]] = {}
     try:
         asking.ask(None, None)
@@ -151,7 +148,7 @@ class _Asking:
 
     def __init__(
         self,
-        batches: Batches,
+        questions: OwnQuestions,
         visual: int,
         settings: SurveySettings,
         out: Path,
@@ -159,41 +156,21 @@ class _Asking:
         made: Mapping[str, Any],
     ) -> None:
         self.outcomes: list[Outcome] = []
-        self._model = model = batches.model
-        self._processor = processor = batches.processor
-        self._batches = batches
+        self._questions = questions
         self._settings = settings
         self._out = out
         self._work = work
         self._made = made
-        self._usual = visual, sizes_of(model).decoder.layers
-        self._whose = asked_model(model)
-        self._store = Store(out / "answers", kept_under(model, processor, self._batches, settings))
+        self._usual = visual, sizes_of(questions.model).decoder.layers
 
     def ask(self, keep: int | float | None, pruner: Pruner | None) -> None:
         """Ask under one setting, and write the records of all settings so far."""
-        batches, settings = self._batches, self._settings
-        budget = f"mean {keep}" if settings.average and keep is not None else keep
-        outcome = Outcome(pruner, (), budget=budget, asked=self._whose)
+        average = self._settings.average and keep is not None
+        budget = f"mean {keep}" if average else keep
         where = "" if keep is None else f", {budget_label(budget)}"
-        self._work.start(f"asking: {outcome.label}{where}")
-        advance = self._work.done(cost(pruner, *self._usual))
-        answers = self._store.load(pruner, batches.good)
-        if answers is not None:
-            advance(len(batches.samples))
-            skipped = tuple(batches.skipped[number] for number in sorted(batches.skipped))
-        else:
-            asked = evaluate(
-                self._model,
-                self._processor,
-                batches,
-                pruner,
-                max_new_tokens=settings.max_new_tokens,
-                progress=advance,
-            )
-            answers, skipped = asked.answers, asked.skipped
-            self._store.save(pruner, answers)
-        self.outcomes.append(replace(outcome, answers=answers, skipped=skipped))
+        self._work.start(f"asking: {Outcome(pruner, ()).label}{where}")
+        asked = self._questions.ask(pruner, self._work.done(cost(pruner, *self._usual)))
+        self.outcomes.append(replace(asked, budget=budget))
         records, asked_of = records_of(self.outcomes), questions_of(self.outcomes)
         write_results(self._out, Results(self._made, asked_of, records))
 
@@ -208,13 +185,14 @@ class _Asking:
 
     def _times(self, pruners: Sequence[Pruner | None]) -> list[float]:
         """The prefill of every setting, measured in turns, or taken from the file."""
-        here = {**self._store.conditions, "device": str(self._model.device)}
-        good, advance = self._batches.good, self._work.done(1.0)
+        asked = self._questions
+        here = {**asked.store.conditions, "device": str(asked.model.device)}
+        good, advance = asked.batches.good, self._work.done(1.0)
         return kept_times(
             self._out / "timing.json",
             here,
             pruners,
-            lambda: time_some(self._model, self._processor, good, pruners, advance),
+            lambda: time_some(asked.model, asked.processor, good, pruners, advance),
         )
 
 
