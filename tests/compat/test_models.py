@@ -17,6 +17,8 @@ from pore._compat.arguments import SHARED_KEYS
 from pore._compat.caches import cache_argument
 from pore._compat.models import (
     DEEPSTACK,
+    ENCODE_IMAGES,
+    ENCODE_VIDEOS,
     PREFILL,
     SPARED_ROWS,
     before_mlp,
@@ -24,6 +26,7 @@ from pore._compat.models import (
     tiles_of,
     window_order,
 )
+from pore.families.registry import family_of
 
 
 def test_deepstack_adds_features_to_visual_tokens() -> None:
@@ -140,3 +143,11 @@ def test_decoders_have_as_many_layers_as_their_config_says() -> None:
     assert of_layers(config, 9).text_config.num_hidden_layers == 5
     gemma = transformers.Gemma3TextConfig(num_hidden_layers=12)
     assert of_layers(gemma, 7).layer_types == gemma.layer_types[:7]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_models_encode_by_these_functions(case: Any) -> None:
+    model = case.model()
+    base = family_of(model).base(model)
+    assert callable(getattr(base, ENCODE_IMAGES))
+    assert callable(getattr(base, ENCODE_VIDEOS, None)) or not case.videos

@@ -10,6 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+ENCODE_IMAGES, ENCODE_VIDEOS = "get_image_features", "get_video_features"
+"""The functions of a multimodal model by which it, and `generate` for it, encodes what it sees."""
+
+UNREAD = ("last_hidden_state", "hidden_states", "attentions")
+"""What those functions give besides the features; the decoder does not read it."""
+
 DEEPSTACK = "_deepstack_process"
 """The method of a Qwen3-VL decoder that adds features of lower tower layers to visual tokens.
 

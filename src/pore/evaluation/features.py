@@ -11,17 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from pore._compat.models import ENCODE_IMAGES, ENCODE_VIDEOS, UNREAD
 from pore.families.registry import family_of
 
 _Value = TypeVar("_Value")
 
 MEMORY = 2 << 30
 """Bytes of inputs and features that an evaluation holds: those of 455 images of LLaVA-1.5-7B."""
-
-_ENCODERS = ("get_image_features", "get_video_features")
-
-# What encoders give besides the features; the decoder does not read it, and it fills the memory.
-_UNREAD = ("last_hidden_state", "hidden_states", "attentions")
 
 
 @contextmanager
@@ -37,7 +33,7 @@ def encoding_once(model: Any, memory: Memory) -> Iterator[None]:
         memory: What remembers, also for the next block.
     """
     base: Any = family_of(model).base(model)
-    names = [name for name in _ENCODERS if hasattr(base, name)]
+    names = [name for name in (ENCODE_IMAGES, ENCODE_VIDEOS) if hasattr(base, name)]
     had = {name: vars(base)[name] for name in names if name in vars(base)}
     try:  # not by `Changes`, which would have the model refuse to be pruned meanwhile
         for name in names:
@@ -62,12 +58,12 @@ def _once(name: str, encode: Callable[..., Any], memory: Memory) -> Callable[...
 
 
 def _read(output: Any) -> Any:
-    """An encoder's output without what is not read of it."""
+    """An encoder's output without what is not read of it and would fill the memory."""
     if not isinstance(output, Mapping):
         return output
-    kept: Any = type(output)(**{name: output[name] for name in output if name not in _UNREAD})
+    kept: Any = type(output)(**{name: output[name] for name in output if name not in UNREAD})
     for name, value in vars(output).items():  # features that are no field, as of Gemma 4 in 5.16
-        if name not in _UNREAD and getattr(kept, name, None) is None:
+        if name not in UNREAD and getattr(kept, name, None) is None:
             setattr(kept, name, value)
     return kept
 

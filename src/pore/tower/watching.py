@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pore._compat.arguments import IDS, MASK
+from pore._compat.models import ENCODE_IMAGES, ENCODE_VIDEOS
 from pore._compat.modules import CALL
 from pore.changes import Changes
 from pore.families.base import Family
@@ -61,9 +62,9 @@ def watch_tiling(
         changes.put(base, name, watched)
 
     if family.encodes:
-        watch("get_image_features", family.tilings, False)
+        watch(ENCODE_IMAGES, family.tilings, False)
     if family.encodes_videos:
-        watch("get_video_features", family.video_tilings, True)
+        watch(ENCODE_VIDEOS, family.video_tilings, True)
 
 
 def watch_prompt(
