@@ -26,7 +26,7 @@ from pore.data.loading import load_model
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import CalibrationError, ProfileMismatchError, StaleCheckpointError
-from pore.evaluation import survey
+from pore.evaluation import own, survey
 from pore.evaluation.files import read_records
 from pore.evaluation.results import SurveyResult
 from pore.evaluation.reweighting import reweighted
@@ -340,14 +340,14 @@ class TestSurvey:
         if change is one_pixel_of_an_image:
             as_images(call)
         asked: list[str] = []
-        evaluate = survey.evaluate
+        evaluate = own.evaluate
 
         def counted(*args: Any, **given: Any) -> Any:
             found = evaluate(*args, **given)
             asked.append(found.label)
             return found
 
-        monkeypatch.setattr(survey, "evaluate", counted)
+        monkeypatch.setattr(own, "evaluate", counted)
         before = self.run(call, tmp_path / "out", test=call.samples)
         assert len(asked) == 5
         self.run(call, tmp_path / "out", test=call.samples)
