@@ -17,6 +17,7 @@ from pore.cli.app import app
 COMMANDS = (
     "demo",
     "calibrate",
+    "merge",
     "generate",
     "evaluate",
     "bench",

@@ -15,6 +15,8 @@ from torch import Tensor
 from pore._files import shown
 from pore._saved.forms import Form, whole_numbers
 from pore._saved.saved import Saved
+from pore.bias.position_bias import ANY_SIZE, HEADS, POSITIONS
+from pore.bias.position_bias import SEVERAL as SEVERAL_BIASES
 from pore.bias.provenance import Provenance
 from pore.calibration import exact
 from pore.calibration.batch import BadSample, Batch, reasons
@@ -55,7 +57,14 @@ _FORM = Form(
     },
     most=256 << 20,
     absent={"samples": None, "halves": None, "table": None, "heads": None},
-    elsewhere={SEVERAL: "it holds several stages; read it with HostCalibration.load."},
+    elsewhere={
+        SEVERAL: "it holds several stages; read it with HostCalibration.load.",
+        **dict.fromkeys(
+            (POSITIONS, SEVERAL_BIASES, ANY_SIZE, HEADS),
+            "it holds P; the sums that P was fitted to are in the file beside it, whose name ends "
+            "in .calibration.json.",
+        ),
+    },
 )
 
 

@@ -25,6 +25,7 @@ from pore.cli.demo import demo
 from pore.cli.evaluate import evaluate
 from pore.cli.flops import flops
 from pore.cli.generate import generate
+from pore.cli.merge import merge
 from pore.cli.methods import methods
 from pore.cli.models import models
 from pore.cli.plot import plot
@@ -108,6 +109,7 @@ def _root(
 for _command in (
     demo,
     calibrate,
+    merge,
     generate,
     evaluate,
     compare,
