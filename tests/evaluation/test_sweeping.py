@@ -202,7 +202,7 @@ def test_the_table_as_files(tmp_path: Path) -> None:
     assert float(shown["relative"]) == pytest.approx(0.4)
     latex = to_latex(found)
     assert r"a\_b & c & Relative \\" in latex
-    assert "FastV & 4 & 1e-07 & 40.0 & 40.0 & 40.0\\,\\% \\\\" in latex
+    assert "FastV & 4 & 0.0000001 & 40.0 & 40.0 & 40.0\\,\\% \\\\" in latex
     assert latex.count("&") == 4 * 5
     page = to_html(found)
     assert "pore evaluate --methods a &amp; b" in page

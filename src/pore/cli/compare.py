@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pore._numbers import interval, p_value, percent, points
 from pore._text import cell
 from pore.cli.options import LARGEST_SEED, AsJson, takes
 from pore.cli.printing import plain_table, say, stdout
@@ -86,9 +87,8 @@ def compare(options: Options) -> None:
 
 
 def _table(verdicts: Sequence[Verdict]) -> Table:
-    from pore.evaluation.tables import interval, percent
     from pore.evaluation.verdicts import name_of
-    from pore.plotting.labels import budget_label, points
+    from pore.plotting.labels import budget_label
 
     made = plain_table(
         *("kept", "first", "right, %", "second", "right, %", "difference, points"),
@@ -99,14 +99,14 @@ def _table(verdicts: Sequence[Verdict]) -> Table:
         made.add_row(
             cell(budget_label(other["keep"]).removeprefix("keep ")),
             cell(name_of(one)),
-            cell(f"{percent(one['accuracy'])} {interval(one)}"),
+            cell(f"{percent(one['accuracy'])} {interval(one['ci'])}"),
             cell(name_of(other)),
-            cell(f"{percent(other['accuracy'])} {interval(other)}"),
+            cell(f"{percent(other['accuracy'])} {interval(other['ci'])}"),
             cell(f"{points(paired.difference)} [{', '.join(map(points, paired.ci))}]"),
             str(paired.gained),
             str(paired.lost),
-            f"{paired.p:.2g}",
-            f"{verdict.p_holm:.2g}",
+            p_value(paired.p),
+            p_value(verdict.p_holm),
             cell("yes" if verdict.real else "no", "bold" if verdict.real else ""),
         )
     return made

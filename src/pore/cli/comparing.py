@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pore._numbers import interval, number, p_value, percent, points
 from pore._progress import progress
 from pore._text import cell
 from pore.cli.about import command_line
@@ -74,8 +75,7 @@ def _table(result: Comparison) -> Any:
     """A row for every setting: how many are right, and how that differs from the host alone."""
     from pore.evaluation.candidates import NONE
     from pore.evaluation.statistics import holm
-    from pore.evaluation.tables import interval, number, percent
-    from pore.plotting.labels import marks, points
+    from pore.plotting.labels import marks
 
     whole = [one.differences[0].paired.p for one in result.compared if one.differences]
     corrected = iter(holm(whole))
@@ -88,14 +88,14 @@ def _table(result: Comparison) -> Any:
         cells = ["", "", ""]
         if one.differences:
             first = one.differences[0]
-            cells = [f"{points(first.paired.difference)} {first.interval}", f"{first.paired.p:.2g}"]
-            cells.append(f"{next(corrected):.2g}")
+            cells = [f"{points(first.paired.difference)} {first.interval}", p_value(first.paired.p)]
+            cells.append(p_value(next(corrected)))
         correction = one.setting.correction
         made.add_row(
             cell("all" if one.setting.keep is None else str(one.setting.keep)),
             cell(record["method"] + marks(record, result.taught)),
             cell("" if correction == NONE else correction),
-            cell(f"{percent(record['accuracy'])} {interval(record)}"),
+            cell(f"{percent(record['accuracy'])} {interval(record['ci'])}"),
             *map(cell, cells),
             cell(number(record["flops"], 1e9)),
             cell(number(record["prefill_ms"])),
@@ -105,8 +105,6 @@ def _table(result: Comparison) -> Any:
 
 def _thirds(result: Comparison) -> Any:
     """How every correction differs from the host alone, by third of the image asked about."""
-    from pore.plotting.labels import points
-
     thirds = dict.fromkeys(d.third for one in result.compared for d in one.differences)
     names = [str(third) for third in thirds if third is not None]
     made = plain_table("kept", "host", "correction", *(f"{name}, points" for name in names))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pore._numbers import fixed, number, percent
 from pore.cli.options import AsJson, GivenLayer, Keeps, budget, size_of_image, takes
 from pore.cli.printing import stdout
 
@@ -147,12 +148,12 @@ def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
         paper, true = row["paper"], row["true"]
         parts = true | {"decoder": true["decoder"] + true["probe"]}
         table.add_row(
-            f"{100 * row['dropped']:.1f} %",
+            f"{percent(row['dropped'])} %",
             str(row["tokens_kept"]),
-            f"{paper['layer_mean'] / 1e9:.1f}",
-            f"{true['total'] / 1e9:,.4g}",
-            f"{true['total'] / rows[0]['true']['total']:.3f}",
-            *(f"{parts[name] / 1e9:,.4g}" for name in ("decoder", "tower", "projector", "head")),
+            fixed(paper["layer_mean"] / 1e9),
+            number(true["total"], 1e9, 4),
+            fixed(true["total"] / rows[0]["true"]["total"], 3),
+            *(number(parts[name], 1e9, 4) for name in ("decoder", "tower", "projector", "head")),
         )
     table.caption = (
         "Paper's count: mean over the decoder layers, multiply-add = 1, MLP of two matrices. "

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pore._numbers import interval
 from pore._progress import progress
 from pore._text import cell
 from pore.cli.about import command_line
@@ -181,7 +182,7 @@ def _benchmarks(
 
 
 def _table(sweep: Sweep) -> Table:
-    from pore.evaluation.sweep_files import blocks, costs, interval, name_of, relative, value
+    from pore.evaluation.sweep_files import blocks, costs, name_of, relative, value
 
     made = plain_table("method", "tokens", "GFLOPs", *sweep.benchmarks, "relative, %")
     for budget, rows in blocks(sweep):
@@ -189,7 +190,7 @@ def _table(sweep: Sweep) -> Table:
         made.add_row(cell(budget, "bold"))
         for one in rows:
             found = [one.cells.get(name) for name in sweep.benchmarks]
-            shown = [f"{value(each)} {interval(each.ci if each else None)}" for each in found]
+            shown = [f"{value(each)} {interval(each.ci if each else None, 1)}" for each in found]
             made.add_row(
                 *map(cell, (f"  {name_of(one)}", *costs(one), *shown)),
                 cell(" ".join(relative(one)), "bold"),

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
+from pore._numbers import p_value, points
 from pore.errors import InputError
 from pore.evaluation.outcome import Outcome, asked, common
 from pore.evaluation.statistics import Paired, paired
-from pore.plotting.labels import budget_label, points
+from pore.plotting.labels import budget_label
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Difference:
         paired = self.paired
         return (
             f"{budget_label(self.second.keep)}: {self.second.label} − {self.first.label} = "
-            f"{points(paired.difference)} points {self.interval}, p = {paired.p:.2g}"
+            f"{points(paired.difference)} points {self.interval}, p = {p_value(paired.p)}"
         )
 
     @property

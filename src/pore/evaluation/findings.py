@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pore._numbers import interval, number, percent, points
 from pore.bias.any_size import AnySizeBias
 from pore.evaluation import tables
 from pore.evaluation.differences import Difference
@@ -16,7 +17,6 @@ from pore.plotting.labels import (
     budget_label,
     label,
     marks,
-    points,
 )
 
 BETTER, WORSE = "clearly better than", "clearly worse than"
@@ -36,7 +36,7 @@ def findings(result: SurveyResult) -> list[str]:
     """
     unpruned, *pruned = result.records
     lines = [
-        f"Unpruned, the model answers {tables.percent(unpruned['accuracy'])} % of "
+        f"Unpruned, the model answers {percent(unpruned['accuracy'])} % of "
         f"{unpruned['n']} questions right.",
         *skips(result.records),
     ]
@@ -44,7 +44,7 @@ def findings(result: SurveyResult) -> list[str]:
         best = sorted(block, key=lambda record: -float(record["accuracy"]))[:3]
         named = ", ".join(
             f"{label(r['method'], r['reweight'])}{marks(r, result.taught)} "
-            f"{tables.percent(r['accuracy'])} {tables.interval(r)}"
+            f"{percent(r['accuracy'])} {interval(r['ci'])}"
             for r in best
         )
         lines.append(
@@ -73,7 +73,7 @@ def facts(result: DemoResult) -> list[str]:
     """
     unpruned = result.records[0]
     return [
-        f"Unpruned, the model answers {tables.percent(unpruned['accuracy'])} % of "
+        f"Unpruned, the model answers {percent(unpruned['accuracy'])} % of "
         f"{unpruned['n']} questions right.",
         *skips(result.records),
         bias_found(result),
@@ -170,7 +170,7 @@ def _guided(name: str, unpruned: float | None) -> str:
     uncounted = "first, unpruned. That is in none of the FLOPs, times and tokens here"
     if name != "itself":
         return f"Guided by {name}, which answers every question {uncounted}."
-    alone = "" if unpruned is None else f" of {tables.number(unpruned, 1e9)} GFLOPs"
+    alone = "" if unpruned is None else f" of {number(unpruned, 1e9)} GFLOPs"
     return (
         f"Guided by the model itself, which answers every question {uncounted}: so guided, the "
         f"method costs a whole prefill{alone} more and saves nothing. It shows what its ranking "

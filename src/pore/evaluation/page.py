@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pore._files import write_atomic
+from pore._numbers import interval, number, p_value, percent, points, tokens
 from pore._page import filled, html, items, joined, picture, row
 from pore._text import Html
 from pore.bias.any_size import AnySizeBias
@@ -17,7 +18,7 @@ from pore.evaluation.records import Record
 from pore.evaluation.results import About, DemoResult, Figure, SurveyResult
 from pore.evaluation.statistics import holm
 from pore.methods.downsample import Downsample
-from pore.plotting.labels import budget_label, label, marks, points
+from pore.plotting.labels import budget_label, label, marks
 
 
 def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
@@ -215,16 +216,16 @@ def _table(records: Sequence[Record], *, mean: bool = False, taught: int | None 
                 row(
                     (
                         label(record["method"], record["reweight"]) + marks(record, taught),
-                        tables.tokens(record["tokens_after"]),
-                        *([tables.number(record["mean_tokens"])] if mean else []),
-                        tables.number(record["flops"], 1e9),
-                        tables.number(record["prefill_ms"]),
+                        tokens(record["tokens_after"]),
+                        *([number(record["mean_tokens"])] if mean else []),
+                        number(record["flops"], 1e9),
+                        number(record["prefill_ms"]),
                         html(
                             "<b>{}</b> <small>{}</small>",
-                            tables.percent(record["accuracy"]),
-                            tables.interval(record),
+                            percent(record["accuracy"]),
+                            interval(record["ci"]),
                         ),
-                        *([tables.number(record["iou"])] if boxes else []),
+                        *([number(record["iou"])] if boxes else []),
                         *(
                             html("{}<br><small>{}</small>", *tables.share(record, *one))
                             for one in shown
@@ -254,8 +255,8 @@ def _differences(
             d.interval,
             str(paired.gained),
             str(paired.lost),
-            f"{paired.p:.2g}",
-            f"{next(corrected):.2g}" if d.third is None else "",
+            p_value(paired.p),
+            p_value(next(corrected)) if d.third is None else "",
         )
         lines.append(row(cells, own=d.third is None if thirds else is_pore(d)))
     return Html("<table class='differences'>" + "\n".join(lines) + "</tbody></table>")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pore._files import write_atomic
+from pore._numbers import fixed, interval, number, percent, tokens
 from pore._page import filled, html, items, row
 from pore._saved.forms import Form
 from pore._saved.seals import sealed_text
 from pore._text import Html, for_csv, for_latex
 from pore.errors import InputError
-from pore.evaluation import tables
 from pore.evaluation.cells import Cell, Row, Sweep
 from pore.plotting.labels import UNPRUNED, budget_label
 
@@ -74,21 +74,14 @@ def blocks(sweep: Sweep) -> Iterator[tuple[str, list[Row]]]:
 
 def value(cell: Cell | None) -> str:
     """What a benchmark measures, with one decimal; "-" where a cell is not done."""
-    return "-" if cell is None else f"{cell.value:.1f}"
-
-
-def interval(ends: tuple[float, float] | None) -> str:
-    """A 95 % interval such as "[70.1, 73.2]"; nothing where there is none."""
-    return "" if ends is None else f"[{ends[0]:.1f}, {ends[1]:.1f}]"
+    return "-" if cell is None else fixed(cell.value)
 
 
 def relative(one: Row) -> tuple[str, str]:
     """The mean relative to the unpruned model in percent, and its interval."""
     if one.relative is None:
         return "-", ""
-    ends = one.relative_ci
-    in_percent = None if ends is None else (100 * ends[0], 100 * ends[1])
-    return tables.percent(one.relative), interval(in_percent)
+    return percent(one.relative), interval(one.relative_ci)
 
 
 def parts_of(sweep: Sweep) -> list[str]:
@@ -98,7 +91,7 @@ def parts_of(sweep: Sweep) -> list[str]:
 
 def costs(one: Row) -> tuple[str, str]:
     """Visual tokens that reach the last layer, and GFLOPs."""
-    return "-" if one.tokens is None else tables.tokens(one.tokens), tables.number(one.flops, 1e9)
+    return "-" if one.tokens is None else tokens(one.tokens), number(one.flops, 1e9)
 
 
 def to_csv(sweep: Sweep) -> str:
@@ -186,7 +179,7 @@ def _table(sweep: Sweep) -> Html:
         lines.append(html(opening + "{}</td></tr>", budget))
         for one in rows:
             found = [one.cells.get(name) for name in sweep.benchmarks]
-            cells = [(value(cell), interval(cell.ci if cell else None)) for cell in found]
+            cells = [(value(cell), interval(cell.ci if cell else None, 1)) for cell in found]
             by = one.relative_by or {}
             lines.append(
                 row(
@@ -195,7 +188,7 @@ def _table(sweep: Sweep) -> Html:
                         *costs(one),
                         *(html("{}<br><small>{}</small>", *cell) for cell in cells),
                         html("<b>{}</b><br><small>{}</small>", *relative(one)),
-                        *(tables.percent(by[part]) if part in by else "-" for part in parts),
+                        *(percent(by[part]) if part in by else "-" for part in parts),
                     ),
                     own=one.reweight == "pore",
                 )

@@ -1,10 +1,11 @@
-"""Results as a table, and numbers as text."""
+"""Results as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from pore._numbers import interval, number, percent, tokens
 from pore._text import cell
 from pore.evaluation.records import GROUPS, Record
 from pore.plotting.labels import UNPRUNED, budget_label, label, marks
@@ -37,26 +38,6 @@ def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
         name = "all visual tokens" if unpruned else budget_label(record["keep"])
         blocks.setdefault(name, []).append(record)
     return list(blocks.items())
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with one decimal, without its sign."""
-    return f"{100 * share:.1f}"
-
-
-def number(value: float | None, unit: float = 1.0, digits: int = 3) -> str:
-    """A number in a unit; "?" if it is not known."""
-    return "?" if value is None else f"{value / unit:.{digits}g}"
-
-
-def tokens(value: float) -> str:
-    """A mean number of tokens, without decimals if it is whole."""
-    return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
-
-
-def interval(record: Record) -> str:
-    """A record's 95 % interval in percent, such as "[0.0, 17.7]"; it is not symmetric."""
-    return f"[{', '.join(map(percent, record['ci']))}]"
 
 
 def columns(records: Sequence[Record], by: str) -> list[str]:
@@ -123,7 +104,7 @@ def table(
             if "mean" in parts:
                 cells.append(number(record["mean_tokens"]))
             if "accuracy" in parts:
-                cells.append(cell(f"{percent(record['accuracy'])} {interval(record)}"))
+                cells.append(cell(f"{percent(record['accuracy'])} {interval(record['ci'])}"))
             if boxes:
                 cells.append(number(record["iou"]))
             cells += (" ".join(share(record, *group)) for group in shown)
@@ -148,4 +129,4 @@ def share(record: Record, by: str, group: str) -> tuple[str, str]:
         return "-", ""
     if group not in intervals:
         return percent(shares[group]), ""
-    return percent(shares[group]), f"[{', '.join(f'{100 * end:.0f}' for end in intervals[group])}]"
+    return percent(shares[group]), interval(intervals[group], decimals=0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pore._numbers import points
 from pore._text import for_figure
 from pore.errors import InputError
 from pore.plotting.drawable import check_drawable
-from pore.plotting.labels import budget_label, marks, points
+from pore.plotting.labels import budget_label, marks
 from pore.plotting.style import BLACK, style
 
 if TYPE_CHECKING:

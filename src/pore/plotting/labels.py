@@ -44,12 +44,6 @@ def budget_label(keep: int | float | str | None) -> str:
     return f"keep {keep}" if isinstance(keep, int) else f"keep {100 * keep:.3g} %"
 
 
-def points(share: float) -> str:
-    """A difference of shares in percentage points, such as "+1.3" or "−0.4"."""
-    text = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
-
-
 def marks(record: Mapping[str, Any], taught: int | None = None) -> str:
     """The marks of a method in a table, with a space before them.
 

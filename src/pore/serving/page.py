@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from pore._numbers import number
 from pore._page import filled, html, items, joined, part, picture
 from pore._text import Html
 from pore.engine.report import steps_of
-from pore.evaluation.tables import number
 from pore.serving.asked import Asked
 from pore.serving.counted import CountedApp, answered, begun, body, unless_gone
 from pore.serving.looking import Looking, Seen, Side, Viewer
