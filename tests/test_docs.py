@@ -150,3 +150,8 @@ def test_import_is_light() -> None:
         command = [sys.executable, "-c", code]
         out = subprocess.run(command, capture_output=True, text=True, check=True)
         assert out.stdout.strip() == "[]", first
+
+
+def test_the_version_is_the_same_wherever_it_is_written() -> None:
+    for name, line in ("CITATION.cff", "version: {}"), ("pyproject.toml", 'version = "{}"'):
+        assert line.format(pore.__version__) in (DOCS.parent / name).read_text().splitlines()
