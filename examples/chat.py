@@ -7,6 +7,7 @@ first. Prints every answer, and the length of the cache in the first and in the 
 """
 
 import argparse
+import inspect
 
 import PIL.Image
 import torch
@@ -26,6 +27,9 @@ processor = AutoProcessor.from_pretrained(args.model)
 model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(device)
 
 image = PIL.Image.open(args.image).convert("RGB")
+# transformers 5.24 gave this argument another name.
+names = inspect.signature(model.forward).parameters
+cache_name = "cache" if "cache" in names else "past_key_values"
 said, cache = None, DynamicCache(config=model.config.get_text_config())
 with pore.FastV(keep=args.keep, layer=2)(model):
     for question in args.questions:
@@ -42,7 +46,7 @@ with pore.FastV(keep=args.keep, layer=2)(model):
             new = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")
             ids = torch.cat([said, new["input_ids"].to(device)], dim=1)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        said = model.generate(**inputs, past_key_values=cache, max_new_tokens=32, do_sample=False)
+        said = model.generate(**inputs, **{cache_name: cache}, max_new_tokens=32, do_sample=False)
         answer = said[0, inputs["input_ids"].shape[1] :]
         print(question, "->", processor.decode(answer, skip_special_tokens=True).strip())
 last = model.config.get_text_config().num_hidden_layers - 1

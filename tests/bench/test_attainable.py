@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from helpers.bench import AFTER, BEFORE, FASTV, LAYERS, PROMPT, SHORT, K, untouched
+from helpers.caches import as_argument
 from helpers.models import N, batch, prompt, tiny_llava
 from pore.bench.attainable import Attainable, cuts_of
 from pore.bench.rates import device_rates
@@ -26,11 +27,11 @@ def test_the_attainable_does_the_same_work(attention: str, rows: int) -> None:
 
     def logits() -> list[Tensor]:
         cache = DynamicCache(config=model.config.text_config)
-        found = [model(**inputs, past_key_values=cache).logits[:, -1]]
+        found = [model(**inputs, **as_argument(cache)).logits[:, -1]]
         mask = inputs["attention_mask"]
         for _ in range(2):
             mask = nn.functional.pad(mask, (0, 1), value=1)
-            step = model(input_ids=token, attention_mask=mask, past_key_values=cache)
+            step = model(input_ids=token, attention_mask=mask, **as_argument(cache))
             found.append(step.logits[:, -1])
         lengths = [layer.keys.shape[-2] for layer in cache.layers]
         assert lengths == [PROMPT + 2] * K + [SHORT + 2] * (LAYERS - K)

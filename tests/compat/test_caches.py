@@ -15,11 +15,12 @@ from pore._compat.caches import (
     cache_argument,
     cache_in,
     cached_keys,
+    check_cache_name,
     sliding_layers,
     slots_of,
     without_cache,
 )
-from pore.errors import UnsupportedModelError
+from pore.errors import InputError, UnsupportedModelError
 
 
 def test_what_a_cache_holds() -> None:
@@ -78,3 +79,22 @@ def test_the_cache_is_found_by_what_it_is() -> None:
     assert cache_argument(took, cache) == {"past_key_values": cache}
     with pytest.raises(UnsupportedModelError, match="takes no cache by a name"):
         cache_argument(unknown, cache)
+
+
+def test_a_name_that_a_model_would_not_read_is_refused() -> None:
+    class New:
+        def forward(self, cache: Any = None, **kwargs: Any) -> None: ...
+
+    class Old:
+        def forward(self, past_key_values: Any = None, **kwargs: Any) -> None: ...
+
+    class Passing:
+        def forward(self, **kwargs: Any) -> None: ...
+
+    cache = transformers.DynamicCache()
+    for kind in (New, Passing):
+        check_cache_name(kind, {"cache": cache})
+        check_cache_name(kind, {"past_key_values": cache})
+    check_cache_name(Old, {"past_key_values": cache, "cache": None})
+    with pytest.raises(InputError, match=r"Old .* pass the cache as past_key_values"):
+        check_cache_name(Old, {"cache": cache})

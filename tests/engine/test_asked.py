@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import pore
 from cases import CASES
 from cases.base import Case
+from helpers.caches import as_argument
 from helpers.families import KEEP as FEW
 from helpers.families import PROMPTS, refusal
 from helpers.families import usual as usual_of
@@ -111,8 +112,8 @@ class TestLogits:
             cache = DynamicCache(config=model.config.text_config)
             pruner = usual(name, KEEP)
             with torch.no_grad(), pruner(model):
-                model(**inputs, past_key_values=cache)
-                out = model(input_ids=turn, past_key_values=cache, logits_to_keep=wanted)
+                model(**inputs, **as_argument(cache))
+                out = model(input_ids=turn, **as_argument(cache), logits_to_keep=wanted)
             found.append(out.logits)
         torch.testing.assert_close(found[1], found[0][:, [2, 0]])
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from cases import CASES
 from cases.base import Case
+from helpers.caches import as_argument
+from helpers.checkpointing import turn_on
 from helpers.families import PROMPTS, forward
 from helpers.models import batch, prompt, tiny_llava
+from pore._compat.caches import cache_in
 from pore._compat.models import before_mlp
 from pore.engine.pruner import Pruner
 from pore.engine.stages import Selection, Stage, View
@@ -138,7 +141,7 @@ def test_gradients_go_through_new_states() -> None:
 
 def test_checkpointed_layers_are_refused() -> None:
     model, inputs = tiny_llava().train(), batch([prompt(3, 1, 5)])
-    model.gradient_checkpointing_enable()
+    turn_on(model)
     stage = Stage(2, every_second, before_mlp=True)
     with Own(stage)(model), pytest.raises(ModelStateError, match="gradient checkpointing"):
         model(**inputs)
@@ -171,13 +174,13 @@ class TestIdle:
                 for turn, given in zip(turns, inputs, strict=True):
                     now.append(turn)
                     mask = torch.cat([mask, given["attention_mask"]], 1)
-                    out = model(**given | {"attention_mask": mask}, past_key_values=cache)
-                    cache = out.past_key_values
+                    out = model(**given | {"attention_mask": mask}, **as_argument(cache))
+                    cache = cache_in(out)
                     logits.append(out.logits)
                 for token in (7, 8):
                     mask = nn.functional.pad(mask, (0, 1), value=1)
                     ids = torch.full((2, 1), token)
-                    out = model(input_ids=ids, attention_mask=mask, past_key_values=cache)
+                    out = model(input_ids=ids, attention_mask=mask, **as_argument(cache))
                     logits.append(out.logits)
             assert asked == ([i for i in turns if i < 9] if passes else [2, 3, 4] * 2)
             found.append((logits, [sample.tokens for sample in run.report]))

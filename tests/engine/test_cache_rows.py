@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache, StaticCache
 
 from cases import CASES
 from cases.base import Case, since
+from helpers.caches import as_argument
 from helpers.conversations import positions
 from helpers.engine import tolerance
 from helpers.families import KEEP as FEW
@@ -44,7 +45,7 @@ ROWS: dict[str, tuple[Callable[[Any], None], list[int]]] = {
 def begun(model: Any, inputs: Any, static: bool = False) -> Any:
     config = model.config.get_text_config()
     cache = StaticCache(config=config, max_cache_len=90) if static else DynamicCache(config=config)
-    model(**inputs, past_key_values=cache)
+    model(**inputs, **as_argument(cache))
     return cache
 
 
@@ -53,7 +54,7 @@ def go_on(model: Any, mask: Tensor, cache: Any, ids: Tensor) -> Tensor:
     found = []
     for part in (ids, ids[:, :1], ids[:, 1:2]):
         mask = nn.functional.pad(mask, (0, part.shape[1]), value=1)
-        found.append(model(input_ids=part, attention_mask=mask, past_key_values=cache).logits)
+        found.append(model(input_ids=part, attention_mask=mask, **as_argument(cache)).logits)
     return torch.cat(found, 1)
 
 
@@ -94,7 +95,7 @@ def test_copies_go_their_own_ways(name: str) -> None:
         again = DynamicCache(config=model.config.text_config)  # made of the tensors by hand
         for i, layer in enumerate(cache.layers):
             again.update(layer.keys.clone(), layer.values.clone(), i)
-        more = {"input_ids": NEW[:, :1].expand(3, -1), "past_key_values": again}
+        more = {"input_ids": NEW[:, :1].expand(3, -1), **as_argument(again)}
         model(**more, attention_mask=nn.functional.pad(mask, (0, 1), value=1))
         again.crop(-1)
         cache.batch_select_indices(torch.tensor([1]))
@@ -117,7 +118,7 @@ def test_cropped_text_was_never_there(name: str) -> None:
         cache.crop(-5)
         cache.crop(-3)  # some of the question itself
         again = torch.cat([inputs["input_ids"][:, -3:], NEW], 1)
-        got = model(input_ids=again, past_key_values=cache).logits[:, -3:]
+        got = model(input_ids=again, **as_argument(cache)).logits[:, -3:]
         torch.testing.assert_close(got, expected[:, :3], **CLOSE)
 
 
@@ -142,7 +143,7 @@ def test_a_reset_cache_is_empty(name: str) -> None:
             cache = begun(model, batch([prompt(9, 1, 4, 3)], seed=1), static)
             cache.reset()
             if static:
-                model(**inputs, past_key_values=cache)
+                model(**inputs, **as_argument(cache))
                 got = go_on(model, inputs["attention_mask"], cache, NEW)
                 torch.testing.assert_close(got, expected, **CLOSE)
 
@@ -155,7 +156,7 @@ def test_the_unpruned_model_does_not_go_on_over_it(name: str) -> None:
         expected = go_on(model, inputs["attention_mask"], copy.deepcopy(cache), NEW)
     for one in (cache, copy.deepcopy(cache)):
         with torch.no_grad(), pytest.raises(ModelStateError, match="the model is not pruned now"):
-            model(input_ids=NEW, past_key_values=one)
+            model(input_ids=NEW, **as_argument(one))
         with torch.no_grad(), usual(name, KEEP)(model):  # nothing was lost
             got = go_on(model, inputs["attention_mask"], one, NEW)
         torch.testing.assert_close(got, expected, **CLOSE)
@@ -186,11 +187,11 @@ def test_a_forward_that_failed_halfway_is_noticed(name: str) -> None:
         hook = layer.register_forward_pre_hook(fail)
         for one, given in ((cache, {"input_ids": NEW}), (fresh, inputs)):
             with pytest.raises(RuntimeError, match="out of memory"):
-                model(**given, past_key_values=one)
+                model(**given, **as_argument(one))
         hook.remove()
         for one in (cache, fresh):
             with pytest.raises(ModelStateError, match="Begin again with a new cache"):
-                model(input_ids=NEW, past_key_values=one)
+                model(input_ids=NEW, **as_argument(one))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -201,7 +202,7 @@ def test_rows_changed_layer_by_layer_are_noticed(name: str) -> None:
         for layer in cache.layers:
             layer.batch_select_indices(torch.tensor([0]))
         with pytest.raises(ModelStateError, match="other than by its own methods"):
-            model(input_ids=NEW, past_key_values=cache)
+            model(input_ids=NEW, **as_argument(cache))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_several_answers_after_one_prefill_in_every_family(case: Case, name: str
             more = {k: v for k, v in case.extra(ids, mask).items() if k == "token_type_ids"}
             if last is not None:
                 more["position_ids"] = last[:, rows] + 1 + step
-            out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, **more)
+            out = model(input_ids=ids, attention_mask=mask, **as_argument(cache), **more)
             found.append(out.logits)
         return torch.cat(found, 1)
 

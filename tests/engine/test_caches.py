@@ -14,9 +14,10 @@ from transformers.cache_utils import Cache, QuantizedLayer
 import pore
 from cases import CASES
 from cases.base import Case
-from helpers.caches import check_quantized
+from helpers.caches import as_argument, check_quantized
 from helpers.families import KEEP, KINDS, PROMPTS, refusal, usual
 from helpers.models import batch, prompt, tiny_llava
+from pore._compat.caches import cache_in
 from pore.errors import UnsupportedModelError
 
 FAMILIES = {"LLaVA-1.5", "Qwen2.5-VL", "InternVL", "Gemma 3"}
@@ -95,13 +96,13 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "static": lambda _: {"cache_implementation": "static"},
     "offloaded": lambda _: {"cache_implementation": "offloaded"},
     "offloaded_static": lambda _: {"cache_implementation": "offloaded_static"},
-    "of the caller, offloaded": lambda config: {
-        "past_key_values": DynamicCache(config=config, offloading=True)
-    },
-    "of the caller, static": lambda config: {
-        "past_key_values": StaticCache(config=config, max_cache_len=90)
-    },
-    "quantized": lambda config: {"past_key_values": quantized(config)},
+    "of the caller, offloaded": lambda config: as_argument(
+        DynamicCache(config=config, offloading=True)
+    ),
+    "of the caller, static": lambda config: as_argument(
+        StaticCache(config=config, max_cache_len=90)
+    ),
+    "quantized": lambda config: as_argument(quantized(config)),
 }
 
 
@@ -171,17 +172,15 @@ def test_turns(pruner: Any, cache: str) -> None:
     config = model.config.text_config
     parts = [batch([prompt(3, 1, 5)]), batch([prompt(2, 1, 4, 1)], seed=1)]
     found = []
-    for past in (DynamicCache(config=config), OTHERS[cache](config)["past_key_values"]):
+    for past in (DynamicCache(config=config), cache_in(OTHERS[cache](config))):
         logits = []
         with torch.no_grad(), pruner(model) as run:
             for part in parts:
                 ids, pixels = part["input_ids"], part["pixel_values"]
-                logits.append(
-                    model(input_ids=ids, pixel_values=pixels, past_key_values=past).logits
-                )
+                logits.append(model(input_ids=ids, pixel_values=pixels, **as_argument(past)).logits)
                 for token in (7, 8, 9, 10):
                     new = torch.tensor([[token]])
-                    logits.append(model(input_ids=new, past_key_values=past).logits)
+                    logits.append(model(input_ids=new, **as_argument(past)).logits)
         found.append((torch.cat(logits, 1), [sample.images for sample in run.report]))
     assert found[0][1] == found[1][1]
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-9)

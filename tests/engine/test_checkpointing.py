@@ -11,6 +11,7 @@ from torch import Tensor
 import pore
 from cases import CASES
 from cases.base import Case
+from helpers.checkpointing import turn_off, turn_on
 from helpers.families import KEEP as FEW
 from helpers.families import PROMPTS as FAMILY_PROMPTS
 from helpers.families import refusal
@@ -37,7 +38,7 @@ def gradients(model: Any, pruner: Pruner, inputs: dict[str, Tensor], late: bool)
 
 def check(model: Any, pruner: Pruner, inputs: dict[str, Tensor], **how: Any) -> None:
     expected, kept = gradients(model, pruner, inputs, late=False)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    turn_on(model, **how)
     try:
         for late in (False, True):
             got, again = gradients(model, pruner, inputs, late)
@@ -46,10 +47,9 @@ def check(model: Any, pruner: Pruner, inputs: dict[str, Tensor], **how: Any) -> 
             for key, grad in expected.items():
                 torch.testing.assert_close(got[key], grad, rtol=1e-6, atol=1e-9)
     finally:
-        model.gradient_checkpointing_disable()
+        turn_off(model)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("reentrant", [False, True], ids=["saved tensors", "reentrant"])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_method(name: str, reentrant: bool) -> None:
@@ -65,14 +65,13 @@ def test_every_method(name: str, reentrant: bool) -> None:
         check(model, pruner, batch(PROMPTS), use_reentrant=reentrant)
         return
     how = {"use_reentrant": reentrant}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    turn_on(model, **how)
     with pytest.raises(UnsupportedModelError, match=why), pruner(model):
         model(**batch(PROMPTS), use_cache=False)
     with torch.no_grad(), pruner(model):  # nothing is computed again
         model(**batch(PROMPTS), use_cache=False)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     ("case", "name"),
     [
@@ -90,13 +89,12 @@ def test_every_family(case: Case, name: str) -> None:
     check(model.train(), usual_of(name, FEW, case), inputs, use_reentrant=False)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_turned_on_inside_the_block() -> None:
     model, inputs = tiny_llava(layers=LAYERS).train(), batch(PROMPTS)
     expected, _ = gradients(model, pore.FastV(KEEP), inputs, late=False)
     model.zero_grad()
     with pore.FastV(KEEP)(model):
-        model.gradient_checkpointing_enable()
+        turn_on(model)
         loss(model, inputs).backward()
         loss(model, inputs)
     for key, parameter in model.named_parameters():

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 import pore
 from cases import CASES
 from cases.base import Case
+from helpers.caches import as_argument
 from helpers.engine import fingerprint
 from helpers.families import KEEP, KINDS, PROMPTS, refusal, usual
 from helpers.methods import DRAWING, EVERY, model_of
@@ -86,7 +87,7 @@ class TestPrefillChunkSize:
         for chunks in ({}, {"prefill_chunk_size": 6}):
             cache = DynamicCache(config=model.config.text_config)
             with torch.no_grad(), pruner(model) as run:
-                said = model.generate(**first, **self.settings, past_key_values=cache, **chunks)
+                said = model.generate(**first, **self.settings, **as_argument(cache), **chunks)
                 # Of the answer, the last token is not in the cache.
                 new = torch.cat([said.sequences[:, -1:], second["input_ids"]], 1)
                 mask = torch.ones(1, said.sequences.shape[1] + second["input_ids"].shape[1])
@@ -94,7 +95,7 @@ class TestPrefillChunkSize:
                     input_ids=new,
                     attention_mask=mask.long(),
                     pixel_values=second["pixel_values"],
-                    past_key_values=cache,
+                    **as_argument(cache),
                     **self.settings,
                     **chunks,
                 )
@@ -153,7 +154,7 @@ class TestPiecesOverOneCache:
             model(
                 input_ids=inputs["input_ids"][:, :-5],
                 pixel_values=inputs["pixel_values"],
-                past_key_values=cache,
+                **as_argument(cache),
             )
 
     def test_a_method_that_reads_no_question_takes_it(self) -> None:
@@ -162,8 +163,8 @@ class TestPiecesOverOneCache:
         cache = DynamicCache(config=model.config.text_config)
         with torch.no_grad(), pore.DivPrune(keep=5)(model) as run:
             whole = model(**inputs).logits
-            model(input_ids=ids[:, :-5], pixel_values=inputs["pixel_values"], past_key_values=cache)
-            rest = model(input_ids=ids[:, -5:], past_key_values=cache).logits
+            model(input_ids=ids[:, :-5], pixel_values=inputs["pixel_values"], **as_argument(cache))
+            rest = model(input_ids=ids[:, -5:], **as_argument(cache)).logits
         torch.testing.assert_close(rest, whole[:, -5:], rtol=1e-9, atol=1e-9)
         assert run.report.samples[0].images == run.report.samples[1].images
 
@@ -187,7 +188,7 @@ class TestPiecesOverOneCache:
                     for (a, b), part in zip(cuts, parts, strict=True):
                         if b != 24:  # the last piece is text, as what is not marked
                             run.mark_visual(visual[:, a:b])
-                        logits.append(model(**part, past_key_values=cache).logits)
+                        logits.append(model(**part, **as_argument(cache)).logits)
                 found.append((torch.cat(logits, 1), [sample.images for sample in run.report]))
         assert torch.equal(found[0][0], found[1][0])
         assert found[0][1] == found[1][1]

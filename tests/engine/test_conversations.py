@@ -14,6 +14,7 @@ import pore
 from cases import CASES
 from cases.base import TEXT, Case, since
 from cases.mistral3 import Mistral4
+from helpers.caches import as_argument
 from helpers.conversations import positions
 from helpers.families import KEEP, PROMPTS, forward, hidden_from
 from helpers.recording import Recording
@@ -69,7 +70,7 @@ class TestTurns:
         model, inputs = case.model(), case.inputs(FIRST)
         cache = DynamicCache(config=model.config.get_text_config())
         with torch.no_grad(), pruner(model) as run:
-            said = model.generate(**inputs, **settings(case), past_key_values=cache).sequences
+            said = model.generate(**inputs, **settings(case), **as_argument(cache)).sequences
             ids = torch.cat([said, torch.tensor(SECOND)], 1)
             mask = inputs["attention_mask"]
             mask = nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
@@ -78,7 +79,7 @@ class TestTurns:
             else:  # of the answer, the last token is not in the cache
                 more = {"input_ids": ids[:, said.shape[1] - 1 :]}
             more["attention_mask"] = mask
-            out = model.generate(**more, **settings(case), past_key_values=cache)
+            out = model.generate(**more, **settings(case), **as_argument(cache))
         out.sequences = torch.cat([ids, out.sequences[:, -ANSWER:]], 1)
         return run, out
 
@@ -121,7 +122,7 @@ def test_a_second_image_is_pruned_for_itself(case: Case, layer: int) -> None:
             del inputs["attention_mask"]
             end = start + inputs["input_ids"].shape[1]
             inputs["position_ids"] = everywhere[..., start:end]
-            logits.append(model(**inputs, past_key_values=cache).logits[0])
+            logits.append(model(**inputs, **as_argument(cache)).logits[0])
             start = end
     assert [len(image.kept) for sample in run.report for image in sample.images] == [KEEP, KEEP]
     # The report has a sample for each turn with an image; here both are of one.
@@ -146,13 +147,13 @@ class TestCachesFromElsewhere:
     def begin(self, case: Case) -> Any:
         model = case.model()
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**case.inputs([[5, -1, 6, 7]]), past_key_values=cache)
+        model(**case.inputs([[5, -1, 6, 7]]), **as_argument(cache))
         return cache
 
     def go_on(self, case: Case, cache: Any, turn: list[int]) -> Tensor:
         ids = torch.tensor([turn])
         more = {k: v for k, v in case.extra(ids, torch.ones_like(ids)).items() if "mm" not in k}
-        logits: Tensor = case.model()(input_ids=ids, past_key_values=cache, **more).logits
+        logits: Tensor = case.model()(input_ids=ids, **as_argument(cache), **more).logits
         return logits
 
     def test_a_copy_knows_what_was_dropped(self, case: Case, pruner: Pruner) -> None:
@@ -257,8 +258,8 @@ def test_latent_states_are_no_keys_to_look_ahead_with() -> None:
     model, inputs = case.model(), case.inputs([FIRST[0]])
     cache = DynamicCache(config=model.config.get_text_config())
     with torch.no_grad(), pore.PyramidDrop(keep=KEEP, layers=(1, 3))(model) as run:
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **as_argument(cache))
         assert [len(image.kept) for image in run.report.samples[0].images] == [KEEP]
         inputs["attention_mask"] = torch.ones(1, 2 * inputs["input_ids"].shape[1])
         with pytest.raises(UnsupportedModelError, match="latent states in place of keys"):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **as_argument(cache))

@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import pore
+from helpers.caches import as_argument
 from helpers.engine import BATCHES, METHODS, WITHOUT_DROPPED, K, _forward_text, tolerance
 from helpers.models import IMAGE, N, batch, prompt
 from helpers.reference import dropped_columns, masked_from
+from pore._compat.caches import cache_in
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_test"])
@@ -30,7 +32,7 @@ def test_cached_decode_equals_full_forward(
             output_logits=True,
             return_dict_in_generate=True,
         )
-        lengths = [layer.get_seq_length() for layer in out.past_key_values.layers]
+        lengths = [layer.get_seq_length() for layer in cache_in(out).layers]
     steps = torch.stack(out.logits, 1)
     # The cache is short above the pruned layer, and long below it.
     longest = max(sample.tokens[-1] for sample in run.report)
@@ -74,7 +76,7 @@ class TestGenerate:
         with pruner(model):
             for _ in range(2):
                 out = model.generate(
-                    **self.inputs, max_new_tokens=6, do_sample=False, past_key_values=cache
+                    **self.inputs, max_new_tokens=6, do_sample=False, **as_argument(cache)
                 )
                 assert torch.equal(out, expected)
                 cache.reset()
@@ -145,7 +147,7 @@ class TestGenerate:
         inputs, steps = batch(prompts, "right"), torch.tensor([[7, 8, 9], [4, 5, 6]])
         mask, lengths = inputs["attention_mask"], inputs["attention_mask"].sum(1, keepdim=True)
         with pruner(model):
-            cache = model(**inputs).past_key_values
+            cache = cache_in(model(**inputs))
             together = []
             for step in range(3):
                 mask = torch.nn.functional.pad(mask, (0, 1), value=1)
@@ -153,16 +155,16 @@ class TestGenerate:
                     input_ids=steps[:, step : step + 1],
                     attention_mask=mask,
                     position_ids=lengths + step,
-                    past_key_values=cache,
+                    **as_argument(cache),
                 )
                 together.append(out.logits[:, 0])
         for row, ids in enumerate(prompts):
             pixels = inputs["pixel_values"][row : row + 1]
             with pruner(model):
-                cache = model(input_ids=torch.tensor([ids]), pixel_values=pixels).past_key_values
+                cache = cache_in(model(input_ids=torch.tensor([ids]), pixel_values=pixels))
                 for step in range(3):
                     alone = model(
-                        input_ids=steps[row : row + 1, step : step + 1], past_key_values=cache
+                        input_ids=steps[row : row + 1, step : step + 1], **as_argument(cache)
                     )
                     torch.testing.assert_close(
                         together[step][row], alone.logits[0, 0], **tolerance(attention)
@@ -188,11 +190,11 @@ class TestGenerate:
         pixels = batch([first, second])["pixel_values"]
         with pore.FastV(keep=5, layer=K)(model) as run:
             cache = DynamicCache(config=model.config.text_config)
-            model(input_ids=torch.tensor([first]), pixel_values=pixels[:1], past_key_values=cache)
+            model(input_ids=torch.tensor([first]), pixel_values=pixels[:1], **as_argument(cache))
             out = model(
-                input_ids=torch.tensor([second]), pixel_values=pixels[1:], past_key_values=cache
+                input_ids=torch.tensor([second]), pixel_values=pixels[1:], **as_argument(cache)
             ).logits
-            text = model(input_ids=torch.tensor([[9, 8, 7]]), past_key_values=cache).logits
+            text = model(input_ids=torch.tensor([[9, 8, 7]]), **as_argument(cache)).logits
         ids = torch.tensor([first + second + [9, 8, 7]])
         kept = [set(sample.images[0].kept) for sample in run.report.samples[:2]]
         dropped = torch.zeros_like(ids, dtype=torch.bool)

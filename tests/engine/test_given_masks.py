@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from cases.base import Case
+from helpers.caches import as_argument
 from helpers.families import KEEP as FEW
 from helpers.families import PROMPTS, forward
 from helpers.families import usual as usual_of
@@ -122,18 +123,18 @@ class TestMasks:
         mask[:, :, -1, length] = False
         cache = DynamicCache(config=model.config.text_config)
         with torch.no_grad(), usual(name, KEEP)(model):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **as_argument(cache))
             got = model(
-                input_ids=turn, attention_mask=mask[:, :, length:], past_key_values=cache
+                input_ids=turn, attention_mask=mask[:, :, length:], **as_argument(cache)
             ).logits
             bent = DynamicCache(config=model.config.text_config)
-            model(**inputs, past_key_values=bent)
-            plain = model(input_ids=turn, past_key_values=bent).logits
+            model(**inputs, **as_argument(bent))
+            plain = model(input_ids=turn, **as_argument(bent)).logits
             one = [  # token by token
                 model(
                     input_ids=turn[:, i : i + 1],
                     attention_mask=mask[:, :, length + i : length + i + 1, : length + i + 1],
-                    past_key_values=again,
+                    **as_argument(again),
                 ).logits
                 for again in [self.begun(inputs)]
                 for i in range(3)
@@ -150,7 +151,7 @@ class TestMasks:
 
     def begun(self, inputs: Any) -> Any:
         cache = DynamicCache(config=model_of().config.text_config)
-        model_of()(**inputs, past_key_values=cache)
+        model_of()(**inputs, **as_argument(cache))
         return cache
 
     def test_one_of_another_size_is_refused(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from helpers.caches import as_argument
 from helpers.given import ANEW, CLOSE, IN_DECODER, IN_TOWER, ON_EMBEDDINGS, run_of
 from helpers.methods import DRAWING, EVERY, KEEP, model_of, usual
 from helpers.models import IMAGE, N, batch, prompt
@@ -51,10 +52,10 @@ class TestPositions:
             for start in (0, 40):
                 cache = DynamicCache(config=model.config.text_config)
                 positions = torch.arange(start, start + length)[None]
-                model(**inputs, position_ids=positions, past_key_values=cache)
+                model(**inputs, position_ids=positions, **as_argument(cache))
                 new = torch.tensor([[5]])
                 after = positions[:, -1:] + 1
-                model(input_ids=new, position_ids=after, past_key_values=cache)
+                model(input_ids=new, position_ids=after, **as_argument(cache))
             hook.remove()
         assert torch.equal(seen[2], seen[0] + 40)
         assert torch.equal(seen[3], seen[1] + 40)
@@ -91,12 +92,12 @@ class TestPositions:
             first = {key: value[rows] for key, value in inputs.items()}
             cache = DynamicCache(config=model.config.text_config)
             start = torch.arange(length).expand(len(rows), -1)
-            model(**first, position_ids=start, past_key_values=cache)
+            model(**first, position_ids=start, **as_argument(cache))
             return model(
                 input_ids=torch.tensor(ids),
                 attention_mask=torch.cat([first["attention_mask"], mask], 1),
                 position_ids=positions,
-                past_key_values=cache,
+                **as_argument(cache),
             ).logits[:, -1]
 
         with torch.no_grad(), usual(name, KEEP)(model):

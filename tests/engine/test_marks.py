@@ -10,6 +10,7 @@ from torch import nn
 from transformers import StaticCache
 
 import pore
+from helpers.caches import as_argument
 from helpers.given import CLOSE, ELSEWHERE
 from helpers.methods import DRAWING, EVERY, KEEP, model_of, usual
 from helpers.models import IMAGE, batch, prompt
@@ -53,10 +54,10 @@ def test_a_static_cache_that_was_reset(name: str) -> None:
     expected = model(**new).logits
     cache = StaticCache(config=model.config.text_config, max_cache_len=60)
     with torch.no_grad(), usual(name, KEEP)(model):
-        model(**inputs, past_key_values=cache)
-        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        model(**inputs, **as_argument(cache))
+        model(input_ids=torch.tensor([[5]]), **as_argument(cache))
         cache.reset()
-        got = model(**new, past_key_values=cache).logits
+        got = model(**new, **as_argument(cache)).logits
     torch.testing.assert_close(got, expected, **CLOSE)
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import pore
+from helpers.caches import as_argument
 from helpers.methods import EVERY, KEEP, LAYERS, asked, model_of, usual
 from helpers.models import IMAGE, batch, prompt
 from pore.engine.pruner import Pruner
@@ -53,9 +54,9 @@ def test_to_the_others_the_image_is_a_shorter_one(name: str) -> None:
     with torch.no_grad(), pruner(model) as run:
         whole = model(**inputs).logits
         image = model(
-            input_ids=ids[:, :-5], pixel_values=inputs["pixel_values"], past_key_values=cache
+            input_ids=ids[:, :-5], pixel_values=inputs["pixel_values"], **as_argument(cache)
         )
-        rest = model(input_ids=ids[:, -5:], past_key_values=cache).logits
+        rest = model(input_ids=ids[:, -5:], **as_argument(cache)).logits
     assert int((ids[:, :-5] == IMAGE).sum()) == run.report.samples[1].images[0].seen
     assert run.report.samples[0].images == run.report.samples[1].images
     torch.testing.assert_close(image.logits, whole[:, :-5], rtol=1e-9, atol=1e-9)

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import pore
 from cases.base import LAYERS, TEXT, since
 from cases.gemma3 import Gemma3
+from helpers.caches import as_argument
 from helpers.families import check_masked_dense
 from helpers.windows import Some
 from pore.engine.pruner import Pruner
@@ -175,9 +176,9 @@ def test_a_conversation_with_a_second_image(kinds: str, pruner: Some, given: boo
                 inputs["token_type_ids"] = whole["token_type_ids"][:, : part.stop]
                 inputs["pixel_values"] = whole["pixel_values"][image : image + 1]
             if given:
-                logits.append(forward(case, inputs, past_key_values=cache))
+                logits.append(forward(case, inputs, **as_argument(cache)))
             else:
-                logits.append(model(**inputs, past_key_values=cache).logits)
+                logits.append(model(**inputs, **as_argument(cache)).logits)
     torch.testing.assert_close(torch.cat(logits, 1), expected, **CLOSE)
 
 
@@ -225,7 +226,7 @@ def test_looking_ahead_sees_what_the_layer_will(kinds: str, static: bool) -> Non
                 if image is not None:
                     inputs["token_type_ids"] = whole["token_type_ids"][:, : part.stop]
                     inputs["pixel_values"] = whole["pixel_values"][image : image + 1]
-                forward(case, inputs, past_key_values=cache)
+                forward(case, inputs, **as_argument(cache))
         assert len(pruner.seen) == 2
         found.append(pruner.seen)
     for one, other in zip(*found, strict=True):
@@ -323,7 +324,7 @@ def test_a_prepared_mask_for_a_shortened_cache_is_refused() -> None:
     model, inputs = case.model(), case.inputs(PROMPTS[1:])
     with torch.no_grad(), Some((1,))(model):
         cache = StaticCache(model.config, max_cache_len=80)
-        settings = {"past_key_values": cache, "do_sample": False}
+        settings = {**as_argument(cache), "do_sample": False}
         answer = model.generate(**inputs, **settings, max_new_tokens=3)
         again = torch.cat([answer, torch.tensor([[7, 8]])], 1)
         with pytest.raises(ModelStateError, match="dynamic cache"):

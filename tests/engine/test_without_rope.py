@@ -19,6 +19,7 @@ import pore
 from cases import CASES, COUSINS
 from cases.base import Case
 from cases.gemma4 import Gemma4
+from helpers.checkpointing import turn_on
 from helpers.families import PROMPTS, forward
 from helpers.models import batch, prompt, tiny_llava
 from pore._compat.caches import cache_argument, cache_in
@@ -205,7 +206,7 @@ class TestLlava:
         model, inputs = tiny_llava(), batch([prompt(3, 1, 5)])
         states = model(**inputs, output_hidden_states=True).hidden_states[1]
         wanted = by_hand(model, 1, states).detach()
-        model.gradient_checkpointing_enable()
+        turn_on(model)
         model.train()
         method = Looking(2)
         with method(model):

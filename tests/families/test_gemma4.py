@@ -16,6 +16,7 @@ import pore
 from cases import CASES
 from cases.base import LAYERS
 from cases.gemma4 import Gemma4
+from helpers.caches import as_argument
 from helpers.engine import _flash
 from helpers.families import KEEP, PROMPTS, check_cached_decode, check_masked_dense, forward
 from helpers.weights import under, weights
@@ -138,7 +139,7 @@ def test_attention_to_what_is_left_of_an_earlier_turn(ahead: bool) -> None:
         for turn in turns:
             inputs = CASE.inputs([turn])
             del inputs["attention_mask"]
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **as_argument(cache))
     torch.testing.assert_close(seen[2], seen[0], rtol=1e-5, atol=1e-6)
 
 

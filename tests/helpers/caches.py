@@ -1,4 +1,4 @@
-"""What must hold of quantised caches."""
+"""Caches as arguments, and what must hold of quantised ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
 
 import pore
 from helpers.models import batch, prompt, tiny_llava
+from pore._compat.caches import cache_argument
+
+
+def as_argument(cache: Cache | None) -> dict[str, Any]:
+    """A cache as an argument of models and of `generate`, by its name in this transformers."""
+    return cache_argument(LlavaForConditionalGeneration.forward, cache)
 
 
 def check_quantized(make: Callable[[Any], Cache], dtype: torch.dtype, again: bool = True) -> None:
@@ -29,7 +35,7 @@ def check_quantized(make: Callable[[Any], Cache], dtype: torch.dtype, again: boo
     for cache in caches:
         mask = inputs["attention_mask"]
         with torch.no_grad(), pore.FastV(keep=5, layer=2)(model) as run:
-            logits = [model(**inputs, past_key_values=cache).logits]
+            logits = [model(**inputs, **as_argument(cache)).logits]
             lengths = [int(cache.get_seq_length(layer)) for layer in range(5)]
             if cache is caches[0]:
                 for held, by in zip(cache.layers, make(config).layers, strict=True):
@@ -39,7 +45,7 @@ def check_quantized(make: Callable[[Any], Cache], dtype: torch.dtype, again: boo
             for token in (7, 8, 9):
                 mask = torch.nn.functional.pad(mask, (0, 1), value=1)
                 new = {"input_ids": torch.full((2, 1), token), "attention_mask": mask}
-                logits.append(model(**new, past_key_values=cache).logits)
+                logits.append(model(**new, **as_argument(cache)).logits)
         found.append((logits, lengths, [sample.images for sample in run.report]))
     (expected, *rest), (got, *same) = found
     assert rest == same

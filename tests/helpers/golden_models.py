@@ -17,6 +17,7 @@ from transformers import (
 )
 
 import pore
+from helpers.caches import as_argument
 from pore.engine.run import Run
 from pore.tower.stages import TowerView
 
@@ -211,7 +212,7 @@ def check_decoding(
     )
     for token, logits, positions in steps:
         seen.clear()
-        step = model(input_ids=token.view(1, 1), past_key_values=cache)
+        step = model(input_ids=token.view(1, 1), **as_argument(cache))
         worst.compare(step.logits[0, -1], logits)
         assert len(seen) == len(positions)
         for (_, cosines), position in zip(seen, positions, strict=True):
@@ -233,6 +234,6 @@ def decoded_logits(
     steps = []
     for token, position in zip(tensors["decode_tokens"].T, positions, strict=True):
         where = torch.full((len(token), 1), position)
-        step = model(input_ids=token[:, None], past_key_values=cache, position_ids=where)
+        step = model(input_ids=token[:, None], **as_argument(cache), position_ids=where)
         steps.append(step.logits[:, -1])
     return torch.stack(steps, 1)

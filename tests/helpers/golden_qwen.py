@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from helpers.caches import as_argument
 from helpers.golden_models import llava_around, marked_inputs
 
 
@@ -157,7 +158,7 @@ def decoded_states(
     for embeds, position in zip(tensors["decode_embeds"], positions, strict=True):
         step = model(
             inputs_embeds=embeds[None, None],
-            past_key_values=cache,
+            **as_argument(cache),
             position_ids=torch.full((3, 1, 1), position),
             output_hidden_states=True,
         )

@@ -15,6 +15,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from helpers.caches import as_argument
+from pore._compat.caches import cache_in
+
 PATCH = 4  # pixels
 
 
@@ -90,9 +93,7 @@ class MyVLMForConditionalGeneration(MyVLMPreTrained, GenerationMixin):
     ) -> Any:
         out = self.model(input_ids, pixel_values, attention_mask=attention_mask, **kwargs)
         states = out.last_hidden_state[:, -logits_to_keep:]
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(states), past_key_values=out.past_key_values
-        )
+        return CausalLMOutputWithPast(logits=self.lm_head(states), **as_argument(cache_in(out)))
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         pixels = kwargs.pop("pixel_values", None)

@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import pore
 from cases.mistral3 import Ministral3
+from helpers.caches import as_argument
 from helpers.models import batch, prompt, tiny_llava
 
 NAME = "flash_positions_test"
@@ -68,7 +69,7 @@ def test_positions_with_gaps_are_no_packed_sequences(flash: LlavaForConditionalG
             for turn in range(2):
                 inputs = batch([prompt(3, 1, 5, turn)], seed=turn)
                 mask = {"attention_mask": torch.ones(1, cache.get_seq_length() + 24)}
-                out = model(**inputs | mask, past_key_values=cache)
+                out = model(**inputs | mask, **as_argument(cache))
         assert [sample.tokens[-1] for sample in run.report] == [13, 13]
         logits.append(out.logits)
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-9, atol=1e-9)
@@ -97,7 +98,7 @@ def test_positions_that_the_attention_itself_computes_with_are_left_to_it() -> N
                     inputs = case.inputs([[5, 6, -1, 7, 8] if turn < 2 else [9]])
                     seen = turn * 32
                     inputs["attention_mask"] = torch.ones(1, seen + inputs["input_ids"].shape[1])
-                    out = model(**inputs, past_key_values=cache)
+                    out = model(**inputs, **as_argument(cache))
                     logits.append(out.logits)
     half = len(logits) // 2
     for got, expected in zip(logits[half:], logits[:half], strict=True):

@@ -20,6 +20,7 @@ from transformers.integrations import flex_attention as integration
 import pore
 from cases import CASES
 from cases.base import Case, since
+from helpers.caches import as_argument
 from helpers.families import KEEP, KINDS, PROMPTS, refusal, usual
 from helpers.methods import ends
 from helpers.models import batch, prompt, tiny_llava
@@ -130,7 +131,7 @@ def test_turns(pruner: Any) -> None:
             for part in parts:
                 ids, pixels = part["input_ids"], part["pixel_values"]
                 logits.append(
-                    model(input_ids=ids, pixel_values=pixels, past_key_values=cache).logits
+                    model(input_ids=ids, pixel_values=pixels, **as_argument(cache)).logits
                 )
         return torch.cat(logits, 1), [sample.images for sample in run.report]
 

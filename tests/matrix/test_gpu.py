@@ -9,8 +9,10 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 import pore
+from helpers.caches import as_argument
 from helpers.models import N, batch, prompt, tiny_llava
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,7 +59,7 @@ def answer(model: Any, pruner: Any) -> tuple[torch.Tensor, list[Any]]:
             out = model(
                 input_ids=torch.full((2, 1), token, device="cuda"),
                 attention_mask=mask,
-                past_key_values=out.past_key_values,
+                **as_argument(cache_in(out)),
             )
             logits.append(out.logits.float())
     return torch.cat(logits, 1), [sample.images for sample in run.report]

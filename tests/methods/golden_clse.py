@@ -13,6 +13,7 @@ import pore
 from helpers.golden_models import Worst, decoded_logits
 from helpers.golden_qwen import decoded_states, either_around
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.engine.stages import View
 from pore.methods.clse import By, evolution, high_pass
 from pore.tensors.selection import top_k
@@ -84,14 +85,14 @@ def _check_end_to_end(file: Any) -> float:
         out = model(**inputs, use_cache=True, output_hidden_states=True)
         _check_stages(method, recording, tensors, worst)
         if qwen:
-            lengths = [layer.get_seq_length() for layer in out.past_key_values.layers]
+            lengths = [layer.get_seq_length() for layer in cache_in(out).layers]
             worst.compare(out.hidden_states[-1], tensors["last_hidden_state"])
-            got = decoded_states(model, out.past_key_values, tensors, params["decode_positions"])
+            got = decoded_states(model, cache_in(out), tensors, params["decode_positions"])
             worst.compare(got, tensors["decode_hidden"])
     if not qwen:
         rows = tensors["logits"].shape[1]
         worst.compare(out.logits[:, -rows:], tensors["logits"])
-        cut = _cut(out.past_key_values, run, params["start"], tensors)
+        cut = _cut(cache_in(out), run, params["start"], tensors)
         lengths = [layer.get_seq_length() for layer in cut.layers]
         got = decoded_logits(model, cut, tensors, params["decode_positions"])
         worst.compare(got, tensors["decode_logits"])

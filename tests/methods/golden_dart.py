@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 import pore
+from helpers.caches import as_argument
 from helpers.golden_models import Worst, llava_around
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.engine.stages import View
 from pore.layout import Image, Layout
 from pore.methods.dart import key_norms, largest, set_order
@@ -104,11 +106,11 @@ def _check_end_to_end(file: Any) -> float:
             text = [i for i in range(embeds.shape[1]) if not visual[0, i]]
             assert sorted(kept + text) == tensors["keep_indices"].tolist()
             worst.compare(out.logits, tensors["logits"])
-            cache = out.past_key_values
+            cache = cache_in(out)
             steps = zip(tensors["decode_tokens"], tensors["decode_logits"], strict=True)
             for number, (token, logits) in enumerate(steps):
                 assert params["decode_positions"][number] == embeds.shape[1] + number
-                step = model(input_ids=token.view(1, 1), past_key_values=cache)
+                step = model(input_ids=token.view(1, 1), **as_argument(cache))
                 worst.compare(step.logits[0, -1], logits)
             lengths = [layer.get_seq_length() for layer in cache.layers]
             assert lengths == tensors["cache_lengths"].tolist()

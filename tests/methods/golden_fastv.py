@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 import pore
+from helpers.caches import as_argument
 from helpers.golden_models import Worst, llava_around
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.engine.run import Run
 from pore.tensors.attention import visual_weights
 from pore.tensors.selection import top_k
@@ -125,7 +127,7 @@ def _check_run(
     if "masked_last_token_logits" in expected:
         worst.compare(out.logits[0, -1], expected["masked_last_token_logits"])
 
-    cache = out.past_key_values
+    cache = cache_in(out)
     authors = "llavahf." if "llavahf.cache_decode_tokens" in expected else ""
     lengths = [layer.get_seq_length() for layer in cache.layers]
     golden = expected[f"{authors}kv_lens_prefill"].tolist()
@@ -137,7 +139,7 @@ def _check_run(
     assert lengths == golden
     tokens = expected[f"{authors}cache_decode_tokens"]
     for token, logits in zip(tokens, expected[f"{authors}cache_decode_logits"], strict=True):
-        step = model(input_ids=token.view(1, 1), past_key_values=cache)
+        step = model(input_ids=token.view(1, 1), **as_argument(cache))
         worst.compare(step.logits[0, -1], logits)
     if "llavahf.kv_lens_after_decode" in expected:
         lengths = [layer.get_seq_length() for layer in cache.layers]

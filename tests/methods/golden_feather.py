@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 import pore
+from helpers.caches import as_argument
 from helpers.golden_models import Worst, llava_around, marked_inputs
+from pore._compat.caches import cache_in
 from pore.engine.stages import Selection, View
 from pore.layout import Image, Layout
 
@@ -97,7 +99,7 @@ def _check_end_to_end(file: Any) -> float:
     with torch.no_grad(), method(model) as run:
         run.mark_visual(visual)
         out = model(**inputs, use_cache=True, output_hidden_states=True)
-        cache = out.past_key_values
+        cache = cache_in(out)
         lengths = [layer.get_seq_length() for layer in cache.layers]
         steps = []
         for token, position in zip(
@@ -105,7 +107,7 @@ def _check_end_to_end(file: Any) -> float:
         ):
             step = model(
                 input_ids=token.view(1, 1),
-                past_key_values=cache,
+                **as_argument(cache),
                 position_ids=torch.tensor([[position]]),
             )
             steps.append(step.logits[0, -1])

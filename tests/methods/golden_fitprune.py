@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 import pore
+from helpers.caches import as_argument
 from helpers.golden_models import Worst, check_positions, layer_inputs, llava_around, marked_inputs
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.cost.decoders import DecoderShape
 from pore.engine.pruner import Pruner
 from pore.engine.readers import HeadMax, LayerAttention
@@ -113,11 +115,11 @@ def _check_end_to_end(file: Any) -> float:
             out = model(**inputs, use_cache=True, output_hidden_states=True)
             prefill = list(seen)
             seen.clear()
-            cache = out.past_key_values
+            cache = cache_in(out)
             lengths = [layer.get_seq_length() for layer in cache.layers]
             steps = []
             for token in expected["cache_decode_tokens"]:
-                step = model(input_ids=token.view(1, 1), past_key_values=cache)
+                step = model(input_ids=token.view(1, 1), **as_argument(cache))
                 steps.append(step.logits[0, -1])
             decoded = list(seen)
         last = expected["logits"].shape[1]  # large files hold those of the last tokens alone

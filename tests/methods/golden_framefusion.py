@@ -13,6 +13,7 @@ import pore
 from helpers.golden_models import Worst, decoded_logits, llava_around
 from helpers.recording import Recording
 from helpers.videos import tiling
+from pore._compat.caches import cache_in
 from pore.engine.dropping import choose
 from pore.engine.forward import Left, Visual
 from pore.engine.prefill import Prefill
@@ -99,7 +100,7 @@ def _check_end_to_end(file: Any) -> float:
     with torch.no_grad(), recording(model) as run:
         run.mark_visual(visual[None])
         out = model(inputs_embeds=embeds, use_cache=True)
-        cache = out.past_key_values
+        cache = cache_in(out)
         entered = [layer.get_seq_length() for layer in cache.layers]
         steps = range(length, length + len(tensors["decode_tokens"]))
         decoded = decoded_logits(

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 import pore
+from helpers.caches import as_argument
 from helpers.golden_models import Worst
 from helpers.golden_qwen import prompt_of, qwen_around
+from pore._compat.caches import cache_in
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, View
 from pore.layout import Image, Layout
@@ -96,7 +98,7 @@ def _check_end_to_end(file: Any) -> float:
     seen.clear()
     with torch.no_grad(), method(model) as run:
         out = model(**inputs, use_cache=True, output_hidden_states=True)
-        cache = out.past_key_values
+        cache = cache_in(out)
         lengths = {layer.get_seq_length() for layer in cache.layers}
         steps = []
         for token, position in zip(
@@ -104,7 +106,7 @@ def _check_end_to_end(file: Any) -> float:
         ):
             step = model(
                 input_ids=token.view(1, 1),
-                past_key_values=cache,
+                **as_argument(cache),
                 position_ids=position[:, None, None],
             )
             steps.append(step.logits[0, -1])

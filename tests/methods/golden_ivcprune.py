@@ -11,6 +11,7 @@ from torch import Tensor
 import pore
 from helpers.golden_models import Worst, cut_cache, decoded_logits, llava_around
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.engine.readers import text_rows
 from pore.engine.stages import View
 from pore.layout import Image, Layout
@@ -146,7 +147,7 @@ def _check_end_to_end(file: Any) -> float:
     worst.compare(out.logits, tensors["logits"])
 
     # Theirs cuts what layers 1 to K - 1 have cached.
-    cache = cut_cache(out.past_key_values, range(1, layer), kept)
+    cache = cut_cache(cache_in(out), range(1, layer), kept)
     lengths = [one.get_seq_length() for one in cache.layers]
     assert lengths == tensors["kv_lens_prefill"].tolist()
     tokens = {"decode_tokens": tensors["decode_tokens"][None]}

@@ -11,6 +11,7 @@ from transformers import Qwen2Config
 import pore
 from helpers.golden_models import Worst, decoded_logits, layer_inputs, llava_around
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.methods.pact import assign, density, distances, greedy_centres, merge
 from pore.tensors.gathering import inverse
 
@@ -72,7 +73,7 @@ def _check_end_to_end(file: Any) -> float:
     with torch.no_grad(), recording(model) as run, layer_inputs(model) as states:
         run.mark_visual(visual[None])
         out = model(inputs_embeds=embeds, use_cache=True)
-        cache = out.past_key_values
+        cache = cache_in(out)
         entering = states[params["layer"]][0][0]
         decoded = decoded_logits(model, cache, tensors, params["decode_positions"])
     _check_choice(method, recording.seen[0], tensors, visual, worst)

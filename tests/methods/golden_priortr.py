@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import pore
+from helpers.caches import as_argument
 from helpers.golden_models import Worst, llava_around, marked_inputs
 from helpers.golden_qwen import prompt_of, qwen_around
+from pore._compat.caches import cache_in
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import Selection, View
 from pore.layout import Image, Layout
@@ -132,7 +134,7 @@ def _check_end_to_end(file: Any) -> float:
     assert left == tensors["kept_indices"].tolist()
     worst.compare(out.hidden_states[-1], tensors["last_hidden_state"])
     worst.compare(out.logits, tensors["logits"])
-    _check_decode(model, out.past_key_values, run, tensors, positions, worst)
+    _check_decode(model, cache_in(out), run, tensors, positions, worst)
     if unmasked:
         _forward(model, _method(file.params, image.seen, faithful=True), inputs, visual)
         _check_stages(tensors, "sdpa_unmasked.", worst)
@@ -183,6 +185,6 @@ def _check_decode(
     steps = []
     for token, position in zip(tensors["decode_tokens"], positions, strict=True):
         with torch.no_grad():
-            step = model(input_ids=token.view(1, 1), past_key_values=cut, position_ids=position)
+            step = model(input_ids=token.view(1, 1), **as_argument(cut), position_ids=position)
         steps.append(step.logits[0, -1])
     worst.compare(torch.stack(steps), tensors["decode_logits"])

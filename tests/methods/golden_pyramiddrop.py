@@ -18,6 +18,7 @@ from helpers.golden_models import (
     marked_inputs,
 )
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.tensors.attention import visual_weights
 from pore.tensors.selection import top_k
 
@@ -114,7 +115,7 @@ def _check_run(
     worst.compare(out.hidden_states[-1], expected["last_hidden_state"])
     worst.compare(out.logits, expected["logits"])
 
-    cache = out.past_key_values
+    cache = cache_in(out)
     lengths = [layer.get_seq_length() for layer in cache.layers]
     assert lengths == list(sample.tokens) == expected["kv_lens_prefill"].tolist()
     text = length - image.seen

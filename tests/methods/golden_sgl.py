@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import pore
+from helpers.caches import as_argument
+from pore._compat.caches import cache_in
 from pore.engine.run import Run
 
 _KEYS = {
@@ -92,12 +94,12 @@ def _check_large(
     kept = sorted(kept + [start + i for i in image.kept])
     assert kept == tensors["keep_indices"].tolist()
     worst.compare(out.logits, tensors["logits"])
-    answer, cache, last = tensors["large_sequences"], out.past_key_values, out.logits[0, -1]
+    answer, cache, last = tensors["large_sequences"], cache_in(out), out.logits[0, -1]
     assert last.argmax() == answer[0]
     for token, following, logits in zip(
         answer[:-1], answer[1:], tensors["decode_logits"], strict=True
     ):
-        step = model(input_ids=token.view(1, 1), past_key_values=cache).logits[0, -1]
+        step = model(input_ids=token.view(1, 1), **as_argument(cache)).logits[0, -1]
         worst.compare(step, logits)
         assert step.argmax() == following
     lengths = [layer.get_seq_length() for layer in cache.layers]

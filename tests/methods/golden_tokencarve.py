@@ -10,6 +10,7 @@ from torch import Tensor
 import pore
 from helpers.golden_models import Worst, cut_cache, decoded_logits, layer_inputs, llava_around
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.engine.stages import View
 from pore.layout import Image, Layout
 from pore.methods.tokencarve import rank_points, singular_scores
@@ -113,7 +114,7 @@ def _check_end_to_end(file: Any) -> float:
     worst.compare(out.logits[:, -rows:], tensors["logits"])
 
     # Theirs cuts what layers 0 and 1 have cached, whatever K.
-    cache = cut_cache(out.past_key_values, range(min(2, layer)), kept)
+    cache = cut_cache(cache_in(out), range(min(2, layer)), kept)
     lengths = [one.get_seq_length() for one in cache.layers]
     assert lengths == tensors["kv_lens_prefill"].tolist()
     tokens = {"decode_tokens": tensors["decode_tokens"][None]}

@@ -11,6 +11,7 @@ import pore
 from helpers.golden_models import Worst, decoded_logits
 from helpers.golden_qwen import decoded_states, either_around
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.methods.v2drop import variation
 
 _RUN = {"cache_lengths", "inputs_embeds"}
@@ -34,7 +35,7 @@ def check(file: Any) -> float:
         with torch.no_grad(), recording(model) as run:
             run.mark_visual(visual)
             out = model(**inputs, use_cache=True, output_hidden_states=True)
-            cache = out.past_key_values
+            cache = cache_in(out)
             lengths = [layer.get_seq_length() for layer in cache.layers]
             _check_stages(recording, tensors, worst)
             if qwen:

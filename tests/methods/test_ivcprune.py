@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pore
+from helpers.caches import as_argument
 from helpers.models import N, batch, prompt, tiny_llava
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.cost.named import model_shape
 from pore.engine.readers import LayerAttention
 from pore.engine.stages import View
@@ -232,7 +234,7 @@ class TestInAModel:
                 model(
                     input_ids=torch.tensor([ids]),
                     pixel_values=inputs["pixel_values"],
-                    past_key_values=first.past_key_values,
+                    **as_argument(cache_in(first)),
                 )
         one, other = whole.seen[-1], turns_.seen[-1]
         torch.testing.assert_close(one.view.attention.scores, other.view.attention.scores)

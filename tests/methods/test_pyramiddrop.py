@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import StaticCache
 
 import pore
+from helpers.caches import as_argument
 from helpers.models import IMAGE, N, batch, prompt, tiny_llava
 from helpers.recording import Recording
+from pore._compat.caches import cache_in
 from pore.errors import BudgetError, ProfileMismatchError, ScoreError
 from pore.families.registry import shape_of
 from pore.methods.pyramiddrop import pyramid
@@ -198,7 +200,7 @@ class TestEngine:
         with pruner()(model):
             dynamic = answer(model, inputs)
             cache = StaticCache(config=model.config.text_config, max_cache_len=96)
-            static = answer(model, inputs, past_key_values=cache)
+            static = answer(model, inputs, **as_argument(cache))
         assert torch.equal(dynamic.sequences, static.sequences)
         torch.testing.assert_close(torch.stack(dynamic.logits), torch.stack(static.logits))
 
@@ -213,15 +215,15 @@ class TestEngine:
         cache = StaticCache(config=model.config.text_config, max_cache_len=64) if static else None
         with torch.no_grad(), pruner()(model) as run:
             whole = model(**inputs, position_ids=positions).logits[:, -5:]
-            cache = model(
-                **first, position_ids=positions[:, :width], past_key_values=cache, use_cache=True
-            ).past_key_values
+            said = model(
+                **first, position_ids=positions[:, :width], **as_argument(cache), use_cache=True
+            )
             second = model(
                 input_ids=inputs["input_ids"][:, width:],
                 attention_mask=inputs["attention_mask"],
                 pixel_values=inputs["pixel_values"],
                 position_ids=positions[:, width:],
-                past_key_values=cache,
+                **as_argument(cache_in(said)),
             ).logits[:, -5:]
         samples = run.report.samples
         assert [s.images for s in samples[:2]] == [s.images for s in samples[4:]]
@@ -231,10 +233,10 @@ class TestEngine:
         """What the layer has cached of the first turn is shorter than what came before it."""
         first, second = batch([prompt(3, 1, 5)]), batch([prompt(2, 1, 4, 1)], seed=1)
         with torch.no_grad(), pruner()(model) as run:
-            cache = model(**first).past_key_values
+            cache = cache_in(model(**first))
             alone = model(**second).logits
             del second["attention_mask"]
-            after = model(**second, past_key_values=cache).logits
+            after = model(**second, **as_argument(cache)).logits
         assert torch.isfinite(after).all()
         assert not torch.allclose(after, alone)
         counts = [len(i.kept) for s in run.report for i in s.images]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pore._compat.arguments import CACHE
-from pore.errors import UnsupportedModelError
+from pore.errors import InputError, UnsupportedModelError
 
 
 @lru_cache(maxsize=1)
@@ -61,6 +61,38 @@ def cache_argument(function: Callable[..., Any], cache: Any) -> dict[str, Any]:
             "was tested with, or a newer pore."
         )
     return {name: cache}
+
+
+@lru_cache(maxsize=64)
+def _unread(forward: Callable[..., Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The name by which a forward takes a cache, and the newer names, which it does not know."""
+    names = inspect.signature(forward).parameters
+    known = next((name for name in CACHE if name in names), None)
+    return known, () if known is None else CACHE[: CACHE.index(known)]
+
+
+def check_cache_name(kind: type, kwargs: Mapping[str, Any]) -> None:
+    """Refuse a cache that is given by a newer name than this transformers knows.
+
+    Newer versions take the older name too, and say that it is deprecated. Older ones take the newer
+    name without a word, and fill a cache of their own.
+
+    Args:
+        kind: The class of a model.
+        kwargs: The keyword arguments that it is called with.
+
+    Raises:
+        InputError: The cache would not be read.
+    """
+    known, unread = _unread(kind.forward)  # type: ignore[attr-defined]
+    for name in unread:
+        if kwargs.get(name) is not None:
+            import transformers
+
+            raise InputError(
+                f"{kind.__name__} of transformers {transformers.__version__} does not know the "
+                f"argument {name}, and would make a cache of its own; pass the cache as {known}."
+            )
 
 
 def slots_of(cache: Any, length: int, layer: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pore._compat.arguments import MASK
+from pore._compat.caches import check_cache_name
 from pore._compat.threads import whereabouts
 from pore.engine.asked import Asked
 from pore.engine.forward import Forward
@@ -111,8 +112,9 @@ class Calls:
             self._keep(asked.prefill)
         return output
 
-    def before_model(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_model(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A pre-hook of the multimodal model: a call goes in."""
+        check_cache_name(type(base), kwargs)
         inside = self.inside
         if inside is not None and inside.thread != get_ident():
             raise ModelStateError(
