@@ -6,6 +6,7 @@
 # Set-up makes .venv once, and again when pyproject.toml or constraints.txt change.
 # PYTHON=python3.12 picks an interpreter; PIP_ARGS is passed to pip, PYTEST_ARGS to pytest.
 
+SHELL := /bin/bash
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -46,13 +47,32 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) build runs
 
+# One step of set-up: what it is, and the names of the packages as pip finds them, which may be many. They are
+# not compiled here: most modules of transformers are never imported, and the others are compiled then.
+define install
+	@echo "[$(1)] $(2)"
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile \
+		$(PIP_ARGS) -c constraints.txt $(3) | while read -r what name _; do \
+			case $$what in \
+				Collecting | Processing) name=$${name##*/}; name=$${name%%[^A-Za-z0-9._-]*}; name=$${name%%-[0-9]*}; \
+					[ $${at:=0} -gt 0 ] || printf '     '; printf ' %s' "$$name"; at=$$((at + $${#name} + 1)); \
+					[ $$at -lt 60 ] || { echo; at=0; } ;; \
+				Installing) [ $${at:-0} = 0 ] || echo; at=0; echo "      found all, and unpacks them" ;; \
+			esac; \
+		done
+endef
+
 # torch goes first, in exactly the version of the constraints, so that nothing after it takes another.
 # Which build of it comes is pip's choice: see CONTRIBUTING.md for one without CUDA.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pore needs Python 3.10")'
-	@echo "Setting up $(VENV), once: torch, then transformers and what the tests need. About 2 GB of disk, and"
-	@echo "some gigabytes more where pip takes torch with CUDA (CONTRIBUTING.md says how to avoid that)."
+	@echo "Setting up $(VENV), once. It takes 80 seconds of one core and what the download takes, and 1.6 GB of"
+	@echo "disk; some gigabytes more where pip takes torch with CUDA (CONTRIBUTING.md: how to avoid that)."
+	@echo "[1/3] an environment for $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch
-	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(call install,2/3,$$(grep '^torch=' constraints.txt) and what it needs,torch)
+	$(call install,3/3,transformers and all else that pore and its tests need,-e '.[dev]')
+	@$(BIN)/python -c 'import os, sys, time; took = time.time() - os.path.getmtime(sys.argv[1]); \
+		print(f"Ready after {took:.0f} seconds, with {sys.argv[2]} of disk.")' \
+		$(VENV)/pyvenv.cfg $$(du -sh $(VENV) | cut -f1)
 	@touch $@

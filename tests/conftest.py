@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from helpers import support
+from helpers import summary, support
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 # A slow machine is no failure.
@@ -72,11 +72,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The golden runner's table: method, files that passed, worst difference."""
-    if not _golden:
-        return
-    terminalreporter.section("golden files of the authors' code")
-    for method, differences in sorted(_golden.items()):
-        terminalreporter.write_line(
-            f"{method:<16} {len(differences):>3} passed, worst difference {max(differences):.1e}"
-        )
+    """Tables of what ran, of why tests were skipped, and of the golden files."""
+    stats = terminalreporter.stats
+    tables = {
+        "files of the authors' own outputs: how many passed, and the worst difference": (
+            summary.goldens(_golden)
+        ),
+        "why tests were skipped": summary.why_skipped(stats.get("skipped", [])),
+        "what ran": summary.by_folder(stats),
+    }
+    for title, lines in tables.items():
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -23,6 +24,7 @@ from processors import internvl, qwen_vl
 from processors.base import TEXT, Kind
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+NOTEBOOK = EXAMPLES / "first_steps.ipynb"
 QUESTION = "What color is the circle?"
 
 
@@ -71,8 +73,28 @@ def test_every_example_has_a_test_and_a_line() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
     called = set(re.findall(r'\brun\(\s*"(\w+\.py)"', Path(__file__).read_text()))
     assert called == names
-    listed = re.findall(r"\]\((\w+\.py)\)", (EXAMPLES / "README.md").read_text())
-    assert sorted(listed) == sorted(names)
+    notebooks = {path.name for path in EXAMPLES.glob("*.ipynb")}
+    assert notebooks == {NOTEBOOK.name}
+    listed = re.findall(r"\]\((\w+\.(?:py|ipynb))\)", (EXAMPLES / "README.md").read_text())
+    assert sorted(listed) == sorted(names | notebooks)
+
+
+def test_the_notebook_is_kept_with_its_outputs() -> None:
+    assert NOTEBOOK.stat().st_size < 500_000
+    cells = [c for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "execute_result"}
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+
+
+@pytest.mark.slow
+def test_the_notebook_runs() -> None:
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra notebook: .ci/wrapped")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra notebook: .ci/wrapped")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbclient.NotebookClient(notebook, timeout=500, kernel_name="python3").execute()
 
 
 def test_llava(run: Any, pictures: list[str]) -> None:
