@@ -73,6 +73,30 @@ def write_atomic(path: str | os.PathLike[str], data: str | bytes) -> Path:
     return Path(path)
 
 
+def append(path: str | os.PathLike[str], text: str) -> None:
+    """Append lines to a file, all of them or none; they are on the disk when this returns.
+
+    Args:
+        path: The file; it and missing parent folders are made.
+        text: Whole lines, written as UTF-8 as by `write_atomic`.
+
+    Raises:
+        OSError: It cannot be written; it is then as it was.
+    """
+    target = _resolved(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            data = text.encode("utf-8", "backslashreplace")
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, "there is no room for all of it", shown(path))
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(before)
+            raise
+
+
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a file to read its bytes.
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 
 import pore
 from helpers.checkpoint import save_checkpoint
 from helpers.command_line import run
 from pore.errors import UnsupportedModelError
+from pore.evaluation import own
 from pore.evaluation.files import read_records
 from pore.evaluation.records import FIELDS
 from pore.methods.registry import methods
@@ -188,3 +191,84 @@ def test_evaluate_several_methods(model: Path, data: Path, profile: Path, tmp_pa
     assert "--table is one of table1, qwen2.5-vl" in run(*common, "--table", "2", code=1).stderr
     alone = run("evaluate", "-m", model, "--table1", code=1)
     assert "--table1 needs P of the model" in alone.stderr
+
+
+def test_what_is_wrong_with_samples_is_said_before_the_model_is_loaded(
+    data: Path, tmp_path: Path
+) -> None:
+    def told(*more: object, code: int = 1) -> str:
+        found = run("evaluate", "-m", tmp_path / "no model", *more, code=code)
+        return " ".join(found.stderr.split())
+
+    samples = ("-s", data / "samples.jsonl")
+    assert "None of the 6 samples" in told(*samples, "--columns", "answer=reply")
+    assert "--columns answer=NAME" in told(*samples, "--columns", "answer=reply")
+    assert '"ask" must be a text' in told(*samples, "--columns", "question=ask")
+    assert "has 1 answer, and VQA accuracy compares" in told(*samples, "--metric", "vqa")
+    assert "not the letter of an option" in told(*samples, "--metric", "choice")
+    assert "no metric 'bleu'" in told(*samples, "--metric", "bleu", code=2)
+    assert "nothing.jsonl: No such" in told(*samples, "--all", "--calibration", "nothing.jsonl")
+    datasets.Dataset.from_dict({"image": ["a.png"], "question": ["q"]}).to_parquet(
+        tmp_path / "d.parquet"
+    )
+    assert "None of the 1 samples" in told("-s", tmp_path / "d.parquet")
+    both = datasets.DatasetDict(val=datasets.Dataset.from_dict({"image": ["a"], "ask": ["q"]}))
+    both.save_to_disk(tmp_path / "saved")
+    saved = ("-s", tmp_path / "saved")
+    assert "has no split 'test'; it has val" in told(*saved)
+    assert "no column 'question'; it has image, ask" in told(*saved, "--split", "val")
+
+
+def test_answers_of_ten_people(model: Path, data: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (data / "samples.jsonl").read_text().splitlines()]
+    common = ("evaluate", "-m", model, "--keep", "4", "--no-timing", "--max-new-tokens", "2")
+    run(*common, "-s", data / "samples.jsonl", "-o", tmp_path / "exact")
+    read = (tmp_path / "exact" / "predictions.jsonl").read_text().splitlines()
+    said = [json.loads(line)["prediction"] for line in read]
+    people = tmp_path / "people.jsonl"
+    people.write_text(
+        "\n".join(
+            json.dumps(line | {"image": str(data / line["image"]), "answer": [own] * 3 + ["?"] * 7})
+            for line, own in zip(lines, said, strict=False)
+        )
+    )
+    found = run(*common, "-s", people, "--metric", "vqa", "-o", tmp_path / "vqa")
+    assert "VQA accuracy in % with 95 % interval" in found.output
+    first, second = read_records(tmp_path / "vqa" / "results.json")
+    assert first["metric"] == "vqa"
+    assert first["accuracy"] == pytest.approx(0.9)
+    assert first["ci"] == pytest.approx([0.9, 0.9])
+    assert second["metric"] == "vqa"
+    files = [tmp_path / name / "results.json" for name in ("exact", "vqa")]
+    assert "scored by other rules: exact and vqa" in run("compare", *files, code=1).stderr
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_interrupted(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """What is known is printed; with a folder the same command goes on."""
+    out = ("-o", tmp_path / "out") if kept else ()
+    command = ("evaluate", "-m", model, "-s", data / "samples.jsonl", "--keep", "4", *out)
+    command = (*command, "--max-new-tokens", "2", "-b", "2", "--no-timing")
+    ask, left = own.evaluate, [4]
+
+    def stops(*args: Any, **more: Any) -> Any:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return ask(*args, **more)
+
+    monkeypatch.setattr(own, "evaluate", stops)
+    found = run(*command, code=130)
+    assert "1 of 2 settings are done. FastV, keep 4 has answered 2 of 6 questions" in found.stderr
+    if not kept:
+        assert "unpruned" in found.output
+        assert "With --out FOLDER nothing is lost" in found.stderr
+        return
+    assert "the same command goes on from there" in found.stderr
+    left[0] = 2
+    run(*command)
+    assert left[0] == 0
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 12
+    run(*command)  # it asks nothing more

@@ -132,7 +132,7 @@ def test_jsonl(folder: Path) -> None:
         ('{"image": "a.png", "video": "b.mp4", "question": "q"}', "both"),
         ('{"video": 3, "question": "q"}', '"video" must be the path'),
         ('{"video": "b.mp4", "frames": 0, "question": "q"}', '"frames" must be a whole number'),
-        ('{"image": "a.png", "question": "q", "answer": ["a"]}', '"answer" must be a text'),
+        ('{"image": "a.png", "question": "q", "answer": [["a"]]}', '"answer" must be a text'),
         ("[" * 100_000, "recursion"),
     ],
 )
@@ -257,3 +257,46 @@ def test_load_samples_refuses(
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(InputError, match=r"cannot be loaded as a data set.*no network"):
         load_samples("owner/name")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["yes", "no", "no", None, ""],
+        [{"answer": "yes", "answer_id": 1}, {"answer": "no"}, {"answer": "no"}],
+        {"answer": ["yes", "no", "no"], "answer_id": [1, 2, 3]},
+    ],
+)
+def test_several_answers(tmp_path: Path, given: Any) -> None:
+    """Those of ten people, as lists or as the files of VQAv2 have them."""
+    file = tmp_path / "s.jsonl"
+    file.write_text(json.dumps({"image": "a.png", "question": "q", "answer": given}))
+    (sample,) = from_jsonl(file)
+    assert (sample.answer, sample.answers) == ("no", ("yes", "no", "no"))
+    assert Sample("a", None, "q", "no").answers == ("no",)
+    assert Sample("a", None, "q").answers == ()
+
+
+def test_addresses_are_refused_in_words(tmp_path: Path) -> None:
+    """Nothing is fetched: one is a bad sample, and nothing but addresses is no data."""
+    lines = [{"image": name, "question": "q"} for name in ("https://x.org/a.png", "a.png")]
+    file = tmp_path / "s.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    bad, good = from_jsonl(file)
+    assert good.image == tmp_path / "a.png"
+    with pytest.raises(
+        InputError, match=r"s\.jsonl:1 has the address 'https://x\.org/a\.png'.*dow"
+    ):
+        bad.load()
+    file.write_text(json.dumps(lines[0]))
+    with pytest.raises(InputError, match=r"every sample, such as s\.jsonl:1, has the address"):
+        from_jsonl(file)
+    rows = {"image": [line["image"] for line in lines], "question": ["q", "q"]}
+    bad, good = from_dataset(datasets.Dataset.from_dict(rows))
+    assert good.fault is None
+    with pytest.raises(InputError, match="download them, and name the files"):
+        bad.load()
+    with pytest.raises(InputError, match="Every row of the data set has the address"):
+        from_dataset(datasets.Dataset.from_dict(rows).select([0]))
+    with pytest.raises(InputError, match="has the address"):
+        Sample("a", "s3://bucket/a.png", "q").load()

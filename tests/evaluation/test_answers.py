@@ -188,7 +188,7 @@ def test_lines(tmp_path: Path) -> None:
     assert [s.answer for s in from_jsonl(file)] == texts
     file.write_text('{"image": "a", "question": "q", "id": NaN, "kind": NaN, "third": ""}')
     assert from_jsonl(file) == [Sample("s.jsonl:1", tmp_path / "a", "q")]
-    for wrong in ("Infinity", "[1]", "{}", "1e999"):
+    for wrong in ("Infinity", "[[1]]", "[{}]", "{}", "1e999"):
         file.write_text(f'{{"image": "a", "question": "q", "answer": {wrong}}}')
         with pytest.raises(InputError, match="line 1: "):
             from_jsonl(file)

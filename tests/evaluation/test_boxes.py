@@ -14,7 +14,8 @@ from pore.data.files import from_jsonl
 from pore.data.samples import Sample
 from pore.errors import InputError
 from pore.evaluation.batches import Batches
-from pore.evaluation.boxes import box_in, judged, overlap
+from pore.evaluation.boxes import box_in, overlap
+from pore.evaluation.metrics import judged
 from pore.evaluation.outcome import Outcome
 from pore.evaluation.running import evaluate
 
@@ -55,11 +56,11 @@ def test_overlap_by_hand() -> None:
 def test_what_a_box_says_of_a_sample() -> None:
     grounding = Sample("a", None, "where?", box=(0.0, 0.7, 0.4, 1.0))
     assert (grounding.third, grounding.kind) == ("bottom", "grounding")
-    assert judged(grounding, "[0, 700, 400, 1000]") == (True, pytest.approx(1.0))
-    assert judged(grounding, "nowhere") == (False, 0.0)
+    assert judged(grounding, "[0, 700, 400, 1000]") == (True, pytest.approx(1.0), None)
+    assert judged(grounding, "nowhere") == (False, 0.0, None)
     named = Sample("a", None, "what?", "cat", kind="animal", box=(0.0, 0.1, 0.4, 0.2))
     assert (named.third, named.kind) == ("top", "animal")
-    assert judged(named, "Cat.") == (True, None)
+    assert judged(named, "Cat.") == (True, None, None)
     assert Sample("a", None, "q", "x", third="top", box=(0, 0.8, 1, 1)).third == "top"
 
 

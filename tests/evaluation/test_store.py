@@ -28,7 +28,8 @@ def test_goes_on_where_it_stopped(
 
     def counted(*args: Any, **given: Any) -> Outcome:
         outcome = evaluate(*args, **given)
-        asked.append((outcome.label, outcome.keep))
+        if given["part"].start == 0:  # a call for every batch
+            asked.append((outcome.label, outcome.keep))
         return outcome
 
     def stop(what: str, _: float) -> None:

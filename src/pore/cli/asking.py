@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pore._progress import progress
-from pore.cli.options import method_of
+from pore.cli.options import method_of, metric_of
 from pore.cli.printing import print_results, say
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pore.engine.pruner import Pruner
     from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import Outcome
+    from pore.evaluation.work import Work
 
 # How many samples the RoPE prior counts the text tokens of.
 _COUNTED = 64
@@ -53,6 +54,7 @@ def ask_one(
     from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import records_of
     from pore.evaluation.reweighting import biases_named
+    from pore.evaluation.work import Work
 
     guiding = None
     if is_guided(options.method):
@@ -64,9 +66,14 @@ def ask_one(
     some = samples[:_COUNTED]
     biases = biases_named(options.reweight, options.allow or (), model, processor, some)
     pruners = _pruners(options, model, keeps, biases, guiding)
-    outcomes = _outcomes(options, model, processor, samples, pruners)
+    with progress() as told:
+        job = _Job(options, model, processor, samples, Work(len(samples) * len(pruners), told))
+        try:
+            outcomes = job.outcomes(pruners)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(job.interrupted(pruners)) from error
     records = records_of(outcomes)
-    written = () if options.out is None else _write(options, model, outcomes)
+    written = () if options.out is None else job.write(outcomes)
     print_results(records)
     say(*skips(records), *footnotes(records))
     if biases is not None:
@@ -76,18 +83,6 @@ def ask_one(
                 say(str(compare(hosts[with_p.keep], with_p, seed=options.seed)))
     if written:
         say(f"Wrote {' and '.join(map(str, written))}.")
-
-
-def _write(options: Options, model: Any, outcomes: Sequence[Outcome]) -> tuple[Path, ...]:
-    """Write the results of all settings so far."""
-    from pore.cli.about import command_line
-    from pore.evaluation.circumstances import circumstances
-    from pore.evaluation.files import Results, write_results
-    from pore.evaluation.outcome import questions_of, records_of
-
-    assert options.out is not None
-    made = circumstances(model.device, options.seed, command_line())
-    return write_results(options.out, Results(made, questions_of(outcomes), records_of(outcomes)))
 
 
 def _pruners(
@@ -110,45 +105,114 @@ def _pruners(
     return pruners
 
 
-def _outcomes(
-    options: Options,
-    model: Any,
-    processor: Any,
-    samples: Sequence[Sample],
-    pruners: Sequence[Pruner | None],
-) -> list[Outcome]:
-    """The results of every setting, over the questions that all of them answered."""
-    from pore.evaluation.batches import Batches
-    from pore.evaluation.outcome import common
-    from pore.evaluation.running import evaluate as ask
-    from pore.evaluation.running import time_prefill
-    from pore.evaluation.work import Work
+class _Job:
+    """Asks one setting after the other; with a folder, what was asked before is taken from there.
 
-    batches = Batches(
-        model, processor, samples, batch_size=options.batch_size, max_bad=options.max_bad
-    )
-    outcomes: list[Outcome] = []
-    with progress() as told:
-        work = Work(len(samples) * len(pruners), told)
+    Args:
+        options: The options of the command.
+        model: The model.
+        processor: Its processor.
+        samples: The questions.
+        work: The progress.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        model: Any,
+        processor: Any,
+        samples: Sequence[Sample],
+        work: Work,
+    ) -> None:
+        from pore.cli.about import command_line
+        from pore.evaluation.circumstances import circumstances
+        from pore.evaluation.own import OwnQuestions
+        from pore.evaluation.predictions import Predictions
+        from pore.evaluation.results import SurveySettings
+        from pore.identity import forget
+
+        forget(model)  # so that a change of the weights since the last call is noticed
+        self._options, self._work = options, work
+        self._made = circumstances(model.device, options.seed, command_line())
+        settings = SurveySettings(
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+            max_bad=options.max_bad,
+            metric=metric_of(options),
+        )
         work.start("looking at the samples")
-        batches.sift()
-        work.start("asking")
+        out = options.out
+        told = None if out is None else Predictions(out)
+        self._questions = OwnQuestions(model, processor, samples, out, settings, predictions=told)
+        self._done: list[Outcome] = []
+
+    def outcomes(self, pruners: Sequence[Pruner | None]) -> list[Outcome]:
+        """The results of every setting, over the questions that all of them answered."""
+        from pore.evaluation.outcome import common
+        from pore.evaluation.running import time_prefill
+        from pore.evaluation.store import kept_times
+
+        questions, out = self._questions, self._options.out
         for pruner in pruners:
-            outcomes.append(
-                ask(
-                    model,
-                    processor,
-                    batches,
-                    pruner,
-                    max_new_tokens=options.max_new_tokens,
-                    progress=work.done(1.0),
-                )
+            self._work.start(f"asking: {_words(pruner)}")
+            self._done.append(questions.ask(pruner, self._work.done(1.0)))
+            if out is not None:  # so that they are kept if a later one fails
+                self.write(self._done)
+        found = common(self._done)
+        if not self._options.timing:
+            return found
+        self._work.start("timing the prefill")
+
+        def measured() -> list[float]:
+            return time_prefill(questions.model, questions.batches, pruners, count=1)
+
+        here = {**questions.store.conditions, "device": str(questions.model.device)}
+        times = (
+            measured() if out is None else kept_times(out / "timing.json", here, pruners, measured)
+        )
+        return [replace(o, prefill_ms=ms) for o, ms in zip(found, times, strict=True)]
+
+    def write(self, outcomes: Sequence[Outcome]) -> tuple[Path, ...]:
+        """Write the results of all settings so far."""
+        from pore.evaluation.files import Results, write_results
+        from pore.evaluation.outcome import questions_of, records_of
+
+        assert self._options.out is not None
+        results = Results(self._made, questions_of(outcomes), records_of(outcomes))
+        return write_results(self._options.out, results)
+
+    def interrupted(self, pruners: Sequence[Pruner | None]) -> str:
+        """What is known where a run is interrupted; the tables of what is done are printed."""
+        from pore.evaluation.outcome import Outcome, common, records_of
+
+        done, out = self._done, self._options.out
+        if done and out is None:
+            print_results(records_of(common(done)))
+        said = [f"{len(done)} of {len(pruners)} settings are done."]
+        part = self._questions.so_far
+        if len(done) < len(pruners) and part:
+            pruner, n = pruners[len(done)], len(self._questions.batches.good)
+            own = Outcome(pruner, part, metric=self._questions.batches.metric.name)
+            low, high = own.ci
+            said.append(
+                f"{_words(pruner)} has answered {len(part)} of {n} questions, "
+                f"{100 * own.accuracy:.1f} % [{100 * low:.1f}, {100 * high:.1f}] so far."
             )
-            if options.out is not None:  # so that they are kept if a later one fails
-                _write(options, model, outcomes)
-        outcomes = common(outcomes)
-        if options.timing:
-            work.start("timing the prefill")
-            times = time_prefill(model, batches, pruners, count=1)
-            outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
-    return outcomes
+        if out is None:
+            said.append("With --out FOLDER nothing is lost, and the same command goes on.")
+        else:
+            said.append(f"What was answered is kept in {out}: the same command goes on from there.")
+        return " ".join(said)
+
+
+def _words(pruner: Pruner | None) -> str:
+    """A setting as messages name it, such as "FastV + PoRe, keep 25 %"."""
+    from pore.evaluation.outcome import Outcome
+    from pore.plotting.labels import budget_label
+
+    one = Outcome(pruner, ())
+    return (
+        one.label
+        if pruner is None or one.keep is None
+        else f"{one.label}, {budget_label(one.keep)}"
+    )

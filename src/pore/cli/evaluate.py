@@ -13,9 +13,9 @@ from pore.cli.about import about
 from pore.cli.asking import ask_one, is_guided
 from pore.cli.comparing import ask_corrections
 from pore.cli.evaluate_options import Options
-from pore.cli.options import budget, budgets, columns, takes
-from pore.cli.printing import say, stdout
-from pore.cli.sweeping import is_sweep, sweep_methods
+from pore.cli.options import budget, budgets, columns, metric_of, takes
+from pore.cli.printing import headline, say, stdout
+from pore.cli.sweeping import asks_samples, is_sweep, sweep_methods
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,18 +86,39 @@ def _evaluate(options: Options, processes: Processes) -> None:
             f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
         )
     keeps = [] if is_sweep(options) else budgets(options.keep, options.settings)
+    # What is wrong with the samples is said before gigabytes are loaded.
+    metric_of(options)
+    limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
+    samples = _samples(options, limit) if options.samples else None
+    if options.calibration:
+        load_samples(options.calibration, limit=options.images)
     model, processor = load_model(options.model, **options.how)
     options = replace(
         options,
         samples=options.samples or scenes_for(model, "test"),
         calibration=options.calibration or scenes_for(model, "calibration"),
     )
+    if samples is None and asks_samples(options):
+        samples = _samples(options, limit)
+    samples = samples or []
     if is_sweep(options):
         settings = _settings(options, "--methods", reweight=True)
-        sweep_methods(options, model, processor, settings, _guide(options), processes)
+        sweep_methods(options, model, processor, samples, settings, _guide(options), processes)
         return
-    limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
-    samples = list(
+    if options.every:
+        _ask_all(options, model, processor, samples)
+    elif options.corrections:
+        _ask_corrections(options, model, processor, samples)
+    else:
+        guide = _guide(options) if is_guided(options.method) else None
+        ask_one(options, model, processor, samples, keeps, guide)
+
+
+def _samples(options: Options, limit: int | None) -> list[Sample]:
+    """The questions, which --metric must be able to score."""
+    from pore.data.sources import load_samples
+
+    found = list(
         load_samples(
             str(options.samples),
             questions=options.questions,
@@ -106,13 +127,13 @@ def _evaluate(options: Options, processes: Processes) -> None:
             **columns(options.columns),
         )
     )
-    if options.every:
-        _ask_all(options, model, processor, samples)
-    elif options.corrections:
-        _ask_corrections(options, model, processor, samples)
-    else:
-        guide = _guide(options) if is_guided(options.method) else None
-        ask_one(options, model, processor, samples, keeps, guide)
+    faults = [metric_of(options).fault(sample) for sample in found]
+    if found and all(faults):
+        raise InputError(
+            f"None of the {len(found)} samples of {options.samples} can be scored. {faults[0]} "
+            "Name what holds the answers with --columns answer=NAME, or give another --metric."
+        )
+    return found
 
 
 def _guide(options: Options) -> tuple[Any, Any] | None:
@@ -157,11 +178,12 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
             guide=guide,
             progress=told,
         )
-    title = "Right answers in % with 95 % interval, by third of the image"
+    right = f"{headline(result.records)} in % with 95 % interval"
+    title = f"{right}, by third of the image"
     parts = ("cost", "mean", "accuracy", "third")
     stdout().print(table(result.records, title=title, parts=parts, taught=result.taught))
     if columns(result.records, "downsample"):
-        title = "Right answers in % with 95 % interval, by what Downsample gets at the same budget"
+        title = f"{right}, by what Downsample gets at the same budget"
         split = ("accuracy", "downsample")
         stdout().print(table(result.records, title=title, parts=split, taught=result.taught))
     say(*footnotes(result.records, result.taught), "", *findings(result))
@@ -195,6 +217,7 @@ def _settings(options: Options, flag: str, *, reweight: bool = False) -> SurveyS
         timing=options.timing,
         seed=options.seed,
         max_bad=options.max_bad,
+        metric=metric_of(options),
     )
 
 

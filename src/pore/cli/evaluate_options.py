@@ -20,6 +20,7 @@ from pore.cli.options import (
     Loading,
     MaxBad,
     Method,
+    Metric,
     Model,
     Normalize,
     Questions,
@@ -40,6 +41,7 @@ class Options(Loading):
     split: Split = "test"
     columns: Columns = None
     limit: Limit = None
+    metric: Metric = "exact"
     every: Annotated[
         bool,
         typer.Option("--all", help="Evaluate every method, and PoRe on every host that takes it."),

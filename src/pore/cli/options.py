@@ -27,6 +27,7 @@ from pore.errors import InputError
 if TYPE_CHECKING:
     from pore.calibration.fits import FitKind
     from pore.engine.pruner import Pruner
+    from pore.evaluation.metrics import Metric as ScoringRule
 
 _Options = TypeVar("_Options")
 
@@ -124,6 +125,14 @@ MaxBad = Annotated[
     typer.Option(
         help="Largest share of bad samples to skip; more stop the run. A single one is always "
         "skipped, unless this is 0."
+    ),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="How answers are scored: exact (one of the accepted answers), vqa (VQA accuracy "
+        "against those of ten people), relaxed (numbers within 5 %, as ChartQA), anls (edit "
+        "distance, as DocVQA), choice (the letter of an option)."
     ),
 ]
 Batch = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Samples in one batch.")]
@@ -231,6 +240,16 @@ def columns(text: str | None) -> dict[str, Any]:
             )
         found[key] = name
     return found
+
+
+def metric_of(options: Any) -> ScoringRule:
+    """The rule by which --metric has answers scored."""
+    from pore.evaluation.metrics import metric_named
+
+    try:
+        return metric_named(options.metric)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--metric") from None
 
 
 def form_of_bias(text: str) -> FitKind:

@@ -46,11 +46,22 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
+def headline(records: Sequence[Record]) -> str:
+    """What the numbers of an evaluation are, such as "Right answers" or "VQA accuracy"."""
+    from pore.evaluation.metrics import EXACT, METRICS
+
+    name = records[0]["metric"]
+    if name == EXACT.name:
+        return "Right answers"
+    title = METRICS[name].title
+    return f"{title[0].upper()}{title[1:]}"
+
+
 def print_results(records: Sequence[Record]) -> None:
     """The tables of an evaluation: all questions, and a table for each way to group them."""
     from pore.evaluation.tables import HEADINGS, columns, table
 
-    console, title = stdout(), "Right answers in % with 95 % interval"
+    console, title = stdout(), f"{headline(records)} in % with 95 % interval"
     made = [table(records, title=title, parts=("cost", "accuracy"))]
     for by, how in HEADINGS.items():
         if columns(records, by):

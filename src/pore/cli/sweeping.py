@@ -12,7 +12,6 @@ from pore._numbers import interval
 from pore._progress import progress
 from pore._text import cell
 from pore.cli.about import command_line
-from pore.cli.options import columns
 from pore.cli.printing import plain_table, say, stdout
 from pore.errors import InputError
 
@@ -34,10 +33,21 @@ def is_sweep(options: Options) -> bool:
     return bool(options.tasks or options.methods or options.table1 or options.table)
 
 
+def asks_samples(options: Options) -> bool:
+    """Whether one's own questions are asked, those of --samples."""
+    from pore.evaluation.sweeping import SAMPLES
+    from pore.evaluation.wanted import texts
+
+    if options.table1 or options.table:
+        return False
+    return SAMPLES in (texts(options.tasks or ()) or [SAMPLES])
+
+
 def sweep_methods(
     options: Options,
     model: Any,
     processor: Any,
+    samples: Sequence[Sample],
     settings: SurveySettings,
     guide: tuple[Any, Any] | None,
     processes: Processes,
@@ -48,6 +58,7 @@ def sweep_methods(
         options: The options of the command.
         model: The model.
         processor: Its processor.
+        samples: One's own questions, where `asks_samples`.
         settings: Budgets, batches and seed.
         guide: The model that guides SGL and its processor; None for the model itself.
         processes: Those that share every cell.
@@ -56,7 +67,7 @@ def sweep_methods(
     from pore.evaluation.circumstances import circumstances
     from pore.evaluation.guided import Guiding
     from pore.evaluation.reweighting import biases_named
-    from pore.evaluation.sweeping import sweep
+    from pore.evaluation.sweeping import SAMPLES, sweep
     from pore.evaluation.wanted import Corrections, planned, read_wanted
     from pore.identity import forget
 
@@ -80,7 +91,7 @@ def sweep_methods(
     guiding = Guiding(
         *(guide or (model, processor)), max_new_tokens=options.max_new_tokens, itself=guide is None
     )
-    asked = options, names or ["samples"], model, processor, settings, out, processes
+    asked = options, names or [SAMPLES], model, processor, samples, settings, out, processes
     benchmarks = list(_benchmarks(*asked))
     made = circumstances(model.device, options.seed, command_line())
     if processes.size > 1:
@@ -148,24 +159,19 @@ def _benchmarks(
     names: Sequence[str],
     model: Any,
     processor: Any,
+    samples: Sequence[Sample],
     settings: SurveySettings,
     out: Path,
     processes: Processes,
 ) -> Iterator[Benchmark]:
     """One's own questions, and tasks of lmms-eval, which is imported only for these."""
-    from pore.data.sources import load_samples
     from pore.evaluation.own import OwnQuestions
+    from pore.evaluation.predictions import Predictions
     from pore.evaluation.sweeping import SAMPLES, OwnBenchmark
 
     if SAMPLES in names:
-        samples = load_samples(
-            str(options.samples),
-            questions=options.questions,
-            limit=options.limit,
-            split=options.split,
-            **columns(options.columns),
-        )
-        yield OwnBenchmark(OwnQuestions(model, processor, list(samples), out, settings, processes))
+        told = Predictions(out / SAMPLES)
+        yield OwnBenchmark(OwnQuestions(model, processor, samples, out, settings, processes, told))
     others = [name for name in names if name != SAMPLES]
     if not others:
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pore.data.opening import library, opened
-from pore.data.samples import Sample, is_missing, text_of
+from pore.data.samples import Sample, answers_of, fault_of_address, is_address, is_missing
 from pore.errors import InputError
 
 
@@ -35,8 +34,8 @@ def from_dataset(
         image: Column that holds the image, as an image, a path or encoded bytes. A path is relative
             to the folder of a data set that is named by a path.
         question: Column that holds the question. A row without one is a bad sample.
-        answer: Column that holds the answer; there need not be one. Of a list of answers the most
-            frequent counts. See `Sample` for what is taken as an answer. None to have none.
+        answer: Column that holds the answer, or a list of answers that are accepted; there need not
+            be one. See `Sample` and `samples.answers_of` for what is taken. None to have none.
         limit: Use at most this many samples, from the first.
         stream: Whether to read a data set that is named as it is needed, instead of fetching all of
             it first.
@@ -65,6 +64,10 @@ def from_dataset(
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
     if limit is not None:
         dataset = dataset.take(limit if streamed else min(limit, len(dataset)))
+    if not streamed and getattr(features.get(image), "dtype", "") in _TEXTS:
+        named = dataset[image]
+        if len(named) and all(isinstance(one, str) and is_address(one) for one in named):
+            raise InputError(f"Every row of the data set {fault_of_address(named[0])}")
     make = partial(_from_row, image=image, question=question, answer=answer, folder=folder)
     return _Stream(dataset, make) if streamed else _Rows(dataset, make)
 
@@ -177,11 +180,8 @@ def _from_row(
     asked = row[question]
     if not isinstance(asked, str):
         return Sample(own, b"", "", fault=f"has no text in the column {question!r}.")
-    answered = None if answer is None else row.get(answer)
-    several = isinstance(answered, (list, tuple)) or getattr(answered, "ndim", None) == 1
-    given: Iterable[Any] = answered if several else [answered]  # type: ignore[assignment]
     try:
-        texts = [text for text in map(text_of, given) if text is not None]
+        answers = () if answer is None else answers_of(row.get(answer))
     except ValueError as error:
         raise InputError(
             f"Row {number} of the data set: {answer!r} holds no text: it {error} Name the "
@@ -190,9 +190,13 @@ def _from_row(
     picture = row[image]
     if isinstance(picture, Mapping):  # as datasets stores images that it does not decode
         picture = picture["bytes"] or picture["path"]
-    if folder is not None and isinstance(picture, str):
-        picture = folder / picture
-    return Sample(own, picture, asked, Counter(texts).most_common(1)[0][0] if texts else None)
+    fault = None
+    if isinstance(picture, str):
+        if is_address(picture):
+            fault = fault_of_address(picture)
+        elif folder is not None:
+            picture = folder / picture
+    return Sample(own, picture, asked, answers=answers, fault=fault)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,20 @@ from typing import Any
 from pore._files import read_regular, shown
 from pore._saved.parsing import parse_json
 from pore._videos import VideoFile
-from pore.data.samples import Sample, box_of, text_of
+from pore.data.samples import (
+    Sample,
+    answers_of,
+    box_of,
+    fault_of_address,
+    is_address,
+    text_of,
+)
 from pore.errors import InputError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """The file name endings of images in a folder."""
 
-_TEXTS = ("answer", "id", "kind", "third")
+_TEXTS = ("id", "kind", "third")
 
 _LARGEST = 1 << 30  # bytes
 
@@ -71,10 +78,12 @@ def from_jsonl(
     Each has `question` and `image`, the image's path relative to the file, and may have `answer`,
     `id`, `kind`, `third` and `box`; other keys are ignored. In place of `image` it may have
     `video`, the path of a file or a folder that `read_video` takes, and then `frames`, how many of
-    its frames to take (8). Of the first four, numbers and truth
-    values become text; null, NaN, an empty list and blank text count as missing. `box` is where in
-    the image the answer is: left, top, right and bottom as shares of the width and the height. A
-    sample without an id gets the name of the file and the number of its line.
+    its frames to take (8). Of the first four, numbers and truth values become text; null, NaN, an
+    empty list and blank text count as missing. `answer` may be a list of answers that are accepted
+    (`Sample.answers`). `box` is where in the image the answer is: left, top, right and bottom as
+    shares of the width and the height. A sample without an id gets the name of the file and the
+    number of its line. Images are not fetched from the network: a sample with an address in place
+    of a path is a bad one, and a file of nothing else is refused.
 
     Args:
         path: The file; blank lines are skipped.
@@ -99,6 +108,10 @@ def from_jsonl(
                 raise InputError(f"{shown(file)}, line {number}: {error}") from error
     if not samples:
         raise InputError(f"There is no sample in {file}.")
+    if all(isinstance(one.image, str) for one in samples):  # addresses; files are paths
+        raise InputError(
+            f"{shown(file)}: every sample, such as {samples[0].id}, {samples[0].fault}"
+        )
     return samples
 
 
@@ -113,29 +126,33 @@ def _from_line(line: str, file: Path, number: int, keys: tuple[str, str, str | N
         raise ValueError(f'"{question}" must be a text.')
     texts = {}
     for name in _TEXTS:
-        key = answer if name == "answer" else name
-        value = None if key is None else found.get(key)
         try:
-            texts[name] = text_of(None if value == [] else value)
+            texts[name] = text_of(None if found.get(name) == [] else found.get(name))
         except ValueError as error:
-            raise ValueError(f'"{key}" {error}') from error
+            raise ValueError(f'"{name}" {error}') from error
+    try:
+        answers = () if answer is None else answers_of(found.get(answer))
+    except ValueError as error:
+        raise ValueError(f'"{answer}" {error}') from error
     box = found.get("box")
     try:
         place = None if box is None else box_of(box)
     except ValueError as error:
         raise ValueError(f'"box" {error}') from error
+    seen = _seen(found, file.parent, image)
     return Sample(
         texts["id"] or f"{shown(file.name)}:{number}",
-        _seen(found, file.parent, image),
+        seen,
         asked,
-        texts["answer"],
-        texts["kind"],
-        texts["third"],
-        place,
+        kind=texts["kind"],
+        third=texts["third"],
+        box=place,
+        fault=fault_of_address(seen) if isinstance(seen, str) else None,
+        answers=answers,
     )
 
 
-def _seen(found: dict[str, Any], folder: Path, image: str) -> Path | VideoFile:
+def _seen(found: dict[str, Any], folder: Path, image: str) -> Path | VideoFile | str:
     """The image or the video that a line names; a ValueError says what is wrong with it."""
     picture, video = found.get(image), found.get("video")
     if picture is not None and video is not None:
@@ -146,7 +163,7 @@ def _seen(found: dict[str, Any], folder: Path, image: str) -> Path | VideoFile:
                 f'"{image}" must be the path of an image, or "video" that of a video, relative to '
                 "this file."
             )
-        return folder / picture
+        return picture if is_address(picture) else folder / picture
     if not isinstance(video, str) or not video:
         raise ValueError('"video" must be the path of a video, relative to this file.')
     frames = found.get("frames", VideoFile.frames)

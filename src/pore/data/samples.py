@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -45,13 +48,15 @@ class Sample:
         question: The question, without template and placeholder.
         answer: The right answer, where known. Numbers become text: 3.0 becomes "3", True "True".
             NaN, the missing values of pandas and blank text become None, here and in `kind` and
-            `third`.
+            `third`. If it is not given, the most frequent one of `answers`.
         kind: Kind of question, for accuracy per kind.
         third: Third of the image that the answer is in ("top", "middle", "bottom"), where known;
             if it is not given, the one that the middle of the box is in.
         box: Where in the image the answer is, where known. Without an `answer` the box is what is
             asked for, and the kind of the question, if it is not given, is "grounding".
         fault: Why it cannot be used, if that was seen when the data set was read.
+        answers: All answers that are accepted, such as those of ten people, in their order and as
+            often as they were given; missing ones are left out. If none are given, `answer` alone.
     """
 
     id: str
@@ -62,6 +67,7 @@ class Sample:
     third: str | None = None
     box: Box | None = None
     fault: str | None = None
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("answer", "kind", "third"):
@@ -69,6 +75,13 @@ class Sample:
                 object.__setattr__(self, name, text_of(getattr(self, name)))
             except ValueError as error:
                 raise InputError(f"The {name} of sample {self.id} {error}") from error
+        try:
+            several = answers_of(self.answers) or answers_of(self.answer)
+        except ValueError as error:
+            raise InputError(f"The answers of sample {self.id}: one {error}") from error
+        object.__setattr__(self, "answers", several)
+        if self.answer is None and several:
+            object.__setattr__(self, "answer", Counter(several).most_common(1)[0][0])
         if self.box is None:
             return
         try:
@@ -110,6 +123,8 @@ class Sample:
         """
         if self.fault is not None:
             raise InputError(f"Sample {self.id} {self.fault}")
+        if isinstance(self.image, str) and is_address(self.image):
+            raise InputError(f"Sample {self.id} {fault_of_address(self.image)}")
         if self.image is None:
             raise InputError(f"Sample {self.id} has no image.")
         if isinstance(self.image, (Video, VideoFile)):
@@ -138,6 +153,39 @@ def text_of(value: Any) -> str | None:
     if isinstance(value, int) or (isinstance(value, (float, Decimal)) and math.isfinite(value)):
         return written
     raise ValueError(f"must be a text or a finite number, not {value!r:.60}.")
+
+
+def answers_of(value: Any) -> tuple[str, ...]:
+    """One answer or several as texts, without those that are missing.
+
+    Args:
+        value: A text or a number; several of these in a list, a tuple or an array; or, as VQAv2 has
+            them, objects with one under "answer", or an object with a list under it.
+
+    Raises:
+        ValueError: It is none of these; the message says what one must be.
+    """
+    if isinstance(value, Mapping) and "answer" in value:
+        value = value["answer"]
+    several = isinstance(value, (list, tuple)) or getattr(value, "ndim", None) == 1
+    texts = (
+        text_of(one["answer"] if isinstance(one, Mapping) and "answer" in one else one)
+        for one in (value if several else [value])
+    )
+    return tuple(text for text in texts if text is not None)
+
+
+def is_address(image: str) -> bool:
+    """Whether the name of an image is an address on the network, such as "https://..."."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", image, re.IGNORECASE) is not None
+
+
+def fault_of_address(image: str) -> str:
+    """What is wrong with a sample whose image is an address, for `Sample.fault`."""
+    return (
+        f"has the address {shown(image)!r:.200} in place of an image. pore fetches no images from "
+        "the network: download them, and name the files."
+    )
 
 
 def box_of(value: Any) -> Box:

@@ -15,6 +15,7 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.features import MEMORY, Memory, encoding_once
+from pore.evaluation.metrics import EXACT, Metric
 from pore.identity import identity
 
 _Value = TypeVar("_Value")
@@ -60,8 +61,10 @@ class Batches:
             up to which they are skipped, for every method from then on. Of three samples or more,
             a single bad one is always skipped, unless the share is 0.
         processes: Those that share the batches.
+        metric: The rule by which answers are scored; a sample that it cannot score is bad.
 
     Attributes:
+        metric: The rule by which answers are scored.
         processes: Those that share the batches.
         skipped: The bad samples so far, by their place among the samples; of those that share the
             batches each knows its own until they `meet`.
@@ -80,6 +83,7 @@ class Batches:
         memory: int = MEMORY,
         max_bad: float = 0.01,
         processes: Processes = Processes(),  # noqa: B008
+        metric: Metric = EXACT,
     ) -> None:
         if not samples:
             raise InputError("There are no samples to evaluate on.")
@@ -92,12 +96,13 @@ class Batches:
         self.samples = tuple(samples)
         self.batch_size = batch_size
         self.processes = processes
+        self.metric = metric
         self._memory = Memory(memory)
         self._max_bad = max_bad
         self.skipped: dict[int, Skipped] = {}
         for number, sample in enumerate(self.samples):
-            if sample.answer is None and sample.box is None:
-                self._leave_out(number, f"Sample {sample.id!r} has no answer to compare with.")
+            if (fault := metric.fault(sample)) is not None:
+                self._leave_out(number, fault)
         self._check()
 
     def __len__(self) -> int:
@@ -248,7 +253,8 @@ class Batches:
         if bad > max(one, int(self._max_bad * n + 1e-9)):
             raise InputError(
                 f"{bad} of {n} samples are bad, more than the share max_bad={self._max_bad:g} "
-                f"allows; fix the data, or raise max_bad.{listed(list(self.skipped.values()))}"
+                "allows; fix the data, or raise max_bad (--max-bad)."
+                f"{listed(list(self.skipped.values()))}"
             )
         if bad == n:
             raise InputError(f"All samples are bad.{listed(list(self.skipped.values()))}")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pore.errors import InputError
-from pore.evaluation.cells import Benchmark, Cell, Named
+from pore.evaluation.cells import Benchmark, Cell
 from pore.evaluation.files import Results, read_results
-from pore.evaluation.outcome import Outcome
+from pore.evaluation.outcome import Named, Outcome
 from pore.evaluation.store import answers_in, read_kept
 from pore.evaluation.wanted import Setting
 
@@ -44,6 +44,7 @@ def kept_before(
         named = (method, correction, keep)
         if name in own:
             fits = named not in planned and _same(setting, own[name].conditions, {"method"})
+            fits = fits and document.get("scoring") == own[name].scoring
         else:
             shared = benchmarks[0].store.conditions
             fits = _same(setting, shared, {*_OF_ONE, *(setting.keys() ^ shared.keys())})

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from pore.data.samples import Box, Sample
-from pore.evaluation.answers import is_right
 
 OVERLAP = 0.5
 
@@ -60,29 +58,3 @@ def expected(sample: Sample) -> str:
     if sample.answer is not None or sample.box is None:
         return str(sample.answer)
     return str(list(sample.box))
-
-
-class Judged(NamedTuple):
-    """What is thought of an answer.
-
-    Attributes:
-        right: Whether it is right.
-        iou: How far its box overlaps the right one; None where the answer is a text.
-    """
-
-    right: bool
-    iou: float | None
-
-
-def judged(sample: Sample, text: str) -> Judged:
-    """Whether an answer is right: the same text, or a box that overlaps the right one enough.
-
-    Args:
-        sample: What was asked, with an answer or else a box.
-        text: What the model wrote.
-    """
-    if sample.answer is not None or sample.box is None:
-        return Judged(is_right(text, expected(sample)), None)
-    given = box_in(text)
-    found = 0.0 if given is None else overlap(given, sample.box)
-    return Judged(found >= OVERLAP, found)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pore.engine.pruner import Pruner
-from pore.evaluation.outcome import Outcome
+from pore.evaluation.metrics import METRICS
+from pore.evaluation.outcome import Named, Outcome
 from pore.evaluation.results import LeftOut
 from pore.evaluation.store import Store
 from pore.evaluation.units import Units, relative_interval
@@ -18,10 +19,6 @@ _ASK_FOR = {
     "OCR": ("textvqa", "ocr", "docvqa", "infovqa", "infographic", "chartqa", "stvqa"),
     "grounding": ("refcoco",),
 }
-
-
-Named = tuple[str, str | None, int | float | str | None]
-"""A setting in a table: its method, its correction and its budget."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class Cell:
         """
         if measured is None:
             low, high = outcome.ci
-            return cls(outcome, "accuracy", 100 * outcome.accuracy, (100 * low, 100 * high))
+            title = METRICS[outcome.metric].title
+            return cls(outcome, title, 100 * outcome.accuracy, (100 * low, 100 * high))
         units, scale = Units.read(measured.get("units")), measured["scale"]
         ends = outcome.ci if measured["mean"] else None if units is None else units.interval()
         ci = None if ends is None else (scale * ends[0], scale * ends[1])

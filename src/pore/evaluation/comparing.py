@@ -26,8 +26,9 @@ from pore.evaluation.differences import Difference, compare
 from pore.evaluation.files import Results, write_differences, write_results
 from pore.evaluation.guided import Guiding
 from pore.evaluation.hosts import host_measure
-from pore.evaluation.outcome import Answer, Outcome, common, questions_of
+from pore.evaluation.outcome import Answer, Named, Outcome, common, questions_of
 from pore.evaluation.own import OwnQuestions
+from pore.evaluation.predictions import Predictions
 from pore.evaluation.results import LeftOut, SurveySettings
 from pore.evaluation.reweighting import rope_bias
 from pore.evaluation.running import time_some, timed_samples
@@ -79,8 +80,7 @@ class Compared:
 
     def record(self) -> dict[str, Any]:
         """The record of `results.json`, with the correction's name as `reweight`."""
-        name = self.setting.correction
-        return self.outcome.record() | {"reweight": None if name == NONE else name}
+        return self.outcome.record() | {"reweight": _named(self.setting)[1]}
 
     def difference_records(self) -> Iterator[dict[str, Any]]:
         """The records of `differences.json`, with the same name."""
@@ -149,8 +149,11 @@ def run(
     )
     told = progress or (lambda what, share: None)
     measured = partial(_measured, model, processor, calibration, out, settings, source, told)
+    written = Predictions(out)
     blocks = [
-        OwnQuestions(model, processor, test[first : first + BLOCK], out, settings)
+        OwnQuestions(
+            model, processor, test[first : first + BLOCK], out, settings, predictions=written
+        )
         for first in range(0, len(test), BLOCK)
     ]
     images = [image for block in blocks for image in images_asked(block.batches)]
@@ -169,7 +172,7 @@ def run(
                 continue  # it failed in the first block
             work.start(f"block {number + 1} of {len(blocks)}: {_name(setting)}")
             try:
-                asked[setting] = block.ask(setting.pruner, work.done(unit))
+                asked[setting] = block.ask(setting.pruner, work.done(unit), named=_named(setting))
             except PoreError as error:
                 left_out.append(_left_out(setting, error))
         outcomes = _longer(outcomes, asked)
@@ -318,6 +321,12 @@ def _write(result: Comparison, made: Mapping[str, Any], out: Path) -> None:
 
 def _left_out(setting: Setting, error: PoreError) -> LeftOut:
     return LeftOut(_name(setting), setting.keep or 0, str(error))
+
+
+def _named(setting: Setting) -> Named:
+    """What a setting is called in results."""
+    correction = None if setting.correction == NONE else setting.correction
+    return Outcome(setting.pruner, ()).method, correction, setting.keep
 
 
 def _name(setting: Setting) -> str:

@@ -13,10 +13,14 @@ from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Skipped, listed
 from pore.evaluation.guided import guiding_of
+from pore.evaluation.metrics import EXACT
 from pore.evaluation.statistics import score_interval
 from pore.methods.downsample import Downsample
 from pore.plotting.labels import UNPRUNED, budget_label, label
 from pore.tower.stages import TowerStage
+
+Named = tuple[str, str | None, int | float | str | None]
+"""What a setting is called in results: its method, its correction and its budget."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Answer:
         question: What was asked.
         expected: The right answer.
         given: What the model wrote.
-        right: Whether `given` equals `expected`, after `answers.normalise`.
+        right: Whether `given` has the full score; a box, whether it overlaps the right one by half.
         kind: Kind of the question, if the sample names one.
         third: Third of the image asked about, if the sample names one.
         kept: For each image, raster indices of the visual tokens that reached the last layer.
@@ -37,8 +41,7 @@ class Answer:
         mean_tokens: Visual tokens of the prompt, averaged over the decoder layers.
         iou: Of a question whose answer is a box: how far the box given and the right one overlap,
             as the area of both over the area of either; 0 if no box was given.
-        score: What a benchmark gives for the answer, from 0 to 1, where that is not only right or
-            wrong, as in VQAv2.
+        score: What the metric gives for the answer, where that is neither 0 nor 1, as VQA accuracy.
     """
 
     id: str
@@ -91,6 +94,8 @@ class Outcome:
         skipped: The samples that could not be asked, in their order.
         asked: Which model answered: the names `model` and `revision`, and the fingerprint of its
             `weights`; unknown ones are left out.
+        metric: The name of the rule by which answers are scored, as in `metrics.METRICS`; of a
+            benchmark the name that it has for its own.
     """
 
     pruner: Pruner | None
@@ -99,6 +104,7 @@ class Outcome:
     budget: int | float | str | None = None
     skipped: tuple[Skipped, ...] = ()
     asked: Mapping[str, str | None] = field(default_factory=dict)
+    metric: str = EXACT.name
 
     @property
     def method(self) -> str:
@@ -150,6 +156,11 @@ class Outcome:
     def label(self) -> str:
         """The method in words, such as "FastV + PoRe" if a measured bias is divided out."""
         return label(self.method, self.reweight)
+
+    @property
+    def named(self) -> Named:
+        """What the setting is called in results."""
+        return self.method, self.reweight, self.keep
 
     @property
     def right(self) -> tuple[bool, ...]:
@@ -254,6 +265,7 @@ class Outcome:
             **intervals,
             "iou": self.iou,
             "scores": self.scores,
+            "metric": self.metric,
         }
 
 

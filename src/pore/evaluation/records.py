@@ -45,6 +45,7 @@ FIELDS = (
     *(f"ci_by_{group}" for group in GROUPS),
     "iou",
     "scores",
+    "metric",
 )
 
 
@@ -68,6 +69,7 @@ _LATER: dict[str, Any] = {
     **{f"ci_by_{group}": {} for group in GROUPS},
     "iou": None,
     "scores": None,
+    "metric": "exact",
 }
 
 
@@ -130,6 +132,7 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "accuracy_by_downsample": _shares,
     "iou": _or_none(_share),
     "scores": _or_none(lambda value: _list(value, _or_none(_share))),
+    "metric": _text,
 }
 
 

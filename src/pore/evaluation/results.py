@@ -12,6 +12,7 @@ from pore.calibration.page import Drawn
 from pore.calibration.sums import Calibration
 from pore.engine.corrections import Correction
 from pore.evaluation.differences import Difference
+from pore.evaluation.metrics import EXACT, Metric
 from pore.evaluation.outcome import Outcome, records_of
 from pore.evaluation.sizes import ImageSizes
 from pore.plotting.labels import budget_label
@@ -143,6 +144,7 @@ class SurveySettings:
         timing: Whether to measure the prefill.
         seed: Seed of methods that draw at random, and of the bootstrap.
         max_bad: Largest share of bad samples to skip, as in `calibrate` and `Batches`.
+        metric: The rule by which answers are scored.
     """
 
     keeps: tuple[int | float, ...] = (1 / 3, 2 / 9, 1 / 9)
@@ -153,6 +155,7 @@ class SurveySettings:
     timing: bool = True
     seed: int = 0
     max_bad: float = 0.01
+    metric: Metric = EXACT
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.engine.run import unpruned
 from pore.evaluation.batches import Batches
-from pore.evaluation.boxes import expected, judged
+from pore.evaluation.boxes import expected
 from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
 from pore.evaluation.guided import stretches
+from pore.evaluation.metrics import EXACT, Metric, judged
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.work import Progress
 from pore.identity import names_of, weights_of
@@ -35,13 +36,15 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 16,
     max_bad: float = 0.01,
+    metric: Metric = EXACT,
     part: range | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Ask a model questions, and compare its greedy answers with the right ones.
 
-    An answer is right if it equals the expected one after both are normalised
-    (`answers.normalise`); where a box is asked for, if it overlaps that by half (`boxes`).
+    An answer is scored by a metric: by default it is right if it equals one of the accepted ones
+    after both are normalised (`answers.normalise`). Where a box is asked for, it is right if it
+    overlaps that by half (`boxes`).
 
     Args:
         model: A supported vision-language model of transformers.
@@ -52,6 +55,8 @@ def evaluate(
         max_new_tokens: Longest answer.
         max_bad: The share of bad samples up to which they are skipped, as in `Batches`, which have
             their own.
+        metric: The rule by which answers are scored (`metrics.METRICS`); not used with `Batches`,
+            which have their own.
         part: The numbers of the batches to ask, if not all.
         progress: Called after every batch with the number of samples in it.
 
@@ -66,7 +71,9 @@ def evaluate(
     unpruned(model)  # a pruned model's answers would not be those of `pruner`
     batches = samples
     if not isinstance(batches, Batches):
-        batches = Batches(model, processor, batches, batch_size=batch_size, max_bad=max_bad)
+        batches = Batches(
+            model, processor, batches, batch_size=batch_size, max_bad=max_bad, metric=metric
+        )
     part = range(len(batches)) if part is None else part
     asked: list[int] = []
     given: list[str] = []
@@ -95,7 +102,7 @@ def evaluate(
     return Outcome(
         pruner,
         tuple(
-            _answer(samples[number], text, effort)
+            _answer(samples[number], text, effort, batches.metric)
             for number, text, effort in zip(asked, given, efforts, strict=True)
         ),
         skipped=tuple(
@@ -104,16 +111,17 @@ def evaluate(
             if number in batches.skipped and number not in asked
         ),
         asked=asked_model(model),
+        metric=batches.metric.name,
     )
 
 
-def _answer(sample: Sample, text: str, effort: Effort) -> Answer:
+def _answer(sample: Sample, text: str, effort: Effort, metric: Metric) -> Answer:
     return Answer(
         id=sample.id,
         question=sample.question,
         expected=expected(sample),
         given=text.strip(),
-        **judged(sample, text)._asdict(),
+        **judged(sample, text, metric)._asdict(),
         kind=sample.kind,
         third=sample.third,
         kept=effort.kept,

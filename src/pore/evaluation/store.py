@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from pore.bias.position_bias import PositionBias
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.evaluation.batches import Batches, conditions
-from pore.evaluation.boxes import expected
 from pore.evaluation.guided import Guiding
+from pore.evaluation.journal import Journal
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.results import SurveySettings
 from pore.identity import picture_of
@@ -30,31 +30,46 @@ from pore.identity import picture_of
 _MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token kept
 
 
-class Store:
-    """Answers by setting, one file each; they are valid only under the same conditions."""
+_JOURNAL = ".batches"
 
-    def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
+
+class Store:
+    """Answers by setting, one file each; they are valid only under the same conditions.
+
+    Args:
+        folder: The folder; None to keep nothing.
+        conditions: What the answers depend on other than the method, as read from JSON.
+        scoring: A digest of what their scores depend on; None where a benchmark scores them.
+    """
+
+    def __init__(
+        self, folder: Path | None, conditions: Mapping[str, Any], scoring: str | None = None
+    ) -> None:
         self._folder = folder
         self.conditions = dict(conditions)
+        self.scoring = scoring
 
     @property
     def files(self) -> list[Path]:
         """All files of the folder, the newest last."""
-        return sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        found = () if self._folder is None else self._folder.glob("*.json")
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
-    def place(self, pruner: Pruner | None) -> Path:
+    def place(self, pruner: Pruner | None) -> Path | None:
         """The file of a setting."""
         return self._place(pruner)[0]
 
-    def _place(self, pruner: Pruner | None) -> tuple[Path, dict[str, Any]]:
+    def _place(self, pruner: Pruner | None) -> tuple[Path | None, dict[str, Any]]:
         setting = self.conditions | {"method": described(pruner)}
+        if self._folder is None:
+            return None, setting
         name = slug(Outcome(pruner, ()).label)
         return self._folder / f"{name}-{digest(setting)[:12]}.json", setting
 
     def read(self, pruner: Pruner | None) -> tuple[tuple[Answer, ...], dict[str, Any]] | None:
         """The answers, and what else was written; None if there is no file, or it is damaged."""
         path, setting = self._place(pruner)
-        document = read_kept(path)
+        document = {} if path is None else read_kept(path)
         if document.get("setting") != setting:
             return None
         answers = answers_in(document)
@@ -66,14 +81,26 @@ class Store:
         if found is None:
             return None
         answers, _ = found
-        same = [(a.id, a.question) for a in answers] == [(s.id, s.question) for s in samples]
-        return answers if same else None
+        return answers if are_of(answers, samples) else None
 
     def save(self, pruner: Pruner | None, answers: Sequence[Answer], **more: Any) -> None:
-        """Write the answers, and more by name, whole or not at all."""
+        """Write the answers, and more by name, whole or not at all; their journal is done with."""
         path, setting = self._place(pruner)
-        document = {"setting": setting, "answers": list(map(_plain, answers)), **more}
+        if path is None:
+            return
+        document = {
+            "setting": setting,
+            "scoring": self.scoring,
+            "answers": list(map(plain, answers)),
+            **more,
+        }
         write_atomic(path, sealed_text(document))
+        path.with_suffix(_JOURNAL).unlink(missing_ok=True)
+
+    def journal(self, pruner: Pruner | None) -> Journal:
+        """Where the answers are kept batch by batch until all are there."""
+        path, setting = self._place(pruner)
+        return Journal(None if path is None else path.with_suffix(_JOURNAL), setting)
 
 
 def kept_times(
@@ -103,7 +130,12 @@ def kept_times(
     return times
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
+def are_of(answers: Sequence[Answer], samples: Sequence[Sample]) -> bool:
+    """Whether these are answers to these samples, as their ids and questions tell."""
+    return [(a.id, a.question) for a in answers] == [(s.id, s.question) for s in samples]
+
+
+def plain(answer: Answer) -> dict[str, Any]:
     """An answer as files have it: an overlap and a score only where there is one."""
     absent = [name for name in ("iou", "score") if getattr(answer, name) is None]
     return {name: value for name, value in asdict(answer).items() if name not in absent}
@@ -112,9 +144,22 @@ def _plain(answer: Answer) -> dict[str, Any]:
 def answers_in(document: Mapping[str, Any]) -> tuple[Answer, ...] | None:
     """The answers in a file of a store; None if it is damaged."""
     try:
-        return tuple(_answer(entry) for entry in document["answers"])
+        return read_answers(document["answers"])
     except (KeyError, TypeError):
         return None
+
+
+def read_answers(entries: Iterable[Mapping[str, Any]]) -> tuple[Answer, ...]:
+    """Answers as `plain` wrote them.
+
+    Args:
+        entries: They.
+
+    Raises:
+        KeyError: One lacks what an answer has.
+        TypeError: Likewise, or has something else.
+    """
+    return tuple(map(_answer, entries))
 
 
 def _answer(entry: Mapping[str, Any]) -> Answer:
@@ -133,13 +178,13 @@ def read_kept(path: Path) -> dict[str, Any]:
 def kept_under(
     model: Any, processor: Any, batches: Batches, settings: SurveySettings
 ) -> dict[str, Any]:
-    """What answers depend on other than the method, as read from JSON."""
+    """What answers depend on other than the method, as read from JSON.
+
+    Right answers are not among it: what was answered is scored anew by those of today.
+    """
     from pore import __version__
 
-    asked = [
-        (s.id, s.question, expected(s), s.kind, s.third, picture_of(s.image))
-        for s in batches.samples
-    ]
+    asked = [(s.id, s.question, picture_of(s.image)) for s in batches.samples]
     return {
         "pore": __version__,
         "torch": torch.__version__,
@@ -151,6 +196,16 @@ def kept_under(
     }
 
 
+def scored_by(batches: Batches) -> str:
+    """A digest of what the scores of answers depend on.
+
+    Args:
+        batches: The samples, and the metric.
+    """
+    right = [(s.answers, s.box, s.kind, s.third) for s in batches.samples]
+    return digest([batches.metric.name, right])
+
+
 def described(pruner: Pruner | None) -> Any:
     """A method's name and settings as JSON.
 
@@ -158,7 +213,7 @@ def described(pruner: Pruner | None) -> Any:
     model by all that its guides depend on.
     """
 
-    def plain(value: Any) -> Any:
+    def told(value: Any) -> Any:
         if isinstance(value, PositionBias):
             return f"{value.kind} {digest(value.values.tolist())[:16]}"
         if isinstance(value, Guiding):
@@ -166,15 +221,15 @@ def described(pruner: Pruner | None) -> Any:
         if isinstance(value, Saved):
             return f"{type(value).__name__} {digest(value.document())[:16]}"
         if is_dataclass(value) and callable(getattr(value, "correct", None)):
-            parts = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+            parts = {f.name: told(getattr(value, f.name)) for f in fields(value)}
             return {"name": type(value).__name__, **parts}
         if isinstance(value, (tuple, list)):
-            return [plain(each) for each in value]
+            return [told(each) for each in value]
         return value if isinstance(value, (int, float, str, type(None))) else repr(value)
 
     if pruner is None:
         return None
-    settings = {f.name: plain(getattr(pruner, f.name)) for f in fields(pruner)}  # type: ignore[arg-type]
+    settings = {f.name: told(getattr(pruner, f.name)) for f in fields(pruner)}  # type: ignore[arg-type]
     return {"name": pruner.name, **settings}
 
 

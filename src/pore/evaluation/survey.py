@@ -31,6 +31,7 @@ from pore.evaluation.hosts import HostMeasure, host_measure
 from pore.evaluation.outcome import Outcome, common, questions_of, records_of
 from pore.evaluation.own import OwnQuestions
 from pore.evaluation.page import write_survey
+from pore.evaluation.predictions import Predictions
 from pore.evaluation.results import About, LeftOut, SurveyResult, SurveySettings
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import time_some, timed_samples
@@ -83,7 +84,8 @@ def run(
         KeyboardInterrupt: Passed on, with a message that says how to resume.
     """
     guiding, layers = _guiding(model, processor, guide, settings)
-    questions = OwnQuestions(model, processor, test, out, settings)
+    told = Predictions(out)
+    questions = OwnQuestions(model, processor, test, out, settings, predictions=told)
     sizes = ImageSizes.of(model, images_asked(questions.batches))
     planned, left_out = lineup(model, settings, guiding, sizes)
     hosts = [pruner for _, pruner in planned if pruner.reweightable]
@@ -169,7 +171,9 @@ class _Asking:
         budget = f"mean {keep}" if average else keep
         where = "" if keep is None else f", {budget_label(budget)}"
         self._work.start(f"asking: {Outcome(pruner, ()).label}{where}")
-        asked = self._questions.ask(pruner, self._work.done(cost(pruner, *self._usual)))
+        advance = self._work.done(cost(pruner, *self._usual))
+        named = Outcome(pruner, (), budget=budget).named
+        asked = self._questions.ask(pruner, advance, named=named)
         self.outcomes.append(replace(asked, budget=budget))
         records, asked_of = records_of(self.outcomes), questions_of(self.outcomes)
         write_results(self._out, Results(self._made, asked_of, records))

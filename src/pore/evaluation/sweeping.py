@@ -17,9 +17,9 @@ from pore._processes import Processes
 from pore.engine.pruner import Pruner
 from pore.errors import PoreError
 from pore.evaluation.before import kept_before, with_former
-from pore.evaluation.cells import Benchmark, Cell, Named, Row, Sweep, row
+from pore.evaluation.cells import Benchmark, Cell, Row, Sweep, row
 from pore.evaluation.files import Results, write_results
-from pore.evaluation.outcome import common, questions_of, records_of
+from pore.evaluation.outcome import Named, Outcome, common, questions_of, records_of
 from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import LeftOut
 from pore.evaluation.store import Store
@@ -58,7 +58,8 @@ class OwnBenchmark:
     def ask(self, pruner: Pruner | None, advance: Progress, named: Named) -> Cell:
         """The cell of a setting, as in `cells.Benchmark`."""
         cell = [self._name, *named]
-        outcome = self._questions.ask(pruner, lambda _: None, cell=cell)
+        shown = Outcome(pruner, (), budget=named[2]).named  # as in `results.json`
+        outcome = self._questions.ask(pruner, lambda _: None, named=shown, cell=cell)
         advance(1)
         return Cell.of(outcome)
 

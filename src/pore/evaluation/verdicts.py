@@ -109,6 +109,13 @@ def _same_questions(first: Results, second: Results) -> list[tuple[int, int]]:
                 f"File {number} does not say which questions were answered right: an older version "
                 "wrote it. Evaluate again."
             )
+    metrics = {record["metric"] for results in (first, second) for record in results.records}
+    if len(metrics) > 1:
+        raise InputError(
+            f"The answers are scored by other rules: {' and '.join(sorted(metrics))}. Evaluate "
+            "both with the same --metric; into the same --out, what was answered is only scored "
+            "anew."
+        )
     mine, others = _places(first), _places(second)
     if alone := mine.keys() ^ others.keys():
         some = ", ".join(sorted(name for name, _ in alone)[:3])

@@ -15,13 +15,13 @@ from pore import __version__
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import conditions
-from pore.evaluation.cells import Cell, Named
+from pore.evaluation.cells import Cell
 from pore.evaluation.harness import TASKS
 from pore.evaluation.harness.benchmarks import BENCHMARKS, OTHERS, not_scored_here
 from pore.evaluation.harness.evaluator import TaskManager, load_yaml_config, simple_evaluate
 from pore.evaluation.harness.model import PoreHF
 from pore.evaluation.harness.scored import units_of
-from pore.evaluation.outcome import Answer, Outcome
+from pore.evaluation.outcome import Answer, Named, Outcome
 from pore.evaluation.running import asked_model
 from pore.evaluation.store import Store
 from pore.evaluation.work import Progress
@@ -128,7 +128,8 @@ class HarnessBenchmark:
             kept = alone(lambda: self._keep(pruner, found, named))
         answers, measured = kept
         advance(1)
-        return Cell.of(Outcome(pruner, answers, asked=self._whose), measured)
+        outcome = Outcome(pruner, answers, asked=self._whose, metric=measured["metric"])
+        return Cell.of(outcome, measured)
 
     def release(self) -> None:
         """Let go of the image features that are held for it."""
