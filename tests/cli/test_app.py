@@ -19,6 +19,7 @@ COMMANDS = (
     "calibrate",
     "merge",
     "generate",
+    "chat",
     "evaluate",
     "bench",
     "plot",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import PIL.Image
@@ -25,6 +26,46 @@ def test_generate_draws_what_is_kept(
     as_json = json.loads(run(*common, "--keep", "4", "--json").stdout)
     (image_report,) = as_json["report"]["samples"][0]["images"]
     assert len(image_report["kept"]) == 4
+
+
+def test_generate_about_several_images(model: Path, data: Path, tmp_path: Path) -> None:
+    draw, alone = tmp_path / "both.png", tmp_path / "one.png"
+    common = ("-m", model, "--max-new-tokens", "2", "--keep", "4")
+    both = ("generate", data / "0.png", data / "1.png", "w6 w7", *common)
+    found = json.loads(run(*both, "--json", "--draw", draw).stdout)["report"]["samples"]
+    assert [len(image["kept"]) for sample in found for image in sample["images"]] == [4, 4]
+    run(*both, "--reweight", "rope")
+    run("generate", data / "0.png", "w6 w7", *common, "--draw", alone)
+    with PIL.Image.open(draw) as two, PIL.Image.open(alone) as one:
+        assert two.height > 1.6 * one.height
+    gif = (*both, "--draw", tmp_path / "kept.gif")
+    assert "0.png is an image; name a PNG file" in run(*gif, code=1).stderr
+
+
+def test_generate_draws_by_chance(model: Path, data: Path) -> None:
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "8", "--json")
+    hot = (*common, "--temperature", "5")
+    one, same, other = (run(*hot, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert one == same != other
+    greedy = run(*common).stdout
+    assert run(*hot, "--top-p", "0.000001").stdout == greedy  # only the likeliest token is left
+    assert "above 0 and up to 1" in run(*hot, "--top-p", "2", code=1).stderr
+    found = run(*common, "--top-p", "0.9", code=1)
+    assert "give a --temperature above 0 too" in found.stderr
+
+
+def test_the_answer_is_printed_even_if_it_cannot_be_drawn(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    common = ("generate", data / "0.png", "w6", "-m", model, "--max-new-tokens", "1", "--draw")
+    found = run(*common, tmp_path / "file" / "kept.png", code=1)
+    assert "16 -> 4" in found.stdout
+    assert "The question was answered, but" in found.stderr
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    found = run(*common, tmp_path / "kept.png", code=1)
+    assert "16 -> 4" in found.stdout
+    assert "Drawing needs matplotlib" in found.stderr
 
 
 def test_generate_unpruned_equals_keeping_all(model: Path, data: Path) -> None:

@@ -59,6 +59,12 @@ def layout(text: str) -> Figure:
     return plotting.layout(IMAGE, [coverage], title=text)
 
 
+def layouts(texts: Sequence[str]) -> Figure:
+    boxes = torch.tensor([[0.0, 0, 48, 32]])
+    coverage = Coverage((48, 32), boxes, torch.zeros(1, dtype=torch.long), boxes.double())
+    return plotting.layouts([plotting.Seen(IMAGE, [coverage], None, text) for text in texts])
+
+
 def attention(texts: Sequence[str]) -> Figure:
     boxes = torch.tensor([[0.0, 0, 48, 32]]).double()
     coverage = Coverage((48, 32), boxes, torch.zeros(1, dtype=torch.long), boxes)
@@ -99,6 +105,7 @@ DRAWN: dict[str, Callable[[Sequence[str]], Figure]] = {
     "any_size": lambda texts: any_size(texts[0]),
     "stability": lambda _: plotting.stability([(50, 0.97, 0.95), (100, 0.98, 0.97)], 100, 0.98),
     "layout": lambda texts: layout(" ".join(text[:20] for text in texts)),
+    "layouts": layouts,
     "attention": attention,
     "strip": lambda texts: plotting.strip(
         [plotting.Frame(IMAGE, GRID, (1,), "frame 1")] * 4, title=" ".join(t[:20] for t in texts)

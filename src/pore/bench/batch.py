@@ -50,14 +50,15 @@ def workload_of(
         text_after=after[0],
         **runs,
     )
-    weights = next(model.parameters())
+    of_model: Any = model
+    device, dtype = of_model.device, of_model.dtype  # not that of packed weights
     made = {
-        name: value.to(weights.device, weights.dtype if value.is_floating_point() else None)
+        name: value.to(device, dtype if value.is_floating_point() else None)
         if isinstance(value, Tensor)
         else value
         for name, value in inputs.items()
     }
     made["attention_mask"] = torch.ones(
-        rows, length + work.new_tokens, dtype=mask.dtype, device=weights.device
+        rows, length + work.new_tokens, dtype=mask.dtype, device=device
     )
     return work, made

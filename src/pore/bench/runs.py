@@ -56,7 +56,8 @@ class Runner:
         self.model = model
         self.family: Family = family_of(model)
         self.device = devices.pop()
-        self.dtype = next(model.parameters()).dtype
+        of_model: Any = model
+        self.dtype: torch.dtype = of_model.dtype  # not that of packed weights
         self.workload = workload
         self.inputs = inputs or random_inputs(model, workload, self.device, self.dtype)
         self._clock = Clock(self.device)

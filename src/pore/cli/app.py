@@ -19,6 +19,7 @@ from pore._text import for_terminal
 from pore.cli.bench import bench
 from pore.cli.benchmarks import benchmarks
 from pore.cli.calibrate import calibrate
+from pore.cli.chat import chat
 from pore.cli.check import check
 from pore.cli.compare import compare
 from pore.cli.demo import demo
@@ -111,6 +112,7 @@ for _command in (
     calibrate,
     merge,
     generate,
+    chat,
     evaluate,
     compare,
     bench,

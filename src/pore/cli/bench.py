@@ -24,6 +24,7 @@ from pore.cli.options import (
     takes,
 )
 from pore.cli.printing import say, stdout
+from pore.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,6 +169,11 @@ def _model(options: Options) -> tuple[Any, Any]:
 
     if options.shape is None:
         return load_model(str(options.model), **options.how)
+    if options.device_map is not None or options.quantize is not None:
+        raise InputError(
+            "--device-map and --quantize are for the weights of a checkpoint (-m), and --shape has "
+            "random ones."
+        )
     check_dtype(options.dtype)
     device, dtype = choose_device(options.device), options.dtype
     if dtype == "auto":

@@ -218,7 +218,10 @@ def measure(
         actors = Actors(partial(load_model, options.model, **options.how), options.actors)
     # Beside actors, this process only needs to know the model.
     device = "cpu" if actors is not None else device_of(options.device)
-    model, processor = load_model(options.model, **{**options.how, "device": device})
+    how = {**options.how, "device": device}
+    if actors is not None:  # each of which spreads its own model
+        how["device_map"] = None
+    model, processor = load_model(options.model, **how)
     source = options.samples or scenes_for(model, "calibration")
     samples = load_samples(
         source,

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from pore._text import cell
-from pore.cli.options import AsJson, Loading, takes
+from pore.cli.options import AsJson, Making, takes
 from pore.cli.printing import plain_table, stdout
 
 
 @dataclass(frozen=True)
-class Options(Loading):
+class Options(Making):
     """The options of `pore check`."""
 
     model: Annotated[

@@ -52,6 +52,20 @@ Attn = Annotated[
     str | None,
     typer.Option(help="Attention implementation: sdpa, flash_attention_2, eager."),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of --device, let accelerate spread the model over all devices: auto, "
+        "balanced, balanced_low_0, sequential."
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="Load the weights in few bits: bnb-8bit, bnb-4bit, torchao-int8, quanto-int8 "
+        "(pip install 'pore-vlm[interop]')."
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Method = Annotated[str, typer.Option(help="Pruning method; `pore methods` lists them.")]
 Keep = Annotated[
@@ -140,8 +154,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading:
-    """Options of every command that loads a model; they come last in its help."""
+class Making:
+    """Options of every command that makes a model; they come last in its help."""
 
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -150,8 +164,17 @@ class Loading:
 
     @property
     def how(self) -> dict[str, Any]:
-        """These options as the keywords of `load_model`."""
-        return {each.name: getattr(self, each.name) for each in fields(Loading)}
+        """These options as the keywords of `load_twin`, and for `Loading` of `load_model`."""
+        kind = Loading if isinstance(self, Loading) else Making
+        return {each.name: getattr(self, each.name) for each in fields(kind)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Making):
+    """Options of every command that loads the weights of a model."""
+
+    device_map: DeviceMap = None
+    quantize: Quantize = None
 
 
 def takes(

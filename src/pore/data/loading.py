@@ -12,9 +12,13 @@ import torch
 from pore._compat.models import of_layers
 from pore._compat.videos import load_processor
 from pore._compat.weights import note_commit
+from pore.data.quantizing import need, quantization
 from pore.embedded import EMBEDDED, EMBEDDED_VIDEO, embedded_model, embedded_video_model
 from pore.errors import InputError, UnsupportedModelError
 from pore.families.registry import families
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways of accelerate to spread a model over the devices that there are."""
 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 """Names of number formats; "auto" is that of the checkpoint, float32 on a CPU."""
@@ -34,6 +38,8 @@ def load_model(
     attn: str | None = None,
     revision: str | None = None,
     layers: int | None = None,
+    device_map: str | None = None,
+    quantize: str | None = None,
 ) -> tuple[Any, Any]:
     """Load a supported model, ready to evaluate, and its processor.
 
@@ -47,13 +53,18 @@ def load_model(
             `pore.identity.names_of`.
         layers: Decoder layers to load, from the first; None loads all. A model of fewer does not
             answer, but methods choose in it.
+        device_map: In place of `device`, one of `DEVICE_MAPS`: accelerate spreads the model over
+            all accelerators and, where they are too small for it, the memory of the CPU.
+        quantize: One of `pore.data.quantizing.QUANTIZED`: the weights are brought to few bits
+            while they are loaded; None leaves them as they are.
 
     Returns:
         The model, in evaluation mode on the device, and the processor.
 
     Raises:
         UnsupportedModelError: The model is of no family that pore knows.
-        InputError: There is no such device or number format, or transformers cannot load it so.
+        InputError: There is no such device, number format or quantisation, a library for them is
+            not installed, or transformers cannot load the model so.
         OSError: There is no such model.
     """
     from transformers import AutoModelForImageTextToText
@@ -61,21 +72,28 @@ def load_model(
 
     check_dtype(dtype)
     target = choose_device(device)
+    check_device_map(device_map, device)
     path = resolve(name)
     config = known_config(name, revision)  # before gigabytes are loaded
-    few: Any = {} if layers is None else {"config": of_layers(config, layers)}
+    special: Any = {} if layers is None else {"config": of_layers(config, layers)}
+    if quantize is not None:
+        special["quantization_config"] = quantization(quantize, config)
+        device_map = device_map or str(target)  # a quantised model is loaded where it stays
     if dtype == "auto" and target.type == "cpu":
         dtype = "float32"
     disable_progress_bar()
     try:
-        with _without_warnings() if few else nullcontext():
+        with nullcontext() if layers is None else _without_warnings():
             model = AutoModelForImageTextToText.from_pretrained(
                 path,
-                **few,
+                **special,
                 revision=revision,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 attn_implementation=attn,
-            ).to(target)
+                device_map=device_map,
+            )
+        if device_map is None:
+            model = model.to(target)
         processor = load_processor(path, revision)
         if found := _commit(path, revision):
             note_commit(model.config, found)
@@ -188,6 +206,31 @@ def check_dtype(name: str) -> None:
     """
     if name not in DTYPES:
         raise InputError(f"{name!r} is not a number format; choose from {', '.join(DTYPES)}.")
+
+
+def check_device_map(name: str | None, device: str) -> None:
+    """Refuse a device map that is not in `DEVICE_MAPS`, or that comes with a device.
+
+    Args:
+        name: The device map; None where there is none.
+        device: The device.
+
+    Raises:
+        InputError: Says which there are, that both were given, or that accelerate is missing.
+    """
+    if name is None:
+        return
+    if name not in DEVICE_MAPS:
+        raise InputError(
+            f"{name!r} is not a device map; choose from {', '.join(DEVICE_MAPS)}. For a single "
+            "device name it as the device (--device)."
+        )
+    if device != "auto":
+        raise InputError(
+            f"The device {device!r} and the device map {name!r} both say where the model goes; "
+            "give one of them."
+        )
+    need("accelerate", f"A device map ({name})")
 
 
 def choose_device(name: str) -> Any:

@@ -12,7 +12,7 @@ from pore.cost.shapes import ModelShape
 from pore.data.prompts import Resize
 from pore.engine.limits import family_limits, reads_tower, tower_stage
 from pore.engine.run import Run, remove
-from pore.engine.stages import Limit, Stage
+from pore.engine.stages import Limit, Merges, Stage
 from pore.errors import PoreError
 from pore.families.base import Family
 from pore.tensors.selection import budget
@@ -35,6 +35,8 @@ class Pruner(ABC):
         reads_positions: Whether its scores change with the numbers that positions have, so that
             left padding, if it is counted, changes them.
         guided: Whether it ranks by what another model saw; `usual` then takes that one's `guide`.
+        merges: Which of the visual tokens that do not stay it merges into those that do; None where
+            they are dropped.
         resizes: Whether it acts on pictures, before the processor, see `resizing`.
         registry: Every method by name.
     """
@@ -49,6 +51,7 @@ class Pruner(ABC):
     draws: ClassVar[bool] = False
     reads_positions: ClassVar[bool] = False
     guided: ClassVar[bool] = False
+    merges: ClassVar[Merges | None] = None
     resizes: ClassVar[bool] = False
     registry: ClassVar[dict[str, type[Pruner]]] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from pore.families.base import Family
 from pore.layout import Layout
 from pore.tensors.selection import budget
 from pore.tower.stages import Encoded, TowerAttention, TowerStage
+
+Merges = Literal["all", "some"]
+"""Which of the visual tokens that do not stay go into those that do: all of them, or some."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pore.bias.where import Positions
 from pore.engine.corrections import Correction, Reweight, correction_of
 from pore.engine.limits import check_layer
 from pore.engine.readers import LastToken
-from pore.engine.stages import Limit, Selection, Stage, View
+from pore.engine.stages import Limit, Merges, Selection, Stage, View
 from pore.errors import BudgetError
 from pore.families.base import Family
 from pore.identity import at_hand
@@ -81,6 +81,7 @@ class MergingVideoPruner(OfVideos):
     faithful: bool = False
 
     videos_only: ClassVar[bool] = True
+    merges: ClassVar[Merges] = "some"
     attends: ClassVar[TowerAttention] = "received"
     positions: ClassVar[Positions] = "dense"
     reorders: ClassVar[str | None] = None

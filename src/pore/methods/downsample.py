@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
-from pore.engine.stages import Limit, Selection, Stage, View
+from pore.engine.stages import Limit, Merges, Selection, Stage, View
 from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.methods.scorer import BudgetPruner
@@ -73,6 +73,7 @@ class Downsample(BudgetPruner):
 
     name: ClassVar[str] = "Downsample"
     paper: ClassVar[str] = "baseline; arXiv 2510.07143"
+    merges: ClassVar[Merges] = "all"
 
     def stages(self) -> Sequence[Stage]:
         """One stage, on the embeddings."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pore.engine.corrections import Reweight, correction_of
 from pore.engine.readers import LastToken, LayerAttention
-from pore.engine.stages import Selection, Stage, View
+from pore.engine.stages import Merges, Selection, Stage, View
 from pore.errors import BudgetError
 from pore.families.base import Family
 from pore.identity import at_hand
@@ -63,6 +63,7 @@ class FrameFusion(OfVideos):
 
     name: ClassVar[str] = "FrameFusion"
     paper: ClassVar[str] = "arXiv 2501.01986"
+    merges: ClassVar[Merges] = "some"
     videos_only: ClassVar[bool] = True
     reweightable: ClassVar[bool] = True
 

@@ -14,7 +14,7 @@ from pore.cost.shapes import ModelShape
 from pore.engine.limits import check_layer
 from pore.engine.pruner import Pruner
 from pore.engine.readers import LayerAttention
-from pore.engine.stages import Selection, Stage, View
+from pore.engine.stages import Merges, Selection, Stage, View
 from pore.errors import BudgetError
 from pore.families.base import Family
 from pore.layout import Layout
@@ -77,6 +77,7 @@ class PACT(Pruner):
 
     name: ClassVar[str] = "PACT"
     paper: ClassVar[str] = "arXiv 2504.08966"
+    merges: ClassVar[Merges] = "some"
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.cutoff is None):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pore.engine.pruner import Pruner
+from pore.engine.stages import Merges
 from pore.errors import BudgetError, InputError, ScoreError
 from pore.tensors.attention import mean_over_queries, received_attention
 from pore.tensors.gathering import inverse, widened
@@ -50,6 +51,7 @@ class PruMerge(Pruner):
 
     name: ClassVar[str] = "PruMerge"
     paper: ClassVar[str] = "arXiv 2403.15388"
+    merges: ClassVar[Merges] = "all"
 
     def __post_init__(self) -> None:
         check_settings(self.keep, self.neighbours)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pore.engine.pruner import Pruner
+from pore.engine.stages import Merges
 from pore.errors import BudgetError, InputError
 from pore.methods.prumerge import (
     attention_and_keys,
@@ -69,6 +70,7 @@ class PruMergePlus(Pruner):
 
     name: ClassVar[str] = "PruMerge+"
     paper: ClassVar[str] = "arXiv 2403.15388; rules: EffiVLM-Bench, arXiv 2412.05819"
+    merges: ClassVar[Merges] = "all"
 
     def __post_init__(self) -> None:
         check_settings(self.keep, self.neighbours)

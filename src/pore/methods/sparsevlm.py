@@ -14,7 +14,7 @@ from pore.bias.rope import ROPE_FLOOR
 from pore.bias.where import Positions
 from pore.cost.shapes import ModelShape
 from pore.engine.corrections import Reweight
-from pore.engine.stages import Limit, Selection, Stage, View
+from pore.engine.stages import Limit, Merges, Selection, Stage, View
 from pore.errors import BudgetError, ScoreError
 from pore.families.base import Family
 from pore.methods._checks import check_choice
@@ -102,6 +102,7 @@ class SparseVLM(StagedPruner):
     name: ClassVar[str] = "SparseVLM"
     paper: ClassVar[str] = "arXiv 2410.04417"
     reweightable: ClassVar[bool] = True
+    merges: ClassVar[Merges | None] = "some"
     version: ClassVar[Literal[1, 2]] = 1
 
     def __post_init__(self) -> None:
@@ -279,6 +280,7 @@ class SparseVLMPlus(SparseVLM):
     heads: int = 14
 
     name: ClassVar[str] = "SparseVLM+"
+    merges: ClassVar[Merges | None] = None
     version: ClassVar[Literal[1, 2]] = 2
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from pore.engine.corrections import Reweight
 from pore.engine.readers import LastToken
-from pore.engine.stages import Selection, Stage, View
+from pore.engine.stages import Merges, Selection, Stage, View
 from pore.errors import ScoreError
 from pore.methods.scorer import ScoredPruner
 from pore.tensors.gathering import cosine, inverse, pack, take, widened
@@ -56,6 +56,7 @@ class TokenCarve(ScoredPruner):
 
     name: ClassVar[str] = "TokenCarve"
     paper: ClassVar[str] = "arXiv 2503.10501"
+    merges: ClassVar[Merges] = "some"
     reweightable: ClassVar[bool] = True
     earliest: ClassVar[int] = 1
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pore.engine.pruner import Pruner
-from pore.engine.stages import Limit
+from pore.engine.stages import Limit, Merges
 from pore.errors import BudgetError
 from pore.families.base import Family
 from pore.tensors.gathering import widened
@@ -56,6 +56,7 @@ class ToMe(Pruner):
 
     name: ClassVar[str] = "ToMe"
     paper: ClassVar[str] = "arXiv 2210.09461"
+    merges: ClassVar[Merges] = "all"
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.r is None):

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from pore.cost.shapes import ModelShape
 from pore.engine.pruner import Pruner
-from pore.engine.stages import Limit
+from pore.engine.stages import Limit, Merges
 from pore.errors import BudgetError, UnsupportedModelError
 from pore.families.base import Family
 from pore.methods._clip import ClipQuestions
@@ -60,6 +60,7 @@ class VisionTrim(BudgetPruner):
 
     name: ClassVar[str] = "VisionTrim"
     paper: ClassVar[str] = "arXiv 2601.22674"
+    merges: ClassVar[Merges] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pore.engine.stages import Merges
 from pore.errors import BudgetError
 from pore.methods.scorer import BudgetPruner
 from pore.tensors.gathering import pack, take, widened
@@ -50,6 +51,7 @@ class VisionZip(BudgetPruner):
 
     name: ClassVar[str] = "VisionZip"
     paper: ClassVar[str] = "arXiv 2412.04467"
+    merges: ClassVar[Merges] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,9 @@ from pore.plotting.attention import attention as attention
 from pore.plotting.bias import figure1 as figure1
 from pore.plotting.bias import figure2 as figure2
 from pore.plotting.corrections import corrections as corrections
+from pore.plotting.coverage import Seen as Seen
 from pore.plotting.coverage import layout as layout
+from pore.plotting.coverage import layouts as layouts
 from pore.plotting.differences import differences as differences
 from pore.plotting.frames import ANIMATIONS as ANIMATIONS
 from pore.plotting.frames import Frame as Frame

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pore._text import for_figure
 from pore.errors import InputError
-from pore.plotting.kept import LONGEST, kept_mask
+from pore.plotting.kept import LONGEST, averaged, kept_mask
 from pore.plotting.style import BLACK, BLUE, GREY, VERMILION, style, title_over
 
 if TYPE_CHECKING:
@@ -22,6 +24,53 @@ if TYPE_CHECKING:
 
 # The side of a square panel, in inches.
 _SIDE = 2.6
+
+_HATCH = "\\\\\\"  # padding is hatched the other way
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture of a prompt, and what is kept of it.
+
+    Attributes:
+        picture: The picture.
+        coverage: What `pore.data.coverage.coverage_of` gives for it.
+        kept: For every image of `coverage`, the raster indices of the tokens that stay, as in
+            `ImageReport.kept`; None for all.
+        caption: Which picture it is; needed where there are several.
+        merges: Which of the tokens that do not stay were merged into those that do, as in
+            `Pruner.merges`; None where they were dropped.
+        extra: How many tokens besides stand for no single patch.
+        averaged: (rows, columns) of the grid that an image of one view was averaged on, which is
+            then drawn in place of kept tokens; None where it was not.
+    """
+
+    picture: Image
+    coverage: Sequence[Coverage]
+    kept: Sequence[Sequence[int]] | None = None
+    caption: str | None = None
+    merges: Literal["all", "some"] | None = None
+    extra: int = 0
+    averaged: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Views of a picture that lie side by side.
+
+    Attributes:
+        frames: (V, 4) the boxes of the views.
+        cells: (n, 4) the boxes of their tokens.
+        kept: (n,) bool, which of these stay.
+        span: Left, top, right and bottom of what is drawn, in pixels of the picture.
+        size: Width and height in inches.
+    """
+
+    frames: npt.NDArray[np.float64]
+    cells: npt.NDArray[np.float64]
+    kept: npt.NDArray[np.bool_]
+    span: tuple[float, float, float, float]
+    size: npt.NDArray[np.float64]
 
 
 def layout(
@@ -52,7 +101,76 @@ def layout(
             fit it.
         PoreError: matplotlib is not installed.
     """
-    width, height = picture.size
+    return layouts([Seen(picture, coverage, kept)], title=title)
+
+
+def layouts(pictures: Sequence[Seen], *, title: str | None = None) -> Figure:
+    """The same for the pictures of one prompt, one below the other.
+
+    Args:
+        pictures: One or more pictures.
+        title: Title of the whole figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: As in `layout`, or there is no picture.
+        PoreError: matplotlib is not installed.
+    """
+    if not pictures:
+        raise InputError("There are no pictures to draw.")
+    rows = [_panels_of(seen) for seen in pictures]
+    heights = [max(panel.size[1] for panel in row) + 0.75 for row in rows]
+    widths = [sum(panel.size[0] + 0.25 for panel in row) for row in rows]
+    with style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(max(widths), sum(heights)), layout="constrained")
+        parts: Any = [figure]
+        if len(rows) > 1:
+            parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for part, seen, row, width in zip(parts, pictures, rows, widths, strict=True):
+            ratios = [float(panel.size[0]) for panel in row]
+            spare = max(widths) - width  # to the right of a narrower picture than the widest
+            if spare > 0.5:
+                ratios.append(spare)
+            axes = part.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+            for axis, panel in zip(axes, row, strict=False):
+                _draw(axis, seen, panel)
+            for axis in axes[len(row) :]:
+                axis.set_visible(False)
+            if seen.caption is not None:
+                axes[0].set_title(
+                    for_figure(seen.caption, 40, 2), fontsize=8.5, fontweight="normal"
+                )
+        _legend(figure, pictures)
+        if title is not None:
+            title_over(figure, title, 9)
+    return figure
+
+
+def _legend(figure: Figure, pictures: Sequence[Seen]) -> None:
+    """Say what hatched cells are, where a method merges."""
+    from matplotlib.patches import Patch
+
+    merges = {seen.merges for seen in pictures if seen.kept is not None and not seen.averaged}
+    told = {
+        "all": "hatched: merged into tokens that stay",
+        "some": "hatched: dropped, or merged into others",
+    }
+    handles = [
+        Patch(fc="none", ec=BLUE, hatch=_HATCH, lw=0, label=told[kind])
+        for kind in ("all", "some")
+        if kind in merges
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower left", fontsize=7.5)
+
+
+def _panels_of(seen: Seen) -> list[_Panel]:
+    """The panels of a picture."""
+    (width, height), coverage, kept = seen.picture.size, seen.coverage, seen.kept
     boxes, masks = [], []
     if not coverage:
         raise InputError("The picture has no coverage, so there are no visual tokens to draw.")
@@ -60,7 +178,9 @@ def layout(
         raise InputError(f"There are {len(coverage)} images, but `kept` has {len(kept)} entries.")
     for i, image in enumerate(coverage):
         if image.size != (width, height):
-            raise InputError(f"The coverage is of a picture of {image.size}, not {picture.size}.")
+            raise InputError(
+                f"The coverage is of a picture of {image.size}, not {seen.picture.size}."
+            )
         own = image.boxes.numpy()
         mask = (
             np.ones(len(own), dtype=bool) if kept is None else kept_mask(kept[i], (1, len(own)))[0]
@@ -70,39 +190,73 @@ def layout(
             boxes.append(own[chosen])
             masks.append(mask[chosen])
     frames = np.concatenate([image.frames.numpy() for image in coverage])
-    layers = layers_of(frames)
-    if not layers:
+    panels = []
+    for layer in layers_of(frames):
+        left, top = np.minimum(frames[layer, :2].min(0), 0)
+        right, bottom = np.maximum(frames[layer, 2:].max(0), (width, height))
+        shape = np.clip((right - left) / (bottom - top), 1 / LONGEST, LONGEST)
+        panels.append(
+            _Panel(
+                frames=frames[layer],
+                cells=np.concatenate([boxes[view] for view in layer]),
+                kept=np.concatenate([masks[view] for view in layer]),
+                span=(left, top, right, bottom),
+                size=_SIDE * np.sqrt([shape, 1 / shape]),
+            )
+        )
+    if not panels:
         raise InputError("No visual token covers any of the picture.")
-    with style():
-        from matplotlib.figure import Figure
+    return panels
 
-        spans, sizes = [], []
-        for layer in layers:
-            left, top = np.minimum(frames[layer, :2].min(0), 0)
-            right, bottom = np.maximum(frames[layer, 2:].max(0), (width, height))
-            shape = np.clip((right - left) / (bottom - top), 1 / LONGEST, LONGEST)
-            spans.append((left, top, right, bottom))
-            sizes.append(_SIDE * np.sqrt([shape, 1 / shape]))
-        across, down = np.sum(sizes, 0)[0], np.max(sizes, 0)[1]
-        figure = Figure(figsize=(across + 0.25 * len(layers), down + 0.75), layout="constrained")
-        axes = figure.subplots(
-            1, len(layers), squeeze=False, width_ratios=[float(size[0]) for size in sizes]
-        )[0]
-        for axis, layer, span, size in zip(axes, layers, spans, sizes, strict=True):
-            cells = np.concatenate([boxes[view] for view in layer])
-            mask = np.concatenate([masks[view] for view in layer])
-            left, top, right, bottom = span
-            scale = size / (right - left, bottom - top)
-            _layer(axis, picture, frames[layer], cells, mask, scale)
-            axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
-            axis.set_aspect(scale[1] / scale[0])
-            count = f"{mask.sum()} of {mask.size}" if kept is not None else f"{mask.size}"
-            views = f"{len(layer)} tiles" if len(layer) > 1 else "one view"
-            axis.set_xlabel(f"{views}, {count} tokens", fontsize=7.5, color=GREY)
-            axis.spines[:].set_visible(False)
-        if title is not None:
-            title_over(figure, title, 9)
-    return figure
+
+def _draw(axis: Axes, seen: Seen, panel: _Panel) -> None:
+    """Draw a panel and what it shows in words."""
+    left, top, right, bottom = panel.span
+    scale = panel.size / (right - left, bottom - top)
+    if seen.averaged is not None:
+        _mean(axis, seen.picture, panel.frames[0], seen.averaged)
+    else:
+        _layer(axis, seen.picture, panel.frames, panel.cells, panel.kept, scale)
+        if seen.merges is not None:
+            _hatch(axis, panel.cells[~panel.kept])
+    axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
+    axis.set_aspect(scale[1] / scale[0])
+    total = panel.kept.size
+    count = f"{total}" if seen.kept is None else f"{panel.kept.sum()} of {total}"
+    views = f"{len(panel.frames)} tiles" if len(panel.frames) > 1 else "one view"
+    below = f"{views}, {count} tokens"
+    if seen.averaged is not None:
+        rows, columns = seen.averaged
+        below = f"{total} tokens averaged to {rows}×{columns} = {rows * columns}"
+    elif seen.extra:
+        below += f", and {seen.extra} of no single patch"
+    axis.set_xlabel(below, fontsize=7.5, color=GREY)
+    axis.spines[:].set_visible(False)
+
+
+def _hatch(axis: Axes, cells: npt.NDArray[np.float64]) -> None:
+    """Hatch tokens that were merged into others."""
+    from matplotlib.collections import PolyCollection
+
+    corners = cells[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+    hatched = PolyCollection(
+        list(corners), facecolors="none", edgecolors=BLUE, hatch=_HATCH, linewidths=0, zorder=3
+    )
+    axis.add_collection(hatched)
+
+
+def _mean(
+    axis: Axes, picture: Image, frame: npt.NDArray[np.float64], grid: tuple[int, int]
+) -> None:
+    """Draw the part of a picture that a view shows, averaged on a grid."""
+    left, top, right, bottom = frame
+    rows, columns = grid
+    box = (round(left), round(top), round(right), round(bottom))
+    shown = averaged(np.asarray(picture.convert("RGB").crop(box)), grid)
+    axis.imshow(shown, extent=(left, right, bottom, top), zorder=1, interpolation="nearest")
+    lines: dict[str, Any] = {"colors": BLUE, "linewidths": 0.5, "zorder": 3}
+    axis.vlines(np.linspace(left, right, columns + 1), top, bottom, **lines)
+    axis.hlines(np.linspace(top, bottom, rows + 1), left, right, **lines)
 
 
 def layers_of(frames: npt.NDArray[np.float64]) -> list[list[int]]:

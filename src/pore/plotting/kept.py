@@ -84,7 +84,7 @@ def kept_tokens(
         axes[0].set_title("image", fontsize=8.5, loc="center", fontweight="normal")
         for axis, panel, caption in zip(axes[1:], panels, captions, strict=True):
             if panel.cells is not None:
-                shown = _averaged(pixels, panel.cells)
+                shown = averaged(pixels, panel.cells)
                 below = f"averaged to {panel.cells[0]}×{panel.cells[1]}"
             else:
                 mask = kept_mask(panel.kept, grid)
@@ -144,7 +144,7 @@ def dimmed(pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.ND
     return np.where(kept, pixels, faded).astype(np.uint8)
 
 
-def _averaged(pixels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def averaged(pixels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """The image averaged over the cells of a coarse grid."""
     if not (1 <= grid[0] <= pixels.shape[0] and 1 <= grid[1] <= pixels.shape[1]):
         height, width = pixels.shape[:2]
@@ -157,8 +157,8 @@ def _averaged(pixels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> npt.NDArr
         np.add.reduceat(pixels.astype(np.float64), rows[:-1], 0), columns[:-1], 1
     )
     areas = np.diff(rows)[:, None, None] * np.diff(columns)[None, :, None]
-    averaged: npt.NDArray[np.uint8] = (sums / areas).astype(np.uint8)
-    return averaged
+    means: npt.NDArray[np.uint8] = (sums / areas).astype(np.uint8)
+    return means
 
 
 def outline(axis: Axes, mask: npt.NDArray[np.bool_]) -> None:
