@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -78,15 +77,8 @@ def whole_state(model: torch.nn.Module) -> list[Any]:
 
     found: list[Any] = [sorted(ALL_ATTENTION_FUNCTIONS)]
     for module in model.modules():
-        held = vars(module)  # thousands of states are compared, so no attribute is looked at twice
-        hooks = [
-            (key, tuple(held[key])) for key in _hooks(tuple(held)) if isinstance(held[key], dict)
-        ]
-        found.append((type(module), dict(zip(held, map(id, held.values()), strict=True)), hooks))
+        held = vars(module)
+        named = [(key, value) for key, value in held.items() if "hooks" in key]
+        hooks = [(key, tuple(value)) for key, value in named if isinstance(value, dict)]
+        found.append((type(module), {key: id(value) for key, value in held.items()}, hooks))
     return found
-
-
-@lru_cache(maxsize=1024)
-def _hooks(attributes: tuple[str, ...]) -> tuple[str, ...]:
-    """Of the attributes of a module, those named for the hooks that they hold."""
-    return tuple(name for name in attributes if "hooks" in name)
