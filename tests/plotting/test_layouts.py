@@ -70,3 +70,12 @@ def test_averages_are_drawn_as_averages() -> None:
     assert axis.get_xlabel() == "16 tokens averaged to 2×2 = 4"
     assert hatches(axis) == []
     assert figure.legends == []
+
+
+def test_merged_tokens_of_frames_are_hatched() -> None:
+    pytest.importorskip("matplotlib")
+    one = plotting.Frame(PICTURE, (4, 4), (0, 5), "frame 1", "some")
+    figure = plotting.strip([one, plotting.Frame(PICTURE, (4, 4), (1,), "frame 2", "some")])
+    assert [hatches(axis) for axis in figure.axes] == [[14], [15]]
+    assert len(figure.legends) == 1
+    assert plotting.strip([plotting.Frame(PICTURE, (4, 4), (0,), "frame 1")]).legends == []

@@ -67,7 +67,7 @@ def draw_kept(
     resize = None if pruner is None else pruner.resizing(model, processor)
     kept = None if images is None else [image.kept for image in images]
     if shown[0].of_video:
-        _draw_frames(path, model, processor, shown[0], kept, title)
+        _draw_frames(path, model, processor, shown[0], kept, pruner, title)
         return
     pictures, first = [], 0
     for sample in shown:
@@ -114,12 +114,14 @@ def _draw_frames(
     processor: Any,
     sample: Sample,
     kept: Sequence[Sequence[int]] | None,
+    pruner: Pruner | None,
     title: str,
 ) -> None:
     from pore import plotting
     from pore.data.seen_frames import seen_frames
 
-    frames = plotting.frames_kept(seen_frames(model, processor, sample), kept)
+    merges = None if pruner is None else pruner.merges
+    frames = plotting.frames_kept(seen_frames(model, processor, sample), kept, merges)
     if path.suffix.lower() in plotting.ANIMATIONS:
         plotting.animated(frames, path)
     else:

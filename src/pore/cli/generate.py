@@ -53,7 +53,7 @@ class Options(Loading):
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="One or more images; or videos: files, animated pictures, or folders of frames.",
         ),
     ]

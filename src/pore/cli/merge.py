@@ -38,7 +38,7 @@ class Options:
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SUMS...",
+            metavar="SUMS",
             help="Two or more files of sums, which `pore calibrate` writes beside P: "
             "OUT.calibration.json.",
         ),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pore._text import for_figure
 from pore.errors import InputError
-from pore.plotting.kept import LONGEST, averaged, kept_mask
+from pore.plotting.kept import LONGEST, Merges, averaged, hatch, kept_mask, tell_merges
 from pore.plotting.style import BLACK, BLUE, GREY, VERMILION, style, title_over
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # The side of a square panel, in inches.
 _SIDE = 2.6
-
-_HATCH = "\\\\\\"  # padding is hatched the other way
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Seen:
     coverage: Sequence[Coverage]
     kept: Sequence[Sequence[int]] | None = None
     caption: str | None = None
-    merges: Literal["all", "some"] | None = None
+    merges: Merges | None = None
     extra: int = 0
     averaged: tuple[int, int] | None = None
 
@@ -144,28 +142,11 @@ def layouts(pictures: Sequence[Seen], *, title: str | None = None) -> Figure:
                 axes[0].set_title(
                     for_figure(seen.caption, 40, 2), fontsize=8.5, fontweight="normal"
                 )
-        _legend(figure, pictures)
+        shown = (seen for seen in pictures if seen.kept is not None and seen.averaged is None)
+        tell_merges(figure, {seen.merges for seen in shown})
         if title is not None:
             title_over(figure, title, 9)
     return figure
-
-
-def _legend(figure: Figure, pictures: Sequence[Seen]) -> None:
-    """Say what hatched cells are, where a method merges."""
-    from matplotlib.patches import Patch
-
-    merges = {seen.merges for seen in pictures if seen.kept is not None and not seen.averaged}
-    told = {
-        "all": "hatched: merged into tokens that stay",
-        "some": "hatched: dropped, or merged into others",
-    }
-    handles = [
-        Patch(fc="none", ec=BLUE, hatch=_HATCH, lw=0, label=told[kind])
-        for kind in ("all", "some")
-        if kind in merges
-    ]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower left", fontsize=7.5)
 
 
 def _panels_of(seen: Seen) -> list[_Panel]:
@@ -218,7 +199,7 @@ def _draw(axis: Axes, seen: Seen, panel: _Panel) -> None:
     else:
         _layer(axis, seen.picture, panel.frames, panel.cells, panel.kept, scale)
         if seen.merges is not None:
-            _hatch(axis, panel.cells[~panel.kept])
+            hatch(axis, panel.cells[~panel.kept])
     axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     axis.set_aspect(scale[1] / scale[0])
     total = panel.kept.size
@@ -232,17 +213,6 @@ def _draw(axis: Axes, seen: Seen, panel: _Panel) -> None:
         below += f", and {seen.extra} of no single patch"
     axis.set_xlabel(below, fontsize=7.5, color=GREY)
     axis.spines[:].set_visible(False)
-
-
-def _hatch(axis: Axes, cells: npt.NDArray[np.float64]) -> None:
-    """Hatch tokens that were merged into others."""
-    from matplotlib.collections import PolyCollection
-
-    corners = cells[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
-    hatched = PolyCollection(
-        list(corners), facecolors="none", edgecolors=BLUE, hatch=_HATCH, linewidths=0, zorder=3
-    )
-    axis.add_collection(hatched)
 
 
 def _mean(

@@ -13,7 +13,16 @@ import numpy as np
 
 from pore._files import write_atomic
 from pore.errors import InputError
-from pore.plotting.kept import LONGEST, dimmed, kept_mask, outline, pixels_of
+from pore.plotting.kept import (
+    LONGEST,
+    Merges,
+    dimmed,
+    hatch,
+    kept_mask,
+    outline,
+    pixels_of,
+    tell_merges,
+)
 from pore.plotting.style import BLUE, GREY, style, title_over
 
 if TYPE_CHECKING:
@@ -41,12 +50,14 @@ class Frame:
         grid: Rows and columns of its tokens.
         kept: Raster indices, within the frame, of the tokens that stay.
         caption: Which frame it is.
+        merges: As in `pore.plotting.Seen`.
     """
 
     image: Image
     grid: tuple[int, int]
     kept: Sequence[int]
     caption: str
+    merges: Merges | None = None
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -55,13 +66,16 @@ class Frame:
 
 
 def frames_kept(
-    seen: Sequence[SeenFrame], kept: Sequence[Sequence[int]] | None = None
+    seen: Sequence[SeenFrame],
+    kept: Sequence[Sequence[int]] | None = None,
+    merges: Merges | None = None,
 ) -> list[Frame]:
     """What is kept of every frame, to be drawn.
 
     Args:
         seen: The frames, from `pore.data.seen_frames`.
         kept: For every image of the prompt, raster indices of the tokens that stay; None for all.
+        merges: As in `pore.plotting.Seen`.
     """
     return [
         Frame(
@@ -69,6 +83,7 @@ def frames_kept(
             one.grid,
             range(one.grid[0] * one.grid[1]) if kept is None else one.kept(kept),
             f"frame {one.number + 1}",
+            merges,
         )
         for one in seen
     ]
@@ -105,12 +120,16 @@ def strip(frames: Sequence[Frame], *, title: str | None = None) -> Figure:
             place: Any = {"extent": (0, width, height, 0), "aspect": shape * width / height}
             axis.imshow(dimmed(pixels_of(frame.image), mask), interpolation="nearest", **place)
             outline(axis, mask)
+            if frame.merges is not None:
+                down, across = np.nonzero(~mask)
+                hatch(axis, np.stack([across, down, across + 1, down + 1], 1))
             axis.set_title(frame.caption, fontsize=7.5, loc="center", fontweight="normal")
             axis.set_xlabel(f"{mask.sum()} of {mask.size}", fontsize=7.5, color=GREY)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         for axis in axes[len(frames) :]:
             axis.set_visible(False)
+        tell_merges(figure, {frame.merges for frame in frames})
         if title is not None:
             title_over(figure, title, 9)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+
+Merges = Literal["all", "some"]
+"""Which of the tokens that do not stay were merged into those that do; see `Pruner.merges`."""
+
+_HATCH = "\\\\\\"  # padding is hatched the other way
 
 # The longest side of a panel is at most this many times the other.
 LONGEST = 6.0
@@ -171,3 +176,31 @@ def outline(axis: Axes, mask: npt.NDArray[np.bool_]) -> None:
     lines = [((c, r), (c + 1, r)) for r, c in across.tolist()]
     lines += [((c, r), (c, r + 1)) for r, c in down.tolist()]
     axis.add_collection(LineCollection(lines, colors=BLUE, linewidths=0.9, clip_on=False))
+
+
+def hatch(axis: Axes, boxes: npt.NDArray[Any]) -> None:
+    """Hatch tokens that were merged into others, given as boxes (n, 4)."""
+    from matplotlib.collections import PolyCollection
+
+    corners = boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+    hatched = PolyCollection(
+        list(corners), facecolors="none", edgecolors=BLUE, hatch=_HATCH, linewidths=0, zorder=3
+    )
+    axis.add_collection(hatched)
+
+
+def tell_merges(figure: Figure, merges: set[Merges | None]) -> None:
+    """Say below a figure what hatched tokens are, if there are any."""
+    from matplotlib.patches import Patch
+
+    told: dict[Merges, str] = {
+        "all": "hatched: merged into tokens that stay",
+        "some": "hatched: dropped, or merged into others",
+    }
+    handles = [
+        Patch(fc="none", ec=BLUE, hatch=_HATCH, lw=0, label=label)
+        for kind, label in told.items()
+        if kind in merges
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower left", fontsize=7.5)
