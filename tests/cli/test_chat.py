@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import pore
+from cases import CASES
 from helpers.command_line import run
 from pore.cli.answering import shown_in
 from pore.cli.chat import Conversation
 from pore.data.loading import load_model
+from pore.errors import InputError
 
 LONGEST = ("--max-new-tokens", "3")
 
@@ -76,3 +78,12 @@ def test_turns_over_the_cache_are_the_whole_conversation(
         assert len(run_.report) == 1  # later turns bring no image
         assert [len(image.kept) for image in run_.report.samples[0].images] == [4]
         assert turn["input_ids"][0, 0] == said[0, -1]
+
+
+def test_positions_on_several_axes_are_given_once(data: Path) -> None:
+    """`generate` gives images their places only in the first turn of Qwen-VL."""
+    (case,) = (case for case in CASES if case.name == "Qwen2.5-VL")
+    talk = Conversation(case.model(), None, None, {})
+    talk._said = torch.ones(1, 4, dtype=torch.long)
+    with pytest.raises(InputError, match="begin another conversation"):
+        talk.turn("w6", [shown_in(data / "0.png", 1)])
