@@ -1,8 +1,7 @@
 """Models that others have wrapped: LoRA of peft, int8 of torchao, offloading of accelerate.
 
 Also linear layers of packed weights, as bitsandbytes has them, and caches that quanto and hqq
-quantise. peft, torchao, quanto and hqq are of the extra `interop`, which CI installs for this file
-alone.
+quantise. peft, torchao, quanto and hqq are of the extra `interop`, which `.ci/wrapped` installs.
 """
 
 from __future__ import annotations
