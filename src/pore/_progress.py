@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+hidden = False
+
+
+"""Whether no bar is shown in this process, as with `pore -q`."""
+
 
 @contextmanager
 def progress(
@@ -33,7 +38,8 @@ def progress(
     )
     from rich.text import Text
 
-    from pore._text import Screen, visible
+    from pore._screen import Screen
+    from pore._text import visible
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -50,7 +56,7 @@ def progress(
         TextColumn("{task.description}", markup=False),
         console=console,
         transient=True,
-        disable=not (show and console.is_terminal),
+        disable=not (show and console.is_terminal) or hidden,
     ) as bar:
         task = bar.add_task("", total=total)
 

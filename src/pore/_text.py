@@ -9,17 +9,8 @@ from __future__ import annotations
 
 import textwrap
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unicodedata import category
-
-from rich.console import Console
-from rich.text import Text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.style import Style
-
 
 # Controls, invisible formatting such as a change of direction, halves of a character, separators.
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -65,41 +56,6 @@ def for_terminal(text: str) -> str:
         The text with everything else that a terminal obeys spelled out.
     """
     return visible(text, "\n\t")
-
-
-def cell(text: str, style: str = "") -> Text:
-    """Text as a cell, heading or title of a table of rich.
-
-    Args:
-        text: Any text; of invisible characters only line ends stay.
-        style: A style of rich.
-
-    Returns:
-        The text as rich shows it, without reading markup in it.
-    """
-    return Text(visible(text, "\n"), style)
-
-
-class Screen(Console):
-    """A console that shows every string as it is: no markup, no emoji codes, no controls.
-
-    Styles are given by `style=` or by a `Text`.
-    """
-
-    def render_str(
-        self,
-        text: str,
-        *,
-        style: str | Style = "",
-        justify: Any = None,
-        overflow: Any = None,
-        emoji: bool | None = None,
-        markup: bool | None = None,
-        highlight: bool | None = None,
-        highlighter: Callable[[str | Text], Text] | None = None,
-    ) -> Text:
-        """A string as rich shows it; markup and highlighting are off whatever is asked for."""
-        return Text(for_terminal(text), style, justify=justify, overflow=overflow)
 
 
 def for_figure(text: str, width: int = _LONGEST_NAME, lines: int = 1) -> str:

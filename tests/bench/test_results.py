@@ -15,7 +15,7 @@ from helpers.bench import AFTER, BEFORE, FASTV, LAYERS, PROMPT, QUICK, K
 from helpers.models import N
 from pore.bench.measuring import measure
 from pore.bench.results import Spread
-from pore.bench.table import table
+from pore.bench.table import about, table
 
 
 @pytest.mark.usefixtures("quick_rates")
@@ -76,8 +76,9 @@ def test_table(model: LlavaForConditionalGeneration) -> None:
     console.print(shown)
     text = console.export_text()
     assert shown.row_count == 3
-    for words in ("unpruned", "FastV(keep=6, layer=2)", "Downsample(keep=4)", "13 from 2", "sdpa"):
+    for words in ("unpruned", "FastV(keep=6, layer=2)", "Downsample(keep=4)", "13 from 2", " ± "):
         assert words in text
+    assert "sdpa" in about(result)[0]
 
 
 def test_spread() -> None:

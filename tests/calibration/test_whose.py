@@ -344,8 +344,7 @@ class TestSurvey:
 
         def counted(*args: Any, **given: Any) -> Any:
             found = evaluate(*args, **given)
-            if given["part"].start == 0:  # a call for every batch
-                asked.append(found.label)
+            asked.append(found.label)
             return found
 
         monkeypatch.setattr(own, "evaluate", counted)

@@ -9,11 +9,17 @@ from typing import Any, get_args
 
 import pytest
 
-from pore.cli.app import app
+from pore.cli.app import COMMANDS as LISTED
+from pore.cli.app import function_of
+from pore.cli.options import everywhere
 from pore.evaluation.reweighting import ROPE, UNCALIBRATED
 
 GOLDEN = json.loads(Path(__file__).with_name("commands.json").read_text())
-COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands}
+COMMANDS = {name: function_of(name) for name in LISTED}
+SHARED = {one.name for one in everywhere(config=True)}
+
+
+"""What every command has, or every one that takes a file of options."""
 
 
 def described(parameter: inspect.Parameter) -> dict[str, Any]:
@@ -41,7 +47,22 @@ def test_options_are_as_they_were(name: str) -> None:
     command = COMMANDS[name]
     assert inspect.cleandoc(command.__doc__).splitlines() == GOLDEN[name]["help"]
     parameters = inspect.signature(command).parameters.values()
-    assert list(map(described, parameters)) == GOLDEN[name]["parameters"]
+    own = [one for one in parameters if one.name not in SHARED]
+    assert list(map(described, own)) == GOLDEN[name]["parameters"]
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_the_list_of_commands_has_the_first_line_of_their_help(name: str) -> None:
+    assert inspect.cleandoc(COMMANDS[name].__doc__ or "").splitlines()[0] == LISTED[name]
+    assert len(LISTED[name]) <= 64  # a line of the list in a terminal of 80 columns
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_command_has_what_stands_anywhere(name: str) -> None:
+    parameters = inspect.signature(COMMANDS[name]).parameters
+    assert {"debug", "verbose", "quiet"} <= parameters.keys()
+    files = name in ("demo", "calibrate", "generate", "evaluate", "bench", "serve")
+    assert ({"config", "save_config"} <= parameters.keys()) == files
 
 
 def test_the_help_names_every_correction_without_calibration() -> None:

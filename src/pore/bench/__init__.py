@@ -8,5 +8,6 @@ from pore.bench.results import SpeedResult as SpeedResult
 from pore.bench.setup import build as build
 from pore.bench.setup import hardware as hardware
 from pore.bench.setup import versions as versions
+from pore.bench.table import about as about
 from pore.bench.table import table as table
 from pore.bench.workload import Workload as Workload

@@ -2,69 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from pore._text import cell
+from pore._numbers import number, spread
+from pore._screen import cell
 from pore.bench.results import SpeedResult, Spread
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def table(result: SpeedResult) -> Table:
+def table(result: SpeedResult, parts: Collection[str] = ("time", "cost")) -> Table:
     """A result as a table for the terminal.
 
     Args:
         result: What `measure` returned.
+        parts: "time" for the times, "cost" for tokens, FLOPs and memory; a terminal of 80 columns
+            has room for one of them.
 
     Returns:
-        One row for each setting; times are medians with quartiles.
+        One row for each setting; a time is the median ± half the distance between the quartiles.
     """
+    from rich import box
     from rich.table import Table
 
-    model, work = result.model, result.workload
-    title = (
-        f"{model['name']}, {model['dtype']}, {model['attention']}, batch {work.batch_size}, "
-        f"{work.text_before} + {work.visual} + {work.text_after} tokens, "
-        f"{result.hardware.get('gpu', result.hardware['cpu'])}"
-    )
-    caption = f"medians (and quartiles) in ms, of {work.repeats} interleaved runs"
-    shown = Table(title=cell(title), caption=caption)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("setting", overflow="fold")
-    shown.add_column("tokens", justify="right", no_wrap=True)
-    for header in (
-        "TFLOPs",
-        "prefill",
-        "speed-up",
-        "x attainable",
-        "first token",
-        "decode, a token",
-        "cache, MiB",
-        "peak, MiB",
-    ):
-        shown.add_column(header, justify="right")
+    headings = ["prefill", "speed-up", "attainable", "first token", "a token"] * ("time" in parts)
+    headings += ["tokens", "GFLOPs", "cache, MiB", "peak, MiB"] * ("cost" in parts)
+    for header in headings:
+        shown.add_column(header, justify="right", no_wrap=True)
     unpruned = result.settings[0].timing
     for setting in result.settings:
         timing, ideal, flops = setting.timing, setting.attainable, setting.flops
-        peak = timing.peak_memory
-        shown.add_row(
-            cell(setting.name),
-            _steps(setting.tokens),
-            "-" if flops is None else f"{flops.total / 1e12:.3g}",
+        times = [
             _cell(timing.prefill),
-            _cell(unpruned.prefill.over(timing.prefill), 2),
-            "-" if ideal is None else _cell(timing.prefill.over(ideal.prefill), 3),
+            _cell(unpruned.prefill.over(timing.prefill)),
+            "-" if ideal is None else _cell(timing.prefill.over(ideal.prefill)),
             _cell(timing.ttft),
             "-" if timing.decode is None else _cell(timing.decode),
-            f"{timing.cache / 2**20:,.1f}",
-            "-" if peak is None else f"{peak / 2**20:,.0f}",
-        )
+        ]
+        costs = [
+            _steps(setting.tokens),
+            "-" if flops is None else number(flops.total, 1e9),
+            number(timing.cache, 2**20),
+            "-" if timing.peak_memory is None else number(timing.peak_memory, 2**20),
+        ]
+        cells = times * ("time" in parts) + costs * ("cost" in parts)
+        shown.add_row(cell(setting.name), *cells)
     return shown
 
 
-def _cell(spread: Spread, digits: int = 1) -> str:
-    return f"{spread.median:.{digits}f}\n({spread.q1:.{digits}f}-{spread.q3:.{digits}f})"
+def about(result: SpeedResult) -> tuple[str, str]:
+    """What was measured, and what the columns of the times mean, in a line each."""
+    model, work = result.model, result.workload
+    return (
+        f"{model['name']}, {model['dtype']}, {model['attention']}, batch {work.batch_size}, "
+        f"{work.text_before} + {work.visual} + {work.text_after} tokens, "
+        f"{result.hardware.get('gpu', result.hardware['cpu'])}",
+        f"times: medians in ms of {work.repeats} runs that take turns, ± half the distance between "
+        "the quartiles; attainable: the prefill over that of layers without pruning code",
+    )
+
+
+def _cell(found: Spread) -> str:
+    return spread(found.median, found.q1, found.q3)
 
 
 def _steps(tokens: Sequence[int]) -> str:

@@ -1,49 +1,82 @@
 """The command line: `pore demo`, `calibrate`, `generate`, `evaluate`, `bench`, `plot` and more.
 
 Every command calls the same functions that the library offers, for the embedded model and for any
-other. A module that is slow to import is imported by the command that needs it.
+other. A command is imported when it is run, and what is slow to import by the command that needs
+it, so that `pore --help` waits for neither.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from pore import __version__
 from pore._text import for_terminal
-from pore.cli.bench import bench
-from pore.cli.benchmarks import benchmarks
-from pore.cli.calibrate import calibrate
-from pore.cli.chat import chat
-from pore.cli.check import check
-from pore.cli.compare import compare
-from pore.cli.demo import demo
-from pore.cli.evaluate import evaluate
-from pore.cli.flops import flops
-from pore.cli.generate import generate
-from pore.cli.merge import merge
-from pore.cli.methods import methods
-from pore.cli.models import models
-from pore.cli.plot import plot
-from pore.cli.printing import complain
-from pore.cli.serve import serve
-from pore.cli.ui import ui
+from pore.cli.config_file import CONFIG
+from pore.cli.verbosity import CHOSEN, Debug, Quiet, Verbose, choose
 from pore.errors import PoreError
 
 _EXIT_ERROR, _EXIT_INTERRUPTED = 1, 130
 
+# In the order in which `pore --help` lists them, with the first sentence of their own help.
+COMMANDS = {
+    "demo": "Calibrate, prune, ask and compare, and write a report.",
+    "calibrate": "Measure a model's position bias, fit P and save it.",
+    "merge": "Fit one P to what several calibrations measured.",
+    "generate": "Answer a question about images or a video.",
+    "chat": "Talk about images or a video, one question a line.",
+    "evaluate": "Ask questions with known answers, with and without pruning.",
+    "compare": "Say which differences between two files of results are real.",
+    "bench": "Measure time and memory, with and without pruning.",
+    "plot": "Draw the figures of saved results.",
+    "flops": "Count the FLOPs of a prefill, with and without pruning.",
+    "methods": "List the pruning methods and their settings.",
+    "models": "List the model families, and the methods that each takes.",
+    "benchmarks": "List the benchmarks of the PoRe paper's Table 1.",
+    "check": "Prove on this machine that pruning a model is exact.",
+    "serve": "Serve a pruned model behind OpenAI's chat completions.",
+    "ui": "Serve a page: drop a picture, ask, and see what is kept.",
+}
 
-# Wrong usage of any kind; typer has no name for it.
+_MARKUP: Any = "markdown"
+
+# What typer itself makes a message of, and wrong usage of any kind; typer has no names for them.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+_ClickError: Any = typer.BadParameter.__mro__[2]
+
+
+def function_of(name: str) -> Callable[..., None]:
+    """The function of a command, which is in the file of the same name."""
+    function: Callable[..., None] = getattr(import_module(f"pore.cli.{name}"), name)
+    return function
 
 
 class _Group(TyperGroup):
-    """Turns errors that users can fix into messages and exit codes."""
+    """Imports a command when it is run; turns errors that users can fix into messages."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # What stands for a command until it is run: enough for `pore --help` and for completion.
+        self.commands = {name: TyperCommand(name, help=line) for name, line in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the line names, imported."""
+        name, found, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            one = typer.Typer(
+                add_completion=False, rich_markup_mode=_MARKUP, pretty_exceptions_enable=False
+            )
+            one.command(name)(function_of(name))
+            found = typer.main.get_command(one)
+        return name, found, rest
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the arguments before the command."""
@@ -56,21 +89,44 @@ class _Group(TyperGroup):
             with _usage():
                 return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            complain("Interrupted.", "yellow", error)
+            _complain("Interrupted.", "yellow", str(error))
             raise typer.Exit(_EXIT_INTERRUPTED) from error
-        except (PoreError, OSError) as error:
-            if ctx.params.get("debug"):
+        except (typer.Exit, typer.Abort, _ClickError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if CHOSEN.debug:
                 raise
-            complain("Error:", "red", error)
+            if isinstance(error, (PoreError, OSError)):
+                _complain("Error:", "red", str(error))
+            else:
+                what = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
+                _complain("Error:", "red", f"{what}. {_UNEXPECTED}")
             raise typer.Exit(_EXIT_ERROR) from error
+
+
+_UNEXPECTED = (
+    "pore did not expect this error. Run the same command with --debug to see where it comes from."
+)
+
+
+def _complain(what: str, style: str, message: str) -> None:
+    from pore.cli.printing import complain
+
+    complain(what, style, message)
 
 
 @contextmanager
 def _usage() -> Iterator[None]:
-    """Escape control characters in the usage errors that typer prints itself."""
+    """Escape control characters in the usage errors that typer prints itself.
+
+    Where the value is from a file of options, they name the file.
+    """
     try:
         yield
     except _UsageError as error:
+        file, name = error.ctx and error.ctx.meta.get(CONFIG), getattr(error, "param", None)
+        if file and name and error.ctx.get_parameter_source(name.name).name == "DEFAULT_MAP":
+            error.message = f"{error.message} (from {file})"
         error.message = for_terminal(error.message)
         raise
 
@@ -78,8 +134,7 @@ def _usage() -> Iterator[None]:
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=_MARKUP,
     pretty_exceptions_enable=False,
     help="Prune the visual tokens of vision-language models that matter least, after dividing the "
     "position bias out of attention (PoRe, arXiv 2508.17807).",
@@ -88,44 +143,22 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"pore {version('pore-vlm')}")
+        typer.echo(f"pore {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show the version.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
-    # Both are read before any command: `debug` by `_Group`, `version` by its callback.
-    del debug, version
-
-
-# In the order in which `pore --help` lists them.
-for _command in (
-    demo,
-    calibrate,
-    merge,
-    generate,
-    chat,
-    evaluate,
-    compare,
-    bench,
-    plot,
-    flops,
-    methods,
-    models,
-    benchmarks,
-    check,
-    serve,
-    ui,
-):
-    app.command()(_command)
+    del version  # read by its callback
+    choose(debug, verbose, quiet, first=True)
 
 
 def main() -> None:
@@ -134,7 +167,15 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # Escape characters that the terminal cannot show; the rest is printed as it is.
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     app(prog_name="pore")
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line, without the line of code that gave it."""
+    from pore.cli.printing import warn
+
+    warn(" ".join(str(message).split()))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pore._progress import progress
 from pore.cli.options import method_of, metric_of
-from pore.cli.printing import print_results, say
+from pore.cli.printing import note, print_results, say
 
 if TYPE_CHECKING:
     from pore.cli.evaluate_options import Options
     from pore.data.samples import Sample
     from pore.engine.corrections import Correction
     from pore.engine.pruner import Pruner
+    from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import Outcome
     from pore.evaluation.work import Work
 
@@ -64,8 +65,7 @@ def ask_one(
         )
     some = samples[:_COUNTED]
     biases = biases_named(options.reweight, options.allow or (), model, processor, some)
-    more = {"guide": guiding, **sizes_asked(options, model, processor, some)}
-    pruners = _pruners(options, model, keeps, biases, more)
+    pruners = _pruners(options, model, keeps, biases, guiding)
     with progress() as told:
         job = _Job(options, model, processor, samples, Work(len(samples) * len(pruners), told))
         try:
@@ -82,32 +82,7 @@ def ask_one(
             if with_p.reweight is not None and with_p.keep in hosts:
                 say(str(compare(hosts[with_p.keep], with_p, seed=options.seed)))
     if written:
-        say(f"Wrote {' and '.join(map(str, written))}.")
-
-
-def sizes_asked(
-    options: Options, model: Any, processor: Any, samples: Sequence[Sample]
-) -> dict[str, Any]:
-    """What --average has to know of images that differ in their number of tokens.
-
-    Args:
-        options: The options of the command.
-        model: The model.
-        processor: Its processor.
-        samples: The questions.
-
-    Returns:
-        Arguments of `pore.methods.making.make`; none where images have one size.
-    """
-    from pore.evaluation.batches import Batches
-    from pore.evaluation.sizes import ImageSizes, images_asked
-    from pore.families.registry import family_of
-
-    if not options.average or family_of(model).common_grid(model) is not None:
-        return {}
-    some = samples[:_COUNTED]
-    batches = Batches(model, processor, some, batch_size=options.batch_size, max_bad=1)
-    return {"visual": ImageSizes.of(model, images_asked(batches)).usual, "shares": True}
+        note(f"Wrote {' and '.join(map(str, written))}.")
 
 
 def _pruners(
@@ -115,7 +90,7 @@ def _pruners(
     model: Any,
     keeps: Sequence[int | float],
     biases: Sequence[Correction] | None,
-    more: Mapping[str, Any],
+    guiding: Guiding | None,
 ) -> list[Pruner | None]:
     """None for the unpruned model, then the method at every budget, without P and then with P.
 
@@ -125,7 +100,7 @@ def _pruners(
 
     pruners: list[Pruner | None] = [None]
     for keep in keeps:
-        pruner = method_of(options, model, keep, **more)
+        pruner = method_of(options, model, keep, guide=guiding)
         pruners += with_and_without(pruner, biases)
     return pruners
 

@@ -10,6 +10,7 @@ import typer
 
 from pore._progress import progress
 from pore.cli.about import command_line
+from pore.cli.checks import check_file, check_method, check_reweight
 from pore.cli.options import (
     Allow,
     Average,
@@ -23,7 +24,7 @@ from pore.cli.options import (
     size_of_image,
     takes,
 )
-from pore.cli.printing import say, stdout
+from pore.cli.printing import note, say, stdout
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,13 +82,32 @@ class Options(Loading):
     ] = None
 
 
-@takes(Options)
-def bench(options: Options) -> None:
-    """Measure prefill, first token, decoding and memory, pruned and unpruned.
+def _check(options: Options) -> None:
+    """Refuse what can be seen to be wrong before a model is loaded."""
+    if (options.shape is None) == (options.model is None):
+        raise typer.BadParameter("Give either --shape or --model.")
+    if options.model is None and options.revision is not None:
+        raise typer.BadParameter("--revision needs --model; a --shape has no revision.")
+    if options.image is not None and options.model is None:
+        raise typer.BadParameter("--image needs --model; a --shape has images of one size.")
+    if options.image is not None and (options.text_before, options.text_after) != (None, None):
+        raise typer.BadParameter("With --image the chat template says what text there is.")
+    if options.image is not None:
+        size_of_image(options.image)
+    budgets(options.keep, options.settings, "128")
+    check_file(options.out, "--out")
+    check_method(options.method, options.settings)
+    check_reweight(options.reweight)
 
-    Pruned and unpruned runs take turns, after a warm-up. Every setting is also compared with the
-    attainable: the same layers on sequences that are as short, without any pruning code. With
-    --reweight every budget is run without P and with it, so that its cost shows.
+
+@takes(Options, check=_check, config=True)
+def bench(options: Options) -> None:
+    """Measure time and memory, with and without pruning.
+
+    Measures the prefill, the first token, decoding and memory. Pruned and unpruned runs take turns,
+    after a warm-up. Every setting is also compared with the attainable: the same layers on
+    sequences that are as short, without any pruning code. With --reweight every budget is run
+    without P and with it, so that its cost shows.
 
     Examples:
 
@@ -103,16 +123,8 @@ def bench(options: Options) -> None:
     from pore.data.prompts import build_inputs
     from pore.data.samples import noise
 
-    if (options.shape is None) == (options.model is None):
-        raise typer.BadParameter("Give either --shape or --model.")
-    if options.model is None and options.revision is not None:
-        raise typer.BadParameter("--revision needs --model; a --shape has no revision.")
     words = {"text_before": options.text_before, "text_after": options.text_after}
     words = {name: count for name, count in words.items() if count is not None}
-    if options.image is not None and options.model is None:
-        raise typer.BadParameter("--image needs --model; a --shape has images of one size.")
-    if options.image is not None and words:
-        raise typer.BadParameter("With --image the chat template says what text there is.")
     keeps = budgets(options.keep, options.settings, "128")
     model, processor = _model(options)
     picture = noise(size_of_image(options.image) if options.image else (336, 336))
@@ -136,9 +148,13 @@ def bench(options: Options) -> None:
         )
     if options.out is not None:
         result.save(options.out)
-    stdout().print(speed.table(result))
+    first, last = speed.about(result)
+    say(first)
+    for part in ("time", "cost"):
+        stdout().print(speed.table(result, (part,)))
+    say(last, style="dim")
     if options.out is not None:
-        say(f"Wrote {options.out}.")
+        note(f"Wrote {options.out}.")
 
 
 def _pruners(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-from pore._text import cell
+from pore._screen import cell
 from pore.cli.options import AsJson, takes
 from pore.cli.printing import plain_table, say, stdout
 
@@ -21,10 +21,10 @@ class Options:
 
 @takes(Options)
 def benchmarks(options: Options) -> None:
-    """List the benchmarks of PoRe's Table 1: their tasks in lmms-eval, and who scores them.
+    """List the benchmarks of the PoRe paper's Table 1.
 
-    Two protocols: lmms-eval's own, and that of LLaVA-1.5's scripts, from which published figures
-    come.
+    Names their tasks in lmms-eval, and who scores them. Two protocols: lmms-eval's own, and that of
+    LLaVA-1.5's scripts, from which published figures come.
 
     Examples:
 

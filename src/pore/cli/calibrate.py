@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pore.cli.checks import (
+    check_drawing,
+    check_file,
+    check_folder,
+    check_method,
+    check_samples,
+)
 from pore.cli.fitting import (
     AskedHeads,
     AskedKind,
@@ -41,7 +48,7 @@ from pore.cli.options import (
     takes,
 )
 from pore.cli.plot import draw_biases
-from pore.cli.printing import say
+from pore.cli.printing import note, say
 from pore.errors import InputError, PoreError
 
 if TYPE_CHECKING:
@@ -95,7 +102,13 @@ class Options(Loading):
         ),
     ] = False
     max_bad: Annotated[
-        float, typer.Option(help="Largest share of bad samples to skip; more stop the run.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Skip samples that cannot be read, up to this share of all; more of them stop "
+            "the run.",
+        ),
     ] = 0.01
     figures: Annotated[
         Path | None,
@@ -121,9 +134,41 @@ class Options(Loading):
     ] = None
 
 
-@takes(Options)
+def _sums(options: Options) -> Path:
+    """The file for the sums."""
+    return options.checkpoint or options.out.with_name(f"{options.out.stem}.calibration.json")
+
+
+def _check(options: Options) -> None:
+    """Refuse what can be seen to be wrong before a model is loaded."""
+    from pore.methods.registry import method_named
+
+    if options.engine not in ("torch", "ray"):
+        raise InputError(f"--engine is torch or ray, not {options.engine!r}.")
+    if options.actors is not None and options.engine != "ray":
+        raise InputError("--actors is for --engine ray.")
+    check_form(form_of_bias(options.kind), options.mean, options.over, options.heads)
+    budgets([options.keep] if options.keep else None, options.settings)
+    check_file(options.out, "--out")
+    check_file(options.page, "--page")
+    check_file(_sums(options), "--checkpoint")
+    check_folder(options.figures, "--figures")
+    for option, drawn in (("--page", options.page), ("--figures", options.figures)):
+        if drawn is not None:
+            check_drawing(option)
+    how = {"questions": options.questions, "split": options.split, "answer": None}
+    check_samples(options.samples, "--samples", **{**how, **columns(options.columns)})
+    check_method(options.method, options.settings)
+    if not method_named(options.method).reweightable:
+        raise InputError(
+            f"--method {options.method}: it does not rank by the attention between text and image, "
+            "so there is no P to measure for it; `pore methods` lists the methods that take one."
+        )
+
+
+@takes(Options, check=_check, config=True)
 def calibrate(options: Options) -> None:
-    """Measure the position bias of a model, fit P and save it.
+    """Measure a model's position bias, fit P and save it.
 
     A method that ranks by attention at several layers gets one P for each, all in one file. Only
     the vision tower runs, and the decoder up to the last layer whose attention is read. If it is
@@ -150,7 +195,7 @@ def calibrate(options: Options) -> None:
     from pore.corrections.files import save_corrections
 
     out = options.out
-    sums = options.checkpoint or out.with_name(f"{out.stem}.calibration.json")
+    sums = _sums(options)
     with launched() as processes:
         form = form_of_bias(options.kind)
         mean = check_form(form, options.mean, options.over, options.heads)
@@ -171,7 +216,7 @@ def calibrate(options: Options) -> None:
             shared = {"processes": f"{processes.size} processes"} if processes.size > 1 else {}
             setup = setup_of(model) | shared
             write_page(options.page, measured, drawn, told, stable, **about, setup=setup)
-            say(f"Wrote {options.page}.")
+            note(f"Wrote {options.page}.")
 
     try:
         biases, drawn = fitted(measured, form, mean, options.over, options.heads)
@@ -180,7 +225,7 @@ def calibrate(options: Options) -> None:
         raise
     save_corrections(out, biases)
     say(*map(repr, biases))
-    say(f"Wrote {out}, and the sums to {sums}.")
+    note(f"Wrote {out}, and the sums to {sums}.")
     show(drawn)
     if options.figures is not None:
         draw_biases(measured, drawn, options.figures)
@@ -208,10 +253,6 @@ def measure(
     from pore.data.loading import load_model
     from pore.data.sources import load_samples, scenes_for
 
-    if options.engine not in ("torch", "ray"):
-        raise InputError(f"The engine is torch or ray, not {options.engine!r}.")
-    if options.actors is not None and options.engine != "ray":
-        raise InputError("--actors is for --engine ray.")
     actors = None
     if options.engine == "ray":
         connected()

@@ -84,12 +84,12 @@ class Options(Loading):
 
 @takes(Options)
 def chat(options: Options) -> None:
-    """Talk about images or a video: one question a line, answered as it is written.
+    """Talk about images or a video, one question a line.
 
-    The images are pruned with the first question, and all later questions use what it kept: with a
-    small budget, ask the most important question first. A line "/image PATH" shows another image
-    with the next question, which is then pruned for that question. Ctrl-D ends the conversation.
-    Questions may come from a pipe too.
+    Answers are printed word by word. The images are pruned with the first question, and all later
+    questions use what it kept: with a small budget, ask the most important question first. A line
+    "/image PATH" shows another image with the next question, which is then pruned for that
+    question. Ctrl-D ends the conversation. Questions may come from a pipe too.
 
     Examples:
 
@@ -118,7 +118,7 @@ def chat(options: Options) -> None:
                     continue
                 turn = talk.turn(line, shown)
             except PoreError as error:  # the conversation is as it was
-                complain("Error:", "red", error)
+                complain("Error:", "red", str(error))
                 continue
             talk.answer(turn)
             if shown and run is not None:

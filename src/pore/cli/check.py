@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pore._text import cell
+from pore._screen import cell
 from pore.cli.options import AsJson, Making, takes
 from pore.cli.printing import plain_table, stdout
 
@@ -25,7 +25,7 @@ class Options(Making):
 
 @takes(Options)
 def check(options: Options) -> None:
-    """Prove that pruning a model is exact, on this machine and with the installed versions.
+    """Prove on this machine that pruning a model is exact.
 
     Builds a tiny random twin from the model's config alone, and checks on it: keeping every token
     changes nothing, pruning equals masking, a batch equals its samples one by one, cached decoding

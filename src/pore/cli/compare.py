@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pore._numbers import interval, p_value, percent, points
-from pore._text import cell
+from pore._screen import cell
 from pore.cli.options import LARGEST_SEED, AsJson, takes
 from pore.cli.printing import plain_table, say, stdout
 
@@ -91,22 +91,18 @@ def _table(verdicts: Sequence[Verdict]) -> Table:
     from pore.plotting.labels import budget_label
 
     made = plain_table(
-        *("kept", "first", "right, %", "second", "right, %", "difference, points"),
-        *("won", "lost", "p", "p (Holm)", "real"),
+        *("kept", "first and second", "right, %", "difference\nin points"),
+        *("won,\nlost", "p, then\nby Holm", "real"),
     )
     for verdict in verdicts:
         one, other, paired = verdict.first, verdict.second, verdict.paired
         made.add_row(
             cell(budget_label(other["keep"]).removeprefix("keep ")),
-            cell(name_of(one)),
-            cell(f"{percent(one['accuracy'])} {interval(one['ci'])}"),
-            cell(name_of(other)),
-            cell(f"{percent(other['accuracy'])} {interval(other['ci'])}"),
-            cell(f"{points(paired.difference)} [{', '.join(map(points, paired.ci))}]"),
-            str(paired.gained),
-            str(paired.lost),
-            p_value(paired.p),
-            p_value(verdict.p_holm),
+            cell(f"{name_of(one)}\n{name_of(other)}"),
+            cell("\n".join(f"{percent(r['accuracy'])} {interval(r['ci'])}" for r in (one, other))),
+            cell(f"{points(paired.difference)}\n[{', '.join(map(points, paired.ci))}]"),
+            f"{paired.gained}\n{paired.lost}",
+            f"{p_value(paired.p)}\n{p_value(verdict.p_holm)}",
             cell("yes" if verdict.real else "no", "bold" if verdict.real else ""),
         )
     return made

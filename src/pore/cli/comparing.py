@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pore._numbers import interval, number, p_value, percent, points
 from pore._progress import progress
-from pore._text import cell
+from pore._screen import cell
 from pore.cli.about import command_line
 from pore.cli.printing import plain_table, say, stdout
 

@@ -12,6 +12,7 @@ import typer
 
 from pore._progress import progress
 from pore.cli.about import about
+from pore.cli.checks import check_drawing, check_folder, check_samples
 from pore.cli.options import (
     LARGEST_SEED,
     SCENES,
@@ -24,7 +25,8 @@ from pore.cli.options import (
     budget,
     takes,
 )
-from pore.cli.printing import print_results, say
+from pore.cli.printing import note, print_results, say
+from pore.cli.verbosity import CHOSEN
 
 if TYPE_CHECKING:
     from pore.evaluation.records import Record
@@ -56,9 +58,19 @@ class Options(Loading):
     ] = 0
 
 
-@takes(Options)
+def _check(options: Options) -> None:
+    """Refuse what can be seen to be wrong before a model is loaded."""
+    for keep in options.keep:
+        budget(keep)
+    check_folder(options.out, "--out")
+    check_drawing("pore demo")
+    check_samples(options.calibration, "--calibration")
+    check_samples(options.test, "--test")
+
+
+@takes(Options, check=_check, config=True)
 def demo(options: Options) -> None:
-    """Calibrate, fit, prune, ask, compare: the whole job, with a report.
+    """Calibrate, prune, ask and compare, and write a report.
 
     Measures the position bias on the calibration samples and fits P. Then the model answers the
     test questions unpruned and with FastV, FastV + PoRe, FastV + RoPE prior, Random and Downsample.
@@ -122,12 +134,14 @@ def demo(options: Options) -> None:
     for difference in result.differences:
         if is_pore(difference):
             say(f"  {difference}")
-    say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
+    note(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
 
 
 def _first(records: Sequence[Record]) -> None:
     """Show the table of the first questions."""
-    say(f"After the first {records[0]['n']} questions; the rest are being asked.\n")
+    if CHOSEN.quiet:
+        return
+    note(f"After the first {records[0]['n']} questions; the rest are being asked.\n")
     print_results(records)
 
 

@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 from pore._progress import progress
 from pore.cli.about import about
 from pore.cli.asking import ask_one, is_guided
+from pore.cli.checks import (
+    check_drawing,
+    check_folder,
+    check_method,
+    check_reweight,
+    check_samples,
+)
 from pore.cli.comparing import ask_corrections
 from pore.cli.evaluate_options import Options
 from pore.cli.options import budget, budgets, columns, metric_of, takes
-from pore.cli.printing import headline, say, stdout
-from pore.cli.sweeping import asks_samples, is_sweep, sweep_methods
+from pore.cli.printing import headline, note, say, stdout
+from pore.cli.sweeping import asks_samples, check_sweep, is_sweep, sweep_methods
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,9 +34,40 @@ if TYPE_CHECKING:
 _ASKED_OF_ALL = 700
 
 
-@takes(Options)
+def _check(options: Options) -> None:
+    """Refuse what can be seen to be wrong before a model is loaded."""
+    jobs = {"--all": options.every, "--corrections": options.corrections}
+    jobs["--tasks or --methods"] = is_sweep(options)
+    asked = [name for name, wanted in jobs.items() if wanted]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} are two jobs; give one of them at a time.")
+    if options.guide is not None and not asked and not is_guided(options.method):
+        raise InputError(
+            f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
+        )
+    several = options.every or options.corrections or is_sweep(options)
+    if several:
+        _settings(options, asked[0].split()[-1], reweight=is_sweep(options))
+    else:
+        budgets(options.keep, options.settings)
+        check_method(options.method, options.settings)
+    if options.corrections and options.average:
+        raise InputError("--corrections takes --keep as the tokens left at the end, not --average.")
+    if is_sweep(options):
+        check_sweep(options)
+    metric_of(options)
+    check_folder(options.out, "--out")
+    if options.every or options.corrections:
+        check_drawing(asked[0])
+    check_reweight(options.reweight)
+    how = {"questions": options.questions, "split": options.split}
+    check_samples(options.samples, "--samples", **how, **columns(options.columns))
+    check_samples(options.calibration if several else None, "--calibration")
+
+
+@takes(Options, check=_check, config=True)
 def evaluate(options: Options) -> None:
-    """Ask a model questions with known answers: unpruned, pruned, and pruned with P.
+    """Ask questions with known answers, with and without pruning.
 
     With --reweight, every budget is run without P and with it, and the two are compared question
     by question. With --all, every method is set up as by its authors and answers the same 700
@@ -75,19 +113,9 @@ def _evaluate(options: Options, processes: Processes) -> None:
     from pore.data.loading import load_model
     from pore.data.sources import load_samples, scenes_for
 
-    jobs = {"--all": options.every, "--corrections": options.corrections}
-    jobs["--tasks or --methods"] = is_sweep(options)
-    asked = [name for name, wanted in jobs.items() if wanted]
-    if len(asked) > 1:
-        raise InputError(f"{' and '.join(asked)} are two jobs; give one of them at a time.")
     every = options.every or options.corrections
-    if options.guide is not None and not asked and not is_guided(options.method):
-        raise InputError(
-            f"--guide is for --all and for --method SGL, not for {options.method}; leave it out."
-        )
     keeps = [] if is_sweep(options) else budgets(options.keep, options.settings)
     # What is wrong with the samples is said before gigabytes are loaded.
-    metric_of(options)
     limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
     samples = _samples(options, limit) if options.samples else None
     if options.calibration:
@@ -178,17 +206,15 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
             guide=guide,
             progress=told,
         )
-    right = f"{headline(result.records)} in % with 95 % interval"
-    title = f"{right}, by third of the image"
-    parts = ("cost", "mean", "accuracy", "third")
-    stdout().print(table(result.records, title=title, parts=parts, taught=result.taught))
+    parts = {"": ("cost", "mean", "accuracy"), ", by third of the image": ("third",)}
     if columns(result.records, "downsample"):
-        title = f"{right}, by what Downsample gets at the same budget"
-        split = ("accuracy", "downsample")
-        stdout().print(table(result.records, title=title, parts=split, taught=result.taught))
+        parts[", by what Downsample gets at the same budget"] = ("downsample",)
+    for by, shown in parts.items():
+        say(f"{headline(result.records)} in % with 95 % interval{by}", style="italic")
+        stdout().print(table(result.records, parts=shown, taught=result.taught))
     say(*footnotes(result.records, result.taught), "", *findings(result))
     say(*(f"Left out: {line}" for line in result.reasons))
-    say(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
+    note(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
 
 
 def _settings(options: Options, flag: str, *, reweight: bool = False) -> SurveySettings:
@@ -225,8 +251,6 @@ def _ask_corrections(
     options: Options, model: Any, processor: Any, samples: Sequence[Sample]
 ) -> None:
     """Evaluate every correction on every host, and print the results."""
-    if options.average:
-        raise InputError("--corrections takes --keep as the tokens left at the end, not --average.")
     ask_corrections(
         model,
         processor,

@@ -15,6 +15,7 @@ from pore.cli.options import (
     Average,
     Batch,
     Columns,
+    Guide,
     Layer,
     Limit,
     Loading,
@@ -98,13 +99,7 @@ class Options(Loading):
             min=1, help="With --all, --corrections or --methods: calibration samples, at most."
         ),
     ] = 700
-    guide: Annotated[
-        str | None,
-        typer.Option(
-            help="With --all, --corrections, --methods or --method SGL: a smaller model that "
-            "guides SGL; it must cut images into the same tokens. [default: the model itself]"
-        ),
-    ] = None
+    guide: Guide = None
     method: Method = "FastV"
     keep: Annotated[
         list[str] | None,

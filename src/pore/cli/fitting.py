@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 AskedKind = Annotated[
     str,
     typer.Option(
-        help="Form of P: exponential, exponential+offset, spline or empirical; auto takes the "
-        "first three's with the least error on the half of the data it was not fitted to."
+        help="Form of P: exponential, exponential+offset, spline or empirical. 'auto' fits the "
+        "first three to half of the images, and takes the one that is nearest to the other half."
     ),
 ]
 AskedMean = Annotated[
@@ -142,10 +142,10 @@ def check_form(form: FitKind, mean: str, over: str | None, heads: bool) -> Mean:
     from pore.calibration.fits import Mean
 
     if mean not in get_args(Mean):
-        raise InputError(f"P is fitted to the {' or '.join(get_args(Mean))} mean, not {mean!r}.")
+        raise InputError(f"--mean is {' or '.join(get_args(Mean))}, not {mean!r}.")
 
     if over is not None and over not in OVER:
-        raise InputError(f"P is a function of {', '.join(OVER)}, not of {over!r}.")
+        raise InputError(f"--over is one of {', '.join(OVER)}, not {over!r}.")
     if heads and (over is not None or form == "auto"):
         raise InputError(
             "A P for every head is over the positions of images of one size, and of a kind that "

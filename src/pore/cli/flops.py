@@ -11,7 +11,7 @@ import typer
 
 from pore._numbers import fixed, number, percent
 from pore.cli.options import AsJson, GivenLayer, Keeps, budget, size_of_image, takes
-from pore.cli.printing import stdout
+from pore.cli.printing import say, stdout
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ class Options:
 
 @takes(Options)
 def flops(options: Options) -> None:
-    """Count the FLOPs of a prefill: by the paper's formula, and in full.
+    """Count the FLOPs of a prefill, with and without pruning.
 
     The defaults are those of PoRe's Table 1 and reproduce its column: 54.6, 32.8, 30.4, 19.9. The
     paper counts the mean of the decoder layers, a multiply-add as one FLOP, two matrices in an MLP,
@@ -72,11 +72,17 @@ def flops(options: Options) -> None:
     if options.as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    title = (
+    say(
         f"{model or options.shape}: {options.text} text + {visual} visual tokens, "
-        f"K = {options.layer}"
+        f"K = {options.layer}; in GFLOPs"
     )
-    stdout().print(_table(rows, title))
+    stdout().print(_table(rows))
+    say(
+        "paper: mean over the decoder layers, multiply-add = 1, MLP of two matrices",
+        "true: the whole model, multiply-add = 2; share: of the true count without pruning",
+        "decoder: with the row of attention that the tokens are ranked by",
+        style="dim",
+    )
 
 
 def _seen(options: Options, shape: ModelShape) -> tuple[int, dict[str, Any]]:
@@ -127,23 +133,23 @@ def _rows(
         }
 
 
-def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in (
         "dropped",
         "kept",
-        "paper's count, B",
-        "true count, GFLOPs",
-        "of unpruned",
+        "paper",
+        "true",
+        "share",
         "decoder",
         "tower",
         "projector",
         "head",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         paper, true = row["paper"], row["true"]
         parts = true | {"decoder": true["decoder"] + true["probe"]}
@@ -155,8 +161,4 @@ def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
             fixed(true["total"] / rows[0]["true"]["total"], 3),
             *(number(parts[name], 1e9, 4) for name in ("decoder", "tower", "projector", "head")),
         )
-    table.caption = (
-        "Paper's count: mean over the decoder layers, multiply-add = 1, MLP of two matrices. "
-        "True count: whole model, multiply-add = 2, probe of scores included in the decoder."
-    )
     return table

@@ -22,6 +22,7 @@ from pore.cli.answering import (
     sampling,
     shown_in,
 )
+from pore.cli.checks import check_method, check_reweight
 from pore.cli.drawing import check_draw, draw_kept, title_of
 from pore.cli.options import (
     Allow,
@@ -37,7 +38,7 @@ from pore.cli.options import (
     budgets,
     takes,
 )
-from pore.cli.printing import say
+from pore.cli.printing import note, say
 from pore.errors import InputError, PoreError
 
 if TYPE_CHECKING:
@@ -87,9 +88,19 @@ class Options(Loading):
     )
 
 
-@takes(Options)
+def _check(options: Options) -> None:
+    """Refuse what can be seen to be wrong before a model is loaded."""
+    budgets([options.keep] if options.keep else None, options.settings)
+    if not options.unpruned:
+        check_method(options.method, options.settings)
+        check_reweight(options.reweight)
+
+
+@takes(Options, check=_check, config=True)
 def generate(options: Options) -> None:
-    """Answer a question about images or a video, and say what was kept of them.
+    """Answer a question about images or a video.
+
+    Says also which visual tokens were kept of them.
 
     Videos are decoded by PyAV (pip install 'pore-vlm[video]'); an animated GIF, PNG or WebP and a
     folder of frames need nothing. `pore chat` asks several questions, one after the other.
@@ -125,7 +136,7 @@ def generate(options: Options) -> None:
     else:
         say(answer, style="bold")
         if report is not None:
-            say(str(report), style="dim")
+            note(str(report))
     if options.draw is None:
         return
     images = None if report is None else report.samples[0].images
@@ -137,7 +148,7 @@ def generate(options: Options) -> None:
             f"The question was answered, but {options.draw} (--draw) was not written: {error}"
         ) from error
     if not options.as_json:
-        say(f"Wrote {options.draw}.")
+        note(f"Wrote {options.draw}.")
 
 
 def _answer(

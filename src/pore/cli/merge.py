@@ -22,7 +22,7 @@ from pore.cli.fitting import (
     stability_of,
 )
 from pore.cli.options import budgets, form_of_bias, takes
-from pore.cli.printing import say
+from pore.cli.printing import note, say
 from pore.errors import CalibrationError, InputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def merge(options: Options) -> None:
     biases, _ = fitted(merged, form, mean, options.over, options.heads)
     save_corrections(options.out, biases)
     say(*map(repr, biases))
-    say(f"Wrote {options.out}, and the sums to {sums}.")
+    note(f"Wrote {options.out}, and the sums to {sums}.")
 
 
 def _merged(sources: Sequence[Path]) -> HostCalibration:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pore._text import cell
+from pore._screen import cell
 from pore.cli.options import AsJson, takes
 from pore.cli.printing import plain_table, say, stdout
 
@@ -26,9 +26,10 @@ class Options:
 
 @takes(Options)
 def models(options: Options) -> None:
-    """List the supported model families: which methods each takes, and why it does not take others.
+    """List the model families, and the methods that each takes.
 
-    Every method has its authors' settings here; other settings may work in more families.
+    Says also why a family does not take a method. Every method has its authors' settings here;
+    other settings may work in more families.
 
     Examples:
 

@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 
 import typer
 
+from pore.cli import completing
+from pore.cli.config_file import Config, SaveConfig, names_of, save
+from pore.cli.verbosity import CHOSEN, Debug, Quiet, Verbose, choose
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
+        autocompletion=completing.models,
         help="Hub id, folder, or one of the models shipped here: 'embedded', 'embedded-video'.",
     ),
 ]
@@ -46,11 +50,18 @@ Device = Annotated[
     str, typer.Option(help="cpu, cuda:0, mps, ...; 'auto' takes the accelerator, if there is one.")
 ]
 Dtype = Annotated[
-    str, typer.Option(help="float32, float16, bfloat16; 'auto' takes the checkpoint's own.")
+    str,
+    typer.Option(
+        autocompletion=completing.one_of("auto", "float32", "float16", "bfloat16"),
+        help="float32, float16, bfloat16; 'auto' takes the checkpoint's own.",
+    ),
 ]
 Attn = Annotated[
     str | None,
-    typer.Option(help="Attention implementation: sdpa, flash_attention_2, eager."),
+    typer.Option(
+        autocompletion=completing.one_of("sdpa", "flash_attention_2", "eager"),
+        help="Attention implementation: sdpa, flash_attention_2, eager.",
+    ),
 ]
 DeviceMap = Annotated[
     str | None,
@@ -67,7 +78,12 @@ Quantize = Annotated[
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Method = Annotated[str, typer.Option(help="Pruning method; `pore methods` lists them.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        autocompletion=completing.methods, help="Pruning method; `pore methods` lists them."
+    ),
+]
 Keep = Annotated[
     str | None,
     typer.Option(help="Visual tokens kept per image: 128, 0.25 or 25%. [default: 25%]"),
@@ -102,7 +118,18 @@ Allow = Annotated[
 ]
 Normalize = Annotated[
     str | None,
-    typer.Option(help="Softmax over the whole 'prompt', or over the 'visual' tokens alone."),
+    typer.Option(
+        autocompletion=completing.one_of("prompt", "visual"),
+        help="Softmax over the whole 'prompt', or over the 'visual' tokens alone.",
+    ),
+]
+Guide = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=completing.models,
+        help="For SGL, the method that another model guides: a smaller model, which must cut "
+        "images into the same tokens. [default: the model itself]",
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -114,6 +141,7 @@ Samples = Annotated[
     typer.Option(
         "--samples",
         "-s",
+        autocompletion=completing.samples,
         help="embedded:calibration, embedded:test, embedded:fresh, a JSONL file, a folder of "
         "images, a parquet or WebDataset (.tar) file or a folder of these, a folder of "
         "save_to_disk, or the hub id of a data set "
@@ -137,8 +165,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Largest number of sample
 MaxBad = Annotated[
     float,
     typer.Option(
-        help="Largest share of bad samples to skip; more stop the run. A single one is always "
-        "skipped, unless this is 0."
+        min=0,
+        max=1,
+        help="Skip samples that cannot be read, up to this share of all; more of them stop the "
+        "run. A single one is always skipped, unless this is 0.",
     ),
 ]
 Metric = Annotated[
@@ -179,12 +209,17 @@ class Loading(Making):
 
 def takes(
     options: type[_Options],
+    *,
+    check: Callable[[_Options], object] | None = None,
+    config: bool = False,
 ) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
     """Turn a function of one dataclass into a command with one parameter for each field.
 
     Args:
         options: The dataclass. Its fields are annotated as typer's parameters are, and come in
             their order, those of `Loading` last.
+        check: Refuses options that can be seen to be wrong before anything is loaded.
+        config: Whether the options may come from a file.
 
     Returns:
         A decorator.
@@ -200,17 +235,42 @@ def takes(
         )
         for each in ordered
     ]
+    own = [each.name for each in parameters]
+    parameters += everywhere(config)
 
     def decorate(run: Callable[[_Options], None]) -> Callable[..., None]:
         @wraps(run)
         def command(**given: Any) -> None:
-            run(options(**given))
+            choose(given["debug"], given["verbose"], given["quiet"])
+            named = names_of(given["context"].command.params)
+            on_line = {name: one for name, one in named.items() if one.opts[0].startswith("-")}
+            CHOSEN.options = {one.name: f"--{name}" for name, one in on_line.items()}
+            chosen = {name: given[name] for name in own}
+            made = options(**chosen)
+            if check is not None:
+                check(made)
+            if (path := given.get("save_config")) is not None:
+                save(path, given["context"].command.name, named, chosen)
+            run(made)
 
         # What typer reads, in place of the one argument of `run`.
         command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def everywhere(config: bool) -> list[Parameter]:
+    """The parameters that every command has besides its own; with `config`, those of files too."""
+    found: dict[str, tuple[Any, Any]] = {}
+    if config:
+        found = {"config": (Config, None), "save_config": (SaveConfig, None)}
+    found |= {"debug": (Debug, False), "verbose": (Verbose, False), "quiet": (Quiet, False)}
+    made = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in found.items()
+    ]
+    return [*made, Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
 
 
 def _default(each: Any) -> Any:
@@ -227,9 +287,15 @@ def budget(text: str) -> int | float:
     from pore.methods.settings import read_budget
 
     try:
-        return read_budget(text)
+        found = read_budget(text)
     except InputError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint="--keep") from None
+    if not (found >= 1 if isinstance(found, int) else 0 < found <= 1):
+        raise InputError(
+            f"--keep {text} keeps no visual token or more than all; give a number of them, such as "
+            "128, or a share of them, such as 0.25 or 25%."
+        )
+    return found
 
 
 def size_of_image(text: str) -> tuple[int, int]:
@@ -247,7 +313,7 @@ def budgets(
 ) -> list[int | float]:
     """The budgets given by --keep; --set must not give `keep` as well."""
     if keep and any(setting.startswith("keep=") for setting in settings or ()):
-        raise InputError("keep is given twice, by --keep and by --set.")
+        raise InputError("--keep and --set keep=... name the same setting; give one of them.")
     return list(map(budget, keep or [default]))
 
 
@@ -282,7 +348,7 @@ def form_of_bias(text: str) -> FitKind:
     forms = ["auto", *(form for form in get_args(Kind) if form not in ("rope", "power"))]
     if text not in forms:
         raise InputError(
-            f"P cannot be fitted in the form {text!r}; choose from {', '.join(forms)}."
+            f"--kind: P cannot be fitted in the form {text!r}; choose from {', '.join(forms)}."
         )
     return text  # type: ignore[return-value]
 

@@ -11,7 +11,7 @@ import typer
 
 from pore._files import write_atomic
 from pore.cli.options import form_of_bias, takes
-from pore.cli.printing import say, stdout
+from pore.cli.printing import note
 
 if TYPE_CHECKING:
     from pore.calibration.host import HostCalibration
@@ -63,7 +63,7 @@ def plot(options: Options) -> None:
         if head.startswith(b"[") or b'"pore.results"' in head:
             figure = plotting.accuracy_over_flops(read_records(path))
             drawn = plotting.save(figure, options.out / "accuracy.png")
-            say(f"Wrote {drawn}.")
+            note(f"Wrote {drawn}.")
         else:
             measured = HostCalibration.load(path)
             biases = measured.fit_any_size(form) if measured.mixed else measured.fit(form)
@@ -78,4 +78,4 @@ def draw_biases(measured: HostCalibration, biases: Sequence[Drawn], folder: Path
         which = f"-layer{bias.provenance.layer}" if len(biases) > 1 else ""
         for name, _, png in figures(stage, bias):
             path = write_atomic(folder / f"{name}{which}.png", png)
-            stdout().print(f"Wrote {path}.", highlight=False)
+            note(f"Wrote {path}.")

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pore._text import Screen, cell
+from pore._screen import Screen, cell
+from pore.cli.verbosity import CHOSEN
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from pore.evaluation.records import Record
 
-# What the widest table needs where the width of the output is unknown, as in a pipe.
-_WIDTH = 118
+# Wider than any table: in a pipe or a file nothing is wrapped or cut.
+_UNBOUNDED = 10_000
+
+# How wide the names of methods are in a table of groups of questions, and a group.
+_NAMES, _GROUP = 22, 16
+
+
+QUOTES = "\"'"
 
 
 def stdout() -> Screen:
-    """The standard output; in a pipe as wide as the widest table."""
+    """The standard output; where it is no terminal, of unbounded width."""
     console = Screen()
-    return console if console.is_terminal else Screen(width=_WIDTH)
+    return console if console.is_terminal else Screen(width=_UNBOUNDED)
 
 
 def say(*lines: str, style: str = "") -> None:
@@ -29,10 +37,51 @@ def say(*lines: str, style: str = "") -> None:
         console.print(line, style=style, soft_wrap=True)
 
 
-def complain(what: str, style: str, error: BaseException) -> None:
-    """Print a label and an error to stderr."""
+def note(*lines: str, style: str = "dim") -> None:
+    """Print remarks beside the answer, such as which files were written; `-q` leaves them out."""
+    if not CHOSEN.quiet:
+        say(*lines, style=style)
+
+
+def warn(message: str) -> None:
+    """Print a warning to stderr; `-q` leaves it out."""
+    if not CHOSEN.quiet:
+        complain("Warning:", "yellow", message)
+
+
+def complain(what: str, style: str, message: str) -> None:
+    """Print a label and a message to stderr."""
     console = Screen(stderr=True)
-    console.print(cell(what, style), str(error), soft_wrap=True)
+    console.print(cell(what, style), in_options(message, CHOSEN.options), soft_wrap=True)
+
+
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """A message about a call in Python, said of a command: `keep=17` becomes `--keep 17`.
+
+    Args:
+        message: Such as 'keep=17 asks for more visual tokens than the image has (16).'
+        options: The options of the command, by the names that Python has for them.
+
+    Returns:
+        The message; what is in parentheses, such as FastV(keep=17), stays as it is.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        before, value = message[: found.start()], found["value"]
+        if before.count("(") > before.count(")"):
+            return found[0]
+        return f"{options[found['name']]} {value.strip(QUOTES)}"
+
+    # A name alone is a name only where no word looks like it, such as max_bad.
+    names = "|".join(sorted(options, key=len, reverse=True))
+    alone = "|".join(name for name in options if "_" in name) or "(?!)"
+    value = r"""(?P<value>"[^"]*"|'[^']*'|[^\s,;]*[^\s,;.])"""
+    pattern = rf"(?<![\w.=-])(?:(?P<name>{names})={value}|(?P<alone>{alone})(?![\w=]))"
+    if not options:
+        return message
+    return re.sub(
+        pattern, lambda found: options[found["alone"]] if found["alone"] else option(found), message
+    )
 
 
 def plain_table(*headings: str) -> Table:
@@ -62,15 +111,14 @@ def print_results(records: Sequence[Record]) -> None:
     from pore.evaluation.tables import HEADINGS, columns, table
 
     console, title = stdout(), f"{headline(records)} in % with 95 % interval"
-    made = [table(records, title=title, parts=("cost", "accuracy"))]
+    say(title, style="italic")
+    console.print(table(records, parts=("cost", "accuracy")))
+    room = max((console.width - _NAMES) // _GROUP, 1)
     for by, how in HEADINGS.items():
-        if columns(records, by):
-            made.append(table(records, title=f"{title}, {how}", parts=(by,)))
-    widths = [Screen(width=1000).measure(one).maximum for one in made]
-    if not console.is_terminal:
-        console = Screen(width=max(*widths, _WIDTH))
-    for one in made:
-        console.print(one)
+        if named := columns(records, by):
+            say(f"{title}, {how}", style="italic")
+        for first in range(0, len(named), room):
+            console.print(table(records, parts=(by,), only=named[first : first + room]))
     say(
         "tokens: visual tokens at the last layer; GFLOPs: prefill with tower, multiply-add = 2; "
         "ms: median time of the prefill per question\n",

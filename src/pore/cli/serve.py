@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pore.cli.asking import is_guided
+from pore.cli.checks import check_method, check_reweight
 from pore.cli.options import (
     Allow,
     Average,
+    Guide,
     Keep,
     Layer,
     Loading,
@@ -52,13 +54,7 @@ class Options(Loading):
     allow: Allow = None
     normalize: Normalize = None
     settings: Set = None
-    guide: Annotated[
-        str | None,
-        typer.Option(
-            help="With --method SGL: a smaller model that guides it; it must cut images into the "
-            "same tokens. [default: the model itself]"
-        ),
-    ] = None
+    guide: Guide = None
     unpruned: Annotated[bool, typer.Option("--unpruned", help="Prune nothing.")] = False
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000
@@ -95,12 +91,25 @@ class Options(Loading):
     )
 
 
-@takes(Options)
-def serve(options: Options) -> None:
-    """Serve a model, pruned, behind OpenAI's chat completions. Needs pore-vlm[serve].
+def _check(options: Options) -> None:
+    """Refuse options that contradict each other, before a model is loaded."""
+    if options.guide is not None and not is_guided(options.method):
+        raise InputError(f"--guide is for --method SGL, not for {options.method}; leave it out.")
+    of_method = ("keep", "layer", "reweight", "allow", "normalize", "settings", "guide")
+    given = [name for name in of_method if getattr(options, name)]
+    if options.unpruned and (given or options.average):
+        raise InputError("With --unpruned there is no method to set up; leave its options out.")
+    budgets([options.keep] if options.keep else None, options.settings)
+    check_method(options.method, options.settings)
+    check_reweight(options.reweight)
 
-    A request may name a budget of its own: "keep": 64, or "keep": "25%". Ctrl-C or SIGTERM ends the
-    server once it has answered what it has begun.
+
+@takes(Options, check=_check, config=True)
+def serve(options: Options) -> None:
+    """Serve a pruned model behind OpenAI's chat completions.
+
+    Needs `pip install 'pore-vlm[serve]'`. A request may name a budget of its own: "keep": 64, or
+    "keep": "25%". Ctrl-C or SIGTERM ends the server once it has answered what it has begun.
 
     Examples:
 
@@ -108,7 +117,6 @@ def serve(options: Options) -> None:
 
         pore serve llava-hf/llava-1.5-7b-hf --method FastV --keep 128 --reweight llava.json
     """
-    _check(options)
     from pore.serving.running import Server
 
     served = _served(options)
@@ -130,16 +138,6 @@ def _app(options: Options, served: Served) -> App:
 
     hosts = tuple(host.lower() for host in options.allow_host)
     return App(served, Sources(hosts, options.allow_folder))
-
-
-def _check(options: Options) -> None:
-    """Refuse options that contradict each other, before a model is loaded."""
-    if options.guide is not None and not is_guided(options.method):
-        raise InputError(f"--guide is for --method SGL, not for {options.method}; leave it out.")
-    of_method = ("keep", "layer", "reweight", "allow", "normalize", "settings", "guide")
-    given = [name for name in of_method if getattr(options, name)]
-    if options.unpruned and (given or options.average):
-        raise InputError("With --unpruned there is no method to set up; leave its options out.")
 
 
 def _served(options: Options) -> Served:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pore._numbers import interval
 from pore._progress import progress
-from pore._text import cell
+from pore._screen import cell
 from pore.cli.about import command_line
-from pore.cli.printing import plain_table, say, stdout
+from pore.cli.checks import naming
+from pore.cli.printing import note, plain_table, say, stdout
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ def asks_samples(options: Options) -> bool:
     if options.table1 or options.table:
         return False
     return SAMPLES in (texts(options.tasks or ()) or [SAMPLES])
+
+
+def check_sweep(options: Options) -> None:
+    """Refuse a table and methods that there are not."""
+    from pore.evaluation.wanted import read_wanted, texts
+
+    _published(options)
+    with naming("--methods"):
+        read_wanted(texts(options.methods or ()))
 
 
 def sweep_methods(
@@ -74,7 +84,7 @@ def sweep_methods(
     table = _published(options)
     names, wanted, settings = _asked(options, settings, table)
     if table is not None and processes.first:
-        say(*table.notes)
+        note(*table.notes)
     methods = read_wanted(wanted or ("fastv", "pore"))
     began, out = time.monotonic(), options.out or Path("runs/sweep")
     forget(model)  # so that a change of the weights since the last call is noticed
@@ -98,13 +108,7 @@ def sweep_methods(
         made["hardware"]["processes"] = processes.size
     with progress(show=processes.first) as told:
         plan, left_out = planned(
-            model,
-            methods,
-            settings,
-            corrections,
-            guiding,
-            told=lambda what: told(what, 0.0),
-            visual=_usual(options, model, processor, samples),
+            model, methods, settings, corrections, guiding, told=lambda what: told(what, 0.0)
         )
         result = sweep(
             benchmarks,
@@ -118,17 +122,10 @@ def sweep_methods(
     if not processes.first:
         return
     if table is not None:
-        say(f"Wrote {table.write_page(result, out)}.")
+        note(f"Wrote {table.write_page(result, out)}.")
     stdout().print(_table(result))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
-    say(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {time.monotonic() - began:.0f} s.")
-
-
-def _usual(options: Options, model: Any, processor: Any, samples: Sequence[Sample]) -> int | None:
-    """The visual tokens that images of one's own questions usually have, where --average asks."""
-    from pore.cli.asking import sizes_asked
-
-    return sizes_asked(options, model, processor, samples).get("visual") if samples else None
+    note(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {time.monotonic() - began:.0f} s.")
 
 
 def _published(options: Options) -> PublishedTable | None:
@@ -194,7 +191,7 @@ def _benchmarks(
 
     tasks = Tasks(others, options.include_path)
     if processes.first:
-        say(*not_scored_here(tasks.names))
+        note(*not_scored_here(tasks.names))
     lm = PoreHF(model=model, processor=processor, batch_size=settings.batch_size)
     for name in tasks.names:
         yield HarnessBenchmark(name, tasks, lm, out, limit=options.limit, seed=options.seed)

@@ -48,11 +48,11 @@ class Options(Loading):
 
 @takes(Options)
 def ui(options: Options) -> None:
-    """Serve a page: drop a picture, ask, choose a method, and see what is kept. Needs pore-vlm[ui].
+    """Serve a page: drop a picture, ask, and see what is kept.
 
-    The answers of the model unpruned, pruned, and pruned after a correction of the attention stand
-    side by side. For the embedded model P is measured at the start, on scenes of its own. The page
-    loads nothing from elsewhere, and keeps nothing.
+    Needs `pip install 'pore-vlm[ui]'`. The answers of the model unpruned, pruned, and pruned after
+    a correction of the attention stand side by side. For the embedded model P is measured at the
+    start, on scenes of its own. The page loads nothing from elsewhere, and keeps nothing.
 
     Examples:
 

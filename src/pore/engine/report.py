@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pore._numbers import flops as as_text
 from pore.cost.shapes import ModelShape
 from pore.engine.prefill import Prefill, SampleReport
 from pore.engine.stages import Method
@@ -88,35 +89,32 @@ class Report:
         samples = self.samples
         if not samples:
             return f"{self._method.name}: no prefill yet"
-        lines = [f"{self._method.name}: {len(samples)} prompt(s)"]
+        prompts = "one prompt" if len(samples) == 1 else f"{len(samples)} prompts"
+        lines = [f"{self._method.name}: {prompts}"]
         lines.append(
-            f"{'sample':>6}  {'image':>5}  {'visual tokens':>14}  {'tokens by layer':<30}  "
-            f"{'TFLOPs before':>13}  {'after':>8}"
+            f"{'sample':>6}  {'image':>5}  {'visual tokens':>14}  {'tokens by layer':<21}  "
+            f"{'before':>12}  {'after':>12}"
         )
         for sample in samples:
             steps = steps_of(sample.tokens)
-            cost = (_tera(sample.unpruned_flops), _tera(sample.flops))
+            cost = (as_text(sample.unpruned_flops), as_text(sample.flops))
             if not sample.images:
                 lines.append(
-                    f"{sample.sample:>6}  {'-':>5}  {'none':>14}  {steps:<30}  "
-                    f"{cost[0]:>13}  {cost[1]:>8}"
+                    f"{sample.sample:>6}  {'-':>5}  {'none':>14}  {steps:<21}  "
+                    f"{cost[0]:>12}  {cost[1]:>12}"
                 )
             for number, image in enumerate(sample.images):
                 tail = (steps, *cost) if number == 0 else ("", "", "")
                 lines.append(
                     f"{sample.sample:>6}  {image.image:>5}  "
                     f"{image.seen:>5} -> {len(image.kept) + image.extra:<5}   "
-                    f"{tail[0]:<30}  {tail[1]:>13}  {tail[2]:>8}"
+                    f"{tail[0]:<21}  {tail[1]:>12}  {tail[2]:>12}".rstrip()
                 )
         if not any(sample.images for sample in samples):
             lines.append("No prompt had visual tokens, so nothing was dropped.")
         if any(sample.flops_of == "decoder" for sample in samples):
             lines.append("FLOPs are of the decoder alone: those of the vision tower are not known.")
         return "\n".join([*lines, *self.notes])
-
-
-def _tera(flops: int | None) -> str:
-    return "unknown" if flops is None else f"{flops / 1e12:.4g}"
 
 
 def steps_of(tokens: Sequence[int]) -> str:

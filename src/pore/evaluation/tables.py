@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pore._numbers import interval, number, percent, tokens
-from pore._text import cell
+from pore._screen import cell
 from pore.evaluation.records import GROUPS, Record
 from pore.plotting.labels import UNPRUNED, budget_label, label, marks
 
@@ -57,6 +57,7 @@ def table(
     title: str | None = None,
     parts: Collection[str] = PARTS,
     taught: int | None = None,
+    only: Collection[str] | None = None,
 ) -> Table:
     """Results like the paper's Table 1, with one block of methods for every budget.
 
@@ -68,6 +69,7 @@ def table(
             that Downsample at the same budget gets wrong and right. Also "mean": tokens averaged
             over layers.
         taught: As in `pore.plotting.labels.marks`.
+        only: The groups of questions to show, where there is no room for all of them.
 
     Returns:
         A table to print with rich.
@@ -76,6 +78,7 @@ def table(
     from rich.table import Table
 
     shown = [(by, group) for by in GROUPS if by in parts for group in columns(records, by)]
+    shown = [one for one in shown if only is None or one[1] in only]
     boxes = "accuracy" in parts and any(record["iou"] is not None for record in records)
     above = None if title is None else cell(title)
     made = Table(title=above, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

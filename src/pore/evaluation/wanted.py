@@ -163,7 +163,6 @@ def planned(
     guiding: Guiding,
     *,
     told: Callable[[str], None] = lambda _: None,
-    visual: int | None = None,
 ) -> tuple[list[Setting], list[LeftOut]]:
     """Every method at every budget, the unpruned model first.
 
@@ -174,7 +173,6 @@ def planned(
         corrections: Makes corrections.
         guiding: The model that guides SGL.
         told: Called with what is being done.
-        visual: Visual tokens that images usually have, where the model takes any size.
 
     Returns:
         The settings, budget by budget; and those that cannot be made.
@@ -188,8 +186,7 @@ def planned(
         for one in wanted:
             told(f"setting up {one.method}")
             try:
-                kind = methods()[one.method]
-                pruner = set_up(kind, keep, model, settings, guiding, videos=True, visual=visual)
+                pruner = set_up(methods()[one.method], keep, model, settings, guiding, videos=True)
                 if one not in made:
                     made[one] = partial(_like, corrections.on(pruner, one.correction))
                 pruner = made[one](pruner)

@@ -1,0 +1,108 @@
+"""What can be seen to be wrong is refused before a model is loaded and anything is asked."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from helpers.command_line import run
+from pore.data import loading
+
+WRONG = [
+    *[
+        (command, *wrong)
+        for command in ("evaluate", "evaluate --all", "evaluate --corrections", "demo")
+        for wrong in (
+            ("--out FILE/below", "--out"),
+            ("--keep many", "--keep"),
+            ("--keep 0", "--keep"),
+            ("--max-bad 2", "--max-bad"),
+        )
+    ],
+    *[
+        (command, *wrong)
+        for command in ("evaluate", "evaluate --all", "evaluate --corrections", "calibrate")
+        for wrong in (
+            ("--samples ./missing.jsonl", "missing.jsonl"),
+            ("--columns photo=x", "--columns"),
+            ("--samples FOLDER --questions ./missing.txt", "missing.txt"),
+        )
+    ],
+    *[
+        (command, "WITHOUT matplotlib", "pore-vlm[plot]")
+        for command in ("evaluate --all", "evaluate --corrections", "demo", "calibrate --page p")
+    ],
+    ("calibrate --figures f", "WITHOUT matplotlib", "pore-vlm[plot]"),
+    ("demo", "--test ./missing.jsonl", "missing.jsonl"),
+    ("demo", "--calibration ./missing.jsonl", "missing.jsonl"),
+    ("evaluate --all", "--calibration ./missing.jsonl", "missing.jsonl"),
+    ("evaluate --all", "--layer 3", "--layer"),
+    ("evaluate --corrections", "--average", "--average"),
+    ("evaluate", "--method magic", "--method"),
+    ("evaluate", "--reweight ./missing.json", "missing.json"),
+    ("evaluate", "--set nonsense=1", "nonsense"),
+    ("evaluate", "--methods magic", "--methods"),
+    ("evaluate", "--methods fastv --out FILE/below", "--out"),
+    ("evaluate", "--methods fastv --layer 3", "--layer"),
+    ("evaluate", "--table nonsense", "--table"),
+    ("calibrate", "--out FILE/below", "--out"),
+    ("calibrate", "--out FOLDER", "--out"),
+    ("calibrate", "--page FILE/below", "--page"),
+    ("calibrate", "--figures FILE/below", "--figures"),
+    ("calibrate", "--checkpoint FILE/below", "--checkpoint"),
+    ("calibrate", "--kind magic", "--kind"),
+    ("calibrate", "--mean magic", "--mean"),
+    ("calibrate", "--over magic", "--over"),
+    ("calibrate", "--heads", "--kind"),
+    ("calibrate", "--keep many", "--keep"),
+    ("calibrate", "--method magic", "--method"),
+    ("calibrate", "--method Random", "Random"),
+    ("calibrate", "--engine magic", "--engine"),
+    ("calibrate", "--max-bad 2", "--max-bad"),
+    ("calibrate", "--set nonsense=1", "nonsense"),
+    ("bench -m embedded", "--out FILE/below", "--out"),
+    ("bench -m embedded", "--method magic", "--method"),
+    ("bench -m embedded", "--keep many", "--keep"),
+    ("bench -m embedded", "--reweight ./missing.json", "missing.json"),
+    ("bench -m embedded", "--set nonsense=1", "nonsense"),
+    ("generate FILE what", "--method magic", "--method"),
+    ("generate FILE what", "--keep many", "--keep"),
+    ("serve", "--method magic", "--method"),
+    ("serve", "--keep many", "--keep"),
+    ("serve", "--reweight ./missing.json", "missing.json"),
+]
+
+
+class Loaded(BaseException):
+    """A model was loaded, which is too late."""
+
+
+@pytest.mark.parametrize(("command", "wrong", "named"), WRONG)
+def test_it_is_refused_before_a_model_is_loaded(
+    command: str, wrong: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise Loaded
+
+    monkeypatch.setattr(loading, "load_model", load)
+    monkeypatch.chdir(tmp_path)
+    picture, folder = tmp_path / "file.png", tmp_path / "folder"
+    folder.mkdir()
+    PIL.Image.new("RGB", (28, 28)).save(picture)
+    if wrong.startswith("WITHOUT"):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        wrong = ""
+    line = f"{command} {wrong}".replace("FILE", str(picture)).replace("FOLDER", str(folder))
+    found = None
+    for code in (1, 2):
+        try:
+            found = run(*line.split(), code=code)
+        except AssertionError as error:
+            told = error
+    assert found is not None, told
+    assert named in "".join(found.stderr.split("\n"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.png", "folder"]
