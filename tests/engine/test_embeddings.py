@@ -83,6 +83,25 @@ def test_embeddings_are_those_of_the_tokens_that_stay() -> None:
         assert one.grid == (4, 4)
 
 
+@pytest.mark.parametrize("pruner", [BEFORE[1], BEFORE[2], INSIDE[0]], ids=lambda p: p.name)
+def test_features_that_layers_add_are_those_of_the_tokens_that_stay(pruner: Any) -> None:
+    case = next(case for case in CASES if case.name == "Qwen3-VL")
+    model, inputs = case.model(), case.inputs([[5, -1, 7, 8], [5, 6, -2, 7, -1, 9]])
+    with torch.inference_mode():
+        features = model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    kept = kept_embeddings(model, inputs, pruner)
+    assert len(kept) == 3
+    assert any(list(one.kept) != list(range(len(one.kept))) for one in kept)
+    first = 0
+    for one in kept:
+        assert len(one.added) == len(features.deepstack_features) == 3
+        for found, whole in zip(one.added, features.deepstack_features, strict=True):
+            expected = torch.cat(list(whole))[first : first + one.seen][list(one.kept)]
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        first += one.seen
+    unpruned(model)
+
+
 def test_keeping_all_is_the_unpruned_model() -> None:
     model, inputs = tiny_llava(), batch(PROMPTS)
     kept = kept_embeddings(model, inputs, pore.FastV(keep=N))

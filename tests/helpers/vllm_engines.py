@@ -102,18 +102,31 @@ class Server:
         command += ["--model", str(path), "--served-model-name", "served"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
         command += ["--enforce-eager", "--max-model-len", "512", "--block-size", "32", *options]
+        environment = {**os.environ, **ENVIRONMENT, "VLLM_LOGGING_LEVEL": "INFO"}
         with log.open("w") as file:
-            self._process = subprocess.Popen(
-                command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT}
-            )
+            self._process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
 
-    def __enter__(self) -> Server:
+    def wait(self, patience: float = 400) -> None:
+        """Wait until it answers.
+
+        Args:
+            patience: Seconds.
+
+        Raises:
+            RuntimeError: It ended, or does not answer.
+        """
         began = time.monotonic()
         while not self.alive():
-            if self._process.poll() is not None or time.monotonic() - began > 240:
-                self.__exit__()
-                raise RuntimeError(f"The server did not start:\n{self._log.read_text()[-3000:]}")
+            if self._process.poll() is not None or time.monotonic() - began > patience:
+                raise RuntimeError(f"The server did not start:\n{self.log()[-3000:]}")
             time.sleep(0.5)
+
+    def __enter__(self) -> Server:
+        try:
+            self.wait()
+        except RuntimeError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,6 +136,16 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def log(self) -> str:
+        """What it has printed."""
+        return self._log.read_text()
+
+    def metrics(self) -> str:
+        """What it shows to Prometheus."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            text: bytes = answer.read()
+        return text.decode()
 
     def alive(self) -> bool:
         """Whether the server says that it and its engine are well."""

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 import pore
-from cases import CASES
-from helpers.calibrations import make_processor
 from helpers.chats import picture
 from helpers.checkpoint import save_checkpoint
 from helpers.models import IMAGE
@@ -67,8 +65,5 @@ def test_a_bias_of_the_whole_model_is_taken_by_its_first_layers(checkpoint: Path
 
 
 def test_what_cannot_be_sent_is_refused_at_the_start(checkpoint: Path) -> None:
-    qwen = next(case for case in CASES if case.name == "Qwen2.5-VL").model()
-    with pytest.raises(UnsupportedModelError, match="places every visual token on three axes"):
-        Ranker(qwen, make_processor(), pore.FastV(keep=5))
     with pytest.raises(UnsupportedModelError, match="makes new states"):
         Ranker.load(str(checkpoint), pore.SparseVLM(keep=4, layers=(1, 2, 3)))

@@ -7,8 +7,8 @@ image embeddings can encode them again, without a line of pore in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pore._compat.arguments import DEEPSTACK_WHAT
 from pore.engine.pruner import Pruner
 from pore.engine.run import Run
 from pore.engine.stages import Limit, Selection, Stage, View
@@ -39,6 +40,8 @@ class KeptEmbeddings:
         embeddings: (k, D) of what is kept, in the order of the prompt, as they enter the first
             decoder layer.
         grid: (height, width) of the image in tokens; None where they lie on no single grid.
+        added: (k, D) each: what the first decoder layers add to what is kept (DeepStack), layer by
+            layer; empty in a family without.
     """
 
     row: int
@@ -47,6 +50,7 @@ class KeptEmbeddings:
     kept: tuple[int, ...]
     embeddings: Tensor
     grid: tuple[int, int] | None
+    added: tuple[Tensor, ...] = ()
 
 
 def last_layer(pruner: Pruner) -> int:
@@ -97,10 +101,39 @@ def kept_embeddings(
         return []
     deciding = _Deciding(pruner)
     run = Run(deciding, model, history=1)
-    with run, suppress(_Decided):
+    with _features_noted(run.family.decoder(model)) as features, run, suppress(_Decided):
         run.family.base(model)(**inputs, use_cache=False)
     assert deciding.view is not None
-    return _told(deciding.view)
+    return _with_features(_told(deciding.view), features)
+
+
+@contextmanager
+def _features_noted(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Gives a list that holds (V, D) features of all visual tokens once the decoder is called."""
+    found: list[Tensor] = []
+
+    def note(_: nn.Module, __: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        found[:] = kwargs.get(DEEPSTACK_WHAT) or ()
+
+    hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _with_features(
+    images: list[KeptEmbeddings], features: Sequence[Tensor]
+) -> list[KeptEmbeddings]:
+    """What is kept, with those of all features that belong to it."""
+    if not features:
+        return images
+    found, first = [], 0
+    for image in images:
+        rows = torch.tensor(image.kept, device=features[0].device) + first
+        found.append(replace(image, added=tuple(one[rows] for one in features)))
+        first += image.seen
+    return found
 
 
 class _Decided(Exception):

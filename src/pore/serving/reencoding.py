@@ -26,8 +26,8 @@ from pore.engine.embeddings import (
     last_layer,
 )
 from pore.engine.pruner import Pruner
-from pore.errors import InputError, UnsupportedModelError
-from pore.families.registry import family_of, images_of
+from pore.errors import InputError
+from pore.families.registry import images_of
 
 
 class Choice(NamedTuple):
@@ -62,13 +62,6 @@ class Ranker:
 
     def __post_init__(self) -> None:
         check_embeddable(self.pruner)
-        family = family_of(self.model)
-        if family.mrope or family.deepstack:
-            raise UnsupportedModelError(
-                f"{family.name} places every visual token on three axes, or adds features to it in "
-                "later layers, and embeddings alone tell neither, so its images cannot be encoded "
-                "again; use the plug-in for vLLM with a method that acts before the decoder."
-            )
 
     @classmethod
     def load(cls, name: str, pruner: Pruner, **how: Any) -> Ranker:

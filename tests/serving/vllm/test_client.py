@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 
 import pore
+from cases import CASES
 from helpers.chats import picture, user
 from helpers.checkpoint import save_checkpoint
-from pore.errors import InputError
+from pore.errors import InputError, UnsupportedModelError
 from pore.serving.reencoding import Ranker
 from pore.serving.vllm.client import VLLMClient
+from pore.serving.vllm.indices import checked as checked_entries
 from pore.serving.vllm.requests import checked
+from processors.base import parts_or_skip
+from processors.qwen_vl import KINDS
 
 KEEP = 5
 
@@ -99,6 +105,58 @@ def test_nothing_is_sent_of_what_is_wrong(ranker: Ranker) -> None:
         with pytest.raises(InputError):
             client.create(messages=wrong)
     assert recorder.sent == []
+
+
+def kind_of(name: str) -> Any:
+    return next(kind for kind in KINDS if kind.name == name)
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL", "Qwen3-VL"])
+def test_where_tokens_have_places_the_picture_goes_with_indices(name: str) -> None:
+    processor, model = parts_or_skip(kind_of(name))
+    client = VLLMClient(Recorder(), Ranker(model, processor, pore.FastV(keep=KEEP, layer=1)))
+    messages = [user("w7 w8", picture(1, 336), picture(2, 672))]
+    sent = client.pruned(messages)
+    first, second, text = sent["messages"][0]["content"]
+    assert text == {"type": "text", "text": "w7 w8"}
+    chosen = sent["extra_body"]["mm_processor_kwargs"]["pore_kept"]
+    for part, seed, side, entry in ((first, 1, 336, chosen[0]), (second, 2, 672, chosen[1])):
+        data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+        pixels = PIL.Image.open(io.BytesIO(data))
+        assert pixels.tobytes() == picture(seed, side).tobytes()
+        assert len(entry["kept"]) == KEEP
+        assert entry["grid"][0] == entry["grid"][1]
+    assert json.loads(json.dumps(chosen)) == checked_entries(chosen, 2)
+    prompt = client.engine_prompt(messages)
+    assert prompt["mm_processor_kwargs"] == {"pore_kept": chosen}
+    assert len(prompt["multi_modal_data"]["image"]) == 2
+    assert prompt["prompt_token_ids"].count(model.config.image_token_id) == 2
+    alone = client.pruned([{"role": "user", "content": [{"type": "text", "text": "w7"}]}])
+    assert "mm_processor_kwargs" not in alone["extra_body"]
+
+
+def test_a_picture_is_sent_as_a_viewer_shows_it() -> None:
+    """vLLM does not turn it, so the indices would be those of another picture."""
+    processor, model = parts_or_skip(kind_of("Qwen2.5-VL"))
+    client = VLLMClient(None, Ranker(model, processor, pore.FastV(keep=KEEP, layer=1)))
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6
+    with io.BytesIO() as file:
+        picture(1).resize((448, 224)).save(file, "PNG", exif=turned)
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    part = {"type": "image_url", "image_url": {"url": url}}
+    sent = client.pruned([{"role": "user", "content": [part, {"type": "text", "text": "w7"}]}])
+    url = sent["messages"][0]["content"][0]["image_url"]["url"]
+    shown = PIL.Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert shown.size == (224, 448)
+    (entry,) = sent["extra_body"]["mm_processor_kwargs"]["pore_kept"]
+    assert entry["grid"] == [16, 8]
+
+
+def test_a_model_that_neither_form_fits_is_refused() -> None:
+    qwen = next(case for case in CASES if case.name == "Qwen2-VL").model()
+    with pytest.raises(UnsupportedModelError, match="plug-in does not know it"):
+        VLLMClient(None, Ranker(qwen, None, pore.FastV(keep=KEEP)))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
-"""vLLM's engine with the plug-in on a tiny Qwen2.5-VL: images of any size, three axes."""
+"""vLLM's engine with the plug-in on a tiny Qwen-VL: images of any size, three axes.
+
+A process has one engine, so `.ci/vllm` runs this file once for each kind, by `-k`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import PIL.Image
@@ -12,6 +15,7 @@ import torch
 import pore
 from helpers.chats import picture
 from helpers.vllm_engines import CHUNK, LONGEST, answers, engine, generated, tokens
+from helpers.vllm_qwen import save_qwen, token_side
 from pore.data.loading import load_model
 from pore.data.prompts import Prompt, prompt_inputs
 from pore.engine.embeddings import kept_embeddings
@@ -24,12 +28,18 @@ PRUNER = pore.FasterVLM(keep=KEEP)
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from helpers.vllm_qwen import save_qwen
+Cases = dict[str, tuple[Any, ...]]
+Sized = Callable[[int, int, int], PIL.Image.Image]
 
-    folder: Path = save_qwen(tmp_path_factory.mktemp("qwen"))
-    return str(folder)
+
+@pytest.fixture(scope="module", params=["Qwen2_5_VL", "Qwen3VL"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(kind: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_qwen(tmp_path_factory.mktemp("qwen"), kind))
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +48,14 @@ def parts(checkpoint: str) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint: str) -> Any:
-    return started(checkpoint, "FasterVLM")
+def served(checkpoint: str, kind: str) -> Any:
+    return started(checkpoint, kind, "FasterVLM")
 
 
-def started(checkpoint: str, method: str) -> Any:
+def started(checkpoint: str, kind: str, method: str) -> Any:
     """The engine, or why it does not start."""
-    architecture = "PoreQwen2_5_VLForConditionalGeneration"
     settings = {"method": method, "keep": KEEP}
+    architecture = f"Pore{kind}ForConditionalGeneration"
     return engine(checkpoint, hf_overrides={"architectures": [architecture], "pore": settings})
 
 
@@ -54,39 +64,47 @@ def started(checkpoint: str, method: str) -> Any:
     [
         ("FastV", "looks into decoder layers"),
         ("CDPruner", "does not choose by the image alone"),
-        ("PruMerge", "stand for no place in the image"),
+        ("PruMerge", "stand for no place in the image|which merged tokens have none of"),
     ],
 )
 def test_what_cannot_be_done_is_refused_at_the_start(
-    checkpoint: str, method: str, reason: str
+    checkpoint: str, kind: str, method: str, reason: str
 ) -> None:
     """Before the engine of the other tests starts, as a process has one."""
     with pytest.raises(UnsupportedModelError, match=reason):
-        started(checkpoint, method)
-
-
-def sized(seed: int, rows: int, columns: int) -> PIL.Image.Image:
-    """A picture of so many visual tokens."""
-    return picture(seed).resize((28 * columns, 28 * rows))
+        started(checkpoint, kind, method)
 
 
 def words(seed: int, count: int) -> str:
     return "".join(f" w{(17 * seed + 7 * i) % 100}" for i in range(count))
 
 
-CASES = {
-    "one": (words(1, 5) + IMAGE + words(2, 6), sized(1, 4, 6)),
-    "cut in its middle": (words(3, 9) + IMAGE + words(4, 6), sized(2, 5, 3)),
-    "cut, wide": (words(5, 10) + IMAGE + words(6, 9), sized(3, 2, 8)),
-    "two": (
-        words(7, 3) + IMAGE + words(8, 2) + IMAGE + words(9, 4),
-        sized(4, 6, 4),
-        sized(5, 3, 3),
-    ),
-    "two side by side": (words(1, 2) + IMAGE + IMAGE + words(2, 4), sized(6, 2, 6), sized(7, 5, 4)),
-    "at the start": (IMAGE + words(3, 5), sized(8, 4, 4)),
-    "text": (words(4, 30),),
-}
+@pytest.fixture(scope="module")
+def sized(kind: str) -> Sized:
+    """Makes pictures of so many visual tokens, by seed, rows and columns."""
+    side = token_side(kind)
+    return lambda seed, rows, columns: picture(seed).resize((side * columns, side * rows))
+
+
+@pytest.fixture(scope="module")
+def cases(sized: Sized) -> Cases:
+    return {
+        "one": (words(1, 5) + IMAGE + words(2, 6), sized(1, 4, 6)),
+        "cut in its middle": (words(3, 9) + IMAGE + words(4, 6), sized(2, 5, 3)),
+        "cut, wide": (words(5, 10) + IMAGE + words(6, 9), sized(3, 2, 8)),
+        "two": (
+            words(7, 3) + IMAGE + words(8, 2) + IMAGE + words(9, 4),
+            sized(4, 6, 4),
+            sized(5, 3, 3),
+        ),
+        "two side by side": (
+            words(1, 2) + IMAGE + IMAGE + words(2, 4),
+            sized(6, 2, 6),
+            sized(7, 5, 4),
+        ),
+        "at the start": (IMAGE + words(3, 5), sized(8, 4, 4)),
+        "text": (words(4, 30),),
+    }
 
 
 def asked(text: str, *images: Any) -> dict[str, Any]:
@@ -103,17 +121,17 @@ def in_transformers(parts: Any, pruner: Any, text: str, *images: Any) -> list[in
         return generated(model, **inputs)[0]
 
 
-def test_answers_are_those_of_transformers(served: Any, parts: Any) -> None:
+def test_answers_are_those_of_transformers(served: Any, parts: Any, cases: Cases) -> None:
     """One batch of all kinds; with dense positions, or unpruned, answers would be others."""
-    outputs = answers(served, [asked(*case) for case in CASES.values()])
-    expected = [in_transformers(parts, PRUNER, *case) for case in CASES.values()]
-    assert dict(zip(CASES, tokens(outputs), strict=True)) == dict(zip(CASES, expected, strict=True))
-    whole = [in_transformers(parts, None, *case) for case in CASES.values()]
-    assert sum(a != b for a, b in zip(whole, expected, strict=True)) == len(CASES) - 1
+    outputs = answers(served, [asked(*case) for case in cases.values()])
+    expected = [in_transformers(parts, PRUNER, *case) for case in cases.values()]
+    assert dict(zip(cases, tokens(outputs), strict=True)) == dict(zip(cases, expected, strict=True))
+    whole = [in_transformers(parts, None, *case) for case in cases.values()]
+    assert sum(a != b for a, b in zip(whole, expected, strict=True)) == len(cases) - 1
     token = parts[0].config.image_token_id
     left = {
         name: output.prompt_token_ids.count(token)
-        for name, output in zip(CASES, outputs, strict=True)
+        for name, output in zip(cases, outputs, strict=True)
     }
     assert left == {
         "one": 12,
@@ -124,16 +142,16 @@ def test_answers_are_those_of_transformers(served: Any, parts: Any) -> None:
         "at the start": 8,
         "text": 0,
     }
-    for name, output in zip(CASES, outputs, strict=True):
+    for name, output in zip(cases, outputs, strict=True):
         if name.startswith("cut"):
             assert output.prompt_token_ids[CHUNK - 1 : CHUNK + 1] == [token, token]
 
 
-def test_positions_matter_to_the_answers(parts: Any) -> None:
+def test_positions_matter_to_the_answers(parts: Any, cases: Cases) -> None:
     """What the engine would answer if it counted positions without gaps."""
     model, processor = parts
     differing = 0
-    for text, *images in CASES.values():
+    for text, *images in cases.values():
         if not images:
             continue
         inputs = prompt_inputs(processor, [Prompt("asked", text, images)])
@@ -153,7 +171,7 @@ def test_positions_matter_to_the_answers(parts: Any) -> None:
     assert differing >= 4
 
 
-def test_a_prompt_that_was_there_before_is_cached(served: Any, parts: Any) -> None:
+def test_a_prompt_that_was_there_before_is_cached(served: Any, parts: Any, sized: Sized) -> None:
     case = (words(5, 8) + IMAGE + words(6, 40), sized(9, 4, 5))
     first, again = (answers(served, [asked(*case)])[0] for _ in range(2))
     assert first.num_cached_tokens == 0
@@ -161,19 +179,21 @@ def test_a_prompt_that_was_there_before_is_cached(served: Any, parts: Any) -> No
     assert tokens([first]) == tokens([again]) == [in_transformers(parts, PRUNER, *case)]
 
 
-def test_answers_under_pressure(served: Any, parts: Any) -> None:
+def test_answers_under_pressure(served: Any, parts: Any, sized: Sized) -> None:
     """More requests than run at once, each twice."""
-    cases = [
+    many = [
         (words(i, i % 9) + IMAGE + words(i + 1, 3 + i % 5), sized(20 + i, 2 + i % 4, 3 + i % 5))
         for i in range(20)
     ]
-    outputs = tokens(answers(served, [asked(*case) for case in cases * 2]))
-    expected = [in_transformers(parts, PRUNER, *case) for case in cases]
+    outputs = tokens(answers(served, [asked(*case) for case in many * 2]))
+    expected = [in_transformers(parts, PRUNER, *case) for case in many]
     assert outputs == expected * 2
     assert all(len(one) == LONGEST for one in outputs)
 
 
-def test_a_request_that_is_refused_leaves_the_engine_alive(served: Any, parts: Any) -> None:
+def test_a_request_that_is_refused_leaves_the_engine_alive(
+    served: Any, parts: Any, cases: Cases
+) -> None:
     video = torch.zeros(4, 56, 56, 3, dtype=torch.uint8).numpy()
     wrong: list[dict[str, Any]] = [
         {
@@ -185,5 +205,5 @@ def test_a_request_that_is_refused_leaves_the_engine_alive(served: Any, parts: A
     for prompt in wrong:
         with pytest.raises((ValueError, TypeError)):
             answers(served, [prompt])
-    outputs = answers(served, [asked(*CASES["one"])])
-    assert tokens(outputs) == [in_transformers(parts, PRUNER, *CASES["one"])]
+    outputs = answers(served, [asked(*cases["one"])])
+    assert tokens(outputs) == [in_transformers(parts, PRUNER, *cases["one"])]

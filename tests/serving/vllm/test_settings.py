@@ -13,7 +13,7 @@ import pore
 from cases import CASES
 from helpers.models import tiny_llava
 from pore.errors import InputError, PoreError, UnsupportedModelError
-from pore.serving.vllm.settings import pruner_of
+from pore.serving.vllm.settings import by_request, pruner_of
 
 
 def config(given: Any, case: str = "LLaVA-1.5") -> Any:
@@ -46,6 +46,7 @@ def test_a_method_by_its_settings(tmp_path: Path) -> None:
         ({"method": "FasterVLM", "keep": 6, "layer": 2}, "no setting 'layer'"),
         ({"method": "VisionZip", "keep": 6, "contextual": "many"}, "contextual"),
         ({"method": "FasterVLM", "keep": 0}, "keep"),
+        ({"by_request": True}, "takes no indices by request"),
     ],
 )
 def test_wrong_settings_are_refused(given: Any, reason: str) -> None:
@@ -68,6 +69,14 @@ def test_wrong_settings_are_refused(given: Any, reason: str) -> None:
 def test_what_cannot_run_there_is_refused(given: Any, case: str, reason: str) -> None:
     with pytest.raises((UnsupportedModelError, InputError), match=reason):
         pruner_of(config(given, case))
+
+
+def test_requests_choose_only_where_the_server_says_so() -> None:
+    assert by_request(config({"by_request": True}, "Qwen2.5-VL"))
+    assert not by_request(config({"method": "FasterVLM", "keep": 6}, "Qwen2.5-VL"))
+    for wrong in ({"by_request": "yes"}, {"by_request": True, "keep": 6}, {"by_request": False}):
+        with pytest.raises(InputError, match="and nothing else, or a method"):
+            by_request(config(wrong, "Qwen2.5-VL"))
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 MODELS = {
     "PoreLlavaForConditionalGeneration": "pore.serving.vllm.llava:PoreLlava",
+    "PoreLlavaNextForConditionalGeneration": "pore.serving.vllm.llava:PoreLlavaNext",
     "PoreQwen2_5_VLForConditionalGeneration": "pore.serving.vllm.qwen_vl:PoreQwen25VL",
+    "PoreQwen3VLForConditionalGeneration": "pore.serving.vllm.qwen_vl:PoreQwen3VL",
 }
 """The architectures that prune, by the names that a served model asks for. Nothing changes for a
 model that does not."""

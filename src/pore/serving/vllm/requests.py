@@ -1,21 +1,28 @@
-"""What vLLM takes in place of an image: the embeddings of the visual tokens that are kept.
+"""What vLLM takes of an image: the embeddings of the visual tokens that are kept, or all and which.
 
 The server is to be started with `--enable-mm-embeds`, the engine with `enable_mm_embeds=True`. It
 gives an image as many placeholders as it has embeddings, and checks little: a tensor of the wrong
 shape can end it. So all is checked here, before it leaves.
+
+Where tokens have places on three axes, embeddings do not tell those. There the picture itself is
+sent with the indices of what is kept (`pore.serving.vllm.indices`), as it was ranked: turned as a
+viewer shows it, which vLLM does not do.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pore.errors import InputError
 from pore.serving.reencoding import Choice
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 def image_part(embeddings: Tensor, width: int) -> dict[str, Any]:
@@ -38,8 +45,23 @@ def image_part(embeddings: Tensor, width: int) -> dict[str, Any]:
     return {"type": "image_embeds", "image_embeds": data}
 
 
+def picture_part(image: PIL.Image.Image) -> dict[str, Any]:
+    """A picture as a part of a message.
+
+    Args:
+        image: The picture.
+
+    Returns:
+        A content part of the type "image_url".
+    """
+    with io.BytesIO() as file:
+        image.save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
 def engine_prompt(choice: Choice, width: int) -> dict[str, Any]:
-    """A pruned prompt for the engine, `vllm.LLM.generate`.
+    """A pruned prompt for the engine, `vllm.LLM.generate`, with embeddings.
 
     Args:
         choice: What is kept of the prompt's images.

@@ -4,7 +4,8 @@
         "architectures": ["PoreLlavaForConditionalGeneration"],
         "pore": {"method": "FasterVLM", "keep": 64}}'
 
-In place of the settings, `pore` may name a JSON file that holds them.
+In place of the settings, `pore` may name a JSON file that holds them. `{"by_request": true}` in
+place of a method lets every request say what is kept of its images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,30 @@ from pore.methods.making import make
 SETTINGS = "pore"
 """The entry of the config."""
 
+BY_REQUEST = "by_request"
+"""The setting that lets requests choose."""
+
 _LONGEST = 1 << 16  # bytes of a file of settings
+
+
+def by_request(config: Any) -> bool:
+    """Whether requests say what is kept, and no method does.
+
+    Args:
+        config: The config of the whole model, with the server's overrides.
+
+    Raises:
+        InputError: The settings say both, or are wrong.
+    """
+    found = _settings(getattr(config, SETTINGS, None))
+    if BY_REQUEST not in found:
+        return False
+    if found != {BY_REQUEST: True}:
+        raise InputError(
+            f'"{SETTINGS}" is either {{"{BY_REQUEST}": true}} and nothing else, or a method with '
+            'its settings, such as {"method": "FasterVLM", "keep": 64}.'
+        )
+    return True
 
 
 def pruner_of(config: Any) -> Pruner:
@@ -44,6 +68,11 @@ def pruner_of(config: Any) -> Pruner:
     """
     found = _settings(getattr(config, SETTINGS, None))
     method, keep = found.pop("method", None), found.pop("keep", None)
+    if BY_REQUEST in found:
+        raise InputError(
+            f"{config.model_type} takes no indices by request; start a stock server with "
+            "--enable-mm-embeds, to which pore.serving.vllm.client.VLLMClient sends embeddings."
+        )
     if not isinstance(method, str):
         raise InputError(f'"{SETTINGS}" names no method, such as {{"method": "FasterVLM"}}.')
     if not isinstance(keep, (int, float)) or isinstance(keep, bool):

@@ -19,6 +19,7 @@ from pore.engine.embeddings import KeptEmbeddings, kept_embeddings
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, ModelStateError, UnsupportedModelError
 from pore.families.registry import family_of
+from pore.layout import Tiling
 
 
 class PrunedTower:
@@ -27,11 +28,12 @@ class PrunedTower:
     Args:
         config: The config of the whole model.
         pruner: A method that acts in the vision tower or on the embeddings.
-        modules: The names of the modules, in the multimodal model of transformers, that make visual
-            tokens of pixels.
+        modules: The names of the modules and weights, in the multimodal model of transformers, that
+            make visual tokens of pixels.
 
     Attributes:
         modules: These, to be part of vLLM's model, which loads their weights.
+        dtype: Type of their weights.
     """
 
     def __init__(self, config: Any, pruner: Pruner, modules: Iterable[str]) -> None:
@@ -42,23 +44,33 @@ class PrunedTower:
             model = AutoModelForImageTextToText.from_config(of_layers(config, 1))
         self._family = family_of(model)
         base: Any = self._family.base(model)
-        self.modules: dict[str, nn.Module] = {}
+        self.modules: dict[str, Any] = {}
         for name in modules:
-            outline = getattr(base, name)
-            # A tower has a config of its own, a projector is made from the whole one.
-            self.modules[name] = module = type(outline)(getattr(outline, "config", config)).eval()
-            setattr(base, name, module)
+            self.modules[name] = real = _real(getattr(base, name), config)
+            setattr(base, name, real)
         width = config.get_text_config().hidden_size
-        base.set_input_embeddings(_NoText(width, torch.get_default_dtype()))
+        self.dtype = torch.get_default_dtype()
+        base.set_input_embeddings(_NoText(width, self.dtype))
         self._model = model.eval()
 
-    def rows(self, visual: int, inputs: Mapping[str, Any]) -> list[KeptEmbeddings]:
+    def tilings(self, sizes: Tensor) -> list[Tiling]:
+        """How images become tokens, in a family that cuts them into tiles.
+
+        Args:
+            sizes: (B, 2) height and width of each.
+        """
+        return self._family.tilings(self._model, {"image_sizes": sizes})
+
+    def rows(
+        self, visual: int, left: int | None, inputs: Mapping[str, Any]
+    ) -> list[KeptEmbeddings]:
         """What is left of images of one size.
 
         The prompt has nothing but images, so a method that reads the question fails.
 
         Args:
-            visual: Visual tokens that each of them has.
+            visual: Placeholders that each of them has where nothing is pruned.
+            left: Placeholders that it has here; None where that is what is asked.
             inputs: The pixels of B images, and what else the model gets with them; of a single
                 image where the tower takes all in one sequence.
 
@@ -82,15 +94,23 @@ class PrunedTower:
                 f"{self._pruner.name} does not choose by the image alone, which is all that is "
                 f"known where a server encodes it: {error}"
             ) from error
-        expected = self._pruner.counts(visual, 1)[-1]
         for image in found:
-            if len(image.kept) != expected:
+            if left is not None and len(image.kept) != left:
                 raise ModelStateError(
                     f"{len(image.kept)} tokens are left of an image for which the prompt has "
-                    f"{expected}: how many {self._pruner.name} keeps is not known from the image's "
+                    f"{left}: how many {self._pruner.name} keeps is not known from the image's "
                     "size alone, as a server must."
                 )
         return found
+
+
+def _real(outline: Any, config: Any) -> nn.Module | nn.Parameter:
+    """A module or weight like one without numbers, with numbers that are to be loaded."""
+    if isinstance(outline, nn.Parameter):
+        return nn.Parameter(torch.zeros(outline.shape), requires_grad=False)
+    # A tower has a config of its own, a projector is made from the whole one.
+    made: nn.Module = type(outline)(getattr(outline, "config", config)).eval()
+    return made
 
 
 def renamed(
