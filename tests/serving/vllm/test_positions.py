@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from cases import CASES
-from pore.serving.vllm.positions import prompt_positions, with_places
+from pore.serving.vllm.positions import (
+    COLUMNS,
+    place_columns,
+    places_of,
+    prompt_positions,
+    with_places,
+)
 
 QWEN = next(case for case in CASES if case.name == "Qwen2.5-VL")
 PROMPTS = [
@@ -72,3 +78,14 @@ def test_they_are_the_original_ones(prompt: list[int], cut: int) -> None:
             given = [part[:, :2], part[:, 2:]] if part.shape[1] else []
             positions = with_places(positions, visual, given, computed)
     assert torch.equal(positions, expected)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_places_survive_the_precision_of_a_row(kind: torch.dtype) -> None:
+    """Of an image so wide that bfloat16 cannot count its columns."""
+    width = 2000
+    kept = torch.tensor([0, 255, 256, 257, 1999, 2000, 3 * width + 1023, 700 * width + 513])
+    columns = place_columns(kept, width).to(kind)
+    assert columns.shape == (len(kept), COLUMNS)
+    expected = torch.stack([torch.zeros_like(kept), kept // width, kept % width])
+    assert torch.equal(places_of(columns), expected)

@@ -7,6 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+COLUMNS, _EXACT = 4, 256
+"""How many columns of a row are its place: row and column in the image, each in two digits to the
+base 256, because bfloat16 has no larger whole number without gaps."""
+
+
+def place_columns(kept: Tensor, width: int) -> Tensor:
+    """(k, 4) where the tokens of an image lie that are left, for a tensor of any precision.
+
+    Args:
+        kept: (k,) which they are, in raster order.
+        width: Tokens of a row of the image.
+    """
+    row, column = kept // width, kept % width
+    return torch.stack([row // _EXACT, row % _EXACT, column // _EXACT, column % _EXACT], 1)
+
+
+def places_of(columns: Tensor) -> Tensor:
+    """(3, k) frames, rows and columns, from (k, 4) of `place_columns`."""
+    row, rest, column, more = columns.T.round().long()
+    row, column = row * _EXACT + rest, column * _EXACT + more
+    return torch.stack([torch.zeros_like(row), row, column])
+
 
 def prompt_positions(length: int, images: Sequence[tuple[int, int, int]]) -> tuple[Tensor, int]:
     """The positions of a prompt, as far as the sizes of its images tell them.

@@ -2,7 +2,7 @@
 
 vLLM asks for positions twice. When a prompt comes, those of text follow from the sizes of its
 images alone; every token of an image gets the position at which the image starts. When an image has
-been encoded, it is known which tokens are left: their rows carry their places in the image as three
+been encoded, it is known which tokens are left: their rows carry their places in the image as a few
 more columns, by which the positions are corrected. vLLM has this second step for videos (EVS).
 
 In Qwen3-VL a row also carries what the first decoder layers add to the token (DeepStack), before
@@ -43,7 +43,13 @@ from vllm.multimodal.processing import PromptReplacement
 from pore.engine.pruner import Pruner
 from pore.errors import InputError, UnsupportedModelError
 from pore.serving.vllm.indices import KEY, check_keys, checked, kept_of
-from pore.serving.vllm.positions import prompt_positions, with_places
+from pore.serving.vllm.positions import (
+    COLUMNS,
+    place_columns,
+    places_of,
+    prompt_positions,
+    with_places,
+)
 from pore.serving.vllm.reporting import report
 from pore.serving.vllm.settings import by_request, pruner_of
 from pore.serving.vllm.tower import PrunedTower
@@ -180,7 +186,7 @@ class _Model:
         _log.info("pore prunes every image: %r", pruner)
 
     def embed_multimodal(self, **kwargs: Any) -> tuple[Tensor, ...]:
-        """(k, D + 3) of every image: what is left of it, and its places."""
+        """(k, D + 4) of every image: what is left of it, and its places."""
         pixels, grids = kwargs.get("pixel_values"), kwargs.get("image_grid_thw")
         if pixels is None or grids is None:
             return ()
@@ -224,12 +230,12 @@ class _Model:
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
         """The embeddings without their places, the positions with them, and the next less N."""
-        places = [rows[:, -3:].T.round().long() for rows in multimodal_embeddings]
+        places = [places_of(rows[:, -COLUMNS:]) for rows in multimodal_embeddings]
         ids = torch.as_tensor(input_ids, device=mrope_positions.device)
         visual = ids == self.config.image_token_id
         positions = with_places(mrope_positions, visual, places, num_computed_tokens)
         delta = int(positions.max()) + 1 - len(ids)
-        return [rows[:, :-3] for rows in multimodal_embeddings], positions, delta
+        return [rows[:, :-COLUMNS] for rows in multimodal_embeddings], positions, delta
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the weights of the checkpoint."""
@@ -290,11 +296,10 @@ def _left(pruner: Pruner | None, whole: int) -> int:
 
 
 def _with_places(rows: Tensor, kept: Tensor, width: int) -> Tensor:
-    """(k, D + 3) what is left of an image: features, those of DeepStack, frame, row, column."""
+    """(k, D + 4) what is left of an image: features, those of DeepStack, row and column."""
     if bool((kept < 0).any()):
         raise UnsupportedModelError(
             "The method leaves tokens that stand for no place in the image, and this model gives "
             "every token one; use a method that only drops tokens."
         )
-    places = torch.stack([torch.zeros_like(kept), kept // width, kept % width], 1)
-    return torch.cat([rows, places.to(rows.dtype)], 1)
+    return torch.cat([rows, place_columns(kept, width).to(rows.dtype)], 1)
