@@ -240,21 +240,20 @@ class _Model:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the weights of the checkpoint."""
         loaded: set[str] = super().load_weights(weights)  # type: ignore[misc]
-        self._try_out()
+        if self._pruner is not None:  # vLLM's own tower cannot run yet
+            self._try_out()
         return loaded
 
     def _try_out(self) -> None:
         """Prune one picture, so that what cannot be done fails before the first request."""
         vision, keep = self.config.vision_config, getattr(self._pruner, "keep", 1)
         side = math.isqrt(keep if isinstance(keep, int) else 0) + 4  # in visual tokens
-        kept = torch.arange(side**2)
         side *= vision.spatial_merge_size
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
         weight = next(self.visual.parameters())
         pixels = torch.linspace(-1, 1, side**2 * values).reshape(side**2, values).to(weight)
         grid = torch.tensor([[1, side, side]], device=weight.device)
-        kept = kept.to(weight.device)
-        self.embed_multimodal(pixel_values=pixels, image_grid_thw=grid, **{KEY: [kept]})
+        self.embed_multimodal(pixel_values=pixels, image_grid_thw=grid)
 
 
 class _Info25(_Info, Qwen2_5_VLProcessingInfo):  # type: ignore[misc]
