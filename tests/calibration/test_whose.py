@@ -21,6 +21,7 @@ from helpers.calibrations import HOSTS, LAYERS, K, broken_after, make_processor
 from helpers.models import N, tiny_llava
 from helpers.survey import ABOUT, SETTINGS
 from helpers.whose import Call, by_guide, by_host, by_layer, ways
+from pore.bench.results import Spread
 from pore.calibration.calibrating import calibrate
 from pore.data.loading import load_model
 from pore.data.samples import Sample
@@ -377,9 +378,9 @@ class TestSurvey:
     ) -> None:
         timed: list[int] = []
 
-        def measured(_: Any, __: Any, ___: Any, pruners: Any, ____: Any) -> list[float]:
+        def measured(_: Any, __: Any, ___: Any, pruners: Any, ____: Any) -> list[Spread]:
             timed.append(len(pruners))
-            return [float(len(timed))] * len(pruners)
+            return [Spread((float(len(timed)),))] * len(pruners)
 
         monkeypatch.setattr(survey, "time_some", measured)
         for count in (1, 1):

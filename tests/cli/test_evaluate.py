@@ -12,6 +12,7 @@ import pytest
 import pore
 from helpers.checkpoint import save_checkpoint
 from helpers.command_line import run
+from helpers.pages import checked_page
 from pore.errors import UnsupportedModelError
 from pore.evaluation import own
 from pore.evaluation.files import read_records
@@ -37,6 +38,9 @@ def test_evaluate_with_and_without_p(
     assert all(record["prefill_ms"] > 0 and record["n"] == 6 for record in records)
     assert found.output.count("FastV + PoRe − FastV") == 2
     assert (tmp_path / "results.csv").read_text().startswith("method,reweight,keep,layer")
+    page = checked_page((tmp_path / "report.html").read_text())
+    assert "PoRe makes no clear difference at keep 4 and keep 50 %." in page.text
+    assert f"and {tmp_path / 'report.html'}" in found.output.replace("\n", "")
 
 
 def test_a_method_that_needs_p_runs_with_it_alone(model: Path, data: Path, profile: Path) -> None:
@@ -75,6 +79,7 @@ def test_evaluate_corrections(model: Path, tmp_path: Path, monkeypatch: pytest.M
     found = run(*common)
     assert "spline, half strength" in found.output
     assert "3 questions were asked under every setting" in found.output
+    checked_page((tmp_path / "report.html").read_text())
     assert {"FastV", "unpruned"} == {
         record["method"] for record in read_records(tmp_path / "results.json")
     }

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import pore
-from helpers.survey import SETTINGS
+from helpers.pages import checked_page
+from helpers.survey import ABOUT, SETTINGS
 from pore.corrections import HeadBiases, NullTokenPrior, Subtracted, WithoutRoPE
 from pore.data.loading import load_model
 from pore.data.sources import load_samples
@@ -19,6 +20,7 @@ from pore.errors import CalibrationError
 from pore.evaluation import comparing, own
 from pore.evaluation.candidates import CANDIDATES, NONE
 from pore.evaluation.comparing import Comparison
+from pore.evaluation.corrections_page import write_corrections
 from pore.evaluation.files import read_records
 from pore.evaluation.store import described
 
@@ -98,6 +100,8 @@ def test_what_is_written(checkpoint: Path, tmp_path: Path) -> None:
         (each["method"], each["reweight"]) for each in whole
     ]
     assert (tmp_path / "corrections.png").stat().st_size > 0
+    page = checked_page(write_corrections(result, ABOUT, tmp_path).read_text())
+    assert page.text.count("subtracted") >= 3
     plain = [o for o in result.compared if o.setting.correction == NONE]
     assert not any(one.differences for one in plain)
 

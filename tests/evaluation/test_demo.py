@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from typing import Any
 import pytest
 
 import pore
+from helpers.pages import checked_page
 from pore.bias.position_bias import PositionBias
 from pore.data.loading import load_model
 from pore.data.sources import load_samples
 from pore.evaluation import demo
 from pore.evaluation.differences import compare
 from pore.evaluation.files import read_records
-from pore.evaluation.findings import facts, verdicts
+from pore.evaluation.findings import facts
+from pore.evaluation.headlines import effects, standing
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.records import FIELDS
 from pore.evaluation.results import About, DemoResult, DemoSettings
@@ -93,10 +94,10 @@ def test_examples_are_chosen_by_rule(result: DemoResult) -> None:
 def test_report_opens_offline(result: DemoResult) -> None:
     text = result.report.read_text()
     assert "$" not in text
-    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
-    sources = re.findall(r"""src=['"](.{40})""", text)
-    assert len(sources) == 3 + len(result.examples)
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    page = checked_page(text)
+    pair = 2 * any(example.only_ours for example in result.examples)
+    assert len(page.all("img")) == 3 + pair + 6 * len(result.examples)
+    assert len(page.all("source")) == 3  # every figure again, for a phone
     assert "tiny &lt;model&gt;" in text
     assert "a &amp; b" in text
 
@@ -110,15 +111,19 @@ def test_report_says_what_the_numbers_say(result: DemoResult) -> None:
     own = Outcome(pore.FastV(keep=0.5, reweight=result.bias), answers)
 
     def verdict(outcome: Outcome) -> str:
-        (line,) = verdicts(replace(result, differences=(compare(host, outcome),)))
-        return line
+        return effects([compare(host, outcome)], "FastV")
 
-    assert "is not clearly different from" in verdict(own)
-    assert "is better than" in verdict(replace(own, answers=better))
+    assert verdict(own) == "PoRe makes no clear difference at keep 50 %."
+    assert "clearly more questions right" in verdict(replace(own, answers=better))
     worse = tuple(replace(answer, right=False) for answer in answers)
     line = verdict(replace(own, answers=worse))
-    assert "is worse than" in line
-    assert "keep 50 %: −50.0 points" in line
+    assert "clearly fewer questions right at keep 50 % (−50.0 points)" in line
+    records = [Outcome(None, better).record(), host.record(), replace(own, answers=worse).record()]
+    said = standing(records, records[1:], records[2])
+    assert (
+        "FastV + PoRe answers 0.0 % of the questions right and the unpruned model 100.0 %" in said
+    )
+    assert said.endswith("100.0 points are lost. At the same budget FastV 50.0 % gets more.")
     backwards = replace(result, bias=PositionBias.exponential(-0.1, 16))
     assert "favours the first visual token over the last" in facts(backwards)[1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.checkpoint import save_checkpoint
+from helpers.pages import checked_page
 from pore.bias.any_size import AnySizeBias
 from pore.data.loading import load_model
 from pore.data.sources import load_samples
@@ -82,10 +82,10 @@ def test_what_a_model_does_not_take_is_left_out_and_named(result: DemoResult) ->
 def test_the_page_shows_every_method_that_drops_tokens(result: DemoResult) -> None:
     drawn = sum(outcome.method != "Downsample" for outcome in result.outcomes[1:])
     assert {len(example.paths) for example in result.examples} == {drawn}
-    sources = re.findall(r"""src=['"](.{40})""", result.report.read_text())
+    page = checked_page(result.report.read_text())
     figures = len(result.figures) + (result.records[0]["flops"] is not None)
-    assert len(sources) == figures + drawn * len(result.examples)
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    pair = 2 * any(example.only_ours for example in result.examples)
+    assert len(page.all("img")) == figures + pair + drawn * len(result.examples)
     assert "a power of it, fitted to the geometric mean" in result.report.read_text()
 
 

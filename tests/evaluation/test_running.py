@@ -119,7 +119,8 @@ def test_timing(model: Any, processor: Any, samples: list[Sample]) -> None:
     batches = Batches(model, processor, samples, batch_size=3)
     times = time_prefill(model, batches, PRUNERS[:2], count=2, rounds=2, progress=steps.append)
     assert len(times) == 2
-    assert min(times) > 0
+    assert [len(one.samples) for one in times] == [2, 2]
+    assert all(0 < one.q1 <= one.median <= one.q3 for one in times)
     assert steps == [6] * 6
 
 

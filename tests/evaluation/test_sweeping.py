@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pore
+from helpers.pages import checked_page
 from helpers.together import together
 from pore._processes import Processes
 from pore.data.samples import Sample
@@ -24,7 +25,8 @@ from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import SurveySettings
 from pore.evaluation.store import Store
-from pore.evaluation.sweep_files import to_csv, to_html, to_latex
+from pore.evaluation.sweep_files import to_csv, to_latex
+from pore.evaluation.sweep_page import to_html
 from pore.evaluation.sweeping import OwnBenchmark, sweep
 from pore.evaluation.wanted import Corrections, Setting, Wanted, planned, read_wanted, texts
 from processors import KINDS
@@ -205,6 +207,7 @@ def test_the_table_as_files(tmp_path: Path) -> None:
     assert "FastV & 4 & 0.0000001 & 40.0 & 40.0 & 40.0\\,\\% \\\\" in latex
     assert latex.count("&") == 4 * 5
     page = to_html(found)
+    checked_page(page)
     assert "pore evaluate --methods a &amp; b" in page
     assert "All cells are done." in page
     assert "<b>40.0</b>" in page

@@ -19,15 +19,17 @@ from rich.console import Console
 
 import pore
 from helpers.nasty import ANY, NASTY, obeyed
+from helpers.pages import checked_page
 from pore._text import visible
 from pore.bench.results import Spread
 from pore.bench.table import table as speed_table
-from pore.evaluation import page
+from pore.evaluation import page, survey_page
 from pore.evaluation.differences import compare
 from pore.evaluation.findings import findings
 from pore.evaluation.outcome import Answer, Outcome
+from pore.evaluation.parts import results_table
 from pore.evaluation.records import FIELDS, GROUPS, to_csv
-from pore.evaluation.results import About
+from pore.evaluation.results import About, Example, Figure, KeptBy
 from pore.evaluation.sizes import ImageSizes
 from pore.evaluation.tables import table
 
@@ -74,7 +76,7 @@ def test_intervals_are_printed_whole(right: int, shown: str, tmp_path: Path) -> 
     answers = tuple(replace(one.answers[0], right=bool(right)) for _ in range(7))
     records = [replace(one, answers=answers).record()]
     assert shown in plain_print(table(records))
-    content = str(page._table(records))
+    content = str(results_table(records))
     assert shown in re.sub("<[^>]*>", "", content)
     survey = SimpleNamespace(records=[records[0], records[0]], taught=None, differences=[])
     assert shown in findings(survey)[-1]  # type: ignore[arg-type]
@@ -106,15 +108,18 @@ def test_the_table_of_speeds_shows_text_as_it_is(text: str) -> None:
 def test_csv_holds_no_formula(text: str, other: str) -> None:
     record: dict[str, Any] = dict.fromkeys(FIELDS, text)
     record |= {"ci": [-0.1, 0.2], "looks_at": [1, 2], "accuracy": -0.5}
+    record |= {"prefill_ms_quartiles": [1.5, 2.5]}
     record |= {f"accuracy_by_{group}": {text: 0.5, other: 0.25} for group in GROUPS}
     record |= {f"ci_by_{group}": {text: [0.1, 0.9], other: [0, 1]} for group in GROUPS}
     content = to_csv([record])
     assert not obeyed(content)
     headings, values = csv.reader(io.StringIO(content))
-    single = [name for name in FIELDS if "_by_" not in name and name not in ("ci", "scores")]
+    several = ("ci", "scores", "prefill_ms_quartiles")
+    single = [name for name in FIELDS if "_by_" not in name and name not in several]
     grouped = 3 * len(GROUPS) * (1 if text == other else 2)
-    assert len(headings) == len(values) == len(single) + 2 + grouped
+    assert len(headings) == len(values) == len(single) + 4 + grouped
     row = dict(zip(headings, values, strict=True))
+    assert (row["prefill_ms_q1"], row["prefill_ms_q3"]) == ("1.5", "2.5")
     assert (row["ci_low"], row["accuracy"], row["looks_at"]) == ("-0.1", "-0.5", "1 2")
     numbers = {"ci_low", "accuracy"}
     for heading, value in row.items():
@@ -145,12 +150,14 @@ def report(text: str, folder: Path) -> str:
     for name in ("figure1", "figure2", "figure3", "example"):
         (folder / f"{name}.png").write_bytes(b"png")
     bias = pore.PositionBias.fit(MEAN, grid=GRID)
+    kept = KeptBy(text, text, True, text, b"png")
     first, second = outcome(text), outcome(text, reweight=True)
     found: Any = SimpleNamespace(
-        records=[one.record() for one in (first, second)],
+        records=[one.record() for one in (first, first, second)],
         differences=[compare(first, second)],
-        examples=[SimpleNamespace(paths=(folder / "example.png",), title=text, said=text)],
-        figures=[SimpleNamespace(path=folder / "figure1.png", caption=text)],
+        examples=[Example(text, text, (), (kept, kept), only_ours=True, grid=True)],
+        figures=[Figure(text, folder / "figure1.png", b"narrow")],
+        over_flops=Figure(text, folder / "figure3.png", b"narrow"),
         left_out={text: text},
         settings=SimpleNamespace(example_keep=text, layer=2, seed=0),
         calibration=SimpleNamespace(count=1),
@@ -163,8 +170,6 @@ def report(text: str, folder: Path) -> str:
 
 def survey(text: str, folder: Path) -> str:
     """The page of a survey, all of whose texts are this one."""
-    for name in ("accuracy", "pore"):
-        (folder / f"{name}.png").write_bytes(b"png")
     first, second = outcome(text), outcome(text, reweight=True)
     bias = pore.PositionBias.fit(MEAN, grid=GRID)
     object.__setattr__(bias.provenance, "host", text)  # which may refuse half a character itself
@@ -180,7 +185,7 @@ def survey(text: str, folder: Path) -> str:
         taught=1,
     )
     about = About(text, text, text, text, {text: text})
-    return page.write_survey(found, about, folder).read_text(encoding="utf-8")
+    return survey_page.write_survey(found, about, folder).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", NASTY, ids=repr)
@@ -191,6 +196,7 @@ def test_pages_are_what_they_are_with_harmless_text(
     content = write(text, tmp_path)
     found, harmless = Tags(content), Tags(write("harmless", tmp_path))
     assert found.tags == harmless.tags
+    checked_page(content)
     assert not obeyed(content) - {"\t"}
     shown = visible(text, "\n\t")
     assert found.text.count(shown) >= harmless.text.count("harmless")

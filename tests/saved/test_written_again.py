@@ -236,7 +236,7 @@ def outcomes() -> list[Outcome]:
         assert answers is not None
         whose = {name: setting[name] for name in ("model", "revision", "weights")}
         keep = None if pruner is None else 4
-        found.append(Outcome(pruner, answers, prefill_ms=ms, budget=keep, asked=whose))
+        found.append(Outcome(pruner, answers, prefill=Spread((ms,)), budget=keep, asked=whose))
     return found
 
 

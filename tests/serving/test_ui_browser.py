@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.browser import ARGUMENTS, BROWSER, contrast
 from helpers.serving import running, until
 from pore.cli.ui import EXAMPLES, Options, _app
 from pore.data.sources import load_samples
@@ -21,7 +21,6 @@ from playwright.sync_api import sync_playwright
 
 from pore.serving.running import Server
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 if BROWSER is None:
     pytest.skip("there is no Chromium on this machine", allow_module_level=True)
 
@@ -37,9 +36,7 @@ def address() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_playwright() as started:
-        opened = started.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
-        )
+        opened = started.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
         yield opened
         opened.close()
 
@@ -230,28 +227,3 @@ def test_a_phone(address: str, browser: Any, scheme: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         for selector in ("body", ".answer", "dt", "#keep", "#go", "figcaption", "code"):
             assert contrast(page, selector) > 4.5, selector
-
-
-def contrast(page: Any, selector: str) -> float:
-    """The contrast of an element's text, as WCAG counts it."""
-    text, behind = page.evaluate(
-        """(selector) => {
-          let one = document.querySelector(selector);
-          const text = getComputedStyle(one).color;
-          const clear = "rgba(0, 0, 0, 0)";
-          while (getComputedStyle(one).backgroundColor === clear && one.parentElement)
-            one = one.parentElement;
-          return [text, getComputedStyle(one).backgroundColor];
-        }""",
-        selector,
-    )
-    high, low = sorted((luminance(text), luminance(behind)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def luminance(color: str) -> float:
-    parts = [int(part) / 255 for part in color.removeprefix("rgb(").rstrip(")").split(",")]
-    linear = [
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

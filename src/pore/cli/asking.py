@@ -12,12 +12,15 @@ from pore.cli.options import method_of, metric_of
 from pore.cli.printing import note, print_results, say
 
 if TYPE_CHECKING:
+    from pore.bench.results import Spread
     from pore.cli.evaluate_options import Options
     from pore.data.samples import Sample
     from pore.engine.corrections import Correction
     from pore.engine.pruner import Pruner
+    from pore.evaluation.differences import Difference
     from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import Outcome
+    from pore.evaluation.records import Record
     from pore.evaluation.work import Work
 
 # How many samples the RoPE prior counts the text tokens of.
@@ -76,13 +79,37 @@ def ask_one(
     written = () if options.out is None else job.write(outcomes)
     print_results(records)
     say(*skips(records), *footnotes(records))
-    if biases is not None:
-        hosts = {outcome.keep: outcome for outcome in outcomes[1:] if outcome.reweight is None}
-        for with_p in outcomes[1:]:
-            if with_p.reweight is not None and with_p.keep in hosts:
-                say(str(compare(hosts[with_p.keep], with_p, seed=options.seed)))
-    if written:
+    hosts = {outcome.keep: outcome for outcome in outcomes[1:] if outcome.reweight is None}
+    differences = [
+        compare(hosts[with_p.keep], with_p, seed=options.seed)
+        for with_p in outcomes[1:]
+        if with_p.reweight is not None and with_p.keep in hosts
+    ]
+    say(*map(str, differences))
+    if options.out is not None:
+        # Without a pair to compare, the page says what pruning costs.
+        shown = differences or [
+            compare(outcomes[0], pruned, seed=options.seed) for pruned in outcomes[1:]
+        ]
+        written = (*written, _write_page(options, model, records, shown))
         note(f"Wrote {' and '.join(map(str, written))}.")
+
+
+def _write_page(
+    options: Options, model: Any, records: Sequence[Record], differences: Sequence[Difference]
+) -> Path:
+    from pore.cli.about import about
+    from pore.evaluation.page import write_single
+
+    assert options.out is not None
+    told = about(
+        options.model,
+        model,
+        calibration=", ".join(options.reweight or ()),
+        test=str(options.samples),
+        seed=options.seed,
+    )
+    return write_single(records, differences, told, options.out)
 
 
 def _pruners(
@@ -163,14 +190,14 @@ class _Job:
             return found
         self._work.start("timing the prefill")
 
-        def measured() -> list[float]:
+        def measured() -> list[Spread]:
             return time_prefill(questions.model, questions.batches, pruners, count=1)
 
         here = {**questions.store.conditions, "device": str(questions.model.device)}
         times = (
             measured() if out is None else kept_times(out / "timing.json", here, pruners, measured)
         )
-        return [replace(o, prefill_ms=ms) for o, ms in zip(found, times, strict=True)]
+        return [replace(o, prefill=spent) for o, spent in zip(found, times, strict=True)]
 
     def write(self, outcomes: Sequence[Outcome]) -> tuple[Path, ...]:
         """Write the results of all settings so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,6 +190,7 @@ def calibrate(options: Options) -> None:
 
         torchrun --nproc_per_node 8 -m pore calibrate -m llava-hf/llava-1.5-7b-hf -s asked.jsonl
     """
+    from pore._page import File
     from pore._processes import launched
     from pore.calibration.page import write_page
     from pore.cli.about import command_line, name_of, setup_of
@@ -215,7 +217,14 @@ def calibrate(options: Options) -> None:
             about = {"model": name_of(options.model), "command": command_line()}
             shared = {"processes": f"{processes.size} processes"} if processes.size > 1 else {}
             setup = setup_of(model) | shared
-            write_page(options.page, measured, drawn, told, stable, **about, setup=setup)
+            beside = {sums: "the sums, from which the same command goes on"}
+            if drawn is not None:
+                beside = {out: "P, to use with --reweight"} | beside
+            folder = options.page.parent
+            files = [File(relpath(path, folder), said) for path, said in beside.items()]
+            write_page(
+                options.page, measured, drawn, told, stable, **about, setup=setup, files=files
+            )
             note(f"Wrote {options.page}.")
 
     try:

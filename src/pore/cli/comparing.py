@@ -25,6 +25,8 @@ def ask_corrections(
     samples: Sequence[Sample],
     settings: SurveySettings,
     *,
+    name: str,
+    source: str,
     calibration: str,
     images: int,
     guide: tuple[Any, Any] | None,
@@ -37,13 +39,17 @@ def ask_corrections(
         processor: Its processor.
         samples: The questions.
         settings: Budgets, batches and seed.
+        name: What the user called the model.
+        source: Where the questions come from.
         calibration: What corrections are calibrated on, as `load_samples` takes it.
         images: How many of that, at most.
         guide: The model that guides SGL and its processor; None for the model itself.
         out: Folder for the results.
     """
+    from pore.cli.about import about
     from pore.data.sources import load_samples
     from pore.evaluation import comparing
+    from pore.evaluation.corrections_page import write_corrections
     from pore.evaluation.findings import footnotes
 
     began = time.monotonic()
@@ -60,14 +66,16 @@ def ask_corrections(
             guide=guide,
             progress=told,
         )
+    told_of = about(name, model, calibration=calibration, test=source, seed=settings.seed)
+    written = write_corrections(result, told_of, out)
     stdout().print(_table(result))
     stdout().print(_thirds(result))
     records = [one.record() for one in result.compared]
     say(*footnotes(records, result.taught))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
     say(
-        f"\n{result.questions} questions were asked under every setting. Wrote {out}/results.json, "
-        f"differences.json and corrections.png in {time.monotonic() - began:.0f} s."
+        f"\n{result.questions} questions were asked under every setting. Wrote {written}, "
+        f"results.json, differences.json and corrections.png in {time.monotonic() - began:.0f} s."
     )
 
 

@@ -256,6 +256,8 @@ def _ask_corrections(
         processor,
         samples,
         _settings(options, "--corrections"),
+        name=options.model,
+        source=str(options.samples),
         calibration=str(options.calibration),
         images=options.images,
         guide=_guide(options),

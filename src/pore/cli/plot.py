@@ -76,6 +76,6 @@ def draw_biases(measured: HostCalibration, biases: Sequence[Drawn], folder: Path
 
     for stage, bias in zip(measured.stages, biases, strict=True):
         which = f"-layer{bias.provenance.layer}" if len(biases) > 1 else ""
-        for name, _, png in figures(stage, bias):
-            path = write_atomic(folder / f"{name}{which}.png", png)
+        for one in figures(stage, bias):
+            path = write_atomic(folder / f"{one.name}{which}.png", one.png)
             note(f"Wrote {path}.")

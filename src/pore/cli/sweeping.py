@@ -198,7 +198,7 @@ def _benchmarks(
 
 
 def _table(sweep: Sweep) -> Table:
-    from pore.evaluation.sweep_files import blocks, costs, name_of, relative, value
+    from pore.evaluation.sweep_rows import blocks, costs, name_of, relative, value
 
     made = plain_table("method", "tokens", "GFLOPs", *sweep.benchmarks, "relative, %")
     for budget, rows in blocks(sweep):

@@ -301,8 +301,8 @@ def _timed(result: Comparison, block: OwnQuestions, out: Path, work: Work) -> Co
         lambda: time_some(block.model, block.processor, good, pruners, advance),
     )
     timed = (
-        replace(one, outcome=replace(one.outcome, prefill_ms=ms))
-        for one, ms in zip(result.compared, times, strict=True)
+        replace(one, outcome=replace(one.outcome, prefill=spent))
+        for one, spent in zip(result.compared, times, strict=True)
     )
     return replace(result, compared=tuple(timed))
 

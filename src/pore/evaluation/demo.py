@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pore import plotting
 from pore._files import write_atomic
 from pore.calibration.calibrating import calibrate
 from pore.calibration.page import Drawn, figures
@@ -26,6 +25,7 @@ from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
+from pore.evaluation.drawing import over_flops
 from pore.evaluation.examples import examples
 from pore.evaluation.files import Results, write_differences, write_results
 from pore.evaluation.hosts import HostMeasure
@@ -137,9 +137,10 @@ def run(
     work.start("timing the prefill, methods in turns")
     pruners = [outcome.pruner for outcome in outcomes]
     times = time_some(model, processor, batches.good, pruners, work.done(_TIMED_COST))
-    outcomes = [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
+    outcomes = [replace(o, prefill=spent) for o, spent in zip(outcomes, times, strict=True)]
     differences = tuple(_differences(outcomes, settings))
-    _write(outcomes, differences, circumstances(model.device, settings.seed, about.command), out)
+    made = circumstances(model.device, settings.seed, about.command)
+    drawn_flops = _write(outcomes, differences, made, out)
 
     work.start("drawing examples and the report")
     result = DemoResult(
@@ -151,6 +152,7 @@ def run(
         differences=differences,
         left_out=left_out,
         figures=drawn,
+        over_flops=drawn_flops,
         examples=_examples(model, processor, batches.good, outcomes, settings, out),
         report=out / "report.html",
     )
@@ -164,13 +166,12 @@ def _write(
     differences: Sequence[Difference],
     made: Mapping[str, Any],
     out: Path,
-) -> None:
-    """The files of results, and the figure of accuracy over FLOPs where these are known."""
+) -> Figure | None:
+    """The files of results; the figure of accuracy over FLOPs where these are known."""
     records = records_of(outcomes)
     write_results(out, Results(made, questions_of(outcomes), records))
     write_differences(out, [difference.record() for difference in differences], made)
-    if any(record["flops"] is not None for record in records):
-        plotting.save(plotting.accuracy_over_flops(records), out / "figure3.png")
+    return over_flops(records, out / "figure3.png")
 
 
 def _baselines(
@@ -220,8 +221,8 @@ def _measure(
     bias: Drawn = measured.fit(settings.kind) if one_grid else measured.fit_any_size()
     bias.save(out / "profile.json")
     drawn = tuple(
-        Figure(caption, write_atomic(out / f"{name}.png", png))
-        for name, caption, png in figures(measured, bias)
+        Figure(one.caption, write_atomic(out / f"{one.name}.png", one.png), one.narrow)
+        for one in figures(measured, bias)
     )
     return measured, bias, drawn
 

@@ -13,7 +13,7 @@ from pore.data.coverage import coverage_of
 from pore.data.samples import Sample
 from pore.data.seen_frames import seen_frames
 from pore.evaluation.outcome import Answer, Outcome
-from pore.evaluation.results import Example
+from pore.evaluation.results import Example, KeptBy
 from pore.families.registry import family_of
 from pore.methods.downsample import Downsample, coarse_grid
 
@@ -70,23 +70,39 @@ def examples(
     """
     grid = family_of(model).common_grid(model)
     for count, (i, title) in enumerate(chosen(asked, shown[0], shown[1]).items(), 1):
-        sample, paths = asked[i], []
+        sample, place = asked[i], folder / f"{count:02}"
         said = f"{sample.question}  →  {sample.answer}"
         if grid is not None:
-            panels = [_panel(outcome, outcome.answers[i], grid) for outcome in shown]
             picture = seen_image(model, processor, sample.load_image())
+            panels = [_panel(outcome, outcome.answers[i], grid) for outcome in shown]
             figure = plotting.kept_tokens(picture, panels, grid, title=said)
-            paths.append(plotting.save(figure, folder / f"{count:02}.png", dpi=120))
+            paths = [plotting.save(figure, place.with_suffix(".png"), dpi=120)]
+            kept = [
+                _kept(outcome, i, *plotting.kept_picture(picture, panel, grid))
+                for outcome, panel in zip(shown, panels, strict=True)
+            ]
+            whole = plotting.to_web(picture)
+            kept.append(KeptBy("The image", "", None, "as the model sees it", whole))
         else:
-            draw = _drawing(model, processor, sample)
+            draw, paths, kept = _drawing(model, processor, sample), [], []
             for number, outcome in enumerate(shown, 1):
                 if not isinstance(outcome.pruner, Downsample):
                     answer = outcome.answers[i]
                     sign = "✓" if answer.right else "✗"
                     figure = draw(answer.kept, f"{outcome.label}: “{answer.given}” {sign}")
-                    path = folder / f"{count:02}-{number}.png"
-                    paths.append(plotting.save(figure, path, dpi=120))
-        yield Example(title, said, tuple(paths))
+                    paths.append(
+                        plotting.save(figure, folder / f"{count:02}-{number}.png", dpi=120)
+                    )
+                    kept.append(_kept(outcome, i, paths[-1].read_bytes(), ""))
+        rights = shown[0].right[i], shown[1].right[i]
+        yield Example(
+            title, said, tuple(paths), tuple(kept), rights == (False, True), grid is not None
+        )
+
+
+def _kept(outcome: Outcome, i: int, picture: bytes, said: str) -> KeptBy:
+    answer = outcome.answers[i]
+    return KeptBy(outcome.label, f"“{answer.given}”", answer.right, said, picture)
 
 
 def _drawing(model: Any, processor: Any, sample: Sample) -> Callable[[Kept, str], Any]:

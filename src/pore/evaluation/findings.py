@@ -81,30 +81,6 @@ def facts(result: DemoResult) -> list[str]:
     ]
 
 
-def verdicts(result: DemoResult) -> list[str]:
-    """What PoRe does for FastV, in sentences.
-
-    Args:
-        result: What the demo found.
-
-    Returns:
-        The sentences.
-    """
-    words = {
-        BETTER: "better than plain FastV",
-        WORSE: "worse than plain FastV",
-        UNCLEAR: "not clearly different from plain FastV",
-    }
-    lines = []
-    for verdict, chosen in _judged([d for d in result.differences if is_pore(d)]):
-        budgets = "; ".join(
-            f"{budget_label(d.second.keep)}: {points(d.paired.difference)} points {d.interval}"
-            for d in chosen
-        )
-        lines.append(f"FastV + PoRe is {words[verdict]} on the same questions at {budgets}.")
-    return lines
-
-
 def bias_found(result: DemoResult) -> str:
     """Which part of an image P favours, and how well it fits."""
     bias = result.bias

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from pore.bench.results import Spread
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import Skipped, listed
@@ -88,7 +89,7 @@ class Outcome:
     Attributes:
         pruner: The method and its settings; None for the unpruned model.
         answers: One per question that was asked, in the order of the samples.
-        prefill_ms: Median time of the prefill per question, if it was measured.
+        prefill: Milliseconds of the prefill per question, once for every round, if measured.
         budget: The budget under which it is listed, if not the method's own `keep`; in words if it
             is not a number of tokens left at the end.
         skipped: The samples that could not be asked, in their order.
@@ -100,7 +101,7 @@ class Outcome:
 
     pruner: Pruner | None
     answers: tuple[Answer, ...]
-    prefill_ms: float | None = None
+    prefill: Spread | None = None
     budget: int | float | str | None = None
     skipped: tuple[Skipped, ...] = ()
     asked: Mapping[str, str | None] = field(default_factory=dict)
@@ -242,6 +243,8 @@ class Outcome:
         }
         shares = {f"accuracy_by_{name}": _part(each, "accuracy") for name, each in groups.items()}
         intervals = {f"ci_by_{name}": _part(each, "ci") for name, each in groups.items()}
+        spent = self.prefill
+        quartiles = None if spent is None else [spent.q1, spent.q3]
         return {
             "method": self.method,
             "reweight": self.reweight,
@@ -259,13 +262,14 @@ class Outcome:
             "looks_at": self.looks_at,
             "guide": self.guide,
             "flops": self.flops,
-            "prefill_ms": self.prefill_ms,
+            "prefill_ms": None if spent is None else spent.median,
             **{name: self.asked.get(name) for name in ("model", "revision", "weights")},
             **shares,
             **intervals,
             "iou": self.iou,
             "scores": self.scores,
             "metric": self.metric,
+            "prefill_ms_quartiles": quartiles,
         }
 
 

@@ -1,24 +1,32 @@
-"""Reports of the demo and of the survey."""
+"""The page of the demo, and that of one method at several budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pore._files import write_atomic
-from pore._numbers import interval, number, p_value, percent, points, tokens
-from pore._page import filled, html, items, joined, picture, row
+from pore._page import First, address, filled, html, joined, picture
 from pore._text import Html
 from pore.bias.any_size import AnySizeBias
-from pore.calibration.page import Drawn
-from pore.evaluation import tables
+from pore.evaluation import headlines, parts
 from pore.evaluation.differences import Difference
-from pore.evaluation.findings import bias_found, facts, findings, footnotes, is_pore, verdicts
+from pore.evaluation.findings import bias_found, footnotes, is_pore, skips
 from pore.evaluation.records import Record
-from pore.evaluation.results import About, DemoResult, Figure, SurveyResult
-from pore.evaluation.statistics import holm
+from pore.evaluation.results import About, DemoResult, Example, Figure, KeptBy
 from pore.methods.downsample import Downsample
-from pore.plotting.labels import budget_label, label, marks
+from pore.plotting.labels import budget_label
+
+_NOTE = (
+    "A difference counts as clear when its test gives p < 0.05; in brackets are 95 % "
+    "intervals. Several budgets are compared, so one clear difference may be due to chance."
+)
+
+_BESIDE = {
+    "differences.json": "every comparison",
+    "profile.json": "P, to use with --reweight",
+    "calibration.json": "the sums that P is fitted to",
+}
 
 
 def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
@@ -36,32 +44,24 @@ def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
         OSError: A picture cannot be read, or the report not be written.
     """
     n = result.records[0]["n"]
-    text = _filled(
+    text = filled(
         "demo.html",
         f"PoRe on {about.model}",
-        about,
-        summary=items(facts(result) + verdicts(result)),
-        table=_table(result.records),
-        differences=_differences(result.differences),
-        figures=joined(_figure(each) for each in result.figures),
-        over_flops=_over_flops(
-            folder / "figure3.png",
+        command=about.command,
+        setup=about.setup,
+        first=_first(result, about, folder).shown(),
+        calibration=about.calibration,
+        test=about.test,
+        table=parts.results_table(result.records),
+        times=parts.about_times(result.records),
+        differences=parts.differences_table(result.differences),
+        figures=joined(map(_figure, result.figures)),
+        over_flops=over_flops(
+            result.over_flops,
             result.records,
             "Accuracy over the cost of the prefill; methods of equal cost are drawn side by side.",
-            narrow=True,
         ),
-        examples=joined(
-            html(
-                "<figure class='many'>{}<figcaption>{}: {}</figcaption></figure>",
-                joined(
-                    html("<img src='{}' alt='{}'>", _picture(path), example.title)
-                    for path in example.paths
-                ),
-                example.title.capitalize(),
-                example.said,
-            )
-            for example in result.examples
-        ),
+        examples=joined(map(_example, result.examples)),
         example_keep=budget_label(result.settings.example_keep),
         fit=_fit(result),
         bias=bias_found(result),
@@ -76,21 +76,96 @@ def write_demo(result: DemoResult, about: About, folder: Path) -> Path:
     return write_atomic(folder / "report.html", text)
 
 
-def _over_flops(path: Path, records: Sequence[Record], caption: str, narrow: bool = False) -> Html:
-    """The figure of accuracy over FLOPs, or why there is none."""
-    if all(record["flops"] is None for record in records):
-        return Html("<p>The FLOPs of this model are not known: there is no figure over them.</p>")
-    return html(
-        "<figure{}><img src='{}' alt='Accuracy over FLOPs'><figcaption>{}</figcaption></figure>",
-        Html(" class='narrow'" if narrow else ""),
-        _picture(path),
-        caption,
+def _first(result: DemoResult, about: About, folder: Path) -> First:
+    """The first screen of the demo."""
+    records, keep = result.records, result.settings.example_keep
+    compared = [d for d in result.differences if is_pore(d)]
+    here = next((d for d in compared if d.second.keep == keep), compared[0])
+    number, interval = headlines.difference_of(here)
+    block = [r for r in records[1:] if r["keep"] == here.second.keep]
+    ours = next(r for r in block if parts.is_own(r))
+    found = [
+        headlines.effects(compared, "FastV"),
+        " ".join((headlines.standing(records, block, ours), headlines.by_chance(records))).strip(),
+        bias_found(result),
+        *skips(records),
+        *(f"{name} was left out: {reason}" for name, reason in result.left_out.items()),
+    ]
+    return First(
+        heading=f"Position-reweighted visual token pruning on {about.model}",
+        lead="How much accuracy FastV loses by dropping visual tokens, and how much comes back "
+        "when the position bias of attention is divided out (PoRe, arXiv 2508.17807). Every "
+        "number was measured by the run that wrote this page.",
+        number=number,
+        unit="points",
+        interval=interval,
+        about=f"FastV + PoRe minus FastV on the same {records[0]['n']} questions at "
+        f"{budget_label(here.second.keep)} of the visual tokens, a budget that was fixed before "
+        "anything was asked.",
+        chart=parts.accuracy_dots(records, records[1:]),
+        pair=_pair(result),
+        found=[line for line in found if line],
+        note=_NOTE,
+        files=parts.beside(folder, _BESIDE),
     )
 
 
+def _pair(result: DemoResult) -> Html:
+    """What FastV and FastV + PoRe keep of a picture about which only the second is right."""
+    example = next((one for one in result.examples if one.only_ours), None)
+    if example is None:
+        return Html("")
+    return html(
+        "<div class='pair'><p>{}</p><div>{}</div><p class='note'>The first question that FastV "
+        "loses and FastV + PoRe answers, at {}. The other way round happens too: see "
+        "<a href='#examples'>what each method keeps</a>.</p></div>",
+        example.said,
+        joined(map(_kept, example.kept[:2])),
+        budget_label(result.settings.example_keep),
+    )
+
+
+def over_flops(figure: Figure | None, records: Sequence[Record], caption: str | Html) -> Html:
+    """The figure of accuracy over FLOPs, or why there is none."""
+    if figure is None:
+        return Html("<p>The FLOPs of this model are not known: there is no figure over them.</p>")
+    return picture(figure.path.read_bytes(), "Accuracy over FLOPs", caption, figure.narrow)
+
+
 def _figure(figure: Figure) -> Html:
-    shown = (_picture(figure.path), figure.caption, figure.caption)
-    return html("<figure><img src='{}' alt='{}'><figcaption>{}</figcaption></figure>", *shown)
+    return picture(figure.path.read_bytes(), figure.caption, figure.caption, figure.narrow)
+
+
+def _example(example: Example) -> Html:
+    few, kept = "" if example.grid else " few", example.kept
+    return html(
+        "<h3>{}</h3><p>{}</p><div class='kept{}'>{}</div>",
+        example.title.capitalize(),
+        example.said,
+        few,
+        joined(map(_kept, [*kept[-1:], *kept[:-1]] if example.grid else kept)),
+    )
+
+
+def _kept(one: KeptBy) -> Html:
+    """A picture of what one method keeps, with its answer."""
+    sign = Html("")
+    if one.right is not None:
+        sign = Html(
+            "<span class='right'>✓ right</span>"
+            if one.right
+            else "<span class='wrong'>✗ wrong</span>"
+        )
+    return html(
+        "<figure><figcaption><b>{}</b><small>{}</small>{} {}</figcaption>"
+        "<img src='{}' alt='{}'></figure>",
+        one.name,
+        one.said,
+        one.answer,
+        sign,
+        address(one.picture),
+        f"What {one.name} keeps: {one.said}" if one.said else one.name,
+    )
 
 
 def _fit(result: DemoResult) -> str:
@@ -134,174 +209,65 @@ def _baselines(result: DemoResult) -> Html:
     return joined(lines)
 
 
-def write_survey(result: SurveyResult, about: About, folder: Path) -> Path:
-    """Write `report.html` of a survey of all methods, whole or not at all.
+def write_single(
+    records: Sequence[Record],
+    differences: Sequence[Difference],
+    about: About,
+    folder: Path,
+) -> Path:
+    """Write `report.html` of one method at several budgets, whole or not at all.
 
     Args:
-        result: The result of the survey.
+        records: The records, that of the unpruned model first.
+        differences: The method with P compared with itself without, budget by budget; where there
+            is no P, the method compared with the unpruned model.
         about: The circumstances of the run.
-        folder: Where the survey's files are, and the report goes.
+        folder: Where the results are, and the page goes.
 
     Returns:
         The path written.
 
     Raises:
-        OSError: A picture cannot be read, or the report not be written.
+        OSError: It cannot be written.
     """
-    records, tests = result.records, [d for d in result.differences if d.third is None]
-    counted = "their mean over the decoder layers" if result.settings.average else "left at the end"
-    budgets = "Budgets are visual tokens"
-    if result.sizes.any_size:
-        budgets += ", or the share of each image's visual tokens,"
-    text = _filled(
-        "survey.html",
-        f"Visual token pruning on {about.model}",
-        about,
-        methods=len({record["method"] for record in records[1:]}),
+    middle = differences[(len(differences) - 1) // 2]
+    number, interval = headlines.difference_of(middle)
+    block = [r for r in records[1:] if r["keep"] == middle.second.keep]
+    ours = next(r for r in block if headlines.name(r) == middle.second.label)
+    with_p = [d for d in differences if is_pore(d)]
+    found = [
+        headlines.effects(with_p, middle.first.label) if with_p else "",
+        headlines.standing(records, block, ours),
+        *skips(records),
+    ]
+    title = f"{middle.second.method} on {about.model}"
+    first = First(
+        heading=title,
+        lead=f"{records[0]['n']} questions from {about.test}, asked of the whole model and of the "
+        "pruned one. Every number was measured by the run that wrote this page.",
+        number=number,
+        unit="points",
+        interval=interval,
+        about=f"{middle.second.label} minus {middle.first.label} on the same questions at "
+        f"{budget_label(middle.second.keep)}.",
+        chart=parts.accuracy_dots(records, records[1:]),
+        found=[line for line in found if line],
+        note=_NOTE,
+        files=parts.beside(folder, {"predictions.jsonl": "every answer"}),
+    )
+    text = filled(
+        "single.html",
+        title,
+        command=about.command,
+        setup=about.setup,
+        first=first.shown(),
         n=records[0]["n"],
-        layers=result.layers,
-        summary=items(findings(result)),
-        chance=f"If PoRe had no effect at all, about {len(tests) / 20:.1f} of its {len(tests)} "
-        "comparisons would still be clear, by chance: p is not corrected for that, p (Holm) is.",
-        accuracy=_over_flops(
-            folder / "accuracy.png",
-            records,
-            "Accuracy over the cost of the prefill, in three panels by where a method first drops "
-            "tokens; the methods of the other panels are pale. An open marker is the same method "
-            "ranking by A / P. Marks are explained under the table.",
-        ),
-        budgets=f"{budgets} of {result.sizes}, {counted}.",
-        table=_table(records, mean=True, taught=result.taught),
-        footnotes=joined(
-            html("<p><small>{}</small></p>", line) for line in footnotes(records, result.taught)
-        ),
-        seed=result.settings.seed,
-        pore=_picture(folder / "pore.png"),
-        differences=_differences(result.differences, thirds=True, taught=result.taught),
-        images=max(b.provenance.samples or 0 for each in result.biases.values() for b in each),
-        form=_form_of(result),
-        biases=_biases(result.biases),
-        left_out=_left_out(result),
+        test=about.test,
+        metric=records[0]["metric"],
+        table=parts.results_table(records),
+        times=parts.about_times(records),
+        footnotes=parts.listed(footnotes(records)),
+        against="the same without P" if with_p else "the unpruned model",
+        differences=parts.differences_table(differences),
     )
     return write_atomic(folder / "report.html", text)
-
-
-def _filled(template: str, title: str, about: About, **values: object) -> Html:
-    named = {"model": about.model, "calibration": about.calibration, "test": about.test}
-    return filled(template, title, command=about.command, setup=about.setup, **named, **values)
-
-
-def _picture(path: Path) -> str:
-    return picture(path.read_bytes())
-
-
-def _table(records: Sequence[Record], *, mean: bool = False, taught: int | None = None) -> Html:
-    boxes = any(record["iou"] is not None for record in records)
-    spans = f"<tr class='spans'><th colspan='{5 + mean + boxes}'></th>"
-    shown: list[tuple[str, str]] = []
-    for by, above in tables.HEADINGS.items():
-        if named := tables.columns(records, by):
-            spans += f"<th colspan='{len(named)}' class='span'>{above}</th>"
-            shown += ((by, name) for name in named)
-    costs = ("tokens", *(["mean"] if mean else []), "GFLOPs", "prefill ms")
-    right = ("accuracy %", *(["IoU"] if boxes else []))
-    headings = ("method", *costs, *right, *(name for _, name in shown))
-    lines = [f"<thead>{spans}</tr>{row(headings, 'th')}</thead>"]
-    for budget, block in tables.groups(records):
-        opening = f"<tbody><tr class='budget'><td colspan='{len(headings)}'>"
-        lines.append(html(opening + "{}</td></tr>", budget))
-        for record in block:
-            own = record["reweight"] not in (None, "rope")
-            lines.append(
-                row(
-                    (
-                        label(record["method"], record["reweight"]) + marks(record, taught),
-                        tokens(record["tokens_after"]),
-                        *([number(record["mean_tokens"])] if mean else []),
-                        number(record["flops"], 1e9),
-                        number(record["prefill_ms"]),
-                        html(
-                            "<b>{}</b> <small>{}</small>",
-                            percent(record["accuracy"]),
-                            interval(record["ci"]),
-                        ),
-                        *([number(record["iou"])] if boxes else []),
-                        *(
-                            html("{}<br><small>{}</small>", *tables.share(record, *one))
-                            for one in shown
-                        ),
-                    ),
-                    own=own,
-                )
-            )
-        lines.append("</tbody>")
-    return Html("<table class='results'>" + "\n".join(lines) + "</table>")
-
-
-def _differences(
-    differences: Sequence[Difference], *, thirds: bool = False, taught: int | None = None
-) -> Html:
-    which = ("questions",) if thirds else ()
-    headings = ("budget", "method", *which, "difference", "95 % interval", "won", "lost")
-    lines = [f"<thead>{row((*headings, 'p', 'p (Holm)'), 'th')}</thead><tbody>"]
-    corrected = iter(holm([d.paired.p for d in differences if d.third is None]))
-    for d in differences:
-        paired = d.paired
-        cells = (
-            budget_label(d.second.keep),
-            d.second.label + marks(d.record(), taught),
-            *([d.third or "all"] if thirds else ()),
-            html("<b>{}</b>" if paired.clear else "{}", points(paired.difference)),
-            d.interval,
-            str(paired.gained),
-            str(paired.lost),
-            p_value(paired.p),
-            p_value(next(corrected)) if d.third is None else "",
-        )
-        lines.append(row(cells, own=d.third is None if thirds else is_pore(d)))
-    return Html("<table class='differences'>" + "\n".join(lines) + "</tbody></table>")
-
-
-def _form_of(result: SurveyResult) -> str:
-    """Which form P has, and what its growth is."""
-    if result.sizes.any_size:
-        return (
-            "Images of this model have as many visual tokens as their size asks for, so that P is "
-            "a power of the distance between a visual token and the last token of its prompt; "
-            "growth is what twice the distance does to it."
-        )
-    return (
-        "Growth is P of the last visual token over P of the first. The form was fixed beforehand: "
-        f"{result.settings.kind}. Where no curve of that form fits, P is a spline or the mean "
-        "attention itself."
-    )
-
-
-def _biases(biases: Mapping[str, Sequence[Drawn]]) -> Html:
-    headings = ("host", "layer looked at", "what is averaged", "form", "growth", "R²")
-    lines = [f"<thead>{row(headings, 'th')}</thead><tbody>"]
-    for stages in biases.values():
-        for bias in stages:
-            origin = bias.provenance
-            cells = (
-                origin.host or "?",
-                "all of the guide" if origin.layer is None else str(origin.layer - 1),
-                origin.normalize or "?",
-                bias.kind,
-                *_fitted(bias),
-            )
-            lines.append(row(cells))
-    return Html("<table>" + "\n".join(lines) + "</tbody></table>")
-
-
-def _fitted(bias: Drawn) -> tuple[str, str]:
-    """The growth of P, and R²."""
-    if isinstance(bias, AnySizeBias):
-        return f"{2 ** bias.parameters['power']:.3g}", "-"
-    return f"{bias.growth:.3g}", "-" if bias.r2 is None else f"{bias.r2:.2f}"
-
-
-def _left_out(result: SurveyResult) -> Html:
-    if not result.left_out:
-        return Html("<p>Nothing: every method that is installed was asked at every budget.</p>")
-    return html("<ul>{}</ul>", items(result.reasons))

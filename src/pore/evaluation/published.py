@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pore._files import write_atomic
-from pore._page import filled, html, items, row
-from pore._text import Html
+from pore._page import filled, html, items, table
+from pore._page.tables import Row
 from pore.evaluation.cells import Sweep
-from pore.evaluation.sweep_files import name_of
+from pore.evaluation.sweep_rows import name_of
 from pore.plotting.labels import UNPRUNED
 from pore.tensors.selection import budget
 
@@ -133,13 +133,13 @@ class PublishedTable:
             OSError: It cannot be written.
         """
         ours = self.measured(sweep)
-        lines = [f"<thead>{row(('kept', 'method', *self.columns), 'th')}</thead><tbody>"]
+        rows = []
         for (share, method), values in self.values.items():
             cells = (
                 html("{}<br><b>{}</b>", number(published), ours.get((share, method, column), "–"))
                 for column, published in zip(self.columns, values, strict=True)
             )
-            lines.append(row((self.shown(share), method, *cells), own=method.endswith("PoRe")))
+            rows.append(Row((self.shown(share), method, *cells), method.endswith("PoRe")))
         made = sweep.circumstances
         page = filled(
             "published.html",
@@ -149,7 +149,7 @@ class PublishedTable:
             heading=self.title,
             about=self.about,
             name=self.name,
-            table=Html("<table class='results'>" + "\n".join(lines) + "</tbody></table>"),
+            table=table(self.title, ("kept", "method", *self.columns), [("", rows)]),
             notes=html("<ul>{}</ul>", items(self.notes)),
             commands="\n".join(self.commands()),
         )

@@ -46,6 +46,7 @@ FIELDS = (
     "iou",
     "scores",
     "metric",
+    "prefill_ms_quartiles",
 )
 
 
@@ -70,6 +71,7 @@ _LATER: dict[str, Any] = {
     "iou": None,
     "scores": None,
     "metric": "exact",
+    "prefill_ms_quartiles": None,
 }
 
 
@@ -127,6 +129,9 @@ _RIGHT: dict[str, Callable[[Any], bool]] = {
     "guide": _or_none(_text),
     "flops": _or_none(_number),
     "prefill_ms": _or_none(_number),
+    "prefill_ms_quartiles": _or_none(
+        lambda value: _list(value, _number) and len(value) == 2 and value[0] <= value[1]
+    ),
     **dict.fromkeys(("model", "revision", "weights"), _or_none(_text)),
     **{f"ci_by_{group}": _intervals for group in GROUPS},
     "accuracy_by_downsample": _shares,
@@ -174,6 +179,8 @@ def to_csv(records: Iterable[Record]) -> str:
                 prefix = name.removeprefix("ci_by_")
                 for group, (low, high) in record[name].items():
                     row |= {f"{prefix}_low.{group}": low, f"{prefix}_high.{group}": high}
+            elif name == "prefill_ms_quartiles":
+                row["prefill_ms_q1"], row["prefill_ms_q3"] = record[name] or (None, None)
             elif name == "scores":
                 pass  # one for every question: `results.json` has them
             elif name == "skipped":

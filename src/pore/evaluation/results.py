@@ -73,10 +73,31 @@ class Figure:
     Attributes:
         caption: What it shows.
         path: The picture.
+        narrow: The same drawn for a phone, as a PNG.
     """
 
     caption: str
     path: Path
+    narrow: bytes | None = None
+
+
+@dataclass(frozen=True)
+class KeptBy:
+    """What a method keeps of an image, for the page.
+
+    Attributes:
+        name: The method.
+        answer: Its answer, in quotation marks.
+        right: Whether that is right; None for the image itself.
+        said: How many tokens are left.
+        picture: The picture, as a PNG or JPEG.
+    """
+
+    name: str
+    answer: str
+    right: bool | None
+    said: str
+    picture: bytes
 
 
 @dataclass(frozen=True)
@@ -87,11 +108,17 @@ class Example:
         title: Why it is shown.
         said: The question and the right answer.
         paths: One picture of all methods, or one for each.
+        kept: The methods for the page, FastV and FastV + PoRe first.
+        only_ours: Whether it is shown because FastV + PoRe is right and FastV is not.
+        grid: Whether all images have one grid.
     """
 
     title: str
     said: str
     paths: tuple[Path, ...]
+    kept: tuple[KeptBy, ...]
+    only_ours: bool
+    grid: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +134,7 @@ class DemoResult:
         differences: Every other method against FastV, budget by budget.
         left_out: Methods that the model does not take, with the reasons.
         figures: What was measured and fitted.
+        over_flops: Accuracy over FLOPs; None where these are not known.
         examples: Pictures of what is kept.
         report: The report.
     """
@@ -119,6 +147,7 @@ class DemoResult:
     differences: tuple[Difference, ...]
     left_out: Mapping[str, str]
     figures: tuple[Figure, ...]
+    over_flops: Figure | None
     examples: tuple[Example, ...]
     report: Path
 

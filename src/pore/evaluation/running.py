@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pore.bench.results import Spread
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.engine.run import unpruned
@@ -144,7 +144,7 @@ def time_prefill(
     count: int = 2,
     rounds: int = 5,
     progress: Progress | None = None,
-) -> list[float]:
+) -> list[Spread]:
     """Measure the prefill of every method, from pixels to the logits of the first token.
 
     Methods take turns within each round, so that a machine that slows down slows all of them, and
@@ -159,7 +159,8 @@ def time_prefill(
         progress: Called after every batch with the number of samples in it.
 
     Returns:
-        For each method, the median time per sample in milliseconds, without the time of guides.
+        For each method, the time per sample in milliseconds, once for every round, without the time
+        of guides.
     """
     made = ((i, batches.inputs(i)) for i in range(len(batches)))
     inputs = dict(islice(((i, batch) for i, batch in made if batch), count))
@@ -185,7 +186,7 @@ def time_prefill(
                 times.append(spent)
             if progress is not None:
                 progress(samples)
-    return [1e3 * statistics.median(times) / samples for times in seconds]
+    return [Spread(tuple(1e3 * one / samples for one in times)) for times in seconds]
 
 
 def time_some(
@@ -194,7 +195,7 @@ def time_some(
     samples: Sequence[Sample],
     pruners: Sequence[Pruner | None],
     progress: Progress | None = None,
-) -> list[float]:
+) -> list[Spread]:
     """Measure the prefill of every method on the first few samples, one batch of them.
 
     Args:

@@ -17,6 +17,7 @@ from pore._files import write_atomic
 from pore._saved.parsing import read_json
 from pore._saved.saved import Saved
 from pore._saved.seals import sealed_text, unseal
+from pore.bench.results import Spread
 from pore.bias.position_bias import PositionBias
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
@@ -107,8 +108,8 @@ def kept_times(
     path: Path,
     conditions: Mapping[str, Any],
     pruners: Sequence[Pruner | None],
-    measure: Callable[[], list[float]],
-) -> list[float]:
+    measure: Callable[[], list[Spread]],
+) -> list[Spread]:
     """The prefill times of some settings: from a file, if they were measured under the conditions.
 
     Args:
@@ -118,16 +119,22 @@ def kept_times(
         measure: Measures them.
 
     Returns:
-        A time for each.
+        For each its times, in milliseconds; those of older files, which hold medians alone, are
+        measured again.
     """
     settings = [digest([conditions, described(pruner)]) for pruner in pruners]
     kept = read_kept(path)
     times = kept.get("prefill_ms")
-    if isinstance(times, list) and kept.get("settings") == settings:
-        return times
-    times = measure()
-    write_atomic(path, sealed_text({"settings": settings, "prefill_ms": times}))
-    return times
+    if (
+        isinstance(times, list)
+        and all(isinstance(one, list) and one for one in times)
+        and kept.get("settings") == settings
+    ):
+        return [Spread(tuple(one)) for one in times]
+    measured = measure()
+    samples = [list(one.samples) for one in measured]
+    write_atomic(path, sealed_text({"settings": settings, "prefill_ms": samples}))
+    return measured
 
 
 def are_of(answers: Sequence[Answer], samples: Sequence[Sample]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from pore import plotting
 from pore._files import write_atomic
 from pore._saved.seals import sealed_list
+from pore.bench.results import Spread
 from pore.calibration.page import Drawn
 from pore.corrections.files import save_corrections
 from pore.data.samples import Sample
@@ -25,18 +26,19 @@ from pore.engine.pruner import Pruner
 from pore.errors import InputError, PoreError
 from pore.evaluation.circumstances import circumstances
 from pore.evaluation.differences import Difference, compare
+from pore.evaluation.drawing import over_flops
 from pore.evaluation.files import Results, write_differences, write_results
 from pore.evaluation.guided import Guiding
 from pore.evaluation.hosts import HostMeasure, host_measure
 from pore.evaluation.outcome import Outcome, common, questions_of, records_of
 from pore.evaluation.own import OwnQuestions
-from pore.evaluation.page import write_survey
 from pore.evaluation.predictions import Predictions
 from pore.evaluation.results import About, LeftOut, SurveyResult, SurveySettings
 from pore.evaluation.reweighting import reweighted
 from pore.evaluation.running import time_some, timed_samples
 from pore.evaluation.sizes import ImageSizes, images_asked
 from pore.evaluation.store import kept_times
+from pore.evaluation.survey_page import write_survey
 from pore.evaluation.work import Told, Work, cost
 from pore.families.registry import family_of, sizes_of
 from pore.identity import forget, names_of
@@ -185,9 +187,9 @@ class _Asking:
             return outcomes
         self._work.start("timing the prefill, methods in turns")
         times = self._times([outcome.pruner for outcome in outcomes])
-        return [replace(o, prefill_ms=ms) for o, ms in zip(outcomes, times, strict=True)]
+        return [replace(o, prefill=spent) for o, spent in zip(outcomes, times, strict=True)]
 
-    def _times(self, pruners: Sequence[Pruner | None]) -> list[float]:
+    def _times(self, pruners: Sequence[Pruner | None]) -> list[Spread]:
         """The prefill of every setting, measured in turns, or taken from the file."""
         asked = self._questions
         here = {**asked.store.conditions, "device": str(asked.model.device)}
@@ -241,12 +243,11 @@ def _write(result: SurveyResult, about: About, made: Mapping[str, Any], out: Pat
     write_differences(out, [difference.record() for difference in result.differences], made)
     write_atomic(out / "left_out.json", sealed_list(map(asdict, result.left_out)))
     taught = result.taught
-    if any(record["flops"] is not None for record in result.records):
-        plotting.save(plotting.accuracy_over_flops(result.records, taught), out / "accuracy.png")
+    drawn = over_flops(result.records, out / "accuracy.png", taught)
     if result.differences:
         compared = [difference.record() for difference in result.differences]
         plotting.save(plotting.differences(compared, taught), out / "pore.png")
-    write_survey(result, about, out)
+    write_survey(result, about, out, drawn)
 
 
 def lineup(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pore._numbers import interval, number, percent, tokens
@@ -38,6 +38,16 @@ def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
         name = "all visual tokens" if unpruned else budget_label(record["keep"])
         blocks.setdefault(name, []).append(record)
     return list(blocks.items())
+
+
+def costs_of(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
+    """The columns of costs, and what stands in them; one that no record knows is left out."""
+    found: dict[str, Callable[[Record], str]] = {"tokens": lambda one: tokens(one["tokens_after"])}
+    if any(record["flops"] is not None for record in records):
+        found["GFLOPs"] = lambda one: number(one["flops"], 1e9)
+    if any(record["prefill_ms"] is not None for record in records):
+        found["ms"] = lambda one: number(one["prefill_ms"])
+    return found
 
 
 def columns(records: Sequence[Record], by: str) -> list[str]:
@@ -83,7 +93,8 @@ def table(
     above = None if title is None else cell(title)
     made = Table(title=above, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     made.add_column("method", no_wrap=True)
-    for name in ("tokens", "GFLOPs", "ms") if "cost" in parts else ():
+    costs = costs_of(records) if "cost" in parts else {}
+    for name in costs:
         made.add_column(name, justify="right", no_wrap=True)
     if "mean" in parts:
         made.add_column("mean", justify="right", no_wrap=True)
@@ -100,10 +111,7 @@ def table(
         for record in block:
             name = f"  {label(record['method'], record['reweight'])}{marks(record, taught)}"
             cells: list[str | Text] = [cell(name)]
-            if "cost" in parts:
-                cells.append(tokens(record["tokens_after"]))
-                cells.append(number(record["flops"], 1e9))
-                cells.append(number(record["prefill_ms"]))
+            cells += (shown(record) for shown in costs.values())
             if "mean" in parts:
                 cells.append(number(record["mean_tokens"]))
             if "accuracy" in parts:

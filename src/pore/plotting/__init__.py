@@ -5,6 +5,7 @@ from pore.plotting.any_size import any_size as any_size
 from pore.plotting.attention import attention as attention
 from pore.plotting.bias import figure1 as figure1
 from pore.plotting.bias import figure2 as figure2
+from pore.plotting.bias import maps as maps
 from pore.plotting.corrections import corrections as corrections
 from pore.plotting.coverage import Seen as Seen
 from pore.plotting.coverage import layout as layout
@@ -17,6 +18,8 @@ from pore.plotting.frames import frames_kept as frames_kept
 from pore.plotting.frames import strip as strip
 from pore.plotting.kept import Panel as Panel
 from pore.plotting.kept import kept_tokens as kept_tokens
+from pore.plotting.pixels import kept_picture as kept_picture
+from pore.plotting.pixels import to_web as to_web
 from pore.plotting.stability import stability as stability
 from pore.plotting.style import save as save
 from pore.plotting.style import to_png as to_png

@@ -12,14 +12,16 @@ from pore.errors import InputError
 from pore.plotting.drawable import check_drawable
 from pore.plotting.labels import UNPRUNED, label
 from pore.plotting.places import PLACES, by_place, level
-from pore.plotting.style import BLACK, CYCLE, MARKERS, style
+from pore.plotting.style import BLACK, CYCLE, MARKERS, panels, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None = None) -> Figure:
+def accuracy_over_flops(
+    records: Sequence[Mapping[str, Any]], taught: int | None = None, *, narrow: bool = False
+) -> Figure:
     """Accuracy of every method over the FLOPs it needs, with 95 % confidence intervals.
 
     Methods are shifted sideways by less than a marker, so that methods of equal cost can be told
@@ -30,6 +32,7 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None
     Args:
         records: Records of a `results.json`.
         taught: As in `pore.plotting.labels.marks`; used if there are many methods.
+        narrow: Whether it is for a phone, with panels one below the other.
 
     Returns:
         The figure.
@@ -49,12 +52,9 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None
             methods.setdefault(label(record["method"], record["reweight"]), []).append(record)
     placed = all(points[0].get("acts_in") in PLACES for points in methods.values())
     if len(methods) > len(CYCLE) and placed:
-        return by_place(unpruned, methods, taught)
+        return by_place(unpruned, methods, taught, narrow)
     with style():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axis = figure.subplots()
+        figure, (axis,) = panels(1, (6.4, 4.0), narrow)
         for record in unpruned:
             level(axis, record)
             _point(axis, [record], "unpruned", BLACK, "*")
@@ -66,12 +66,17 @@ def accuracy_over_flops(records: Sequence[Mapping[str, Any]], taught: int | None
             _point(
                 axis, points, for_figure(name), color, marker, (i - (len(methods) - 1) / 2) * step
             )
-        axis.set_xlabel("FLOPs of the prefill, tower included (billions; multiply-add = 2)")
+        of = "" if narrow else " (billions; multiply-add = 2)"
+        axis.set_xlabel(f"GFLOPs of the prefill, tower included{of}")
         axis.set_ylabel("accuracy (%)")
-        axis.set_title("Accuracy over cost, with 95 % confidence")
+        axis.set_title("Accuracy over cost, with 95 % intervals")
         axis.grid(axis="y", color="#DDDDDD", lw=0.7)
         axis.set_axisbelow(True)
-        axis.legend(loc="lower right")
+        if narrow:
+            figure.set_figheight(figure.get_figheight() + 1.2)
+            figure.legend(loc="outside lower center", ncols=2)
+        else:
+            axis.legend(loc="lower right")
     return figure
 
 

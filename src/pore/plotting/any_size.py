@@ -10,7 +10,7 @@ import numpy as np
 from pore._text import for_figure
 from pore.bias.any_size_fitting import curves_of, product
 from pore.bias.coordinates import SIDE
-from pore.plotting.style import GREY, VERMILION, style
+from pore.plotting.style import GREY, VERMILION, panels, style
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,7 +28,7 @@ _LABELS = {
 }
 
 
-def any_size(levels: Levels, bias: AnySizeBias) -> Figure:
+def any_size(levels: Levels, bias: AnySizeBias, *, narrow: bool = False) -> Figure:
     """Mean attention by bin, for images of every size, and the curve fitted to all of them.
 
     Every size is drawn relative to its own level, which the fit leaves free, so that dots of
@@ -37,6 +37,7 @@ def any_size(levels: Levels, bias: AnySizeBias) -> Figure:
     Args:
         levels: The attention by bin and size, over the coordinate of `bias`.
         bias: P.
+        narrow: Whether it is for a phone, with the panels one below the other.
 
     Returns:
         The figure, with a panel for every axis.
@@ -49,13 +50,11 @@ def any_size(levels: Levels, bias: AnySizeBias) -> Figure:
     level, _ = product(levels.mean, levels.tokens)
     with style():
         from matplotlib import colormaps
-        from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
         colors = colormaps["cividis"](np.linspace(0.0, 0.85, len(level)))
-        panels = figure.subplots(1, len(curves), squeeze=False)[0]
-        for panel, curve, axis in zip(panels, curves, bias.axes, strict=True):
+        figure, axes = panels(len(curves), (7.6, 3.4), narrow)
+        for panel, curve, axis in zip(axes, curves, bias.axes, strict=True):
             points = curve.points
             for number, color in enumerate(colors):
                 mean, tokens = levels.mean[number] / level[number], levels.tokens[number]
@@ -84,8 +83,8 @@ def any_size(levels: Levels, bias: AnySizeBias) -> Figure:
             panel.set_ylim(bottom=0.0)
             panel.set_xlabel(_LABELS[curve.name])
             panel.set_title(for_figure(f"P over the {curve.name} spans {_span(fit):.3g}-fold"))
-        panels[0].set_ylabel("attention, relative to its mean")
-        panels[-1].legend(loc="best")
+        axes[0].set_ylabel("attention, relative to its mean")
+        axes[-1].legend(loc="best")
     return figure
 
 

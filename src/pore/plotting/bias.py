@@ -8,7 +8,8 @@ import numpy as np
 
 from pore._text import for_figure
 from pore.errors import InputError
-from pore.plotting.style import BLUE, GREEN, GREY, VERMILION, style
+from pore.plotting.pixels import enlarged
+from pore.plotting.style import BLUE, GREEN, GREY, VERMILION, panels, style
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 _Z95 = 1.96
 
 
-def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | None = None) -> Figure:
+def figure1(
+    mean: npt.ArrayLike,
+    bias: PositionBias,
+    grid: tuple[int, int] | None = None,
+    *,
+    narrow: bool = False,
+) -> Figure:
     """Mean attention on the grid of the image, before and after reweighting (PoRe, Figure 1).
 
     Both maps are relative to their mean and share one scale. The mean of A / P over samples is
@@ -30,6 +37,7 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
         mean: Ā, of shape (N,): mean attention on every visual token.
         bias: P over the same N positions.
         grid: Rows and columns; by default those of `bias`.
+        narrow: Whether it is for a phone, with the maps one below the other.
 
     Returns:
         The figure.
@@ -43,11 +51,9 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
     if grid is None or min(grid) < 1 or grid[0] * grid[1] != len(before):
         raise InputError(f"A grid of {len(before)} visual tokens is needed to draw a map.")
     with style():
-        from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
-        figure = Figure(figsize=(7.6, 3.8), layout="constrained")
-        axes = figure.subplots(1, 2)
+        figure, axes = panels(2, (7.6, 3.2 if narrow else 3.8), narrow)
         # The few highest cells must not make all other cells look the same.
         top = float(np.quantile(np.concatenate([before, after]), 0.995))
         image = None
@@ -59,10 +65,10 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
             )
             axis.set_title(title)
             axis.set_xlabel("column of visual tokens")
+            axis.set_ylabel("row, from the top of the image")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))
             axis.spines[:].set_visible(False)
-        axes[0].set_ylabel("row of visual tokens")
         assert image is not None
         extend = "max" if max(before.max(), after.max()) > top else "neither"
         bar = figure.colorbar(image, ax=list(axes), shrink=0.9, pad=0.02, extend=extend)
@@ -71,7 +77,13 @@ def figure1(mean: npt.ArrayLike, bias: PositionBias, grid: tuple[int, int] | Non
     return figure
 
 
-def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None = None) -> Figure:
+def figure2(
+    mean: npt.ArrayLike,
+    bias: PositionBias,
+    sem: npt.ArrayLike | None = None,
+    *,
+    narrow: bool = False,
+) -> Figure:
     """Mean attention over position, its fit, and the result of reweighting (PoRe, Figure 2).
 
     Args:
@@ -94,10 +106,7 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
         fit = (np.asarray(mean, dtype=np.float64) - bias.residuals.numpy()) / scale
     position = np.arange(len(before))
     with style():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
+        figure, (left, right) = panels(2, (7.6, 3.4), narrow, sharey=True)
         left.plot(position, before, color=BLUE, lw=1.1, label="mean attention Ā")
         name = f"fit P ({for_figure(bias.kind)})" + (
             f", R² = {bias.r2:.2f}" if bias.r2 is not None and bias.kind != "empirical" else ""
@@ -123,12 +132,39 @@ def figure2(mean: npt.ArrayLike, bias: PositionBias, sem: npt.ArrayLike | None =
         left.set_title(f"Before: P of last over first = {bias.growth:.2f}")
         right.set_title("After")
         for axis in (left, right):
-            axis.set_xlabel("visual token, in raster order")
+            axis.set_xlabel("visual token, from top left to bottom right")
             axis.set_xlim(0, max(len(before) - 1, 1))
             axis.legend(loc="upper left")
         left.set_ylim(0.0, 1.35 * top)
         left.set_ylabel("attention, relative to the mean")
     return figure
+
+
+def maps(mean: npt.ArrayLike, bias: PositionBias) -> tuple[bytes, bytes] | None:
+    """The maps of `figure1` as two PNGs alone; None where P has no grid.
+
+    Args:
+        mean: Ā, of shape (N,).
+        bias: P over the same N positions.
+
+    Raises:
+        InputError: As `figure1`.
+        PoreError: matplotlib is not installed.
+    """
+    if bias.grid is None:
+        return None
+    both = _before_after(mean, bias)
+    top = float(np.quantile(np.concatenate(both), 0.995))
+    with style():
+        from matplotlib import colormaps
+
+        before, after = (
+            enlarged(
+                (255 * colormaps["cividis"](one.reshape(bias.grid) / top)[..., :3]).astype("uint8")
+            )
+            for one in both
+        )
+    return before, after
 
 
 def _vector(values: npt.ArrayLike, n: int) -> npt.NDArray[np.float64]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pore._text import for_figure
 from pore.errors import InputError
 from pore.plotting.labels import marks
-from pore.plotting.style import CYCLE, GREY, MARKERS, style
+from pore.plotting.style import CYCLE, GREY, MARKERS, panels, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,10 +26,9 @@ def by_place(
     unpruned: Sequence[Mapping[str, Any]],
     methods: Mapping[str, Sequence[Mapping[str, Any]]],
     taught: int | None,
+    narrow: bool = False,
 ) -> Figure:
     """Draw many methods: a panel for each place where methods act, with the others pale behind."""
-    from matplotlib.figure import Figure
-
     own = {
         name: sorted(points, key=lambda record: float(record["flops"]))
         for name, points in methods.items()
@@ -50,8 +49,7 @@ def by_place(
     low, high = (f(100 * r["accuracy"] for r in [*every, *unpruned]) for f in (min, max))
     width = right - left or 1.0
     with style():
-        figure = Figure(figsize=(1.0 + 4.1 * len(places), 5.6), layout="constrained")
-        axes = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
+        figure, axes = panels(len(places), (1.0 + 4.1 * len(places), 5.6), narrow, sharey=True)
         for axis, place in zip(axes, places, strict=True):
             for record in unpruned:
                 level(axis, record)
@@ -67,15 +65,16 @@ def by_place(
             axis.set_xlabel("GFLOPs of the prefill, tower included")
             axis.grid(axis="y", color="#EEEEEE", lw=0.7)
             axis.set_axisbelow(True)
-        axes[0].set_ylabel("accuracy (%)")
+        for axis in axes if narrow else axes[:1]:
+            axis.set_ylabel("accuracy (%)")
         spread = [100 * (r["ci"][1] - r["ci"][0]) for r in every]
         costs = [f" ({record['flops'] / 1e9:.3g} GFLOPs)" for record in unpruned]
-        figure.suptitle(
+        about = (
             f"Accuracy over cost. Open markers: with PoRe. Dashed: unpruned{''.join(costs)}. "
-            f"95 % intervals are {min(spread):.1f} to {max(spread):.1f} points wide.",
-            fontsize=9,
-            x=0.01,
-            ha="left",
+            f"95 % intervals are {min(spread):.1f} to {max(spread):.1f} points wide."
+        )
+        figure.suptitle(
+            for_figure(about, 50, 4) if narrow else about, fontsize=9, x=0.01, ha="left"
         )
     return figure
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pore.plotting.style import BLUE, GREY, VERMILION, style
+from pore.plotting.style import BLUE, GREY, VERMILION, panels, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def stability(agreement: Sequence[tuple[int, float, float]], images: int, enough: float) -> Figure:
+def stability(
+    agreement: Sequence[tuple[int, float, float]],
+    images: int,
+    enough: float,
+    *,
+    narrow: bool = False,
+) -> Figure:
     """What P of a number of images keeps of what P of endlessly many would keep.
 
     Args:
         agreement: For every number of images that number, the usual share and the least.
         images: How many were measured.
         enough: The share that is enough.
+        narrow: Whether it is for a phone.
 
     Returns:
         The figure.
@@ -27,11 +34,9 @@ def stability(agreement: Sequence[tuple[int, float, float]], images: int, enough
     """
     counts, usual, least = ([each[i] for each in agreement] for i in range(3))
     with style():
-        from matplotlib.figure import Figure
         from matplotlib.ticker import NullLocator, PercentFormatter
 
-        figure = Figure(figsize=(7.6, 3.2), layout="constrained")
-        axis = figure.subplots()
+        figure, (axis,) = panels(1, (7.6, 3.2), narrow)
         axis.fill_between(counts, least, usual, color=BLUE, alpha=0.18, lw=0)
         axis.plot(counts, usual, color=BLUE, marker="o", ms=4, label="on average")
         axis.plot(counts, least, color=BLUE, lw=1.0, ls="--", label="in 19 of 20 draws at least")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pore._files import write_atomic
 from pore._text import for_figure
@@ -29,6 +29,10 @@ CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+NARROW = 3.7
+"""The width of figures for a phone, in inches."""
 
 
 _STYLE = {
@@ -69,6 +73,29 @@ def style() -> Iterator[None]:
         ) from error
     with matplotlib.rc_context(_STYLE):
         yield
+
+
+def panels(count: int, size: tuple[float, float], narrow: bool, **how: Any) -> tuple[Figure, Any]:
+    """A figure with panels side by side, or for a phone one below the other.
+
+    Args:
+        count: The number of panels.
+        size: Width and height of the whole figure, in inches, with the panels side by side.
+        narrow: Whether the figure is for a phone: as wide as its screen, so that text has the size
+            of the text around it.
+        **how: Further arguments of `Figure.subplots`.
+
+    Returns:
+        The figure and an array of its axes.
+    """
+    from matplotlib.figure import Figure
+
+    if narrow:
+        size = (NARROW, count * size[1] * min(NARROW / size[0] * count, 1.0) + 0.5)
+        how.pop("width_ratios", None)
+    figure = Figure(figsize=size, layout="constrained")
+    shape = (count, 1) if narrow else (1, count)
+    return figure, figure.subplots(*shape, squeeze=False, **how).reshape(-1)
 
 
 def title_over(figure: Figure, text: str, size: float) -> None:

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from pore._numbers import number
-from pore._page import filled, html, items, joined, part, picture
+from pore._page import address, filled, html, items, joined, part
 from pore._text import Html
 from pore.engine.report import steps_of
 from pore.serving.asked import Asked
@@ -129,9 +129,10 @@ def _form(
         f"PoRe on {model}",
         command=command,
         setup=setup,
+        sortable=False,  # it has no tables of results, and allows no script but its own
         model=model,
         examples=joined(_example(number, one) for number, one in enumerate(examples, 1)),
-        picture=picture(_png(first.image)),
+        picture=address(_png(first.image)),
         question=first.question,
         hint=first.hint,
         methods=_options(viewer.methods, usual),
@@ -146,7 +147,7 @@ def _example(number: int, example: Example) -> Html:
         example.question,
         example.hint,
         "true" if number == 1 else "false",
-        picture(_png(example.image)),
+        address(_png(example.image)),
         number,
         example.question,
     )
@@ -191,7 +192,7 @@ def _side(side: Side, unpruned: Side) -> Html:
         "prefill": f"{side.prefill_ms:.1f} ms",
         "answer": f"{side.whole_ms:.1f} ms",
     }
-    kept = "" if side.kept is None else html("<img src='{}' alt='{}'>", picture(side.kept), left)
+    kept = "" if side.kept is None else html("<img src='{}' alt='{}'>", address(side.kept), left)
     cells = joined(html("<dt>{}</dt><dd>{}</dd>", *each) for each in rows.items())
     return html(
         "<article><h3>{}</h3><p class='answer'>{}</p>{}<dl>{}</dl></article>",
@@ -234,7 +235,7 @@ def _attention(seen: Seen) -> Html:
         "<h3>Attention that ranks</h3><figure class='attention'><img src='{}' alt='{}'>"
         "<figcaption>Of decoder layer {} in the unpruned model. What gets most is kept; where there"
         " is a correction, that is judged after it.</figcaption></figure>",
-        picture(seen.attention),
+        address(seen.attention),
         "Maps of the attention on the picture, before and after the correction",
         seen.layer,
     )
