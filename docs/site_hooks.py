@@ -88,4 +88,7 @@ def _page(path: Path, text: str, config: MkDocsConfig) -> File:
 def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
     """Make the links of a page lead within the site."""
     origin = getattr(page.file, "pore_origin", None) or Path(str(page.file.abs_src_path))
-    return relinked(markdown, origin) if origin.suffix == ".md" else markdown
+    if origin.suffix != ".md":
+        return markdown
+    # Errors are no language of Pygments; the class lets their long lines wrap.
+    return relinked(markdown, origin).replace("```error\n", "``` {.text .error}\n")
