@@ -124,7 +124,9 @@ class TestNames:
 
     def test_one_is_named_in_any_case(self) -> None:
         assert method_named("vtc-cls") is pore.VTCCLS
-        with pytest.raises(InputError, match="no method 'fast'; choose from CDPruner, "):
+        for name, kind in methods().items():
+            assert method_named(name.upper()) is method_named(kind.__name__) is kind
+        with pytest.raises(InputError, match=r"'fast'\. Did you mean 'FastV'\? There are"):
             method_named("fast")
 
 

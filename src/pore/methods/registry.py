@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module, metadata
 
@@ -47,10 +49,10 @@ def methods() -> dict[str, type[Pruner]]:
 
 
 def method_named(name: str) -> type[Pruner]:
-    """A method by its name, in any case of letters.
+    """A method by its name or by that of its class, whatever the case of letters and hyphens.
 
     Args:
-        name: Such as "fastv".
+        name: Such as "fastv", "IVC-Prune" or "IVCPrune".
 
     Returns:
         Its class.
@@ -58,7 +60,15 @@ def method_named(name: str) -> type[Pruner]:
     Raises:
         InputError: There is none.
     """
-    kinds = {known.lower(): kind for known, kind in methods().items()}
-    if name.lower() not in kinds:
-        raise InputError(f"There is no method {name!r}; choose from {', '.join(methods())}.")
-    return kinds[name.lower()]
+    kinds = methods()
+    keys = {_key(each): kind for known, kind in kinds.items() for each in (known, kind.__name__)}
+    if _key(name) not in keys:
+        near = get_close_matches(_key(name), keys, 1)
+        meant = f" Did you mean {keys[near[0]].name!r}?" if near else ""
+        raise InputError(f"There is no method {name!r}.{meant} There are {', '.join(kinds)}.")
+    return keys[_key(name)]
+
+
+def _key(name: str) -> str:
+    """What of a name tells methods apart."""
+    return re.sub("[-_ ]", "", name).lower()
