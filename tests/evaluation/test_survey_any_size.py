@@ -16,7 +16,6 @@ from pore.bias.any_size import AnySizeBias
 from pore.corrections import load_corrections
 from pore.data.sources import load_samples
 from pore.engine.pruner import Pruner
-from pore.errors import UnsupportedModelError
 from pore.evaluation import comparing, survey
 from pore.evaluation.results import SurveyResult, SurveySettings
 from processors import KINDS, qwen_vl
@@ -86,11 +85,20 @@ def test_the_page_says_so(result: SurveyResult) -> None:
     assert "Growth is P of the last" not in page
 
 
-def test_a_mean_over_layers_needs_one_size(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, average=True)
-    with pytest.raises(UnsupportedModelError, match="the same number of visual tokens"):
-        survey.run(**given("InternVL", tmp_path, settings=settings, about=ABOUT))
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("name", ["Qwen2.5-VL", "InternVL"])
+def test_a_mean_over_layers_is_the_share_of_every_image(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some(monkeypatch, ("FastV",))
+    settings = replace(SETTINGS, keeps=(0.6,), average=True)
+    found = survey.run(**given(name, tmp_path, settings=settings, about=ABOUT))
+    whole, fastv, _ = found.outcomes
+    assert fastv.budget == "mean 0.6"
+    pairs = zip(whole.answers, fastv.answers, strict=True)
+    for one, other in pairs:
+        seen = len(one.kept[0])
+        assert other.mean_tokens == pytest.approx(0.6 * seen, abs=1)  # whole tokens
+    assert not found.left_out
 
 
 def test_corrections_over_positions_of_one_size_are_left_out(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pore.engine.corrections import Correction
     from pore.engine.pruner import Pruner
     from pore.evaluation.differences import Difference
-    from pore.evaluation.guided import Guiding
     from pore.evaluation.outcome import Outcome
     from pore.evaluation.records import Record
     from pore.evaluation.work import Work
@@ -68,7 +67,8 @@ def ask_one(
         )
     some = samples[:_COUNTED]
     biases = biases_named(options.reweight, options.allow or (), model, processor, some)
-    pruners = _pruners(options, model, keeps, biases, guiding)
+    more = {"guide": guiding, **sizes_asked(options, model, processor, some)}
+    pruners = _pruners(options, model, keeps, biases, more)
     with progress() as told:
         job = _Job(options, model, processor, samples, Work(len(samples) * len(pruners), told))
         try:
@@ -112,12 +112,37 @@ def _write_page(
     return write_single(records, differences, told, options.out)
 
 
+def sizes_asked(
+    options: Options, model: Any, processor: Any, samples: Sequence[Sample]
+) -> dict[str, Any]:
+    """What --average has to know of images that differ in their number of tokens.
+
+    Args:
+        options: The options of the command.
+        model: The model.
+        processor: Its processor.
+        samples: The questions.
+
+    Returns:
+        Arguments of `pore.methods.making.make`; none where images have one size.
+    """
+    from pore.evaluation.batches import Batches
+    from pore.evaluation.sizes import ImageSizes, images_asked
+    from pore.families.registry import family_of
+
+    if not options.average or family_of(model).common_grid(model) is not None:
+        return {}
+    some = samples[:_COUNTED]
+    batches = Batches(model, processor, some, batch_size=options.batch_size, max_bad=1)
+    return {"visual": ImageSizes.of(model, images_asked(batches)).usual, "shares": True}
+
+
 def _pruners(
     options: Options,
     model: Any,
     keeps: Sequence[int | float],
     biases: Sequence[Correction] | None,
-    guiding: Guiding | None,
+    more: Mapping[str, Any],
 ) -> list[Pruner | None]:
     """None for the unpruned model, then the method at every budget, without P and then with P.
 
@@ -127,7 +152,7 @@ def _pruners(
 
     pruners: list[Pruner | None] = [None]
     for keep in keeps:
-        pruner = method_of(options, model, keep, guide=guiding)
+        pruner = method_of(options, model, keep, **more)
         pruners += with_and_without(pruner, biases)
     return pruners
 

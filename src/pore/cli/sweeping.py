@@ -108,7 +108,13 @@ def sweep_methods(
         made["hardware"]["processes"] = processes.size
     with progress(show=processes.first) as told:
         plan, left_out = planned(
-            model, methods, settings, corrections, guiding, told=lambda what: told(what, 0.0)
+            model,
+            methods,
+            settings,
+            corrections,
+            guiding,
+            told=lambda what: told(what, 0.0),
+            visual=_usual(options, model, processor, samples),
         )
         result = sweep(
             benchmarks,
@@ -126,6 +132,13 @@ def sweep_methods(
     stdout().print(_table(result))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
     note(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {time.monotonic() - began:.0f} s.")
+
+
+def _usual(options: Options, model: Any, processor: Any, samples: Sequence[Sample]) -> int | None:
+    """The visual tokens that images of one's own questions usually have, where --average asks."""
+    from pore.cli.asking import sizes_asked
+
+    return sizes_asked(options, model, processor, samples).get("visual") if samples else None
 
 
 def _published(options: Options) -> PublishedTable | None:

@@ -136,8 +136,6 @@ def _guiding(
     for one, _ in ((model, processor), guide or (model, processor)):
         forget(one)  # so that a change of the weights since the last call is noticed
     shape = sizes_of(model)
-    if settings.average:  # a mean over the layers is of one number of tokens
-        _ = shape.image_tokens
     longest = settings.max_new_tokens
     guiding = Guiding(*(guide or (model, processor)), max_new_tokens=longest, itself=guide is None)
     return guiding, shape.decoder.layers
@@ -270,7 +268,10 @@ def lineup(
     for keep in map(sizes.budget, settings.keeps):
         for name, kind in methods().items():
             try:
-                pruner = set_up(kind, keep, model, settings, guiding, videos=sizes.videos)
+                visual = sizes.usual if sizes.any_size else None
+                pruner = set_up(
+                    kind, keep, model, settings, guiding, videos=sizes.videos, visual=visual
+                )
                 check_limits(pruner, family)
                 pruner.check(model, family)
                 pruner.counts(sizes.usual, shape.decoder.layers)
@@ -289,6 +290,7 @@ def set_up(
     guiding: Guiding,
     *,
     videos: bool,
+    visual: int | None = None,
 ) -> Pruner:
     """A method at a budget, as its authors set it up for a model.
 
@@ -299,6 +301,8 @@ def set_up(
         settings: The seed, and whether budgets are the mean over the layers.
         guiding: The model that guides SGL.
         videos: Whether methods that are for videos alone are set up too.
+        visual: Visual tokens that images usually have, where they differ in that; a budget that is
+            the mean over the layers and a share is then that share of every image.
 
     Returns:
         The method.
@@ -314,7 +318,11 @@ def set_up(
             return kind(keep=keep)  # type: ignore[call-arg]
         return kind.usual(keep, shape, **guide)
 
-    pruner = scheduled(usual, kind.name, shape, keep) if settings.average else usual(keep)
+    if settings.average:
+        shares = visual is not None and isinstance(keep, float)
+        pruner: Pruner | None = scheduled(usual, kind.name, shape, keep, visual, shares=shares)
+    else:
+        pruner = usual(keep)
     if pruner is None:
         raise InputError("it needs more than a model to be set up")
     if isinstance(pruner, Downsample):

@@ -163,6 +163,7 @@ def planned(
     guiding: Guiding,
     *,
     told: Callable[[str], None] = lambda _: None,
+    visual: int | None = None,
 ) -> tuple[list[Setting], list[LeftOut]]:
     """Every method at every budget, the unpruned model first.
 
@@ -173,6 +174,7 @@ def planned(
         corrections: Makes corrections.
         guiding: The model that guides SGL.
         told: Called with what is being done.
+        visual: Visual tokens that images usually have, where the model takes any size.
 
     Returns:
         The settings, budget by budget; and those that cannot be made.
@@ -186,7 +188,8 @@ def planned(
         for one in wanted:
             told(f"setting up {one.method}")
             try:
-                pruner = set_up(methods()[one.method], keep, model, settings, guiding, videos=True)
+                kind = methods()[one.method]
+                pruner = set_up(kind, keep, model, settings, guiding, videos=True, visual=visual)
                 if one not in made:
                     made[one] = partial(_like, corrections.on(pruner, one.correction))
                 pruner = made[one](pruner)

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 from torch import nn
 
@@ -75,11 +76,13 @@ def schedule(
 
 
 def scheduled(
-    set_up: Callable[[int], Pruner | None],
+    set_up: Callable[[Any], Pruner | None],
     name: str,
     shape: ModelShape,
     average: int | float,
     visual: int | None = None,
+    *,
+    shares: bool = False,
 ) -> Pruner:
     """As `schedule`, for a method that is set up by a function of its budget.
 
@@ -89,6 +92,8 @@ def scheduled(
         shape: The model's sizes.
         average: As in `schedule`.
         visual: As in `schedule`.
+        shares: Whether the method gets its budget as a share of `visual`, so that images of any
+            size average the same share of their own tokens.
 
     Returns:
         The method.
@@ -104,7 +109,7 @@ def scheduled(
         raise BudgetError(f"The mean cannot be {average} visual tokens, as there are {visual}.")
 
     def made(keep: int) -> Pruner:
-        pruner = set_up(keep)
+        pruner = set_up(keep / visual if shares else keep)
         if pruner is None:
             raise InputError(
                 f"{name} needs more than a model to be set up, so pore cannot search for a "

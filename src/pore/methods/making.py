@@ -24,6 +24,7 @@ def make(
     *,
     average: bool = False,
     visual: int | None = None,
+    shares: bool = False,
     texts: Sequence[str] = (),
     **settings: Any,
 ) -> Pruner:
@@ -40,6 +41,8 @@ def make(
         average: Whether `keep` is the mean over the decoder layers, as in `pore.schedule`, rather
             than what is left at the end.
         visual: With `average`, visual tokens of an image, as in `pore.schedule`.
+        shares: With `average` and a fraction, whether every image is to average that fraction of
+            its own tokens, where images differ in their number.
         texts: Settings as text, NAME=VALUE each, see `read_settings`.
         **settings: Settings by name; those that are None count as not given.
 
@@ -72,7 +75,8 @@ def make(
     if average:
         if "keep" in values:
             raise InputError("--average finds the budget itself; leave --set keep=... out.")
-        return scheduled(made, kind.name, shape or sizes_of(model), keep, visual)
+        own = shares and isinstance(keep, float)
+        return scheduled(made, kind.name, shape or sizes_of(model), keep, visual, shares=own)
     found = made(keep)
     if found is None:
         _check_complete(kind, {"keep", *values})
