@@ -345,7 +345,8 @@ class TestSurvey:
 
         def counted(*args: Any, **given: Any) -> Any:
             found = evaluate(*args, **given)
-            asked.append(found.label)
+            if given["part"].start == 0:  # a call for every batch
+                asked.append(found.label)
             return found
 
         monkeypatch.setattr(own, "evaluate", counted)
