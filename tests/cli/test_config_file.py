@@ -72,8 +72,8 @@ def lines(draw: st.DrawFn, options: type[Any]) -> list[str]:
         kind, info = get_args(hints[field.name])
         argument = type(info).__name__ == "ArgumentInfo"
         needed = argument and field.name in ("files", "question")
-        if info.param_decls is None and getattr(info, "exists", False):
-            continue  # a folder that must be there
+        if getattr(info, "exists", False):
+            continue  # a file or a folder that must be there
         if not (needed or draw(st.booleans())):
             continue
         value = draw(values(kind, info))

@@ -63,7 +63,7 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
         options: The options of the command, by the names that Python has for them.
 
     Returns:
-        The message; what is in parentheses, such as FastV(keep=17), stays as it is.
+        The message; what is in parentheses, such as FastV(keep=17), or in quotes stays as it is.
     """
 
     def option(found: re.Match[str]) -> str:
@@ -76,7 +76,7 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     names = "|".join(sorted(options, key=len, reverse=True))
     alone = "|".join(name for name in options if "_" in name) or "(?!)"
     value = r"""(?P<value>"[^"]*"|'[^']*'|[^\s,;]*[^\s,;.])"""
-    pattern = rf"(?<![\w.=-])(?:(?P<name>{names})={value}|(?P<alone>{alone})(?![\w=]))"
+    pattern = rf"(?<![\w.='\"-])(?:(?P<name>{names})={value}|(?P<alone>{alone})(?![\w=]))"
     if not options:
         return message
     return re.sub(

@@ -91,7 +91,7 @@ class Store:
             return
         document = {
             "setting": setting,
-            "scoring": self.scoring,
+            **({} if self.scoring is None else {"scoring": self.scoring}),
             "answers": list(map(plain, answers)),
             **more,
         }
