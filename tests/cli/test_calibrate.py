@@ -124,7 +124,7 @@ def test_what_is_said_of_p(model: Path, data: Path, tmp_path: Path) -> None:
     assert found.output.count("keep 4") >= 1
     text = page.read_text()
     assert "pore " in text
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 8  # four figures, for phones too
     again = ("--heads", "--checkpoint", tmp_path / "heads.json")
     found = run("calibrate", *samples, "--kind", "spline", *again)
     assert "P of every head is not judged by itself" in found.output

@@ -155,7 +155,7 @@ def test_methods_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "[red]\x07"
     kind: Any = type("Foreign", (pore.FastV,), {"__doc__": f"{name}.", "paper": name})
     monkeypatch.setitem(pore.Pruner.registry, name, kind)
-    assert run("methods").stdout.count("[red]\\x07") == 3
+    assert run("methods").stdout.count("[red]\\x07") == 2
     assert run("models").stdout
 
 
@@ -205,10 +205,10 @@ def test_a_picture_that_fails_leaves_the_answer(
 
     common = ("generate", samples.parent / "0.png", "w6", "-m", model, "--max-new-tokens", 2)
     plain = run(*common, *form)
-    monkeypatch.setattr(plotting, "layout", fails)
+    monkeypatch.setattr(plotting, "layouts", fails)
     found = run(*common, *form, "--draw", samples.parent / "lost.png", code=1)
     assert found.stdout == plain.stdout
-    assert found.stderr.strip() == "Error: no picture of this"
+    assert found.stderr.strip().endswith("(--draw) was not written: no picture of this")
     assert not (samples.parent / "lost.png").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_table_that_fails_leaves_the_results(
         *("--max-new-tokens", 1, "--limit", 1),
         code=1,
     )
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.csv"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"results.json", "results.csv"}
 
 
 def test_lines_are_not_broken_in_files(model: Path, samples: Path, tmp_path: Path) -> None:

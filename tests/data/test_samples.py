@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,8 +274,9 @@ def test_several_answers(tmp_path: Path, given: Any) -> None:
     file.write_text(json.dumps({"image": "a.png", "question": "q", "answer": given}))
     (sample,) = from_jsonl(file)
     assert (sample.answer, sample.answers) == ("no", ("yes", "no", "no"))
-    assert Sample("a", None, "q", "no").answers == ("no",)
-    assert Sample("a", None, "q").answers == ()
+    assert Sample("a", None, "q", "no").accepted == ("no",)
+    assert Sample("a", None, "q").accepted == ()
+    assert replace(Sample("a", None, "q", "no"), answer=None).accepted == ()
 
 
 def test_addresses_are_refused_in_words(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_evaluate_skips_it_and_says_so(checkpoint: Path, data: Path, tmp_path: P
     assert [row["skipped"] for row in rows] == ["1", "1", "1"]
     text = command(*common_part, "--max-bad", 0, "-o", tmp_path / "none", code=1)
     assert "1 of 9 samples are bad" in text
-    assert "raise max_bad" in text
+    assert "raise --max-bad" in text
     assert not (tmp_path / "none").exists()
 
 

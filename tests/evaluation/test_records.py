@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pore
+from pore.bench.results import Spread
 from pore.bias.position_bias import PositionBias
 from pore.errors import InputError
 from pore.evaluation.batches import Skipped
@@ -31,7 +32,7 @@ def outcomes() -> list[Outcome]:
     )
     bias = PositionBias.exponential(0.1, 16)
     return [
-        Outcome(None, answers, 1.5),
+        Outcome(None, answers, Spread((1.5,))),
         Outcome(pore.FastV(keep=0.25, reweight=bias), answers),
         Outcome(pore.Downsample(keep=4), answers, budget=0.25),
     ]

@@ -15,7 +15,8 @@ import pore
 from cases import CASES
 from helpers.models import batch, prompt, tiny_llava
 from helpers.photographs import photograph
-from pore.cli.generate import _answer, _draw_kept
+from pore.cli.drawing import draw_kept
+from pore.cli.generate import _answer
 from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
 from pore.data.scaling import size_for, tokens_of
@@ -155,11 +156,11 @@ def test_what_generate_draws_is_the_picture_that_the_model_saw(
 ) -> None:
     processor, model = kind_of(name)
     sample, pruner = Sample("one", photograph("photograph"), "look"), pore.PixelBudget(keep)
-    answer, report = _answer(model, processor, sample, pruner, 1)
+    answer, report = _answer(model, processor, [sample], pruner, {"max_new_tokens": 1})
     assert report is not None
     assert len(report.samples[0].images[0].kept) == left
-    resize = pruner.resizing(model, processor)
-    _draw_kept(model, processor, sample, report, answer, tmp_path / "a.png", resize)
+    images = report.samples[0].images
+    draw_kept(tmp_path / "a.png", model, processor, [sample], images, pruner, answer)
     assert Image.open(tmp_path / "a.png").size > (100, 100)
 
 

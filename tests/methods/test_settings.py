@@ -247,7 +247,7 @@ def test_methods_of_others_with_types_that_cannot_be_told_take_json() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--keep", 4, "--set", "keep=5"), "keep is given twice"),
+        (("--keep", 4, "--set", "keep=5"), "name the same setting"),
         (("--layer", 2, "--set", "layer=3"), "layer is given twice"),
         (("--average", "--set", "keep=5"), "--average finds the budget itself"),
         (("--method", "random", "--set", f"seed={10**20}"), "does not fit into 64 bits"),

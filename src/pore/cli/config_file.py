@@ -134,7 +134,16 @@ def save(path: Path, command: str, parameters: Mapping[str, Any], given: Mapping
 
     values = {name: _plain(given[one.name]) for name, one in parameters.items()}
     chosen = {name: value for name, value in values.items() if value not in (None, [])}
-    text = yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+    class Dumper(yaml.SafeDumper):
+        """Spells out, in quotes, characters that YAML would read as the end of a line."""
+
+        def represent_str(self, data: str) -> Any:
+            style = None if data.isprintable() else '"'
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    Dumper.add_representer(str, Dumper.represent_str)
+    text = yaml.dump(chosen, None, Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
     write_atomic(path, f"# pore {command} --config {path.name}\n{text}" if chosen else "")
 
 

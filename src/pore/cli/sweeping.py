@@ -125,13 +125,17 @@ def sweep_methods(
             progress=told,
             processes=processes,
         )
-    if not processes.first:
-        return
+    if processes.first:
+        _show(result, table, out, time.monotonic() - began)
+
+
+def _show(result: Sweep, table: PublishedTable | None, out: Path, seconds: float) -> None:
+    """Print the table of a sweep, what was left out, and where the files are."""
     if table is not None:
         note(f"Wrote {table.write_page(result, out)}.")
     stdout().print(_table(result))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
-    note(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {time.monotonic() - began:.0f} s.")
+    note(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {seconds:.0f} s.")
 
 
 def _usual(options: Options, model: Any, processor: Any, samples: Sequence[Sample]) -> int | None:

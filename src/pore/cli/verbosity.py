@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from pore import _progress
+from pore._compat.logs import LEVEL, level, log_at
 
 PANEL = "Every command"
 
-_LEVEL = "TRANSFORMERS_VERBOSITY"
-_CHOSEN_BY_USER = _LEVEL in os.environ
+_CHOSEN_BY_USER = LEVEL in os.environ
 
 Debug = Annotated[
     bool,
@@ -79,11 +79,9 @@ def choose(debug: bool, verbose: bool, quiet: bool, *, first: bool = False) -> N
     _progress.hidden = CHOSEN.quiet
     if CHOSEN.verbose or not _CHOSEN_BY_USER:
         # transformers reads this when it is imported, here or in a process started from here.
-        os.environ[_LEVEL] = "info" if CHOSEN.verbose else "error"
+        os.environ[LEVEL] = level(CHOSEN.verbose)
         if "transformers" in sys.modules:
-            from transformers.utils import logging as theirs
-
-            (theirs.set_verbosity_info if CHOSEN.verbose else theirs.set_verbosity_error)()
+            log_at(CHOSEN.verbose)
     if CHOSEN.verbose:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("pore").setLevel(logging.INFO)

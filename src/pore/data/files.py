@@ -80,7 +80,7 @@ def from_jsonl(
     `video`, the path of a file or a folder that `read_video` takes, and then `frames`, how many of
     its frames to take (8). Of the first four, numbers and truth values become text; null, NaN, an
     empty list and blank text count as missing. `answer` may be a list of answers that are accepted
-    (`Sample.answers`). `box` is where in the image the answer is: left, top, right and bottom as
+    (`Sample.accepted`). `box` is where in the image the answer is: left, top, right and bottom as
     shares of the width and the height. A sample without an id gets the name of the file and the
     number of its line. Images are not fetched from the network: a sample with an address in place
     of a path is a bad one, and a file of nothing else is refused.

@@ -56,7 +56,7 @@ class Sample:
             asked for, and the kind of the question, if it is not given, is "grounding".
         fault: Why it cannot be used, if that was seen when the data set was read.
         answers: All answers that are accepted, such as those of ten people, in their order and as
-            often as they were given; missing ones are left out. If none are given, `answer` alone.
+            often as they were given; missing ones are left out. Empty where there is one, `answer`.
     """
 
     id: str
@@ -76,12 +76,12 @@ class Sample:
             except ValueError as error:
                 raise InputError(f"The {name} of sample {self.id} {error}") from error
         try:
-            several = answers_of(self.answers) or answers_of(self.answer)
+            several = answers_of(self.answers)
         except ValueError as error:
             raise InputError(f"The answers of sample {self.id}: one {error}") from error
-        object.__setattr__(self, "answers", several)
         if self.answer is None and several:
             object.__setattr__(self, "answer", Counter(several).most_common(1)[0][0])
+        object.__setattr__(self, "answers", () if several == (self.answer,) else several)
         if self.box is None:
             return
         try:
@@ -93,6 +93,11 @@ class Sample:
             object.__setattr__(self, "third", _THIRDS[min(int(3 * middle), 2)])
         if self.answer is None and self.kind is None:
             object.__setattr__(self, "kind", "grounding")
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The answers that are right: `answers`, or `answer` alone; empty if there are none."""
+        return self.answers or answers_of(self.answer)
 
     def load(self) -> PIL.Image.Image | Video | None:
         """The image or the video, ready for a processor; None for a question without any.

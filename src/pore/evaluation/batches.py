@@ -253,7 +253,7 @@ class Batches:
         if bad > max(one, int(self._max_bad * n + 1e-9)):
             raise InputError(
                 f"{bad} of {n} samples are bad, more than the share max_bad={self._max_bad:g} "
-                "allows; fix the data, or raise max_bad (--max-bad)."
+                "allows; fix the data, or raise max_bad."
                 f"{listed(list(self.skipped.values()))}"
             )
         if bad == n:

@@ -49,7 +49,7 @@ class Metric:
             if sample.box is not None:
                 return None
             return f"Sample {sample.id!r} has no answer to compare with."
-        why = self.unfit(sample.answers)
+        why = self.unfit(sample.accepted)
         return None if why is None else f"Sample {sample.id!r} {why}"
 
 
@@ -197,7 +197,7 @@ def judged(sample: Sample, text: str, metric: Metric = EXACT) -> Judged:
         given = box_in(text)
         found = 0.0 if given is None else overlap(given, sample.box)
         return Judged(found >= OVERLAP, found, None)
-    score = metric.score(text, sample.answers)
+    score = metric.score(text, sample.accepted)
     return Judged(score == 1, None, None if score in (0, 1) else score)
 
 

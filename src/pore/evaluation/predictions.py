@@ -75,7 +75,7 @@ def answered(
             id=answer.id,
             image=shown(image) if isinstance(image, (str, Path)) else None,
             question=answer.question,
-            answers=list(sample.answers or (answer.expected,)),
+            answers=list(sample.accepted or (answer.expected,)),
             prediction=answer.given,
             score=answer.points,
             right=answer.right,

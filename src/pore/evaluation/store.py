@@ -209,7 +209,7 @@ def scored_by(batches: Batches) -> str:
     Args:
         batches: The samples, and the metric.
     """
-    right = [(s.answers, s.box, s.kind, s.third) for s in batches.samples]
+    right = [(s.accepted, s.box, s.kind, s.third) for s in batches.samples]
     return digest([batches.metric.name, right])
 
 
