@@ -152,7 +152,7 @@ def test_a_value_of_the_file_that_is_wrong_names_the_file(tmp_path: Path) -> Non
     path.write_text("seed: many")
     found = run("evaluate", "--config", path, code=2)
     assert "--seed" in found.stderr
-    assert str(path.name) in "".join(found.stderr.split())
+    assert str(path.name) in "".join(found.stderr.replace("│", "").split())  # it is in a box
     run("evaluate", "--config", tmp_path / "none.yaml", code=1)
 
 

@@ -135,7 +135,7 @@ def save(path: Path, command: str, parameters: Mapping[str, Any], given: Mapping
     values = {name: _plain(given[one.name]) for name, one in parameters.items()}
     chosen = {name: value for name, value in values.items() if value not in (None, [])}
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
         """Spells out, in quotes, characters that YAML would read as the end of a line."""
 
         def represent_str(self, data: str) -> Any:
