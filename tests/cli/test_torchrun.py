@@ -114,4 +114,5 @@ def test_one_of_them_tells_what_is_wrong(model: Path, samples: Path, tmp_path: P
     assert done.stderr.count("Error: 1 of 208 samples are bad") == 1
     assert "In process" not in done.stderr  # the share of all is judged, by all alike
     done = command(*TORCHRUN, "-m", "pore", *given, "--method", "DivPrune")
-    assert done.stderr.count("does not rank by text-visual attention") == 1
+    # Every process sees it before it has joined the others.
+    assert "does not rank by the attention between text and image" in done.stderr

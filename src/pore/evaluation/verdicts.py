@@ -177,7 +177,8 @@ def _no_pair(
         found = (f"{name_of(record)} ({budget_label(record['keep'])})" for record in records)
         return ", ".join(dict.fromkeys(found))
 
-    asked = "" if names == (None, None) else f" called {names[0]!r} and {names[1]!r}"
+    called = " and ".join(repr(name) for name in names if name is not None)
+    asked = f" called {called}" if called else ""
     return (
         f"There are no settings{asked} to compare at one budget. The first file has "
         f"{listed(first)}; the second has {listed(second)}. Name a method "
