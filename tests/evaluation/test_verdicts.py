@@ -73,7 +73,7 @@ def test_a_method_of_each_file_by_name() -> None:
         assert (name_of(found.first), name_of(found.second)) == ("FastV", "FastV + exponential")
     found_all = judge(both, both, names=("fastv", None))
     assert [name_of(one.second) for one in found_all] == ["FastV + exponential", "Random"]
-    with pytest.raises(InputError, match=r"'x' and None.*has FastV \(keep 4\), FastV \+ exp"):
+    with pytest.raises(InputError, match=r"'x' to compare.*has FastV \(keep 4\), FastV \+ exp"):
         judge(both, both, names=("x", None))
     with pytest.raises(InputError, match="no settings to compare"):
         judge(both, results(outcome(pore.FastV(keep=3), 4)))
