@@ -1,6 +1,7 @@
 # make demo   set up, then the whole job on the embedded model: table, figures, runs/demo/report.html
 # make test   set up, then the tests
-# make test-slow   the tests that are marked slow, which CI runs
+# make test-slow   the tests that are marked slow, as far as CI runs them
+# make test-all    all of them: every method in every family and situation
 # make lint   set up, then ruff, mypy and the way of the imports
 #
 # Set-up makes .venv once, and again when pyproject.toml or constraints.txt change.
@@ -12,13 +13,16 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
+# Where this is set, as in many containers, every process would compile transformers again: ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CODE := src tests training examples
 PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow test-all lint format clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -32,7 +36,10 @@ test: $(READY)
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(READY)
-	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not exhaustive" $(PYTEST_ARGS)
+
+test-all: $(READY)
+	$(PYTEST) $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -20,6 +20,8 @@ hypothesis.settings.load_profile("untimed")
 ENGINE = Path(__file__).parent / "engine"
 IN_ENGINE = 8
 """Cases of a test of the engine that are run at every change, where it is not marked otherwise."""
+IN_CI = 100
+"""Slow cases of a test that CI runs, where it is not marked otherwise."""
 
 _support = support.Support() if support.TARGET else None
 _golden: dict[str, list[float]] = {}
@@ -27,21 +29,36 @@ _golden: dict[str, list[float]] = {}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark slow all but some cases of tests that have many, evenly spread: CI runs all.
+    """Mark slow all but some cases of tests that have many, and exhaustive what CI spares."""
+    for name, cases in by_test(items, slow=False).items():
+        marker = cases[0].get_closest_marker("at_once")
+        at_once = IN_ENGINE if cases[0].path.parent == ENGINE else len(cases)
+        mark_others(name, cases, marker.args[0] if marker else at_once, pytest.mark.slow)
+    for name, cases in by_test(items, slow=True).items():
+        marker = cases[0].get_closest_marker("in_ci")
+        mark_others(name, cases, marker.args[0] if marker else IN_CI, pytest.mark.exhaustive)
+
+
+def by_test(items: list[pytest.Item], slow: bool) -> dict[str, list[pytest.Item]]:
+    """The cases of each test that are marked slow, or those that are not."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if (item.get_closest_marker("slow") is not None) == slow:
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    return tests
+
+
+def mark_others(
+    name: str, cases: list[pytest.Item], count: int, mark: pytest.MarkDecorator
+) -> None:
+    """Mark all but about `count` cases of a test, evenly spread.
 
     Each test begins elsewhere, so that together they come to every method and family.
     """
-    tests: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("slow") is None:
-            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
-    for name, cases in tests.items():
-        marker = cases[0].get_closest_marker("at_once")
-        at_once = IN_ENGINE if cases[0].path.parent == ENGINE else len(cases)
-        step = -(-len(cases) // (marker.args[0] if marker else at_once))
-        for number, case in enumerate(cases):
-            if number % step != zlib.crc32(name.encode()) % step:
-                case.add_marker(pytest.mark.slow)
+    step = -(-len(cases) // count)
+    for number, case in enumerate(cases):
+        if number % step != zlib.crc32(name.encode()) % step:
+            case.add_marker(mark)
 
 
 @pytest.hookimpl(hookwrapper=True)

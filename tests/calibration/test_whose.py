@@ -335,6 +335,7 @@ class TestSurvey:
         ],
     )
     @pytest.mark.at_once(1)
+    @pytest.mark.in_ci(3)
     def test_all_is_asked_anew(
         self, call: Call, change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

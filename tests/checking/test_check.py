@@ -63,6 +63,7 @@ OFTEN = (
     [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in PUBLISHED],
 )
 @pytest.mark.at_once(4)
+@pytest.mark.in_ci(8)
 def test_all_holds_in_every_family(name: str) -> None:
     if name == "Llama 4":
         case(name).model()  # whatever it needs to run unpruned
@@ -79,6 +80,7 @@ def test_all_holds_in_every_family(name: str) -> None:
 
 @pytest.mark.parametrize("one", [*CASES, *COUSINS], ids=lambda one: one.name)
 @pytest.mark.slow
+@pytest.mark.in_ci(8)
 def test_all_holds_of_tiny_models(one: Case) -> None:
     assert pore.check(one.model()).passed
 

@@ -112,6 +112,7 @@ def test_a_changed_transformers_is_caught_and_refused(name: str, fault: str) -> 
 @pytest.mark.parametrize("name", ["Gemma 3", "Qwen3.5", "PaliGemma", "Gemma 4", "Llama 4"])
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.slow
+@pytest.mark.in_ci(15)
 def test_the_same_in_families_with_more_to_them(name: str, fault: str) -> None:
     check_is_refused(case(name).model(), FAULTS[fault][0], None)
 

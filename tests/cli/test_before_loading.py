@@ -49,6 +49,7 @@ WRONG = [
     ("evaluate", "--methods fastv --out FILE/below", "--out"),
     ("evaluate", "--methods fastv --layer 3", "--layer"),
     ("evaluate", "--table nonsense", "--table"),
+    ("generate FILE what", "--guide embedded", "--guide is for --method SGL"),
     ("calibrate", "--out FILE/below", "--out"),
     ("calibrate", "--out FOLDER", "--out"),
     ("calibrate", "--page FILE/below", "--page"),

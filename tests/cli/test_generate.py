@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import PIL.Image
 import pytest
+import torch
 
 import pore
 from helpers.checkpoint import save_video, save_video_checkpoint
 from helpers.command_line import run
+from pore.data.loading import load_model
+from pore.data.prompts import build_inputs
+from pore.data.samples import Sample
 
 
 def test_generate_draws_what_is_kept(
@@ -113,6 +118,23 @@ def test_generate_sets_any_setting(model: Path, data: Path) -> None:
         run(*common, "--method", "vtc-cls", "--set", "start_layer=0")
         found = run(*common, "--method", "vtc-cls", code=1)
     assert "VTC-CLS needs more than a budget: --set start_layer=..." in found.stderr
+
+
+def test_generate_with_a_guide(model: Path, data: Path, tmp_path: Path) -> None:
+    """The model guides itself, or that of another folder does, which here is the same."""
+    other = shutil.copytree(model, tmp_path / "guide")
+    common = ("generate", data / "0.png", "w6", "-m", model, "--method", "SGL", "--keep", "4")
+    itself, guided = (
+        json.loads(run(*common, "--json", *more).stdout) for more in ((), ("--guide", other))
+    )
+    assert itself == guided
+    vlm, processor = load_model(str(model))
+    inputs = build_inputs(processor, [Sample("0", data / "0.png", "w6")])
+    guide = pore.guide(vlm, inputs, max_new_tokens=64)
+    layer = int(0.4 * vlm.config.text_config.num_hidden_layers)
+    with torch.inference_mode(), pore.SGL(4, layer=layer, guide=guide)(vlm) as pruned:
+        vlm.generate(**inputs, max_new_tokens=64, do_sample=False)
+    assert itself["report"] == json.loads(json.dumps(pruned.report.to_dict()))
 
 
 def test_generate_by_the_mean_over_layers(model: Path, data: Path) -> None:

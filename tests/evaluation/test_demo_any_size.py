@@ -44,6 +44,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.at_once(1)
+@pytest.mark.in_ci(1)
 def test_p_is_a_function_of_the_distance(result: DemoResult) -> None:
     assert isinstance(result.bias, AnySizeBias)
     assert (result.bias.over, result.bias.kind) == ("distance", "power")

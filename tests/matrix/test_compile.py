@@ -21,6 +21,7 @@ def _fresh() -> Any:
 
 
 @pytest.mark.parametrize("when", ["inside the block", "before the block"])
+@pytest.mark.in_ci(1)
 def test_a_compiled_model_is_pruned(when: str) -> None:
     """Hooks break the graph; what is computed stays the same, inside the block and after it."""
     model = tiny_llava(dtype=torch.float32)
@@ -39,6 +40,7 @@ def test_a_compiled_model_is_pruned(when: str) -> None:
         torch.testing.assert_close(compiled(**inputs).logits, dense)
 
 
+@pytest.mark.exhaustive
 def test_flex_attention() -> None:
     model = tiny_llava(dtype=torch.float32)
     inputs = batch([prompt(3, 1, 5), prompt(7, 1, 2, 1)], dtype=torch.float32)

@@ -71,6 +71,7 @@ def flexible(model: Any) -> Iterator[None]:
 @pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("case", "name"), PAIRS)
 @pytest.mark.at_once(6)
+@pytest.mark.in_ci(20)
 def test_is_as_with_sdpa(case: Case, name: str, side: str) -> None:
     model, pruner = case.model(), usual(name, KEEP, case)
     inputs = case.inputs(PROMPTS["ragged"], side)
@@ -92,6 +93,7 @@ def test_is_as_with_sdpa(case: Case, name: str, side: str) -> None:
 )
 @pytest.mark.parametrize(("case", "name"), PAIRS)
 @pytest.mark.at_once(6)
+@pytest.mark.in_ci(20)
 def test_decoding(case: Case, name: str, prompts: str) -> None:
     model, pruner, inputs = case.model(), usual(name, KEEP, case), case.inputs(PROMPTS[prompts])
     settings = {

@@ -133,6 +133,7 @@ def test_every_setting_is_made_or_refused_with_what_to_do(method: str, name: str
         for one in FIELDS
     ],
 )
+@pytest.mark.in_ci(60)
 def test_every_setting_is_taken_or_refused_with_what_to_do(
     samples: Path, model: Path, method: str, name: str
 ) -> None:

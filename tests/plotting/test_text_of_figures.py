@@ -131,6 +131,7 @@ def test_every_function_that_draws_is_tried() -> None:
         for j, texts in enumerate(CHUNKS)
     ],
 )
+@pytest.mark.in_ci(20)
 def test_figures_show_text_as_it_is(name: str, texts: Sequence[str]) -> None:
     with warnings.catch_warnings(), matplotlib.rc_context({"text.usetex": True}):
         warnings.simplefilter("error")

@@ -184,6 +184,13 @@ def test_stop_texts() -> None:
     assert "e" in one.processor.decode(stopped[-1])
 
 
+@pytest.mark.parametrize("limit", [7, 2000])
+def test_a_request_without_a_length_gets_what_the_model_takes(limit: int) -> None:
+    generation = prepared(served(keep=4, limits=Limits(new_tokens=limit)), IMAGE, max_tokens=None)
+    room = 1024 - generation.inputs["input_ids"].shape[1]
+    assert generation.generation_config.max_new_tokens == min(limit, room) > 0
+
+
 def test_what_is_refused_before_the_model_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     one = served(keep=4, limits=Limits(new_tokens=2000))
     with pytest.raises(RequestError, match=r"The prompt has \d+ tokens .* takes 1024 in all"):

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pore.cli.options import LARGEST_SEED, method_of
+from pore.cli.options import LARGEST_SEED, Pruning, method_of
 from pore.errors import InputError
 
 if TYPE_CHECKING:
     from pore.data.samples import Sample
     from pore.engine.pruner import Pruner
+    from pore.evaluation.guided import Guiding
 
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE",
+        help="One or more images; or videos: files, animated pictures, or folders of frames.",
+    ),
+]
 Unpruned = Annotated[bool, typer.Option("--unpruned", help="Prune nothing.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Frames = Annotated[int, typer.Option(min=1, help="Frames taken of a video, at equal distances.")]
@@ -36,11 +45,23 @@ TopP = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of what is drawn.")]
 
 
-def sampling(options: Any) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Answering(Pruning):
+    """Options of every command that answers questions as it is told to."""
+
+    unpruned: Unpruned = False
+    max_new_tokens: MaxNewTokens
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    seed: Seed = 0
+    frames: Frames = 8
+
+
+def sampling(options: Answering) -> dict[str, Any]:
     """How an answer is chosen, as keywords of `generate`; seeds what is drawn.
 
     Args:
-        options: They have `max_new_tokens`, `temperature`, `top_p` and `seed`.
+        options: Those of the command.
 
     Raises:
         InputError: They contradict each other, or are no probability.
@@ -86,23 +107,29 @@ def content_of(shown: Sequence[Sample], question: str) -> list[Mapping[str, Any]
 
 
 def pruner_for(
-    options: Any, model: Any, processor: Any, keep: int | float, shown: Sequence[Sample]
+    options: Answering,
+    model: Any,
+    processor: Any,
+    keep: int | float,
+    shown: Sequence[Sample],
+    guiding: Guiding | None = None,
 ) -> Pruner | None:
     """The method that the options name, with its correction; None with --unpruned.
 
     Args:
-        options: Those of `pore generate`.
+        options: Those of the command.
         model: The model.
         processor: Its processor.
         keep: The budget.
         shown: What is asked about.
+        guiding: What guides the method, if anything does.
     """
     from pore.evaluation.reweighting import biases_named, reweighted
 
     if options.unpruned:
         return None
-    # Behind several images the text begins at other distances than behind one.
+    # After several images the text begins at other distances than after one.
     some = shown if len(shown) == 1 else []
     biases = biases_named(options.reweight, options.allow or (), model, processor, some)
-    pruner = method_of(options, model, keep)
+    pruner = method_of(options, model, keep, guide=guiding)
     return pruner if biases is None else reweighted(pruner, biases)

@@ -7,37 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pore._text import for_terminal
 from pore.cli.answering import (
-    Frames,
+    Answering,
+    Files,
     MaxNewTokens,
-    Seed,
-    Temperature,
-    TopP,
-    Unpruned,
     content_of,
     pruner_for,
     sampling,
     shown_in,
 )
-from pore.cli.options import (
-    Allow,
-    Average,
-    Keep,
-    Layer,
-    Loading,
-    Method,
-    Model,
-    Normalize,
-    Reweight,
-    Set,
-    budgets,
-    takes,
-)
+from pore.cli.options import Loading, budgets, takes
 from pore.cli.printing import complain, say
 from pore.errors import InputError, PoreError
 
@@ -54,32 +38,12 @@ _IMAGE = "/image"
 _ANSWER = "the-answer-of-the-model"
 
 
-@dataclass(frozen=True)
-class Options(Loading):
+@dataclass(frozen=True, kw_only=True)
+class Options(Loading, Answering):
     """The options of `pore chat`."""
 
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE",
-            help="One or more images; or videos: files, animated pictures, or folders of frames.",
-        ),
-    ]
-    model: Model = "embedded"
-    method: Method = "FastV"
-    keep: Keep = None
-    average: Average = False
-    layer: Layer = None
-    reweight: Reweight = None
-    allow: Allow = None
-    normalize: Normalize = None
-    settings: Set = None
-    unpruned: Unpruned = False
+    files: Files
     max_new_tokens: MaxNewTokens = 256
-    temperature: Temperature = 0.0
-    top_p: TopP = 1.0
-    seed: Seed = 0
-    frames: Frames = 8
 
 
 @takes(Options)

@@ -11,32 +11,24 @@ import typer
 from pore.cli.options import (
     LARGEST_SEED,
     SCENES,
-    Allow,
-    Average,
     Batch,
     Columns,
     Guide,
-    Layer,
     Limit,
     Loading,
     MaxBad,
-    Method,
     Metric,
-    Model,
-    Normalize,
+    Pruning,
     Questions,
-    Reweight,
     Samples,
-    Set,
     Split,
 )
 
 
 @dataclass(frozen=True)
-class Options(Loading):
+class Options(Loading, Pruning):
     """The options of `pore evaluate`."""
 
-    model: Model = "embedded"
     samples: Samples = None
     questions: Questions = None
     split: Split = "test"
@@ -100,21 +92,14 @@ class Options(Loading):
         ),
     ] = 700
     guide: Guide = None
-    method: Method = "FastV"
-    keep: Annotated[
+    keep: Annotated[  # several budgets in place of one
         list[str] | None,
         typer.Option(
             help="Visual tokens kept: 128, 0.25 or 25%. Repeatable; with --methods also 128,64. "
             "[default: 25%; with --all, --corrections or --methods 1/3, 2/9 and 1/9, which is "
             "192, 128 and 64 of 576]"
         ),
-    ] = None
-    average: Average = False
-    layer: Layer = None
-    reweight: Reweight = None
-    allow: Allow = None
-    normalize: Normalize = None
-    settings: Set = None
+    ] = None  # type: ignore[assignment]
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 16
     timing: Annotated[
         bool, typer.Option(help="Measure the prefill time, methods taking turns.")

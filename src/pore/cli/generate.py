@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pore.cli.answering import (
-    Frames,
+    Answering,
+    Files,
     MaxNewTokens,
-    Seed,
-    Temperature,
-    TopP,
-    Unpruned,
     content_of,
     pruner_for,
     sampling,
@@ -24,20 +21,8 @@ from pore.cli.answering import (
 )
 from pore.cli.checks import check_method, check_reweight
 from pore.cli.drawing import check_draw, draw_kept, title_of
-from pore.cli.options import (
-    Allow,
-    Average,
-    Keep,
-    Layer,
-    Loading,
-    Method,
-    Model,
-    Normalize,
-    Reweight,
-    Set,
-    budgets,
-    takes,
-)
+from pore.cli.guides import check_guide, guiding_for
+from pore.cli.options import Guide, Loading, budgets, takes
 from pore.cli.printing import note, say
 from pore.errors import InputError, PoreError
 
@@ -47,35 +32,16 @@ if TYPE_CHECKING:
     from pore.engine.report import Report
 
 
-@dataclass(frozen=True)
-class Options(Loading):
+@dataclass(frozen=True, kw_only=True)
+class Options(Loading, Answering):
     """The options of `pore generate`."""
 
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILE",
-            help="One or more images; or videos: files, animated pictures, or folders of frames.",
-        ),
-    ]
+    files: Files
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="What to ask about them, in one argument.")
     ]
-    model: Model = "embedded"
-    method: Method = "FastV"
-    keep: Keep = None
-    average: Average = False
-    layer: Layer = None
-    reweight: Reweight = None
-    allow: Allow = None
-    normalize: Normalize = None
-    settings: Set = None
-    unpruned: Unpruned = False
     max_new_tokens: MaxNewTokens = 64
-    temperature: Temperature = 0.0
-    top_p: TopP = 1.0
-    seed: Seed = 0
-    frames: Frames = 8
+    guide: Guide = None
     draw: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +58,7 @@ def _check(options: Options) -> None:
     """Refuse what can be seen to be wrong before a model is loaded."""
     budgets([options.keep] if options.keep else None, options.settings)
     if not options.unpruned:
+        check_guide(options)
         check_method(options.method, options.settings)
         check_reweight(options.reweight)
 
@@ -127,7 +94,8 @@ def generate(options: Options) -> None:
     model, processor = load_model(options.model, **options.how)
     if any(sample.of_video for sample in shown):
         check_takes_videos(processor)
-    pruner = pruner_for(options, model, processor, keep, shown)
+    guiding = None if options.unpruned else guiding_for(options, model, processor)
+    pruner = pruner_for(options, model, processor, keep, shown, guiding)
     answer, report = _answer(model, processor, shown, pruner, how)
     # The answer comes first, so that it is not lost if the drawing fails.
     if options.as_json:
@@ -163,6 +131,7 @@ def _answer(
 
     from pore._videos import Video
     from pore.data.prompts import Prompt, prompt_inputs, render_messages
+    from pore.evaluation.guided import with_guide
 
     turn = {"role": "user", "content": content_of(shown, shown[0].question)}
     loaded = [sample.load() for sample in shown]
@@ -176,10 +145,11 @@ def _answer(
     inputs = prompt_inputs(processor, [prompt], model.device, model.dtype, resize)
     report = None
     with torch.inference_mode():
-        if pruner is None:
+        guided = with_guide(pruner, [prompt], inputs, how["max_new_tokens"])
+        if guided is None:
             tokens = model.generate(**inputs, **how)
         else:
-            with pruner(model) as run:
+            with guided(model) as run:
                 tokens = model.generate(**inputs, **how)
             report = run.report
     new = tokens[:, inputs["input_ids"].shape[1] :]

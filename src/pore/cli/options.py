@@ -207,6 +207,21 @@ class Loading(Making):
     quantize: Quantize = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Options of every command that prunes a model with one method; they come first in its help."""
+
+    model: Model = "embedded"
+    method: Method = "FastV"
+    keep: Keep = None
+    average: Average = False
+    layer: Layer = None
+    reweight: Reweight = None
+    allow: Allow = None
+    normalize: Normalize = None
+    settings: Set = None
+
+
 def takes(
     options: type[_Options],
     *,
@@ -225,7 +240,8 @@ def takes(
         A decorator.
     """
     hints = get_type_hints(options, include_extras=True)
-    ordered: list[Any] = sorted(fields(options), key=lambda each: bool(each.kw_only))  # type: ignore[arg-type]
+    last = {each.name for each in fields(Loading)}
+    ordered: list[Any] = sorted(fields(options), key=lambda each: each.name in last)  # type: ignore[arg-type]
     parameters = [
         Parameter(
             each.name,

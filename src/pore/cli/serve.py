@@ -10,23 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pore.cli.asking import is_guided
 from pore.cli.checks import check_method, check_reweight
-from pore.cli.options import (
-    Allow,
-    Average,
-    Guide,
-    Keep,
-    Layer,
-    Loading,
-    Method,
-    Normalize,
-    Reweight,
-    Set,
-    budgets,
-    method_of,
-    takes,
-)
+from pore.cli.guides import check_guide, guiding_for
+from pore.cli.options import Guide, Loading, Pruning, budgets, method_of, takes
 from pore.cli.printing import say
 from pore.errors import InputError
 
@@ -40,20 +26,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(Loading):
+class Options(Loading, Pruning):
     """The options of `pore serve`."""
 
     model: Annotated[
         str, typer.Argument(help="Hub id, folder, or 'embedded': the model shipped here.")
     ] = "embedded"
-    method: Method = "FastV"
-    keep: Keep = None
-    average: Average = False
-    layer: Layer = None
-    reweight: Reweight = None
-    allow: Allow = None
-    normalize: Normalize = None
-    settings: Set = None
     guide: Guide = None
     unpruned: Annotated[bool, typer.Option("--unpruned", help="Prune nothing.")] = False
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1"
@@ -93,8 +71,7 @@ class Options(Loading):
 
 def _check(options: Options) -> None:
     """Refuse options that contradict each other, before a model is loaded."""
-    if options.guide is not None and not is_guided(options.method):
-        raise InputError(f"--guide is for --method SGL, not for {options.method}; leave it out.")
+    check_guide(options)
     of_method = ("keep", "layer", "reweight", "allow", "normalize", "settings", "guide")
     given = [name for name in of_method if getattr(options, name)]
     if options.unpruned and (given or options.average):
@@ -153,7 +130,7 @@ def _served(options: Options) -> Served:
     if options.unpruned:
         return Served(name, model, processor, limits=limits)
     biases = biases_named(options.reweight, options.allow or (), model, processor, [])
-    guiding = _guiding(options, model, processor)
+    guiding = guiding_for(options, model, processor)
     method = partial(_method, options, model, biases, guiding)
     return Served(name, model, processor, method, keep, limits)
 
@@ -168,23 +145,6 @@ def _limits(options: Options) -> Limits:
         new_tokens=options.max_new_tokens,
         waiting=options.max_waiting,
     )
-
-
-def _guiding(options: Options, model: Any, processor: Any) -> Guiding | None:
-    """What guides the method, if it is guided."""
-    from pore.data.loading import load_model
-    from pore.evaluation.guided import Guiding
-
-    if not is_guided(options.method):
-        return None
-    longest = options.max_new_tokens
-    if options.guide in (None, options.model):
-        return Guiding(model, processor, max_new_tokens=longest, itself=True)
-    # --revision is the revision of the model that answers, not of its guide.
-    guide = load_model(str(options.guide), **{**options.how, "revision": None})
-    guiding = Guiding(*guide, max_new_tokens=longest)
-    guiding.check(model)
-    return guiding
 
 
 def _method(

@@ -60,7 +60,8 @@ class Limits:
         body_bytes: Bytes of a request, and of a picture that is fetched for one.
         images: Pictures of a request.
         pixels: Pixels of the pictures of a request, in all.
-        new_tokens: Tokens of an answer, which is also what a request gets that names no number.
+        new_tokens: Tokens of an answer. A request that names no number gets as many, or what the
+            model takes after its prompt if that is less.
         waiting: Requests at a time, those that wait for others included.
     """
 
@@ -78,7 +79,7 @@ class ChatRequest:
     Attributes:
         messages: The conversation as chat templates take it, see `render_messages`.
         images: Where its pictures are, in their order: data, http(s) or file URLs.
-        new_tokens: Tokens of the answer, at most.
+        new_tokens: Tokens of the answer, at most; None leaves it to the server.
         keep: Visual tokens to keep of every image (int), or the fraction (float); None leaves it to
             the server.
         temperature: 0 for the likeliest token, more for sampling; None leaves it to the model.
@@ -90,7 +91,7 @@ class ChatRequest:
 
     messages: tuple[dict[str, Any], ...]
     images: tuple[str, ...] = ()
-    new_tokens: int = Limits.new_tokens
+    new_tokens: int | None = None
     keep: int | float | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -129,11 +130,11 @@ class ChatRequest:
             raise RequestError(
                 f"The request has {len(images)} images; at most {limits.images} are taken."
             )
-        asked = body.get("max_completion_tokens", body.get("max_tokens", limits.new_tokens))
+        most = body.get("max_completion_tokens", body.get("max_tokens"))
         return cls(
             messages,
             images,
-            new_tokens=_whole("max_tokens", asked, 1, limits.new_tokens),
+            new_tokens=None if most is None else _whole("max_tokens", most, 1, limits.new_tokens),
             keep=_budget(body["keep"]) if "keep" in body else None,
             temperature=_number(body, "temperature", 0.0, 2.0),
             top_p=_number(body, "top_p", 0.0, 1.0),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -128,8 +130,6 @@ class Served:
         usual = self.model.generation_config
         if asked.stream and usual.num_beams not in (None, 1):
             raise RequestError("This model searches by beams, which cannot be streamed.")
-        config = copy.deepcopy(usual)
-        config.update(**asked.decoding(usual))
         try:
             text = render_messages(self._encoder, asked.messages)
         except PoreError:
@@ -140,16 +140,26 @@ class Served:
         model, encoder = self.model, self._encoder
         resize = None if pruner is None else pruner.resizing(model, encoder)
         inputs = prompt_inputs(encoder, [prompt], model.device, model.dtype, resize)
-        length = inputs["input_ids"].shape[1]
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None and length + asked.new_tokens > longest:
-            raise RequestError(
-                f"The prompt has {length} tokens and asks for up to {asked.new_tokens} more; the "
-                f"model takes {longest} in all. Shorten it, or give a smaller max_tokens."
-            )
+        asked = self._with_length(asked, inputs["input_ids"].shape[1])
+        config = copy.deepcopy(usual)
+        config.update(**asked.decoding(usual))
         # A picture may be large, and is needed again only by another model that guides.
         prompts = [] if guiding_of(pruner) is None else [prompt]
         return Generation(self, asked, prompts, inputs, pruner, config)
+
+    def _with_length(self, asked: ChatRequest, length: int) -> ChatRequest:
+        """A request whose prompt has so many tokens, with the most that its answer may have."""
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = math.inf if longest is None else longest - length
+        new = asked.new_tokens
+        if new is None:
+            new = int(max(1, min(self.limits.new_tokens, room)))
+        if new > room:
+            raise RequestError(
+                f"The prompt has {length} tokens and asks for up to {new} more; the model takes "
+                f"{longest} in all. Shorten it, or give a smaller max_tokens."
+            )
+        return replace(asked, new_tokens=new)
 
     def try_out(self) -> None:
         """Answer a question about a blank picture, so that what cannot work is known at once.
@@ -244,7 +254,7 @@ class Generation:
         try:
             self._check()
             with torch.inference_mode(), _seeded(self.asked.seed, model.device):
-                longest = self.asked.new_tokens
+                longest = self.generation_config.max_new_tokens
                 pruner = with_guide(self._pruner, self._prompts, self.encoded, longest)
                 with nullcontext() if pruner is None else pruner(model) as self._run:
                     return model.generate(**given)
