@@ -20,7 +20,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CODE := src tests training examples
-PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8
+# A process takes tests that stand together, so that what they share is made once.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo test test-slow test-all lint format clean
 

@@ -26,6 +26,7 @@ PICTURED = ("", "methods/", "methods/fastv/", "families/", "faq/", "api/calibrat
 NO_INDEX = {"config": {"lang": ["en"], "separator": " ", "fields": {}}, "docs": []}
 MISSING = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+LEFT = "net::ERR_ABORTED"
 SCHEME = "document.body.dataset.mdColorScheme"
 
 
@@ -34,10 +35,15 @@ class _Quiet(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing: what the browser did not get is told by it."""
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address at which a folder is served."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    server = _Server(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -49,7 +55,14 @@ def look(browser: Any, address: str, pages: list[str], window: str, scheme: str)
     context = browser.new_context(viewport=WINDOWS[window], color_scheme=scheme)
     tab = context.new_page()
     tab.on("pageerror", lambda error: wrong.append(f"{tab.url}: {error}"))
-    tab.on("requestfailed", lambda request: wrong.append(f"{tab.url}: no {request.url}"))
+    tab.on(
+        "requestfailed",
+        lambda request: (
+            None
+            if request.failure == LEFT  # what was still on its way when the next page was opened
+            else wrong.append(f"{tab.url}: no {request.url}, {request.failure}")
+        ),
+    )
     tab.on(
         "request",
         lambda request: (

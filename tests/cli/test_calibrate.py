@@ -69,6 +69,7 @@ def test_calibrate_a_data_set(model: Path, data: Path, profile: Path, tmp_path: 
     assert [one.reason for one in found.bad] == ["Sample 6 has no text in the column 'ask'."]
 
 
+@pytest.mark.slow
 def test_calibrate_a_host_of_several_stages(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_page_says_why_there_is_no_p(
     assert not (tmp_path / "p.json").exists()
 
 
+@pytest.mark.slow
 def test_images_of_several_sizes_have_a_figure(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def test_errors_show_text_as_it_is(text: str, home: Path) -> None:
         assert not obeyed(found.output), found.output
 
 
+@pytest.mark.slow
 def test_letters_that_a_terminal_lacks_are_spelled_out() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     found = subprocess.run(

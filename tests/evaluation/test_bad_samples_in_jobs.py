@@ -97,6 +97,7 @@ def broken(samples: list[Sample], place: int) -> list[Sample]:
     return [replace(s, image=b"x") if i == place else s for i, s in enumerate(samples)]
 
 
+@pytest.mark.slow
 def test_demo_skips_it_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
     model, processor = load_model(str(checkpoint))
     result = demo.run(
@@ -117,6 +118,7 @@ def test_demo_skips_it_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
     assert len([e for e in result.examples if "of kind" in e.title]) == len(set(asked))
 
 
+@pytest.mark.slow
 def test_survey_skips_it_and_goes_on(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ def test_interrupted_demo_leaves_whole_files(
     PositionBias.load(tmp_path / "profile.json")
 
 
+@pytest.mark.slow
 def test_interrupted_demo_goes_on_with_the_same_result(
     checkpoint: Path, tmp_path: Path, result: DemoResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,14 +37,18 @@ def run_demo(name: str, out: Path, **changes: Any) -> DemoResult:
 
 @pytest.fixture(
     scope="module",
-    params=["Qwen2.5-VL", "LLaVA-NeXT", "Gemma 4", pytest.param("Qwen3.5", marks=pytest.mark.slow)],
+    params=[
+        "Qwen2.5-VL",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("LLaVA-NeXT", "Gemma 4", "Qwen3.5")
+        ),
+    ],
 )
 def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     return run_demo(request.param, tmp_path_factory.mktemp("demo"))
 
 
-@pytest.mark.at_once(1)
-@pytest.mark.in_ci(1)
 def test_p_is_a_function_of_the_distance(result: DemoResult) -> None:
     assert isinstance(result.bias, AnySizeBias)
     assert (result.bias.over, result.bias.kind) == ("distance", "power")
@@ -90,6 +94,7 @@ def test_the_page_shows_every_method_that_drops_tokens(result: DemoResult) -> No
     assert "a power of it, fitted to the geometric mean" in result.report.read_text()
 
 
+@pytest.mark.slow
 def test_tokens_that_cannot_be_averaged_are_not(tmp_path: Path) -> None:
     found = run_demo("Qwen3-VL", tmp_path)
     assert "add features to every visual token" in found.left_out["Downsample"]

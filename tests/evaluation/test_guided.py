@@ -74,6 +74,7 @@ def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_sgl_equals_a_loop_over_guides(checkpoint: Path, surveyed: Any) -> None:
     result, _ = surveyed
     model, processor = load_model(str(checkpoint))

@@ -128,7 +128,7 @@ def files(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.at_once(4)
+@pytest.mark.at_once(2)
 def test_interrupted_runs_go_on_to_the_same_files(
     kind: str,
     loaded: tuple[Any, Any],

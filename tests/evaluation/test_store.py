@@ -20,6 +20,7 @@ from pore.evaluation.store import Store, described
 pytestmark = pytest.mark.usefixtures("registry")
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped(
     checkpoint: Path, surveyed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.at_once(1)
+@pytest.mark.slow
 def test_hosts_divide_by_a_p_of_any_size(result: SurveyResult) -> None:
     asked = {(one.method, one.reweight) for one in result.outcomes}
     hosts = {"FastV", "SGL"} | ({"PyramidDrop"} - {one.method for one in result.left_out})

@@ -211,6 +211,7 @@ class TestFit:
             model(**self.inputs()[1])
         assert all(len(i.kept) == fitted.keep for s in run.report for i in s.images)
 
+    @pytest.mark.slow
     def test_faithful_takes_the_last_step(self, model: Any) -> None:
         found = 0
         for share in (0.2, 0.3, 0.4, 0.5, 0.6):
