@@ -17,9 +17,10 @@ torch.set_num_threads(1)  # tiny models: threads cost more than they give
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-ENGINE = Path(__file__).parent / "engine"
-IN_ENGINE = 8
-"""Cases of a test of the engine that are run at every change, where it is not marked otherwise."""
+WHOLE = (Path(__file__).parent, Path(__file__).parent / "compat")
+"""Folders whose tests run with all their cases at every change: of files, and of transformers."""
+AT_ONCE = 8
+"""Cases of a test elsewhere that run at every change, where it is not marked otherwise."""
 IN_CI = 100
 """Slow cases of a test that CI runs, where it is not marked otherwise."""
 
@@ -32,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow all but some cases of tests that have many, and exhaustive what CI spares."""
     for name, cases in by_test(items, slow=False).items():
         marker = cases[0].get_closest_marker("at_once")
-        at_once = IN_ENGINE if cases[0].path.parent == ENGINE else len(cases)
+        at_once = len(cases) if cases[0].path.parent in WHOLE else AT_ONCE
         mark_others(name, cases, marker.args[0] if marker else at_once, pytest.mark.slow)
     for name, cases in by_test(items, slow=True).items():
         marker = cases[0].get_closest_marker("in_ci")

@@ -209,6 +209,7 @@ class TestPage:
         assert text.count("Divide by P. P (exponential)") == 4  # at the top, and in the sections
         assert "<td>34 %</td>" in text
 
+    @pytest.mark.slow
     def test_of_any_size(self, tmp_path: Path) -> None:
         text = self.written(measured("place"), "place", tmp_path / "page.html")
         assert text.count("<img ") == 4

@@ -95,6 +95,7 @@ def test_the_number_and_its_words(least: tuple[float, ...], enough: int | None, 
     assert found.stable == (least[1] >= STABLE)
 
 
+@pytest.mark.slow
 def test_images_of_any_size_and_a_power() -> None:
     noisy = measured("distance", noise=0.4)
     for kind in ("power", "spline", "auto"):

@@ -375,6 +375,7 @@ class TestSurvey:
         after, fresh = (self.run(call, tmp_path / name) for name in ("out", "fresh"))
         assert before.biases != after.biases == fresh.biases
 
+    @pytest.mark.slow
     def test_times_are_of_the_model(
         self, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -88,6 +88,7 @@ def test_evaluate_corrections(model: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "not --average" in run(*common, "--average", code=1).stderr
 
 
+@pytest.mark.slow
 def test_evaluate_all_with_a_model_that_guides(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,7 @@ def test_models_of_unknown_sizes_are_pruned_all_the_same(
     ]
 
 
+@pytest.mark.slow
 def test_demo(model: Path, tmp_path: Path) -> None:
     found = run(
         *("demo", "-m", model, "--images", "4", "--questions", "3", "--keep", "25%"),
@@ -140,6 +142,7 @@ def test_demo(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_bench_of_p_and_of_a_picture(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     quick = ("--keep", "4", "--repeats", "1", "--warmup", "0", "--new-tokens", "2", "-o", out)

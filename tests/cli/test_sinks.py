@@ -128,6 +128,7 @@ def test_evaluate_all(
     assert (out / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_demo(model: Path, samples: Path, home: Path) -> None:
     out = home / "demo"
     found = run(
@@ -138,6 +139,7 @@ def test_demo(model: Path, samples: Path, home: Path) -> None:
     assert len(list((out / "examples").iterdir())) == 4  # a kind each
 
 
+@pytest.mark.slow
 def test_calibrate_and_bench(model: Path, samples: Path, home: Path) -> None:
     out, figures = home / "p.json", home / "figures"
     found = run("calibrate", "-m", model, "-s", samples, "-o", out, "--figures", figures)

@@ -102,6 +102,7 @@ def test_sgl_equals_a_loop_over_guides(checkpoint: Path, surveyed: Any) -> None:
     assert "saves nothing" in line
 
 
+@pytest.mark.slow
 def test_another_model_guides(
     checkpoint: Path, smaller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_the_page_says_so(result: SurveyResult) -> None:
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-VL", "InternVL"])
+@pytest.mark.slow
 def test_a_mean_over_layers_is_the_share_of_every_image(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

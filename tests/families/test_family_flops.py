@@ -214,6 +214,7 @@ FIXED = [
     ],
 )
 @pytest.mark.at_once(1)
+@pytest.mark.slow
 def test_speed_and_budgets_of_images_of_one_size(case: Case) -> None:
     model = case.model()
     pruner = pore.schedule("FastV", model, 8)

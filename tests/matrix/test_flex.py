@@ -70,7 +70,7 @@ def flexible(model: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("case", "name"), PAIRS)
-@pytest.mark.at_once(3)
+@pytest.mark.at_once(1)
 @pytest.mark.in_ci(20)
 def test_is_as_with_sdpa(case: Case, name: str, side: str) -> None:
     model, pruner = case.model(), usual(name, KEEP, case)
@@ -92,7 +92,7 @@ def test_is_as_with_sdpa(case: Case, name: str, side: str) -> None:
     ["several", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ragged", "without"))],
 )
 @pytest.mark.parametrize(("case", "name"), PAIRS)
-@pytest.mark.at_once(3)
+@pytest.mark.at_once(1)
 @pytest.mark.in_ci(20)
 def test_decoding(case: Case, name: str, prompts: str) -> None:
     model, pruner, inputs = case.model(), usual(name, KEEP, case), case.inputs(PROMPTS[prompts])

@@ -48,6 +48,7 @@ class GoldenFile:
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{p.parent.name}/{p.stem}" for p in FILES])
+@pytest.mark.at_once(999)
 def test_equals_the_authors_code(
     path: Path, record_property: Callable[[str, object], None]
 ) -> None:

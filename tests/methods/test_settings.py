@@ -32,7 +32,7 @@ FIELDS = [
     (name, field.name) for name, kind in methods().items() for field in dataclasses.fields(kind)
 ]
 HOW = {
-    ("SGL", "guide"): "pore evaluate --method SGL --guide MODEL",
+    ("SGL", "guide"): "`pore evaluate` and `pore serve` take --guide MODEL",
     ("Scored", "scorer"): "pore.Scored(..., scorer=...)",
     ("CDPruner", "relevance"): "pore.CDPruner(..., relevance=...)",
     ("VisionTrim", "clip"): "pore.VisionTrim(..., clip=...)",
@@ -333,7 +333,7 @@ def test_sgl_with_a_layer_an_average_and_p(samples: Path, model: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "command", [("generate", "0.png", "w6"), ("calibrate",), ("bench", "--repeats", "1")]
+    "command", [("chat", "0.png"), ("calibrate",), ("bench", "--repeats", "1")]
 )
 def test_commands_without_a_guide_say_where_there_is_one(
     samples: Path, model: Path, command: tuple[str, ...]
