@@ -32,7 +32,7 @@ the right. A dash is a pair that is refused with a reason, which is tested too.
 """
 FOOT = """Methods that only drop tokens and keep positions are compared with the masked dense
 forward; the others have no such counterpart. `make test` runs FastV and two more methods in every
-family, so that every method occurs. CI runs some 1,250 of the others, evenly spread, and
+family, so that every method occurs. CI runs some 590 of the others, evenly spread, and
 `make test-all` runs all."""
 
 
