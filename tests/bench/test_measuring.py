@@ -56,7 +56,6 @@ def test_settings_run_in_turn(model: LlavaForConditionalGeneration) -> None:
 @pytest.mark.usefixtures("quick_rates")
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.at_once(2)
 @pytest.mark.slow
 def test_lengths_and_caches_are_as_claimed(attention: str, rows: int) -> None:
     model = tiny_llava(layers=LAYERS, dtype=torch.float32, attention=attention)

@@ -58,7 +58,6 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return survey.run(**given(request.param, out, settings=SETTINGS, about=ABOUT))
 
 
-@pytest.mark.at_once(1)
 @pytest.mark.slow
 def test_hosts_divide_by_a_p_of_any_size(result: SurveyResult) -> None:
     asked = {(one.method, one.reweight) for one in result.outcomes}

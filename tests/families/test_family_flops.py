@@ -213,7 +213,6 @@ FIXED = [
         for case in FIXED
     ],
 )
-@pytest.mark.at_once(1)
 @pytest.mark.slow
 def test_speed_and_budgets_of_images_of_one_size(case: Case) -> None:
     model = case.model()
