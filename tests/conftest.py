@@ -1,5 +1,6 @@
 """Test helpers of this folder are imported by their plain names."""
 
+import gc
 import sys
 import zlib
 from pathlib import Path
@@ -13,13 +14,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from helpers import summary, support
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
-# A slow machine is no failure.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# A slow machine is no failure. CI asks for the second profile, which has more examples.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("thorough", deadline=None)
+hypothesis.settings.load_profile("quick")
 
 WHOLE = (Path(__file__).parent, Path(__file__).parent / "compat")
 """Folders whose tests run with all their cases at every change: of files, and of transformers."""
-AT_ONCE = 8
+AT_ONCE = 3
 """Cases of a test elsewhere that run at every change, where it is not marked otherwise."""
 IN_CI = 100
 """Slow cases of a test that CI runs, where it is not marked otherwise."""
@@ -38,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for name, cases in by_test(items, slow=True).items():
         marker = cases[0].get_closest_marker("in_ci")
         mark_others(name, cases, marker.args[0] if marker else IN_CI, pytest.mark.exhaustive)
+
+
+def pytest_collection_finish() -> None:
+    """Spare what was imported and collected from every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def by_test(items: list[pytest.Item], slow: bool) -> dict[str, list[pytest.Item]]:

@@ -127,6 +127,7 @@ def test_what_the_documents_call_is_there() -> None:
     assert out.returncode == 0, out.stderr
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     """`import pore` and the help of the command line load nothing heavy; nor, but for torch and
     transformers, do the methods."""

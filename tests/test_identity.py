@@ -108,6 +108,7 @@ class TestContent:
 
 class TestWeights:
     @pytest.mark.parametrize("dtype", FLOATS)
+    @pytest.mark.at_once(2)
     def test_one_changed_weight_anywhere(self, dtype: torch.dtype) -> None:
         model = tiny_llava(layers=2, dtype=dtype)
         before = weights_of(model)

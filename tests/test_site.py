@@ -28,6 +28,7 @@ def names() -> list[str]:
     return [kind.name for kind in built_in().values()]
 
 
+@pytest.mark.slow
 def test_pages_have_what_the_registry_says() -> None:
     command = [sys.executable, DOCS / "method_pages.py", "--check"]
     out = subprocess.run(command, capture_output=True, text=True)

@@ -29,13 +29,13 @@ _NO_CODE = {
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def code_lines(text: str) -> set[int]:
+def code_lines(text: str, module: ast.Module) -> set[int]:
     """The lines of a module that hold code: neither blank, nor comment, nor docstring."""
     lines = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _NO_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(module):
         if isinstance(node, (ast.Module, ast.ClassDef, Function)) and ast.get_docstring(node):
             lines.difference_update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return lines
@@ -54,8 +54,9 @@ def too_long(text: str) -> Iterator[str]:
     lines = len(text.splitlines())
     if lines > LINES:
         yield f"{lines} lines, more than {LINES}"
-    code = code_lines(text)
-    for node in ast.walk(ast.parse(text)):
+    module = ast.parse(text)
+    code = code_lines(text, module)
+    for node in ast.walk(module):
         if isinstance(node, Function):
             own = len(code & set(range(node.lineno, (node.end_lineno or 0) + 1)))
             if own > CODE_LINES:

@@ -66,6 +66,7 @@ def test_cuts_keep_the_last_token() -> None:
         assert all(a < b for a, b in pairwise(index.tolist()))
 
 
+@pytest.mark.slow
 def test_rates_are_those_of_a_product_and_a_copy() -> None:
     rates = device_rates(torch.device("cpu"), torch.float32)
     assert rates.flops > 0

@@ -39,6 +39,7 @@ def test_build() -> None:
 
 
 @pytest.mark.usefixtures("quick_rates")
+@pytest.mark.slow
 def test_a_shape_is_built_as_asked() -> None:
     once = {"new_tokens": 1, "repeats": 1, "warmup": 0, "attainable": False}
     result = measure("llava-64x3", [], dtype=torch.bfloat16, attention="eager", **once)

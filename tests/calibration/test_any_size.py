@@ -61,6 +61,7 @@ def test_a_curve_is_chosen_by_the_other_half(over: Over) -> None:
 
 @settings(max_examples=20)
 @given(st.permutations(range(12)), st.integers(0, 12))
+@pytest.mark.slow
 def test_order_and_shards_make_no_difference(order: list[int], cut: int) -> None:
     def through(numbers: list[int]) -> Table:
         table = Table()

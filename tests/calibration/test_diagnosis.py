@@ -202,6 +202,7 @@ class TestPage:
         assert "a &amp; b" in text
         return text
 
+    @pytest.mark.slow
     def test_of_one_size(self, tmp_path: Path) -> None:
         text = self.written(rising(), None, tmp_path / "page.html")
         assert text.count("<img ") == 8  # three figures of a stage, and the pair of the first
@@ -222,6 +223,7 @@ class TestPage:
         assert "Do not divide by P. No curve can be divided by." in text
         assert "image/png" not in text
 
+    @pytest.mark.slow
     def test_where_there_is_no_diagnosis(self, tmp_path: Path) -> None:
         host = HostCalibration((rising(2),))
         path = write_page(tmp_path / "page.html", host, host.fit(), ["<no>"], "<none>", **ABOUT)

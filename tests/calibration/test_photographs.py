@@ -15,7 +15,7 @@ NAMES = ("photograph", "portrait", "photograph", "portrait")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.at_once(8)
+@pytest.mark.at_once(3)
 def test_a_family_is_calibrated_on_photographs_and_pruned_by_it(kind: Kind) -> None:
     processor, model = parts_or_skip(kind)
     samples = [

@@ -41,7 +41,7 @@ def sums(images: int, seed: int = 0, noise: float = 0.6) -> Calibration:
         ("spline", "arithmetic", 3.0),
     ],
 )
-@pytest.mark.at_once(2)
+@pytest.mark.slow
 def test_other_images_agree_as_much_as_is_said(kind: Any, mean: Any, times: float) -> None:
     """P of 100 images against P of 4,000, whose images are independent here."""
     true = sums(4000, seed=100)
@@ -57,6 +57,7 @@ def test_other_images_agree_as_much_as_is_said(kind: Any, mean: Any, times: floa
     assert real / times < said < times * real
 
 
+@pytest.mark.slow
 def test_noise_asks_for_more_images() -> None:
     """The number that is enough grows with the variance of the attention."""
     quiet, loud = (sums(200, noise=noise).stability("exponential") for noise in (0.3, 2.5))
@@ -69,6 +70,7 @@ def test_noise_asks_for_more_images() -> None:
     assert [one.images for one in loud.agreement] == [25, 50, 100, 200, 400, 800]
 
 
+@pytest.mark.slow
 def test_what_is_enough_does_not_depend_on_how_many_were_measured() -> None:
     found = [sums(n, seed=n, noise=1.5).stability("exponential").enough for n in (100, 200, 400)]
     numbers = [one for one in found if one is not None]

@@ -334,7 +334,7 @@ class TestSurvey:
             case(the_way_it_generates, soon=False),
         ],
     )
-    @pytest.mark.at_once(1)
+    @pytest.mark.slow
     @pytest.mark.in_ci(3)
     def test_all_is_asked_anew(
         self, call: Call, change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

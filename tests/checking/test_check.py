@@ -62,7 +62,7 @@ OFTEN = (
     "name",
     [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in PUBLISHED],
 )
-@pytest.mark.at_once(4)
+@pytest.mark.at_once(1)
 @pytest.mark.in_ci(8)
 def test_all_holds_in_every_family(name: str) -> None:
     if name == "Llama 4":
@@ -97,7 +97,7 @@ MODELS = ("LLaVA-1.5", "Qwen2.5-VL", "Gemma 3", "Qwen3-VL-MoE")
         for j, dtype in enumerate(TYPES)
     ],
 )
-@pytest.mark.at_once(2)
+@pytest.mark.at_once(1)
 def test_the_type_of_the_model_is_checked_too(name: str, dtype: str) -> None:
     found = pore.check(stand_in(PUBLISHED[name](), getattr(torch, dtype)))
     assert found.passed, str(found)

@@ -104,7 +104,7 @@ def check_is_refused(model: Any, make: Callable[[Any], Patches], invariant: str 
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5", pytest.param("Qwen2.5-VL", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.at_once(5)
+@pytest.mark.at_once(3)
 def test_a_changed_transformers_is_caught_and_refused(name: str, fault: str) -> None:
     check_is_refused(case(name).model(), *FAULTS[fault])
 

@@ -86,6 +86,7 @@ def test_calibrate_a_host_of_several_stages(
     assert {path.name for path in (tmp_path / "again").iterdir()} == drawn
 
 
+@pytest.mark.slow
 def test_plot(model: Path, data: Path, profile: Path, tmp_path: Path) -> None:
     samples = data / "samples.jsonl"
     run("evaluate", "-m", model, "-s", samples, "-o", tmp_path, "--keep", "4", "--no-timing")
@@ -115,6 +116,7 @@ def test_until_stable(
     assert bias.provenance.stability["stopped"] is True
 
 
+@pytest.mark.slow
 def test_what_is_said_of_p(model: Path, data: Path, tmp_path: Path) -> None:
     samples = ("-m", model, "-s", data / "samples.jsonl", "-o", tmp_path / "p.json")
     page = tmp_path / "page.html"

@@ -90,6 +90,7 @@ def lines(draw: st.DrawFn, options: type[Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.at_once(1)
 def test_a_saved_run_is_the_same_run(name: str, tmp_path: Path) -> None:
     options = options_of(name)
     one, path = caught(options), tmp_path / "run.yaml"

@@ -71,6 +71,7 @@ def test_evaluate_all(
     assert "--all takes every method" in run(*common, "--layer", "3", code=1).stderr
 
 
+@pytest.mark.slow
 def test_evaluate_corrections(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = {name: methods()[name] for name in ("FastV", "FasterVLM")}
     monkeypatch.setattr(pore.Pruner, "registry", some)
@@ -227,6 +228,7 @@ def test_what_is_wrong_with_samples_is_said_before_the_model_is_loaded(
     assert "no column 'question'; it has image, ask" in told(*saved, "--split", "val")
 
 
+@pytest.mark.slow
 def test_answers_of_ten_people(model: Path, data: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (data / "samples.jsonl").read_text().splitlines()]
     common = ("evaluate", "-m", model, "--keep", "4", "--no-timing", "--max-new-tokens", "2")

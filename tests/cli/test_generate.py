@@ -120,6 +120,7 @@ def test_generate_sets_any_setting(model: Path, data: Path) -> None:
     assert "VTC-CLS needs more than a budget: --set start_layer=..." in found.stderr
 
 
+@pytest.mark.slow
 def test_generate_with_a_guide(model: Path, data: Path, tmp_path: Path) -> None:
     """The model guides itself, or that of another folder does, which here is the same."""
     other = shutil.copytree(model, tmp_path / "guide")

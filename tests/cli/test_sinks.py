@@ -66,6 +66,7 @@ def samples(home: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_generate(model: Path, home: Path, samples: Path) -> None:
     for i, text in enumerate(NASTY[:12]):
         if not samples.with_name(f"{i}.png").exists():
@@ -114,6 +115,7 @@ def test_evaluate(model: Path, samples: Path, home: Path) -> None:
     assert visible(str(home / "drawn" / "accuracy.png")) in drawn.stdout
 
 
+@pytest.mark.slow
 def test_evaluate_all(
     model: Path, samples: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +313,7 @@ def test_what_are_no_results_is_refused(tmp_path: Path, content: str) -> None:
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.slow
 def test_one_result_and_results_of_equal_cost_are_drawn() -> None:
     unpruned = RESULT | {"method": "unpruned"}
     many = [RESULT | {"method": f"M{i}"} for i in range(9)]
@@ -348,6 +351,7 @@ def _bias(n: int) -> PositionBias:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_one_token_and_tokens_without_attention_are_drawn() -> None:
     one = _bias(1)
     some = np.r_[0.0, FLAT[1:]]

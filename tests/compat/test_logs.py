@@ -13,6 +13,7 @@ from pore._compat.logs import LEVEL, level, log_at
 
 
 @pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.at_once(1)
 def test_it_logs_as_much_as_is_asked(verbose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     before, meant = logging.get_verbosity(), {True: logging.INFO, False: logging.ERROR}[verbose]
     try:

@@ -128,6 +128,7 @@ def test_half_of_what_is_not_there_is_hard_to_deny() -> None:
     assert 0.45 < hard / (hard + easy) < 0.55
 
 
+@pytest.mark.slow
 def test_the_stream_is_balanced() -> None:
     asked = [q for _, q in scenes.questions("test", 630)]
     per_kind = Counter(q.kind for q in asked)

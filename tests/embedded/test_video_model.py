@@ -45,6 +45,7 @@ def test_tower_and_first_layers_are_those_of_the_model_of_images(loaded: tuple[A
     assert all(torch.equal(images[name], videos[name]) for name in same)
 
 
+@pytest.mark.slow
 def test_it_answers(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     samples = list(load_samples("embedded:calibration:video", limit=16))

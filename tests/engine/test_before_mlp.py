@@ -93,7 +93,7 @@ def test_a_layer_goes_on_with_the_new_states(case: Case) -> None:
 
 @pytest.mark.parametrize("case", SEQUENTIAL, ids=lambda case: case.name)
 @pytest.mark.at_once(5)
-def test_dropping_there_is_dropping_behind_it(case: Case) -> None:
+def test_dropping_there_is_dropping_after_it(case: Case) -> None:
     """The MLP computes each token by itself."""
     inputs = case.inputs(PROMPTS["several"], "left")
     stage, found = Stage(LAYER, every_second), []

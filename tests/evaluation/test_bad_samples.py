@@ -94,7 +94,7 @@ def test_one_bad_sample_is_skipped(model: Any, processor: Any, kind: str, place:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 @pytest.mark.parametrize("bad", [{3: "damaged"}, {0: "missing", 1: "no answer", 6: "damaged"}])
-@pytest.mark.at_once(12)
+@pytest.mark.at_once(3)
 def test_every_method_skips_the_same(
     model: Any, processor: Any, name: str | None, memory: int, bad: dict[int, str]
 ) -> None:

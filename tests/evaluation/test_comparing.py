@@ -87,6 +87,7 @@ def test_every_correction_is_asked_on_every_host(
     assert [one.record() for one in again.compared] == [one.record() for one in more.compared]
 
 
+@pytest.mark.slow
 def test_what_is_written(checkpoint: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, keeps=(4,))
     names = ("spline", "subtracted")
@@ -106,6 +107,7 @@ def test_what_is_written(checkpoint: Path, tmp_path: Path) -> None:
     assert not any(one.differences for one in plain)
 
 
+@pytest.mark.slow
 def test_a_host_that_fails_is_left_out(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

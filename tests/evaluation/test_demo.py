@@ -128,6 +128,7 @@ def test_report_says_what_the_numbers_say(result: DemoResult) -> None:
     assert "favours the first visual token over the last" in facts(backwards)[1]
 
 
+@pytest.mark.slow
 def test_interrupted_demo_leaves_whole_files(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

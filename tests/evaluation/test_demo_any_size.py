@@ -19,6 +19,8 @@ from pore.evaluation.results import About, DemoResult, DemoSettings
 from processors import KINDS
 from processors.base import parts_or_skip
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = DemoSettings(layer=1, keeps=(0.5,), batch_size=2, example_keep=0.5)
 NAMES = {str(kind): kind for kind in KINDS}
 
@@ -35,16 +37,7 @@ def run_demo(name: str, out: Path, **changes: Any) -> DemoResult:
     return demo.run(model, processor, **(given | changes))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "Qwen2.5-VL",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("LLaVA-NeXT", "Gemma 4", "Qwen3.5")
-        ),
-    ],
-)
+@pytest.fixture(scope="module", params=["Qwen2.5-VL", "LLaVA-NeXT", "Gemma 4", "Qwen3.5"])
 def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     return run_demo(request.param, tmp_path_factory.mktemp("demo"))
 
@@ -94,7 +87,6 @@ def test_the_page_shows_every_method_that_drops_tokens(result: DemoResult) -> No
     assert "a power of it, fitted to the geometric mean" in result.report.read_text()
 
 
-@pytest.mark.slow
 def test_tokens_that_cannot_be_averaged_are_not(tmp_path: Path) -> None:
     found = run_demo("Qwen3-VL", tmp_path)
     assert "add features to every visual token" in found.left_out["Downsample"]

@@ -25,7 +25,7 @@ TAKEN = [
 ]
 
 
-@pytest.mark.at_once(6)
+@pytest.mark.at_once(4)
 @pytest.mark.parametrize(("case", "name"), TAKEN)
 def test_the_tower_runs_once_and_nothing_else_changes(case: Case, name: str) -> None:
     model: Any = case.model()

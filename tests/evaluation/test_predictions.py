@@ -128,7 +128,7 @@ def files(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.at_once(2)
+@pytest.mark.slow
 def test_interrupted_runs_go_on_to_the_same_files(
     kind: str,
     loaded: tuple[Any, Any],
@@ -171,7 +171,7 @@ def test_interrupted_runs_go_on_to_the_same_files(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.at_once(4)
+@pytest.mark.at_once(1)
 def test_every_question_of_every_setting_has_a_line(
     kind: str, loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +214,7 @@ def test_every_question_of_every_setting_has_a_line(
         assert sum(mine) / len(mine) == record["accuracy"]
 
 
+@pytest.mark.slow
 def test_another_metric_scores_what_was_answered(
     loaded: tuple[Any, Any], tmp_path: Path, asked: list[tuple[Any, int]]
 ) -> None:

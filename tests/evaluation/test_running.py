@@ -73,6 +73,7 @@ def test_right_answers_count(model: Any, processor: Any, samples: list[Sample]) 
     assert (difference.paired.gained, difference.paired.lost) == (6, 0)
 
 
+@pytest.mark.slow
 def test_batches_are_made_once_within_their_memory(
     model: Any, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_budgets_by_the_mean_over_layers() -> None:
     assert "needs more than a model" in reasons["Scored", 8]
 
 
+@pytest.mark.slow
 def test_a_mean_is_named_as_one(checkpoint: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, keeps=(12,), average=True, timing=False)
     result = run_survey(checkpoint, tmp_path, settings=settings)

@@ -21,6 +21,8 @@ from pore.evaluation.results import SurveyResult, SurveySettings
 from processors import KINDS, qwen_vl
 from processors.base import TEXT, parts_or_skip
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = SurveySettings(keeps=(0.5,), batch_size=2, max_new_tokens=2, timing=False)
 METHODS = ("Downsample", "FastV", "PyramidDrop", "SGL")
 
@@ -58,7 +60,6 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return survey.run(**given(request.param, out, settings=SETTINGS, about=ABOUT))
 
 
-@pytest.mark.slow
 def test_hosts_divide_by_a_p_of_any_size(result: SurveyResult) -> None:
     asked = {(one.method, one.reweight) for one in result.outcomes}
     hosts = {"FastV", "SGL"} | ({"PyramidDrop"} - {one.method for one in result.left_out})
@@ -86,7 +87,6 @@ def test_the_page_says_so(result: SurveyResult) -> None:
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-VL", "InternVL"])
-@pytest.mark.slow
 def test_a_mean_over_layers_is_the_share_of_every_image(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

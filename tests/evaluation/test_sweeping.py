@@ -283,6 +283,7 @@ def test_a_narrower_sweep_keeps_what_the_folder_holds(
 
 
 @pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.slow
 def test_processes_share_every_cell(
     size: int,
     model: Any,

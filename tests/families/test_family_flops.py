@@ -77,7 +77,7 @@ def recurrence(config: Any) -> int:
         if situation != "videos" or case.videos
     ],
 )
-@pytest.mark.at_once(25)
+@pytest.mark.at_once(8)
 def test_every_part_of_a_forward(case: Case, prompt: list[int]) -> None:
     measured = Counted(case, prompt)
     model, inputs = case.model(), measured.inputs
@@ -95,7 +95,7 @@ def test_every_part_of_a_forward(case: Case, prompt: list[int]) -> None:
 
 
 @pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
-@pytest.mark.at_once(10)
+@pytest.mark.at_once(4)
 def test_what_a_run_reports(case: Case) -> None:
     """Of a batch, for every sample by itself; dropping tokens takes from the decoder alone."""
     inputs = case.inputs(PROMPTS["without"])
@@ -131,7 +131,7 @@ def test_what_is_not_counted_is_unknown(case: Case) -> None:
     [case for case in EVERY if family_of(case.model()).tower_refusal is None],
     ids=lambda case: case.name,
 )
-@pytest.mark.at_once(10)
+@pytest.mark.at_once(4)
 def test_only_what_is_kept_in_the_tower_is_projected(case: Case) -> None:
     """What a run reports to be saved before the decoder, by matrices and convolutions there."""
     model = case.model()

@@ -42,7 +42,7 @@ def test_chunks_are_those_of_the_full_sequence(pruner: Any, prompts: str, side: 
 
 @pytest.mark.parametrize("prompts", ["ragged", "several"])
 @pytest.mark.parametrize("pruner", [pore.FastV(keep=1.0), *PRUNERS], ids=lambda p: p.name)
-@pytest.mark.at_once(5)
+@pytest.mark.at_once(3)
 def test_decoding_into_the_next_chunk(pruner: Any, prompts: str) -> None:
     check_cached_decode(CASE, pruner, PROMPTS[prompts], count=24)
 

@@ -100,7 +100,7 @@ def check(boxes: Coverage, changed: Tensor, mark: tuple[int, int, int, int], ble
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-@pytest.mark.at_once(14)
+@pytest.mark.at_once(2)
 @pytest.mark.in_ci(30)
 def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
     processor, model = parts_or_skip(kind)
@@ -127,7 +127,7 @@ def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.at_once(12)
+@pytest.mark.at_once(4)
 def test_pictures_of_a_batch_are_told_apart(kind: Kind) -> None:
     """Two pictures of different shape: each has the tokens that it has alone."""
     _, model = parts_or_skip(kind)

@@ -46,7 +46,7 @@ ROUNDED = {"PyramidDrop": int, "PriorTR": int, "HAWK": math.ceil}
 
 @pytest.mark.parametrize("side", [1, 2, 3])
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.at_once(32)
+@pytest.mark.at_once(8)
 def test_every_budget_is_met_or_refused(name: str, side: int) -> None:
     model, inputs, dense = world(side)
     n, met = side**2, 0
@@ -75,7 +75,7 @@ def test_every_budget_is_met_or_refused(name: str, side: int) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in EVERY if "faithful" in {f.name for f in fields(usual(name, 1, 2))}]
 )
-@pytest.mark.at_once(27)
+@pytest.mark.at_once(8)
 def test_as_the_authors_have_it_or_refused(name: str, side: int) -> None:
     """What their code cannot do either is said so, and nothing else goes wrong."""
     model, inputs, _ = world(side)

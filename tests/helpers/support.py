@@ -31,8 +31,8 @@ several images, rows without image and, where a family has them, videos; padded 
 the right. A dash is a pair that is refused with a reason, which is tested too.
 """
 FOOT = """Methods that only drop tokens and keep positions are compared with the masked dense
-forward; the others have no such counterpart. `make test` runs FastV and two more methods in every
-family, so that every method occurs. CI runs some 590 of the others, evenly spread, and
+forward; the others have no such counterpart. `make test` runs a few of them in each
+situation, evenly spread over families and methods. CI runs some 590 of the others, and
 `make test-all` runs all."""
 
 

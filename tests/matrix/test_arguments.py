@@ -118,7 +118,7 @@ def settings() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("what", settings())
 @pytest.mark.parametrize("name", [n for n in EVERY if n not in DRAWING])
-@pytest.mark.at_once(32)
+@pytest.mark.at_once(12)
 def test_generate(name: str, what: str) -> None:
     by_text = usual(name, KEEP).counts(16, 8)[0] == 16 or name in ("CDPruner", "HAWK")
     if what == "no cache" and by_text:

@@ -85,7 +85,7 @@ def padded(wanted: Callable[[Case, str], bool] = lambda case, name: True) -> lis
 
 class TestBatches:
     @pytest.mark.parametrize(("case", "name", "prompts", "side"), padded())
-    @pytest.mark.at_once(68)
+    @pytest.mark.at_once(22)
     def test_keep_all_is_bit_equal(self, case: Case, name: str, prompts: Any, side: str) -> None:
         inputs = case.inputs(prompts, side)
         dense = forward(case, inputs)
@@ -95,7 +95,7 @@ class TestBatches:
     @pytest.mark.parametrize(
         ("case", "name", "prompts", "side"), padded(lambda _, name: name not in DRAWING)
     )
-    @pytest.mark.at_once(45)
+    @pytest.mark.at_once(16)
     def test_batch_equals_singles(self, case: Case, name: str, prompts: Any, side: str) -> None:
         pruner, inputs = usual(name, KEEP, case), case.inputs(prompts, side)
         logits, run = together(case, pruner, inputs)
@@ -108,13 +108,13 @@ class TestBatches:
             torch.testing.assert_close(got[row], single[0], rtol=case.close, atol=case.close)
 
     @pytest.mark.parametrize(("case", "name", "prompts", "side"), padded(drops))
-    @pytest.mark.at_once(60)
+    @pytest.mark.at_once(22)
     def test_equals_masked_dense(self, case: Case, name: str, prompts: Any, side: str) -> None:
         check_masked_dense(case, usual(name, KEEP, case), prompts, side)
 
 
 @pytest.mark.parametrize(("case", "name", "prompts"), situations())
-@pytest.mark.at_once(45)
+@pytest.mark.at_once(16)
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     case: Case, name: str, prompts: Any
 ) -> None:
@@ -122,7 +122,7 @@ def test_cached_decode_equals_a_full_forward_with_the_same_selection(
 
 
 @pytest.mark.parametrize(("case", "name"), pairs())
-@pytest.mark.at_once(32)
+@pytest.mark.at_once(12)
 def test_beams_static_cache_and_what_is_left_behind(case: Case, name: str) -> None:
     model, inputs, pruner = case.model(), case.inputs(PROMPTS["ragged"]), usual(name, KEEP, case)
     before = fingerprint(model)
@@ -210,7 +210,7 @@ def test_a_family_s_masks_are_those_of_the_forward(case: Case) -> None:
 
 @pytest.mark.parametrize("pruner", [pore.FastV(KEEP), pore.DivPrune(KEEP)], ids=repr)
 @pytest.mark.parametrize("case", COUSINS, ids=lambda case: case.name)
-@pytest.mark.at_once(12)
+@pytest.mark.at_once(4)
 def test_cousins(case: Case, pruner: Pruner) -> None:
     for situation in ("ragged", case.videos or "several"):
         if drops(case, pruner.name):

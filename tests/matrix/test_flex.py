@@ -122,6 +122,7 @@ def test_keep_all_is_bit_equal(case: Case) -> None:
 @pytest.mark.parametrize(
     "pruner", [pore.FastV(keep=5), pore.PyramidDrop(keep=5, layers=(2, 3))], ids=lambda p: p.name
 )
+@pytest.mark.at_once(1)
 def test_turns(pruner: Any) -> None:
     """A second image over the same cache, of which the layers hold different parts."""
     model = tiny_llava()

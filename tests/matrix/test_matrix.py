@@ -83,7 +83,7 @@ class TestBatches:
             assert (sample.flops < sample.unpruned_flops) == bool(images)
 
     @pytest.mark.parametrize("name", [name for name in EVERY if name not in DRAWING])
-    @pytest.mark.at_once(31)
+    @pytest.mark.at_once(12)
     def test_batch_equals_singles(self, name: str, side: str, prompts: Any) -> None:
         prompts = asked(name, prompts)
         model, inputs, pruner = model_of(), batch(prompts, side), usual(name, KEEP)
@@ -122,7 +122,7 @@ class TestBatches:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.at_once(32)
+@pytest.mark.at_once(12)
 def test_flash_attention_equals_sdpa(name: str, side: str) -> None:
     """With FlashAttention's contract: 2-D masks, causal, aligned at the end."""
     prompts = asked(name, BATCHES["no image in one row"])
@@ -143,7 +143,7 @@ def test_flash_attention_equals_sdpa(name: str, side: str) -> None:
     cells(("sdpa", "flash_test"), [(EVERYTHING, "sdpa"), ("several images", "flash_test")]),
 )
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.at_once(32)
+@pytest.mark.at_once(12)
 def test_cached_decode_equals_a_full_forward_with_the_same_selection(
     name: str, prompts: Any, attention: str
 ) -> None:
@@ -154,7 +154,7 @@ def test_cached_decode_equals_a_full_forward_with_the_same_selection(
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.at_once(16)
+@pytest.mark.at_once(6)
 def test_static_cache_beams_and_sampling(name: str) -> None:
     model, inputs, pruner = model_of(), batch(BATCHES["ragged text"]), usual(name, KEEP)
     settings = {"max_new_tokens": 4, "do_sample": False}

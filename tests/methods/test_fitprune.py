@@ -222,6 +222,7 @@ class TestFit:
             found += not ours.steps[-1].reached
         assert found > 0  # where the authors' code gives a scheme that misses the goal
 
+    @pytest.mark.slow
     def test_batches_do_not_matter(self, model: Any) -> None:
         together = fit(model, self.inputs(), 0.5)
         first = self.inputs()[0]
@@ -233,6 +234,7 @@ class TestFit:
         ]
         assert fit(model, [*singles, self.inputs()[1]], 0.5) == together
 
+    @pytest.mark.slow
     def test_a_flat_bias_changes_nothing(self, model: Any) -> None:
         flat = pore.PositionBias.exponential(0.0, N)
         plain = pore.FitPrune.fit(model, self.inputs(), 0.5)

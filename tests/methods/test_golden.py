@@ -11,17 +11,20 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 from safetensors import safe_open
 from torch import Tensor
 
 FOLDER = Path(os.environ.get("PORE_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 FILES = sorted(FOLDER.glob("*/*.safetensors"))
+SLOW = ("fitprune/fit_576img_unmodified",)
+"""Files that take ten seconds."""
 
 
 @dataclass
@@ -47,7 +50,14 @@ class GoldenFile:
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("path", FILES, ids=[f"{p.parent.name}/{p.stem}" for p in FILES])
+def cases() -> Iterator[ParameterSet]:
+    """Every file, under the name of its method and its own."""
+    for path in FILES:
+        name = f"{path.parent.name}/{path.stem}"
+        yield pytest.param(path, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+
+
+@pytest.mark.parametrize("path", cases())
 @pytest.mark.at_once(999)
 def test_equals_the_authors_code(
     path: Path, record_property: Callable[[str, object], None]

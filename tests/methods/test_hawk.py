@@ -68,7 +68,7 @@ class TestScores:
         assert list(run.report.samples[0].images[0].kept) == kept
         assert run.report.samples[0].tokens == (8 + 6,) * 5
 
-    def test_the_question_behind_the_last_image_counts_for_all(self, model: Any) -> None:
+    def test_the_question_after_the_last_image_counts_for_all(self, model: Any) -> None:
         ids = prompt(2, 2, 4)
         rows = list(range(len(ids) - 4, len(ids)))
         seen.clear()
@@ -150,7 +150,7 @@ class TestQuestion:
         assert self.rows([5, IMAGE, 81, 82, 6]) == [[2]]
         assert self.rows([5, IMAGE, 6, 81]) == [[3]]
 
-    def test_without_the_first_all_text_behind_the_image(self) -> None:
+    def test_without_the_first_all_text_after_the_image(self) -> None:
         assert self.rows([5, IMAGE, 6, 82, 7]) == [[2, 3, 4]]
         assert self.rows([5, IMAGE, 81, 6, 82, 7], None) == [[2, 3, 4, 5]]
 

@@ -83,7 +83,7 @@ def test_refused_sizes_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize("kind", ANY_SIZE, ids=str)
-@pytest.mark.at_once(7)
+@pytest.mark.at_once(2)
 def test_a_family_that_takes_images_of_any_size(kind: Kind) -> None:
     """Fewer tokens, at most `keep`; the report has the real number, and nothing else changes."""
     processor, model = parts_or_skip(kind)
@@ -136,8 +136,7 @@ def test_families_of_one_size_refuse_it(name: str) -> None:
 
 
 # -- evaluation ------------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_an_evaluation_scales_every_picture() -> None:
     processor, model = kind_of("Qwen2-VL")
     batches = Batches(model, processor, samples(), batch_size=2)

@@ -45,6 +45,7 @@ def test_every_class_with_a_name_is_found() -> None:
         assert methods()[kind.name] is kind
 
 
+@pytest.mark.slow
 def test_the_folder_of_methods_can_be_called() -> None:
     """`pore.methods` is the function, and once a method was imported by its path the folder."""
     code = (

@@ -295,8 +295,7 @@ def test_budgets_that_are_no_number_reach_the_table(
 
 
 # -- SGL ------------------------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_sgl_is_guided_by_the_model_itself_or_by_another(
     samples: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -335,6 +334,7 @@ def test_sgl_with_a_layer_an_average_and_p(samples: Path, model: Path, tmp_path:
 @pytest.mark.parametrize(
     "command", [("chat", "0.png"), ("calibrate",), ("bench", "--repeats", "1")]
 )
+@pytest.mark.slow
 def test_commands_without_a_guide_say_where_there_is_one(
     samples: Path, model: Path, command: tuple[str, ...]
 ) -> None:

@@ -43,7 +43,7 @@ class TestScores:
         expected = sorted(moved.argsort(descending=True)[:5].tolist())
         assert list(run.report.samples[0].images[0].kept) == expected
 
-    def test_one_stage_right_behind_another(self) -> None:
+    def test_one_stage_right_after_another(self) -> None:
         """The second looks at what the first has left, as it entered that layer."""
         model, inputs = model_of(), batch([prompt(3, 1, 5), prompt(2, 2, 4, 1)])
         recording = Recording(pore.V2Drop((9, 4), (2, 3)))

@@ -223,6 +223,7 @@ def test_missing_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         plotting.to_png(Figure())
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_late_and_pyplot_never() -> None:
     code = (
         "import sys, pore; from pore import plotting; assert 'matplotlib' not in sys.modules; "

@@ -154,6 +154,7 @@ def test_legends_leave_nothing_out() -> None:
 
 @settings(deadline=None, max_examples=8)
 @given(ANY)
+@pytest.mark.slow
 def test_any_question_can_be_drawn(text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

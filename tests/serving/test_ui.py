@@ -96,6 +96,7 @@ def test_what_is_no_question_is_refused(given: Any, reason: str) -> None:
 
 
 @pytest.mark.parametrize("correction", ["P", "rope", NONE])
+@pytest.mark.at_once(1)
 def test_sides_are_what_generate_gives(viewer: Viewer, correction: str) -> None:
     clean = traces(viewer.served.model)
     found = see(viewer, correction=correction)
@@ -168,6 +169,7 @@ def test_harm_that_was_measured_is_said(viewer: Viewer) -> None:
         ({"question": "an <image>"}, InputError, "stands for an image"),
     ],
 )
+@pytest.mark.at_once(2)
 def test_settings_are_refused_in_words(
     viewer: Viewer, given: dict[str, str], kind: type[Exception], reason: str
 ) -> None:
@@ -187,6 +189,7 @@ def test_nothing_is_asked_for_a_visitor_who_is_gone(viewer: Viewer) -> None:
     assert viewer.served.metrics.text() == before
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_and_smaller_ones() -> None:
     """Qwen2.5-VL, whose tokens are as many as the picture is large; PixelBudget shrinks it."""
     kind = next(kind for kind in KINDS if kind.name == "Qwen2.5-VL")

@@ -85,7 +85,7 @@ def test_chance_goes_by_the_prompt(embedded: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.at_once(8)
+@pytest.mark.at_once(3)
 def test_a_batch_in_every_family(kind: Kind) -> None:
     """Of two pictures of different shapes; half of their tokens go in the second layer."""
     processor, model = parts_or_skip(kind)
@@ -105,6 +105,7 @@ PRUNERS = (None, pore.FastV(keep=36), pore.VisionZip(keep=36), pore.Random(keep=
 
 
 @pytest.mark.parametrize(("memory", "passes"), [(MEMORY, 2 + 2 + 6), (0, 2 + 2 + 2 + 6)])
+@pytest.mark.at_once(1)
 def test_features_are_made_once_for_all_settings(
     embedded: Any, memory: int, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
