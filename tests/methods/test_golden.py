@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,13 @@ class GoldenFile:
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def cases() -> Iterator[ParameterSet]:
-    """Every file, under the name of its method and its own."""
-    for path in FILES:
-        name = f"{path.parent.name}/{path.stem}"
-        yield pytest.param(path, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+def case(path: Path) -> ParameterSet:
+    """A file, under the name of its method and its own."""
+    name = f"{path.parent.name}/{path.stem}"
+    return pytest.param(path, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
-@pytest.mark.parametrize("path", cases())
+@pytest.mark.parametrize("path", [case(path) for path in FILES])
 @pytest.mark.at_once(999)
 def test_equals_the_authors_code(
     path: Path, record_property: Callable[[str, object], None]

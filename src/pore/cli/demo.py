@@ -50,7 +50,7 @@ class Options(Loading):
     test: Annotated[
         str | None, typer.Option(help=f"Test samples, with answers. {SCENES.format('test')}")
     ] = None
-    questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 700
+    questions: Annotated[int, typer.Option(min=1, help="Questions asked, at most.")] = 525
     max_bad: MaxBad = 0.01
     batch_size: Batch = 32
     seed: Annotated[

@@ -60,7 +60,7 @@ _ROPE_SAMPLES = 64
 _LONGEST_ANSWER = 8
 
 
-FIRST = 64
+FIRST = 32
 """How many questions are asked before the first table, in whole batches."""
 
 
