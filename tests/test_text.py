@@ -19,6 +19,7 @@ from helpers.nasty import ANY, obeyed
 from pore._screen import Screen, cell
 from pore._text import (
     Html,
+    capitalised,
     for_csv,
     for_figure,
     for_html,
@@ -126,6 +127,11 @@ def test_a_screen_shows_strings_as_they_are(text: str) -> None:
         assert screen.file.getvalue() == shown.plain + "\n"  # type: ignore[attr-defined]
 
 
+def test_a_capital_leaves_names_as_they_are() -> None:
+    assert capitalised("only PoRe gets right") == "Only PoRe gets right"
+    assert capitalised("") == ""
+
+
 # -- nothing goes around --------------------------------------------------------------------------
 
 
@@ -155,6 +161,7 @@ def test_no_module_has_a_console_markup_or_html_of_its_own(path: Path) -> None:
         name = ast.unparse(call.func)
         assert name != "print", "use pore._screen.Screen"
         assert not name.endswith(("from_markup", "from_ansi")), "text is no markup"
+        assert not name.endswith(".capitalize"), "use pore._text.capitalised, which leaves names"
         if name == "typer.echo":  # as JSON, which has no controls, or what we wrote ourselves
             wrote = ("json.dumps(", "for_terminal(", "f'pore {__version__")
             assert not call.args or ast.unparse(call.args[0]).startswith(wrote)

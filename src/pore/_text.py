@@ -46,6 +46,14 @@ def visible(text: str, spare: str = "") -> str:
     )
 
 
+def capitalised(text: str) -> str:
+    """Text with a capital at its beginning, and names inside it as they are: "Only PoRe is right".
+
+    `str.capitalize` would write "Only pore is right".
+    """
+    return text[:1].upper() + text[1:]
+
+
 def for_terminal(text: str) -> str:
     """Text for a terminal, with its line ends and tabs.
 

@@ -140,3 +140,23 @@ def test_contents_lead_to_their_sections(visit: Any) -> None:
     )
     link.click()
     assert page.url.endswith("#results")
+
+
+def test_it_is_printed_as_by_day(visit: Any) -> None:
+    """Ink on white paper, also where the screen is dark."""
+
+    def colors(scheme: str, media: str) -> Any:
+        page = visit(color_scheme=scheme)
+        page.emulate_media(media=media)
+        return page.evaluate(
+            """() => {
+              const style = getComputedStyle(document.documentElement);
+              const names = ["ink", "soft", "line", "own", "accent", "dot", "paper", "card", "code",
+                "right", "wrong"];
+              return names.map(name => style.getPropertyValue("--" + name));
+            }"""
+        )
+
+    assert colors("dark", "print") == colors("light", "print")
+    assert colors("dark", "screen") != colors("light", "screen")
+    assert all(colors("light", "screen"))

@@ -13,7 +13,7 @@ from pore import plotting
 from pore._files import write_atomic
 from pore._page import Dot, File, First, address, dots, filled, html, joined, part, picture, table
 from pore._page.tables import Row
-from pore._text import Html
+from pore._text import Html, capitalised
 from pore.bias.any_size import AnySizeBias
 from pore.bias.position_bias import PositionBias
 from pore.calibration.diagnosis import (
@@ -159,7 +159,7 @@ def _first(
 def _told(stage: Stage, several: bool) -> list[str]:
     """What was found of a stage, in sentences."""
     sums, _, told, stable = stage
-    before = f"{_name(sums).capitalize()}: " if several else ""
+    before = f"{capitalised(_name(sums))}: " if several else ""
     if isinstance(told, str):
         return [f"{before}No diagnosis: {told}"]
     return [f"{before}{told.advice}", *([] if several else [sureness(told), f"{stable}"])]
@@ -239,7 +239,7 @@ def _stage(
     found: Diagnosis | str,
     stable: Stability | str,
 ) -> Html:
-    title = _name(measured).capitalize()
+    title = capitalised(_name(measured))
     drawn = joined(
         picture(one.png, one.caption, one.caption, one.narrow)
         for one in (figures(measured, bias) if bias is not None else ())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from pore._text import capitalised
 from pore.cli.printing import say
 from pore.errors import InputError, PoreError
 
@@ -49,7 +50,7 @@ def say_diagnoses(measured: HostCalibration, told: Sequence[Diagnosis | str], he
     from pore.calibration.fits import part_read
 
     for stage, one in zip(measured.stages, told, strict=True):
-        about = part_read(stage.provenance.layer).capitalize()
+        about = capitalised(part_read(stage.provenance.layer))
         say(f"{about}: {f'No diagnosis. {one}' if isinstance(one, str) else one}\n")
     if heads:
         say("This is about the mean over heads; P of every head is not judged by itself.\n")
@@ -84,7 +85,7 @@ def say_stability(measured: HostCalibration, stable: Sequence[Stability] | str) 
         say(f"{stable}\n")
         return
     for stage, one in zip(measured.stages, stable, strict=True):
-        say(f"{part_read(stage.provenance.layer).capitalize()}: {one}\n")
+        say(f"{capitalised(part_read(stage.provenance.layer))}: {one}\n")
 
 
 def noted(

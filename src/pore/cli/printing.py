@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pore._screen import Screen, cell
+from pore._text import capitalised
 from pore.cli.verbosity import CHOSEN
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ def headline(records: Sequence[Record]) -> str:
     name = records[0]["metric"]
     if name == EXACT.name:
         return "Right answers"
-    title = METRICS[name].title
-    return f"{title[0].upper()}{title[1:]}"
+    return capitalised(METRICS[name].title)
 
 
 def print_results(records: Sequence[Record]) -> None:

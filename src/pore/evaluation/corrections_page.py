@@ -10,7 +10,7 @@ from pore._files import write_atomic
 from pore._numbers import interval, p_value, percent, points
 from pore._page import Dot, First, dots, filled, html, joined, table
 from pore._page.tables import Row
-from pore._text import Html
+from pore._text import Html, capitalised
 from pore.evaluation import parts
 from pore.evaluation.comparing import Compared, Comparison
 from pore.evaluation.differences import Difference
@@ -178,7 +178,7 @@ def _grids(result: Comparison) -> list[Html]:
         ]
         headings = ("correction", *(f"{host}{mark}" for host, mark in hosts.items()))
         shown = table(f"Differences at {budget_label(keep)}", headings, [("", rows)], kind="heat")
-        made.append(html("<h3>{}</h3>{}", budget_label(keep).capitalize(), shown))
+        made.append(html("<h3>{}</h3>{}", capitalised(budget_label(keep)), shown))
     return made
 
 

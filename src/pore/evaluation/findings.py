@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pore._numbers import interval, number, percent, points
+from pore._text import capitalised
 from pore.bias.any_size import AnySizeBias
 from pore.evaluation import tables
 from pore.evaluation.differences import Difference
@@ -47,9 +48,7 @@ def findings(result: SurveyResult) -> list[str]:
             f"{percent(r['accuracy'])} {interval(r['ci'])}"
             for r in best
         )
-        lines.append(
-            f"{budget[0].upper()}{budget[1:]}: the most right answers (%) come from {named}."
-        )
+        lines.append(f"{capitalised(budget)}: the most right answers (%) come from {named}.")
     whole = [d for d in result.differences if d.third is None]
     for verdict, chosen in _judged(whole):
         hosts: dict[str, list[str]] = {}

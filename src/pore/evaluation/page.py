@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pore._files import write_atomic
 from pore._page import First, address, filled, html, joined, picture
-from pore._text import Html
+from pore._text import Html, capitalised
 from pore.bias.any_size import AnySizeBias
 from pore.evaluation import headlines, parts
 from pore.evaluation.differences import Difference
@@ -140,7 +140,7 @@ def _example(example: Example) -> Html:
     few, kept = "" if example.grid else " few", example.kept
     return html(
         "<h3>{}</h3><p>{}</p><div class='kept{}'>{}</div>",
-        example.title.capitalize(),
+        capitalised(example.title),
         example.said,
         few,
         joined(map(_kept, [*kept[-1:], *kept[:-1]] if example.grid else kept)),

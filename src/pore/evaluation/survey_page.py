@@ -92,6 +92,14 @@ def write_survey(
     return write_atomic(folder / "report.html", text)
 
 
+def _beside(guided: Sequence[str]) -> str:
+    """That these methods are shown beside the others and not compared with them."""
+    if not guided:
+        return ""
+    verb = "does" if len(guided) == 1 else "do"
+    return f" {headlines.listed(guided)}, guided at a cost that is not counted, {verb} not compete."
+
+
 def _first(result: SurveyResult, about: About, folder: Path) -> First:
     """The first screen of a survey."""
     records = result.records
@@ -99,7 +107,7 @@ def _first(result: SurveyResult, about: About, folder: Path) -> First:
     ranked = headlines.best_of(block)
     best = ranked[0]
     choosing = len({r["method"] for r in ranked})
-    guided = headlines.listed(dict.fromkeys(headlines.name(r) for r in block if r["guide"]) or [""])
+    guided = list(dict.fromkeys(headlines.name(r) for r in block if r["guide"]))
     value, interval = headlines.accuracy_of(best)
     shown = ranked[:_BEST]
     usual = [r for r in block if r["method"] in (*headlines.BASELINES, "FastV")]
@@ -129,8 +137,7 @@ def _first(result: SurveyResult, about: About, folder: Path) -> First:
         found=[line.strip() for line in found if line.strip()],
         note="Clear means p < 0.05 in the exact McNemar test on the same questions. The chart "
         f"shows the best {_BEST}, FastV and the baselines that choose nothing; the table has all, "
-        "and what the marks mean."
-        + (f" {guided}, guided at a cost that is not counted, does not compete." if guided else ""),
+        "and what the marks mean." + _beside(guided),
         files=parts.beside(folder, _BESIDE),
     )
 
