@@ -49,6 +49,9 @@ WRONG = [
     ("evaluate", "--methods fastv --out FILE/below", "--out"),
     ("evaluate", "--methods fastv --layer 3", "--layer"),
     ("evaluate", "--table nonsense", "--table"),
+    ("evaluate", "--tasks gqa WITHOUT lmms_eval", "pip install 'pore-vlm[eval]'"),
+    ("evaluate", "--table1", "--table1 needs P of the model"),
+    ("evaluate", "--table1 --keep 3", "--table1 sets --tasks"),
     ("generate FILE what", "--guide embedded", "--guide is for --method SGL"),
     ("calibrate", "--out FILE/below", "--out"),
     ("calibrate", "--out FOLDER", "--out"),
@@ -82,6 +85,13 @@ class Loaded(BaseException):
     """A model was loaded, which is too late."""
 
 
+def hide(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a package missing, also for what has imported it."""
+    for name in [name for name in sys.modules if name.startswith("pore.evaluation.harness.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
 @pytest.mark.parametrize(("command", "wrong", "named"), WRONG)
 def test_it_is_refused_before_a_model_is_loaded(
     command: str, wrong: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -94,9 +104,9 @@ def test_it_is_refused_before_a_model_is_loaded(
     picture, folder = tmp_path / "file.png", tmp_path / "folder"
     folder.mkdir()
     PIL.Image.new("RGB", (28, 28)).save(picture)
-    if wrong.startswith("WITHOUT"):
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
-        wrong = ""
+    wrong, _, missing = wrong.partition("WITHOUT ")
+    if missing:
+        hide(missing, monkeypatch)
     line = f"{command} {wrong}".replace("FILE", str(picture)).replace("FOLDER", str(folder))
     found = None
     for code in (1, 2):

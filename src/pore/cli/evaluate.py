@@ -53,8 +53,6 @@ def _check(options: Options) -> None:
         check_method(options.method, options.settings)
     if options.corrections and options.average:
         raise InputError("--corrections takes --keep as the tokens left at the end, not --average.")
-    if is_sweep(options):
-        check_sweep(options)
     metric_of(options)
     check_folder(options.out, "--out")
     if options.every or options.corrections:
@@ -63,6 +61,8 @@ def _check(options: Options) -> None:
     how = {"questions": options.questions, "split": options.split}
     check_samples(options.samples, "--samples", **how, **columns(options.columns))
     check_samples(options.calibration if several else None, "--calibration")
+    if is_sweep(options):
+        check_sweep(options)  # last, as it may look up tasks of lmms-eval, which takes seconds
 
 
 @takes(Options, check=_check, config=True)

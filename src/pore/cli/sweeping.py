@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pore.cli.evaluate_options import Options
     from pore.data.samples import Sample
     from pore.evaluation.cells import Benchmark, Sweep
+    from pore.evaluation.harness.sweep import Tasks
     from pore.evaluation.published import PublishedTable
     from pore.evaluation.results import SurveySettings
 
@@ -45,12 +47,16 @@ def asks_samples(options: Options) -> bool:
 
 
 def check_sweep(options: Options) -> None:
-    """Refuse a table and methods that there are not."""
-    from pore.evaluation.wanted import read_wanted, texts
+    """Refuse a table, methods and tasks that there are not."""
+    from pore.evaluation.sweeping import SAMPLES
+    from pore.evaluation.wanted import read_wanted
 
-    _published(options)
+    names, wanted = _asked(options, _published(options))
     with naming("--methods"):
-        read_wanted(texts(options.methods or ()))
+        read_wanted(wanted)
+    others = tuple(name for name in names if name != SAMPLES)
+    if others:
+        _tasks(others, options.include_path)
 
 
 def sweep_methods(
@@ -82,9 +88,11 @@ def sweep_methods(
     from pore.identity import forget
 
     table = _published(options)
-    names, wanted, settings = _asked(options, settings, table)
-    if table is not None and processes.first:
-        note(*table.notes)
+    names, wanted = _asked(options, table)
+    if table is not None:
+        settings = replace(settings, keeps=table.keeps)
+        if processes.first:
+            note(*table.notes)
     methods = read_wanted(wanted or ("fastv", "pore"))
     began, out = time.monotonic(), options.out or Path("runs/sweep")
     forget(model)  # so that a change of the weights since the last call is noticed
@@ -160,25 +168,32 @@ def _published(options: Options) -> PublishedTable | None:
     return TABLES[options.table]
 
 
-def _asked(
-    options: Options, settings: SurveySettings, table: PublishedTable | None
-) -> tuple[list[str], list[str], SurveySettings]:
-    """The benchmarks, the methods, and the settings with the budgets."""
+def _asked(options: Options, table: PublishedTable | None) -> tuple[list[str], list[str]]:
+    """The benchmarks and the methods."""
     from pore.evaluation.wanted import texts
 
     names, wanted = texts(options.tasks or ()), texts(options.methods or ())
     if table is None:
-        return names, wanted, settings
+        return names, wanted
     flag = "--table1" if options.table1 else f"--table {table.name}"
     if names or wanted or options.keep:
         raise InputError(f"{flag} sets --tasks, --methods and --keep; leave them out.")
-    own = options.reweight or not str(options.calibration).startswith("embedded:")
+    given = options.calibration  # by default the scenes that come with pore, of another model
+    own = options.reweight or (given is not None and not given.startswith("embedded:"))
     if table.profile is not None and not own:
         raise InputError(
             f"{flag} needs P of the model: give --reweight FILE, made by pore calibrate, or "
             "--calibration SAMPLES to measure it on."
         )
-    return list(table.tasks.values()), table.wanted, replace(settings, keeps=table.keeps)
+    return list(table.tasks.values()), table.wanted
+
+
+@functools.cache
+def _tasks(names: tuple[str, ...], folder: Path | None) -> Tasks:
+    """The tasks of lmms-eval, which are looked up once: its index takes many seconds."""
+    from pore.evaluation.harness.sweep import Tasks
+
+    return Tasks(names, folder)
 
 
 def _benchmarks(
@@ -199,14 +214,14 @@ def _benchmarks(
     if SAMPLES in names:
         told = Predictions(out / SAMPLES)
         yield OwnBenchmark(OwnQuestions(model, processor, samples, out, settings, processes, told))
-    others = [name for name in names if name != SAMPLES]
+    others = tuple(name for name in names if name != SAMPLES)
     if not others:
         return
     from pore.evaluation.harness.benchmarks import not_scored_here
     from pore.evaluation.harness.model import PoreHF
-    from pore.evaluation.harness.sweep import HarnessBenchmark, Tasks
+    from pore.evaluation.harness.sweep import HarnessBenchmark
 
-    tasks = Tasks(others, options.include_path)
+    tasks = _tasks(others, options.include_path)
     if processes.first:
         note(*not_scored_here(tasks.names))
     lm = PoreHF(model=model, processor=processor, batch_size=settings.batch_size)

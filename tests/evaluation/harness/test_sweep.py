@@ -15,6 +15,8 @@ import pytest
 
 import pore
 from helpers.benchmarks import few_questions
+from helpers.command_line import run
+from pore.data import loading
 from pore.data.loading import load_model
 from pore.data.sources import from_scenes
 from pore.errors import InputError
@@ -46,6 +48,15 @@ def test_tasks_by_name(folder: Path) -> None:
     assert Tasks(["some", "few"], folder).names == ("few", "pore_embedded")
     with pytest.raises(InputError, match="no task nothing"):
         Tasks(["nothing"], folder)
+
+
+def test_tasks_are_looked_up_before_a_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    given = ("evaluate", "--methods", "fastv", "--include-path", folder)
+    found = run(*given, "--tasks", "samples,few,nothing", code=1)
+    assert "lmms-eval has no task nothing" in found.stderr
 
 
 def test_as_in_an_evaluation_of_ones_own(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lmms_eval.evaluator import simple_evaluate as simple_evaluate
-from lmms_eval.tasks import TaskManager as TaskManager
-from lmms_eval.utils import load_yaml_config as load_yaml_config
+from pore.evaluation.harness import lmms_eval_needed
 
-# First, because it says what to do where lmms-eval is missing.
-import pore.evaluation.harness.lmms  # noqa: F401
+with lmms_eval_needed():
+    from lmms_eval.evaluator import simple_evaluate as simple_evaluate
+    from lmms_eval.tasks import TaskManager as TaskManager
+    from lmms_eval.utils import load_yaml_config as load_yaml_config

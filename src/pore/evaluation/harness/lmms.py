@@ -5,26 +5,15 @@ Importing this module needs the extra `eval`; everything else of pore does witho
 
 from __future__ import annotations
 
-from pore.errors import InputError
+from pore.evaluation.harness import lmms_eval_needed
 
-try:
+with lmms_eval_needed():
     from lmms_eval.api.instance import GenerationResult as GenerationResult
     from lmms_eval.api.instance import Instance as Instance
     from lmms_eval.api.instance import TokenCounts as TokenCounts
     from lmms_eval.api.model import lmms
     from lmms_eval.models.model_utils.gen_metrics import log_metrics as log_metrics
     from lmms_eval.protocol import ChatMessages as ChatMessages
-except ModuleNotFoundError as error:
-    raise InputError(
-        "Evaluating on benchmarks needs lmms-eval: pip install 'pore-vlm[eval]' "
-        f"(missing: {error.name})."
-    ) from error
-except (ImportError, RuntimeError) as error:
-    raise InputError(
-        f"lmms-eval is installed but cannot be imported: {error}. If torchvision or timm is named, "
-        "they were built for another torch: pip uninstall torchvision timm (LLaVA does without), "
-        "or install the torchvision that belongs to this torch."
-    ) from error
 
 Lmms = lmms
 
