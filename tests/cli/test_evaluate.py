@@ -79,6 +79,10 @@ def test_evaluate_corrections(model: Path, tmp_path: Path, monkeypatch: pytest.M
     common = (*common, "--no-timing", "--max-new-tokens", "2", "--keep", "4", "-o", tmp_path)
     found = run(*common)
     assert "spline, half strength" in found.output
+    assert "FastV, keep 4" in found.output
+    assert "FastV, keep 4, by third of the image" in found.output
+    rules = [line for line in found.output.splitlines() if "──" in line]
+    assert max(map(len, rules)) <= 80
     assert "3 questions were asked under every setting" in found.output
     checked_page((tmp_path / "report.html").read_text())
     assert {"FastV", "unpruned"} == {

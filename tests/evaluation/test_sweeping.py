@@ -15,6 +15,8 @@ import pore
 from helpers.pages import checked_page
 from helpers.together import together
 from pore._processes import Processes
+from pore._screen import Screen
+from pore.cli.sweeping import tables
 from pore.data.samples import Sample
 from pore.errors import BudgetError, InputError
 from pore.evaluation import own
@@ -214,6 +216,23 @@ def test_the_table_as_files(tmp_path: Path) -> None:
     missing = Sweep(("a",), (row(("FastV", None, 4), {}, {}, ["a"]),), (), waiting=1)
     assert "Not done, of what the command asks for: 1" in to_html(missing)
     assert "FastV & - & ? & - & - " in to_latex(missing)
+
+
+@pytest.mark.parametrize("width", [80, 120, 10_000])
+def test_the_table_on_a_screen(tmp_path: Path, width: int) -> None:
+    """Every benchmark is shown, beside or below the others, and nothing is cut or folded."""
+    names = ["vqav2_val", "gqa", "vizwiz_vqa_val", "textvqa_val", "pope", "mme"]
+    found = sweep([Fake(name) for name in names], PLAN, tmp_path, circumstances=MADE)
+    screen = Screen(file=io.StringIO(), width=width)
+    made = list(tables(found, width))
+    for each in made:
+        screen.print(each)
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert all(name in text for name in (*names, "relative, %", "GFLOPs"))
+    assert text.count("40.0 [16.8, 68.7]") == len(names)
+    assert len(made) == {80: 4, 120: 3, 10_000: 1}[width]
 
 
 def test_interrupted_and_resumed_to_the_same_table(

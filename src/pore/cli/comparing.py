@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pore._numbers import interval, number, p_value, percent, points
+from pore._numbers import number, p_value, percent, points
 from pore._progress import progress
 from pore._screen import cell
 from pore.cli.about import command_line
@@ -15,7 +16,8 @@ from pore.cli.printing import plain_table, say, stdout
 
 if TYPE_CHECKING:
     from pore.data.samples import Sample
-    from pore.evaluation.comparing import Comparison
+    from pore.evaluation.comparing import Compared, Comparison
+    from pore.evaluation.differences import Difference
     from pore.evaluation.results import SurveySettings
 
 
@@ -68,8 +70,8 @@ def ask_corrections(
         )
     told_of = about(name, model, calibration=calibration, test=source, seed=settings.seed)
     written = write_corrections(result, told_of, out)
-    stdout().print(_table(result))
-    stdout().print(_thirds(result))
+    _print_hosts(result)
+    _print_thirds(result)
     records = [one.record() for one in result.compared]
     say(*footnotes(records, result.taught))
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
@@ -79,52 +81,66 @@ def ask_corrections(
     )
 
 
-def _table(result: Comparison) -> Any:
-    """A row for every setting: how many are right, and how that differs from the host alone."""
+def _print_hosts(result: Comparison) -> None:
+    """A table for every host at every budget, each fit for 80 columns."""
     from pore.evaluation.candidates import NONE
     from pore.evaluation.statistics import holm
-    from pore.plotting.labels import marks
 
     whole = [one.differences[0].paired.p for one in result.compared if one.differences]
     corrected = iter(holm(whole))
-    made = plain_table(
-        *("kept", "host", "correction", "right, %", "difference, points", "p", "p (Holm)"),
-        *("GFLOPs", "ms"),
-    )
-    for one in result.compared:
-        record = one.record()
-        cells = ["", "", ""]
-        if one.differences:
-            first = one.differences[0]
-            cells = [f"{points(first.paired.difference)} {first.interval}", p_value(first.paired.p)]
-            cells.append(p_value(next(corrected)))
-        correction = one.setting.correction
-        made.add_row(
-            cell("all" if one.setting.keep is None else str(one.setting.keep)),
-            cell(record["method"] + marks(record, result.taught)),
-            cell("" if correction == NONE else correction),
-            cell(f"{percent(record['accuracy'])} {interval(record['ci'])}"),
-            *map(cell, cells),
-            cell(number(record["flops"], 1e9)),
-            cell(number(record["prefill_ms"])),
-        )
-    return made
+    for name, compared in _by_host(result, result.compared):
+        made = plain_table("correction", "right, %", "difference, points", "p (Holm)", "GFLOPs")
+        for one in compared:
+            record, difference = one.record(), [""] * 2
+            if one.differences:
+                first = one.differences[0]
+                difference = [f"{points(first.paired.difference)} {first.interval}"]
+                difference.append(p_value(next(corrected)))
+            correction = one.setting.correction
+            made.add_row(
+                cell("none" if correction == NONE else correction),
+                cell(percent(record["accuracy"])),
+                *map(cell, difference),
+                cell(number(record["flops"], 1e9)),
+            )
+        say(name, style="bold")
+        stdout().print(made)
 
 
-def _thirds(result: Comparison) -> Any:
+def _print_thirds(result: Comparison) -> None:
     """How every correction differs from the host alone, by third of the image asked about."""
     thirds = dict.fromkeys(d.third for one in result.compared for d in one.differences)
-    names = [str(third) for third in thirds if third is not None]
-    made = plain_table("kept", "host", "correction", *(f"{name}, points" for name in names))
-    for one in result.compared:
-        by_third = {
-            d.third: f"{points(d.paired.difference)} {d.interval}" for d in one.differences[1:]
-        }
-        if by_third:
-            made.add_row(
-                cell(str(one.setting.keep)),
-                cell(one.outcome.method),
-                cell(one.setting.correction),
-                *(cell(by_third.get(name, "-")) for name in names),
-            )
-    return made
+    names = [third for third in thirds if third is not None]
+    for name, compared in _by_host(result, result.compared if names else ()):
+        made = plain_table("correction", *(f"{third}, points" for third in names))
+        for one in compared:
+            by_third = {d.third: d for d in one.differences[1:]}
+            if by_third:
+                shown = [_short(by_third.get(third)) for third in names]
+                made.add_row(cell(one.setting.correction), *map(cell, shown))
+        if made.row_count:
+            say(f"{name}, by third of the image", style="bold")
+            stdout().print(made)
+
+
+def _by_host(
+    result: Comparison, compared: Sequence[Compared]
+) -> Iterator[tuple[str, list[Compared]]]:
+    """The settings of one host at one budget, under the name of both."""
+    from pore.plotting.labels import budget_label, marks
+
+    def where(one: Compared) -> tuple[int | float | None, str]:
+        return one.setting.keep, one.outcome.method
+
+    for (keep, method), group in groupby(compared, where):
+        own = list(group)
+        host = method + marks(own[0].record(), result.taught)
+        yield f"{host}, {'all visual tokens' if keep is None else budget_label(keep)}", own
+
+
+def _short(difference: Difference | None) -> str:
+    """A difference with an interval in whole points, as a third has fewer questions."""
+    if difference is None:
+        return "-"
+    low, high = (points(round(end, 2)).removesuffix(".0") for end in difference.paired.ci)
+    return f"{points(difference.paired.difference)} [{low}, {high}]"

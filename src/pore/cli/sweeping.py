@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pore.evaluation.published import PublishedTable
     from pore.evaluation.results import SurveySettings
 
+# How wide the names of methods are in the table, these with what a method costs, and a benchmark.
+_NAMES, _COSTS, _BENCHMARK = 22, 57, 20
+
 
 def is_sweep(options: Options) -> bool:
     """Whether benchmarks or several methods are asked for."""
@@ -141,7 +144,9 @@ def _show(result: Sweep, table: PublishedTable | None, out: Path, seconds: float
     """Print the table of a sweep, what was left out, and where the files are."""
     if table is not None:
         note(f"Wrote {table.write_page(result, out)}.")
-    stdout().print(_table(result))
+    screen = stdout()
+    for each in tables(result, screen.width):
+        screen.print(each)
     say(*(f"Left out: {one.method}: {one.reason}" for one in result.left_out))
     note(f"\nWrote {out}/sweep.html, .json, .csv and .tex in {seconds:.0f} s.")
 
@@ -229,18 +234,34 @@ def _benchmarks(
         yield HarnessBenchmark(name, tasks, lm, out, limit=options.limit, seed=options.seed)
 
 
-def _table(sweep: Sweep) -> Table:
-    from pore.evaluation.sweep_rows import blocks, costs, name_of, relative, value
+def tables(sweep: Sweep, width: int) -> Iterator[Table]:
+    """The table of a sweep; several, where it has more columns than a screen."""
+    names = list(sweep.benchmarks)
+    if _COSTS + _BENCHMARK * len(names) <= width:
+        yield _table(sweep, names, costs=True)
+        return
+    yield _table(sweep, [], costs=True)
+    room = max((width - _NAMES) // _BENCHMARK, 1)
+    for first in range(0, len(names), room):
+        yield _table(sweep, names[first : first + room], costs=False)
 
-    made = plain_table("method", "tokens", "GFLOPs", *sweep.benchmarks, "relative, %")
-    for budget, rows in blocks(sweep):
+
+def _table(sweep: Sweep, names: Sequence[str], *, costs: bool) -> Table:
+    """A table of some benchmarks; with `costs`, what belongs to a method over all of them too."""
+    from pore.evaluation import sweep_rows
+
+    about = ("tokens", "GFLOPs") if costs else ()
+    made = plain_table("method", *about, *names, *(("relative, %",) if costs else ()))
+    for budget, rows in sweep_rows.blocks(sweep):
         made.add_section()
         made.add_row(cell(budget, "bold"))
         for one in rows:
-            found = [one.cells.get(name) for name in sweep.benchmarks]
-            shown = [f"{value(each)} {interval(each.ci if each else None, 1)}" for each in found]
-            made.add_row(
-                *map(cell, (f"  {name_of(one)}", *costs(one), *shown)),
-                cell(" ".join(relative(one)), "bold"),
-            )
+            found = [one.cells.get(name) for name in names]
+            row = [f"  {sweep_rows.name_of(one)}", *(sweep_rows.costs(one) if costs else ())]
+            row += [
+                f"{sweep_rows.value(each)} {interval(each.ci if each else None, 1)}"
+                for each in found
+            ]
+            last = [cell(" ".join(sweep_rows.relative(one)), "bold")] if costs else []
+            made.add_row(*map(cell, row), *last)
     return made

@@ -107,8 +107,8 @@ def _first(result: Comparison, title: str, about: About, folder: Path) -> First:
         number=points(_median(differences)),
         unit="points",
         interval=f"[{points(low)}, {points(high)}], half of the hosts and budgets",
-        about=f"is what {best} does to the median of {len(differences)} hosts and budgets, the "
-        f"most of {len(by)} corrections. The best of so many is partly lucky.",
+        about=f"in the median of {len(differences)} hosts and budgets, with “{best}”, the best of "
+        f"{len(by)} corrections. The best of so many is partly lucky.",
         chart=_chart(by),
         found=[*_found(result, by), *skips(records)],
         note=f"Clear means p < {CLEAR:g} in the exact McNemar test on the same questions.",
@@ -132,10 +132,11 @@ def _found(result: Comparison, by: Mapping[str, Sequence[Difference]]) -> list[s
         f"Of {len(every)} comparisons of a host with a correction and without, {len(better)} are "
         f"clearly better with it and {len(worse)} clearly worse; corrected for their number, "
         f"{sure} stay clear.",
-        f"The least is done by {last}: {points(_median(by[last]))} points in the median.",
+        f"“{last}” does worst: {points(_median(by[last]))} points in the median.",
     ]
     if harmless:
-        lines.append(f"No host at any budget was clearly worse with {listed(harmless)}.")
+        named = listed(f"“{name}”" for name in harmless)
+        lines.append(f"No host at any budget was clearly worse with {named}.")
     else:
         lines.append("Every correction made some host clearly worse at some budget.")
     return lines

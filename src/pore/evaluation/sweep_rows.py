@@ -11,10 +11,15 @@ from pore.plotting.labels import UNPRUNED, budget_label
 
 def name_of(one: Row) -> str:
     """A row's method in words, such as "FastV + PoRe"."""
-    if one.reweight is None:
-        return one.method
-    shown = {"pore": "PoRe", "rope": "RoPE prior"}.get(one.reweight, one.reweight)
-    return f"{one.method} + {shown}"
+    return words(one.method, one.reweight)
+
+
+def words(method: str, reweight: str | None) -> str:
+    """A method with what `--methods` calls its correction, in words, such as "FastV + PoRe"."""
+    if reweight is None:
+        return method
+    shown = {"pore": "PoRe", "rope": "RoPE prior"}.get(reweight, reweight)
+    return f"{method} + {shown}"
 
 
 def blocks(sweep: Sweep) -> Iterator[tuple[str, list[Row]]]:

@@ -24,8 +24,10 @@ from pore.evaluation.own import OwnQuestions
 from pore.evaluation.results import LeftOut
 from pore.evaluation.store import Store
 from pore.evaluation.sweep_files import write_sweep
+from pore.evaluation.sweep_rows import words
 from pore.evaluation.wanted import Setting
 from pore.evaluation.work import Progress, Told, Work
+from pore.plotting.labels import budget_label
 
 SAMPLES = "samples"
 
@@ -181,12 +183,11 @@ def _write_questions(
 
 def _words(setting: Setting) -> str:
     method, correction, keep = setting.named
-    name = method if correction is None else f"{method} + {correction}"
-    return name if keep is None else f"{name}, keep {keep}"
+    name = words(method, correction)
+    return name if keep is None else f"{name}, {budget_label(keep)}"
 
 
 def _failed(setting: Setting, benchmark: str, error: PoreError) -> LeftOut:
     method, correction, keep = setting.named
-    name = method if correction is None else f"{method}+{correction}"
-    number = keep if isinstance(keep, int) else 0
-    return LeftOut(f"{name} on {benchmark}", number, str(error))
+    number = keep if isinstance(keep, (int, float)) else 0
+    return LeftOut(f"{words(method, correction)} on {benchmark}", number, str(error))

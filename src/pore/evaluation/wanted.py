@@ -20,6 +20,7 @@ from pore.evaluation.hosts import host_measure
 from pore.evaluation.results import LeftOut, SurveySettings
 from pore.evaluation.reweighting import ROPE, UNCALIBRATED, reweighted, rope_bias
 from pore.evaluation.survey import set_up
+from pore.evaluation.sweep_rows import words
 from pore.families.registry import family_of, sizes_of
 from pore.methods.registry import method_named, methods
 from pore.plotting.labels import UNPRUNED
@@ -198,7 +199,7 @@ def planned(
                 if one_size:
                     pruner.counts(shape.image_tokens, shape.decoder.layers)
             except PoreError as error:
-                left_out.append(LeftOut("+".join(filter(None, one)), keep, str(error)))
+                left_out.append(LeftOut(words(one.method, one.correction), keep, str(error)))
             else:
                 shown = f"mean {keep}" if settings.average else keep
                 found.append(Setting(shown, one.correction, pruner))
