@@ -144,7 +144,7 @@ def test_interrupted_demo_leaves_whole_files(
         run_demo(checkpoint, tmp_path, progress=progress)
     assert told[0] == "measuring the position bias"
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["answers", "calibration.json", "figure1.png", "figure2.png", "profile.json"]
+    assert names == ["answers", "calibration.json", "profile.json"]
     PositionBias.load(tmp_path / "profile.json")
 
 

@@ -124,9 +124,7 @@ def run(
     work.start("measuring the position bias")
     samples = partial(work.through, calibration, _CALIBRATION_COST)
     try:
-        measured, bias, drawn = _measure(
-            model, processor, samples, out, settings, about.calibration
-        )
+        measured, bias = _measure(model, processor, samples, out, settings, about.calibration)
         planned = lineup(settings, bias, rope, left_out)
         outcomes = _ask(questions, planned, work, each, shown)
     except KeyboardInterrupt as error:
@@ -151,7 +149,7 @@ def run(
         outcomes=tuple(outcomes),
         differences=differences,
         left_out=left_out,
-        figures=drawn,
+        figures=_figures(measured, bias, out),
         over_flops=drawn_flops,
         examples=_examples(model, processor, batches.good, outcomes, settings, out),
         report=out / "report.html",
@@ -211,8 +209,8 @@ def _measure(
     out: Path,
     settings: DemoSettings,
     source: str,
-) -> tuple[Calibration, Drawn, tuple[Figure, ...]]:
-    """Ā and P, saved and drawn."""
+) -> tuple[Calibration, Drawn]:
+    """Ā and P, saved."""
     take = partial(calibrate, model, processor, layer=settings.layer)
     measure = HostMeasure(FastV.name, slug(FastV.name), _CALIBRATION_COST, take)
     sums = out / "calibration.json"
@@ -220,11 +218,15 @@ def _measure(
     one_grid = family_of(model).common_grid(model) is not None
     bias: Drawn = measured.fit(settings.kind) if one_grid else measured.fit_any_size()
     bias.save(out / "profile.json")
-    drawn = tuple(
+    return measured, bias
+
+
+def _figures(measured: Calibration, bias: Drawn, out: Path) -> tuple[Figure, ...]:
+    """The figures of Ā and P; drawn at the end, since the first table does not need them."""
+    return tuple(
         Figure(one.caption, write_atomic(out / f"{one.name}.png", one.png), one.narrow)
         for one in figures(measured, bias)
     )
-    return measured, bias, drawn
 
 
 def _ask(
