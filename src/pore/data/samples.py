@@ -215,7 +215,9 @@ def is_missing(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The message of a decoder's error, with its class."""
+    """Why a file cannot be read; the message of a decoder's error, with its class."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
