@@ -68,7 +68,7 @@ def test_damaged_images_are_named(tmp_path: Path, suffix: str, cut: int) -> None
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.png of sample a cannot be read: FileNotFound"):
+    with pytest.raises(InputError, match=r"gone\.png of sample a cannot be read: there is no"):
         Sample("a", tmp_path / "gone.png", "q").load_image()
     with pytest.raises(InputError, match="a has no image"):
         Sample("a", None, "q").load_image()

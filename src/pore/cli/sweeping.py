@@ -83,7 +83,6 @@ def sweep_methods(
         processes: Those that share every cell.
     """
     from pore.data.sources import load_samples
-    from pore.evaluation.circumstances import circumstances
     from pore.evaluation.guided import Guiding
     from pore.evaluation.reweighting import biases_named
     from pore.evaluation.sweeping import SAMPLES, sweep
@@ -114,9 +113,6 @@ def sweep_methods(
     )
     asked = options, names or [SAMPLES], model, processor, samples, settings, out, processes
     benchmarks = list(_benchmarks(*asked))
-    made = circumstances(model.device, options.seed, command_line())
-    if processes.size > 1:
-        made["hardware"]["processes"] = processes.size
     with progress(show=processes.first) as told:
         plan, left_out = planned(
             model,
@@ -132,12 +128,22 @@ def sweep_methods(
             plan,
             out,
             left_out=left_out,
-            circumstances=made,
+            circumstances=_circumstances(options, model, processes),
             progress=told,
             processes=processes,
         )
     if processes.first:
         _show(result, table, out, time.monotonic() - began)
+
+
+def _circumstances(options: Options, model: Any, processes: Processes) -> dict[str, Any]:
+    """Under which circumstances the sweep is run, with the number of its processes."""
+    from pore.evaluation.circumstances import circumstances
+
+    made = circumstances(model.device, options.seed, command_line())
+    if processes.size > 1:
+        made["hardware"]["processes"] = processes.size
+    return made
 
 
 def _show(result: Sweep, table: PublishedTable | None, out: Path, seconds: float) -> None:
