@@ -82,7 +82,7 @@ def test_the_same_set_up_where_flops_are_not_known(
         ("FastV", {"texts": ["layr=2"]}, "no setting 'layr'"),
         ("FastV", {"layr": 2}, "no setting 'layr'"),
         ("FastV", {"texts": ["layer=2"], "layer": 3}, "layer is given twice"),
-        ("SGL", {}, "SGL needs a guide: another model is the guide"),
+        ("SGL", {}, "SGL needs a guide: `pore generate`"),
         ("Scored", {}, "Scored needs a scorer: make it in Python"),
     ],
 )

@@ -105,8 +105,8 @@ def how_else(kind: type[Pruner], name: str) -> str | None:
         return "give a position bias or another correction with --reweight of generate or evaluate"
     if Guide in options:
         return (
-            "another model is the guide: `pore generate`, `pore evaluate` and `pore serve` take "
-            "--guide MODEL (without it the model guides itself), and pore.guide makes one in Python"
+            "`pore generate`, `pore evaluate` and `pore serve` take --guide MODEL, and without it "
+            "the model guides itself; in Python, pore.guide makes a guide"
         )
     # Text can always say None, which switches the setting off; but there must be a way to set it.
     settable = any(_readable(option) for option in options if option is not type(None))
