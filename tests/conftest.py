@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("quick")
 
 WHOLE = (Path(__file__).parent, Path(__file__).parent / "compat")
 """Folders whose tests run with all their cases at every change: of files, and of transformers."""
-AT_ONCE = 3
+AT_ONCE = 2
 """Cases of a test elsewhere that run at every change, where it is not marked otherwise."""
 IN_CI = 100
 """Slow cases of a test that CI runs, where it is not marked otherwise."""

@@ -134,6 +134,7 @@ class TestWeights:
         layers[0], layers[1] = layers[1], layers[0]
         assert weights_of(model) != before
 
+    @pytest.mark.slow
     def test_the_same_weights_elsewhere(self, tmp_path: Path) -> None:
         model = tiny_llava(dtype=torch.float32)
         found = weights_of(model)

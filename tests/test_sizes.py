@@ -55,14 +55,16 @@ def too_long(text: str) -> Iterator[str]:
     if lines > LINES:
         yield f"{lines} lines, more than {LINES}"
     module = ast.parse(text)
-    code = code_lines(text, module)
-    for node in ast.walk(module):
-        if isinstance(node, Function):
-            own = len(code & set(range(node.lineno, (node.end_lineno or 0) + 1)))
-            if own > CODE_LINES:
-                yield f"{node.name}: {own} lines of code, more than {CODE_LINES}"
-            if parameters(node) > PARAMETERS:
-                yield f"{node.name}: {parameters(node)} parameters, more than {PARAMETERS}"
+    functions = [node for node in ast.walk(module) if isinstance(node, Function)]
+    spans = [range(node.lineno, (node.end_lineno or 0) + 1) for node in functions]
+    # Which lines hold code is looked at where it can matter, as that takes long.
+    code = code_lines(text, module) if max(map(len, spans), default=0) > CODE_LINES else set()
+    for node, span in zip(functions, spans, strict=True):
+        own = len(code & set(span))
+        if own > CODE_LINES:
+            yield f"{node.name}: {own} lines of code, more than {CODE_LINES}"
+        if parameters(node) > PARAMETERS:
+            yield f"{node.name}: {parameters(node)} parameters, more than {PARAMETERS}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -15,6 +15,7 @@ from pore.bench.workload import Workload
 from pore.errors import InputError, UnsupportedModelError
 
 
+@pytest.mark.slow
 def test_build() -> None:
     model: Any = build("llava-64x2", dtype=torch.bfloat16, attention="eager", seed=3)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

@@ -97,7 +97,7 @@ MODELS = ("LLaVA-1.5", "Qwen2.5-VL", "Gemma 3", "Qwen3-VL-MoE")
         for j, dtype in enumerate(TYPES)
     ],
 )
-@pytest.mark.at_once(1)
+@pytest.mark.slow
 def test_the_type_of_the_model_is_checked_too(name: str, dtype: str) -> None:
     found = pore.check(stand_in(PUBLISHED[name](), getattr(torch, dtype)))
     assert found.passed, str(found)
@@ -216,6 +216,7 @@ class TestBeyondTheTested:
         assert looks == [model]
         assert fingerprint(model) == before
 
+    @pytest.mark.slow
     def test_applied_and_wrapped_models(self, looks: list[Any]) -> None:
         model = tiny_llava()
         pore.FastV(6).apply(torch.compile(model))

@@ -157,6 +157,7 @@ def test_what_one_family_has_by_another_name(name: str, where: str, argument: st
         pytest.param("position_ids", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_name_that_is_found_out_is_no_fault(name: str, argument: str) -> None:
     """The check is about what comes out: what pore reads by what it is may be called otherwise."""
     one = case(name)

@@ -143,7 +143,7 @@ def test_another_model_guides(
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.at_once(1)
+@pytest.mark.slow
 def test_a_guide_with_other_tokens_is_left_out(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:

@@ -22,6 +22,7 @@ from pore.plotting.labels import marks
 pytestmark = pytest.mark.usefixtures("registry")
 
 
+@pytest.mark.slow
 def test_page_opens_offline(surveyed: Any) -> None:
     text = surveyed[0].report.read_text()
     found = checked_page(text)
@@ -36,6 +37,7 @@ def test_page_opens_offline(surveyed: Any) -> None:
     assert "all of the guide" in text
 
 
+@pytest.mark.slow
 def test_methods_that_look_at_the_taught_layer_are_marked(surveyed: Any) -> None:
     result, _ = surveyed
     taught = replace(result, taught=3)
@@ -62,6 +64,7 @@ def test_only_the_embedded_model_has_a_taught_layer(checkpoint: Path) -> None:
     assert survey.taught_layer(model) == TAUGHT_LAYER == 4
 
 
+@pytest.mark.slow
 def test_page_says_what_the_numbers_say(surveyed: Any) -> None:
     result, _ = surveyed
     (difference, *_) = result.differences

@@ -77,6 +77,7 @@ def test_a_mean_is_named_as_one(checkpoint: Path, tmp_path: Path) -> None:
     assert "mean 12" in result.report.read_text()
 
 
+@pytest.mark.slow
 def test_hosts_are_asked_with_and_without(surveyed: Any) -> None:
     result, _ = surveyed
     hosts = [("FastV", None), ("FastV", "exponential"), ("PyramidDrop", None)]
@@ -100,6 +101,7 @@ def test_hosts_are_asked_with_and_without(surveyed: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_fails_on_the_way_is_left_out(surveyed: Any) -> None:
     reasons = {(one.method, one.keep): one.reason for one in surveyed[0].left_out}
     assert reasons["Fussy", 4] == "not four"
@@ -107,6 +109,7 @@ def test_what_fails_on_the_way_is_left_out(surveyed: Any) -> None:
     assert len(reasons) == 3
 
 
+@pytest.mark.slow
 def test_differences_are_of_hosts_with_themselves(surveyed: Any) -> None:
     result, _ = surveyed
     records = json.loads((result.report.parent / "differences.json").read_text())["differences"]
@@ -122,6 +125,7 @@ def test_differences_are_of_hosts_with_themselves(surveyed: Any) -> None:
         assert difference.first.keep == difference.second.keep
 
 
+@pytest.mark.slow
 def test_biases_are_measured_once_for_all_budgets(surveyed: Any) -> None:
     result, _ = surveyed
     folder = result.report.parent
@@ -136,6 +140,7 @@ def test_biases_are_measured_once_for_all_budgets(surveyed: Any) -> None:
     assert result.biases["pyramiddrop-1-2-3"] == pyramid.fit()
 
 
+@pytest.mark.slow
 def test_a_form_that_does_not_fit_gives_way(surveyed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = surveyed
     path = result.report.parent / "calibrations" / "fastv-1.json"
@@ -158,6 +163,7 @@ def test_a_form_that_does_not_fit_gives_way(surveyed: Any, monkeypatch: pytest.M
         fitted(measured, "exponential")
 
 
+@pytest.mark.slow
 def test_progress_comes_to_its_end(surveyed: Any) -> None:
     shares = [share for _, share in surveyed[1]]
     assert shares == sorted(shares)
@@ -165,6 +171,7 @@ def test_progress_comes_to_its_end(surveyed: Any) -> None:
     assert shares[-2] > 0.9
 
 
+@pytest.mark.slow
 def test_a_third_that_was_not_asked_about_is_refused(surveyed: Any) -> None:
     one = surveyed[0].outcomes[0]
     with pytest.raises(InputError, match="Cannot pair 0"):

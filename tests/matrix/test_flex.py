@@ -92,7 +92,7 @@ def test_is_as_with_sdpa(case: Case, name: str, side: str) -> None:
     ["several", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ragged", "without"))],
 )
 @pytest.mark.parametrize(("case", "name"), PAIRS)
-@pytest.mark.at_once(1)
+@pytest.mark.slow
 @pytest.mark.in_ci(20)
 def test_decoding(case: Case, name: str, prompts: str) -> None:
     model, pruner, inputs = case.model(), usual(name, KEEP, case), case.inputs(PROMPTS[prompts])
@@ -122,7 +122,7 @@ def test_keep_all_is_bit_equal(case: Case) -> None:
 @pytest.mark.parametrize(
     "pruner", [pore.FastV(keep=5), pore.PyramidDrop(keep=5, layers=(2, 3))], ids=lambda p: p.name
 )
-@pytest.mark.at_once(1)
+@pytest.mark.slow
 def test_turns(pruner: Any) -> None:
     """A second image over the same cache, of which the layers hold different parts."""
     model = tiny_llava()

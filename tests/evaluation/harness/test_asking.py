@@ -105,7 +105,7 @@ PRUNERS = (None, pore.FastV(keep=36), pore.VisionZip(keep=36), pore.Random(keep=
 
 
 @pytest.mark.parametrize(("memory", "passes"), [(MEMORY, 2 + 2 + 6), (0, 2 + 2 + 2 + 6)])
-@pytest.mark.at_once(1)
+@pytest.mark.slow
 def test_features_are_made_once_for_all_settings(
     embedded: Any, memory: int, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
