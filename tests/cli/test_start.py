@@ -48,7 +48,6 @@ def test_the_list_of_commands_needs_no_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.at_once(2)
 def test_the_help_of_a_command_needs_this_command_alone(name: str) -> None:
     modules = imported(name, "--help")
     assert not modules & HEAVY

@@ -23,7 +23,6 @@ from pore.evaluation.running import evaluate
 
 @pytest.mark.parametrize("attention", ["sdpa", "flash_test"])
 @kinds
-@pytest.mark.at_once(2)
 def test_an_applied_model_is_freed(pruner: Any, attention: str) -> None:
     """Without `remove`, and the names of its kernels with it."""
     model_of(attention)  # registers the kernel
@@ -40,7 +39,6 @@ def test_an_applied_model_is_freed(pruner: Any, attention: str) -> None:
 
 
 @kinds
-@pytest.mark.at_once(2)
 def test_a_report_keeps_no_model(pruner: Any) -> None:
     model = model_of()
     with pruner(model) as run:

@@ -100,7 +100,6 @@ def check(boxes: Coverage, changed: Tensor, mark: tuple[int, int, int, int], ble
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
-@pytest.mark.at_once(2)
 @pytest.mark.in_ci(30)
 def test_a_mark_changes_the_tokens_that_show_it(kind: Kind, name: str) -> None:
     processor, model = parts_or_skip(kind)

@@ -173,7 +173,6 @@ def split(model: nn.Module, folder: Path) -> None:
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda p: p.name)
 @pytest.mark.parametrize("to", ["cpu", "disk", "map"])
 @pytest.mark.parametrize("first", ["accelerate", "pore"])
-@pytest.mark.at_once(2)
 def test_offloading(pruner: Any, to: str, first: str, tmp_path: Path) -> None:
     """Hooks of accelerate move the weights in and out; ours go on before theirs or after."""
     expected = answers(model_of(), pruner)

@@ -83,7 +83,6 @@ def test_refused_sizes_are_passed_over() -> None:
 
 
 @pytest.mark.parametrize("kind", ANY_SIZE, ids=str)
-@pytest.mark.at_once(2)
 def test_a_family_that_takes_images_of_any_size(kind: Kind) -> None:
     """Fewer tokens, at most `keep`; the report has the real number, and nothing else changes."""
     processor, model = parts_or_skip(kind)
@@ -110,7 +109,6 @@ def test_a_family_that_takes_images_of_any_size(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("name", ["InternVL", "Aya Vision", "SmolVLM", "Idefics3", "Gemma 4"])
-@pytest.mark.at_once(2)
 def test_settings_of_processors(name: str) -> None:
     """Where the processor decides on the size, its setting says how many tokens there are."""
     processor, model = kind_of(name)

@@ -169,7 +169,6 @@ def test_harm_that_was_measured_is_said(viewer: Viewer) -> None:
         ({"question": "an <image>"}, InputError, "stands for an image"),
     ],
 )
-@pytest.mark.at_once(2)
 def test_settings_are_refused_in_words(
     viewer: Viewer, given: dict[str, str], kind: type[Exception], reason: str
 ) -> None:

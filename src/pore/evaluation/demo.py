@@ -86,8 +86,9 @@ def run(
 ) -> DemoResult:
     """Calibrate, fit, prune and ask, and write everything into a folder.
 
-    Files are written whole or not at all, each as soon as its content is known. Sums and answers of
-    an earlier call in the same folder are used if the conditions are the same.
+    Files are written whole or not at all, each as soon as its content is known, but figures at the
+    end. Sums and answers of an earlier call in the same folder are used if the conditions are the
+    same.
 
     Args:
         model: A supported model. Where its images have no common grid, P is a function of the
