@@ -1,9 +1,11 @@
-"""No file, function or list of parameters is longer than can be held in the head."""
+"""No file, function or list of parameters is longer than can be held in the head, and the repository is no
+larger than it must be."""
 
 from __future__ import annotations
 
 import ast
 import io
+import subprocess
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,3 +84,20 @@ def test_what_is_too_long_is_found() -> None:
     ]
     assert list(too_long("x = 1\n" * (LINES + 1))) == [f"{LINES + 1} lines, more than {LINES}"]
     assert list(too_long(f"def f(self, {names[4:]}):\n{documented}    return 1\n")) == []
+
+
+def test_the_repository_ships_what_belongs_to_it() -> None:
+    """No packages, pictures or archives that a command left in the folder, and little in all."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    binary = {".safetensors", ".png", ".gif"}
+    large = [path for path in files if path.suffix in binary and path.is_file()]
+    assert sum(path.stat().st_size for path in large) < 60_000_000
+    others = [path for path in files if path not in large and path.is_file()]
+    unreadable = [path.name for path in others if b"\0" in path.read_bytes()]
+    assert unreadable == []
+    assert [path.name for path in large if path.parent == ROOT] == []
