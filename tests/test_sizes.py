@@ -1,5 +1,4 @@
-"""No file, function or list of parameters is longer than can be held in the head, and the repository is no
-larger than it must be."""
+"""Files, functions and lists of parameters can be held in the head, and the repository is small."""
 
 from __future__ import annotations
 
