@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import subprocess
 import tokenize
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ FILES = sorted(
     for path in (ROOT / folder).rglob("*.py")
 )
 LINES, CODE_LINES, PARAMETERS = 400, 60, 12
+BINARY = {".safetensors", ".png", ".gif"}
 
 _NO_CODE = {
     tokenize.COMMENT,
@@ -85,18 +87,28 @@ def test_what_is_too_long_is_found() -> None:
     assert list(too_long(f"def f(self, {names[4:]}):\n{documented}    return 1\n")) == []
 
 
-def test_the_repository_ships_what_belongs_to_it() -> None:
-    """No packages, pictures or archives that a command left in the folder, and little in all."""
+@pytest.fixture(scope="module")
+def shipped() -> list[Path]:
+    """The files of the repository."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no clone")
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
-    binary = {".safetensors", ".png", ".gif"}
-    large = [path for path in files if path.suffix in binary and path.is_file()]
-    assert sum(path.stat().st_size for path in large) < 60_000_000
-    others = [path for path in files if path not in large and path.is_file()]
-    unreadable = [path.name for path in others if b"\0" in path.read_bytes()]
-    assert unreadable == []
-    assert [path.name for path in large if path.parent == ROOT] == []
+    return [path for path in files if path.is_file()]
+
+
+def test_the_repository_holds_no_stray_files(shipped: list[Path]) -> None:
+    """No packages, pictures or archives that a command left in the folder, and little in all."""
+    binary = [path for path in shipped if path.suffix in BINARY]
+    assert sum(path.stat().st_size for path in binary) < 60_000_000
+    assert [path.name for path in binary if path.parent == ROOT] == []
+    others = [path for path in shipped if path not in binary]
+    assert [path.name for path in others if b"\0" in path.read_bytes()] == []
+
+
+def test_no_file_names_a_folder_of_the_machine_it_was_made_on(shipped: list[Path]) -> None:
+    folder = re.compile(rb"""(?<![\w.])/(?:work|root|tmp|Users|home/(?!pore\b))/?\w""")
+    texts = [path for path in shipped if path.suffix not in BINARY]
+    assert [path.name for path in texts if folder.search(path.read_bytes())] == []

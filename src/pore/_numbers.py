@@ -10,8 +10,6 @@ import math
 from collections.abc import Sequence
 
 UNKNOWN = "?"
-
-
 """What stands for a number that is not known."""
 
 

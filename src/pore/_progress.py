@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 hidden = False
-
-
 """Whether no bar is shown in this process, as with `pore -q`."""
 
 

@@ -33,10 +33,7 @@ from pore.embedded import EMBEDDED, EMBEDDED_VIDEO, embedded_model, embedded_vid
 _CACHED = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)$")
 
 _BLOCK = 1 << 15
-
-
 """How many words of 8 bytes are summed into one."""
-
 
 # Number of blocks at a time: as many as a CPU's cache holds, or enough to keep a GPU busy.
 _AT_A_TIME = {"cpu": 4, "cuda": 512}

@@ -32,7 +32,6 @@ PREFILL = "_prefill"
 
 Only this method shows that a call of the model is for a piece of a prompt (chunked prefill)."""
 
-
 _BEFORE_MLP = ("pre_feedforward_layernorm", "post_attention_layernorm")
 """The norm between attention and MLP of a decoder layer; Gemma has one more of the second name."""
 

@@ -70,7 +70,10 @@ class Form:
         if isinstance(schema, str) and schema in self.elsewhere:
             raise ValueError(self.elsewhere[schema])
         if schema != self.schema:
-            raise ValueError(f'there is no "schema": "{self.schema}".')
+            is_not = (
+                'its "schema" is not' if schema is None else f'its "schema" is {brief(schema)}, not'
+            )
+            raise ValueError(f'{is_not} "{self.schema}".')
         version = document.get("version")
         if type(version) is not int or version != self.version:
             raise ValueError(

@@ -10,16 +10,10 @@ from typing import Any, NoReturn
 from pore._files import read_regular
 
 MAX_DEPTH = 32
-
-
 """How deep lists and objects may be nested; nothing that pore writes has more than 8 levels."""
 
-
 MAX_VALUES = 1 << 22
-
-
 """How many texts, numbers, lists and objects there may be; each takes up to 100 bytes."""
-
 
 _NAN = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

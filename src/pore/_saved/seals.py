@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 CHECKSUM = "checksum"
-
-
 """The key of the checksum."""
 
 

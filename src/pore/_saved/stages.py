@@ -10,10 +10,7 @@ from pore._saved.saved import Saved
 from pore._saved.seals import seal
 
 STAGES = {"stages": list}
-
-
 """The entries of a document with several stages."""
-
 
 _MOST = 1 << 10
 

@@ -29,10 +29,7 @@ _AXES: dict[Over, tuple[str, ...]] = {
 
 
 REACH = 1 << 15
-
-
 """The largest distance for which a formula of the distance is computed."""
-
 
 _FORM = Form(
     schema=ANY_SIZE,

@@ -12,8 +12,6 @@ from pore.bias.judging import NOTHING, log_error, too_little
 from pore.errors import ProfileError, ScoreError
 
 CHOICES = ("exponential", "exponential+offset", "spline")
-
-
 """The kinds to choose from, simpler ones first. The raw mean is not among them: it would count what
 the pictures of the calibration set show as bias."""
 
@@ -56,8 +54,6 @@ class Choice(NamedTuple):
 
 
 PointsOf = Callable[[str], Points]
-
-
 """Returns the points at which a kind of curve is fitted."""
 
 

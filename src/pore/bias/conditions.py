@@ -12,22 +12,13 @@ from pore.errors import ProfileMismatchError
 from pore.identity import same_weights
 
 NAMES = ("model", "revision")
-
-
 """What a model is called. A model of another name may have other weights and another config."""
 
-
 CONTENT = ("weights", "config")
-
-
 """What a model is, by its content."""
 
-
 CHECKED = (*NAMES, *CONTENT, "layer", "normalize", "processor", "template")
-
-
 """The fields of a provenance that are compared."""
-
 
 OTHER_LENGTH = "For another number of positions, ask for bias.resample(n)."
 

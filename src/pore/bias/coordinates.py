@@ -22,14 +22,9 @@ _PER_OCTAVE = 8
 
 
 SIDE = 16
-
-
 """Number of rows and columns that every image is divided into, whatever its grid."""
 
-
 BINS: dict[Over, int] = {"distance": 24 * _PER_OCTAVE, "place": SIDE * SIDE, "raster": 48}
-
-
 """The number of bins; distances go up to 2^24."""
 
 

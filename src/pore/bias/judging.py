@@ -16,22 +16,13 @@ Floats = npt.NDArray[np.float64]
 
 
 BLOCKS = 12
-
-
 """Number of parts of an image, in reading order, whose means are compared to reduce noise."""
 
-
 FAR = 2.0
-
-
 """By what factor the span of a curve may differ from the attention's without a warning."""
 
-
 NOTHING = 10.0
-
-
 """By what factor a curve may lie below the attention in a part of the image without refusal."""
-
 
 _LEAST = 1e-3  # attention below this share of its mean counts as this share
 

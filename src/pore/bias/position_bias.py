@@ -30,22 +30,13 @@ FILENAME = "position_bias.json"
 
 
 SEVERAL = "pore.position_biases"
-
-
 """The schema for the biases of several stages; see `pore.bias.stages`."""
 
-
 POSITIONS, ANY_SIZE, HEADS = "pore.position_bias", "pore.any_size_bias", "pore.head_biases"
-
-
 """The schemas of the forms: over positions, for images of any size, for every head."""
 
-
 READ_ANY = "read it with pore.corrections.load_corrections, which takes every form."
-
-
 """What to do with a file of another form."""
-
 
 _FORM = Form(
     schema=POSITIONS,

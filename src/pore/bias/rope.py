@@ -10,8 +10,6 @@ from torch import Tensor
 from pore.errors import ProfileError
 
 ROPE_FLOOR = 0.1
-
-
 """The prior is at least this share of its value at distance 0; see `PositionBias.rope`."""
 
 

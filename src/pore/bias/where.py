@@ -13,8 +13,6 @@ from pore.errors import InputError
 from pore.layout import Layout
 
 Positions = Literal["original", "dense"]
-
-
 """How kept tokens are numbered: as they came, or anew as if the dropped ones had never been."""
 
 

@@ -9,10 +9,7 @@ CONDITIONS = (
     *("model", "revision", "weights", "config", "host", "layer", "normalize"),
     *("processor", "template"),
 )
-
-
 """The fields of a provenance that say how it was measured, not when or on what data."""
-
 
 _LATER = ("weights", "config")  # which older files do not know
 

@@ -13,34 +13,19 @@ from pore.bias.choosing import CHOICES, listed
 from pore.bias.judging import FAR
 
 THIRDS = ("first", "middle", "last")
-
-
 """The thirds of an image, in reading order."""
 
-
 LITTLE = 0.02
-
-
 """P matters only if it changes at least this share of the kept tokens."""
 
-
 UNSURE = 0.05
-
-
 """More images are asked for if they would change more than this share of the kept tokens."""
 
-
 BETTER = 0.8
-
-
 """The error of P must not exceed this share of the error without any bias."""
 
-
 CHANCE = 0.7
-
-
 """If chance alone makes more than this share of the error without bias, it hides P's benefit."""
-
 
 Verdict = Literal["divide", "little bias", "more images", "do not divide"]
 

@@ -16,16 +16,10 @@ _BITS = 62  # fractions in multiples of 2^-62 fit an int64
 
 
 LARGEST = 1 << 30
-
-
 """The largest number that is summed."""
 
-
 LEAST = 2.0**-40
-
-
 """Smaller numbers get the logarithm of this one: about 1e-12."""
-
 
 _MAX_POSITIONS = 1 << 20
 

@@ -33,14 +33,9 @@ from pore.corrections.heads import HeadBiases
 from pore.errors import CalibrationError, ProfileError, ScoreError
 
 FitKind = Kind | Literal["auto"]
-
-
 """A kind of curve, or "auto" for the kind with the least held-out error."""
 
-
 Mean = Literal["arithmetic", "geometric"]
-
-
 """Which mean of the attention over images a bias is fitted to."""
 
 

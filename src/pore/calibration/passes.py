@@ -64,8 +64,6 @@ _MOSTLY_BAD = 0.5
 
 
 Until = Callable[[HostCalibration], bool]
-
-
 """Says from the sums so far whether they are enough."""
 
 

@@ -24,8 +24,6 @@ from pore.methods.guiding import guide
 from pore.tensors.attention import Normalize
 
 RANKS_BY_A_LAYER = "FastV"
-
-
 """The host's name in files of a single layer: the method that ranks by one layer's attention."""
 
 

@@ -24,16 +24,10 @@ from pore.calibration.typical import Tokens, Typical
 from pore.errors import CalibrationError, ProfileError
 
 STABLE = 0.98
-
-
 """P is stable if it keeps at least this share of what P of all images keeps, in most draws."""
 
-
 TIMES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-
-
 """The numbers of images asked about, as multiples of the number measured."""
-
 
 _DRAWS, _SEED = 20, 0
 

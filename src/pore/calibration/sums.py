@@ -31,10 +31,7 @@ _log = logging.getLogger("pore.calibration")
 
 
 SEVERAL = "pore.host_calibration"
-
-
 """The schema for the calibrations of several stages; see `HostCalibration`."""
-
 
 _FORM = Form(
     schema="pore.calibration",

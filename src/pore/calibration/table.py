@@ -22,15 +22,10 @@ from pore.bias.coordinates import BINS, OVER, Over, bins_of
 from pore.calibration import exact
 
 Key = tuple[Over, int, int, int]
-
-
 """The coordinate of a cell, the half of the samples (0 or 1), the size of its images (in half
 octaves of their number of tokens) and the bin."""
 
-
 Cell = tuple[int, int, int]
-
-
 """What is kept for the tokens in a cell: their number, and their sum and sum of squares."""
 
 
@@ -186,8 +181,6 @@ class Table:
 
 
 _LARGEST, _TOKENS = 60, 30
-
-
 """The largest class of sizes, and the bits of the largest number of visual tokens."""
 
 

@@ -20,8 +20,6 @@ _DRAWS, _SEED = 200, 0
 
 
 PARTS = 3
-
-
 """The parts that an image is divided into, in reading order."""
 
 

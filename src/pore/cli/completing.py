@@ -33,10 +33,7 @@ def methods(incomplete: str) -> list[str]:
 
 
 models = one_of(EMBEDDED, EMBEDDED_VIDEO)
-
-
 """The models that come with pore; for folders the shell itself completes."""
-
 
 samples = one_of(
     *(f"embedded:{split}" for split in ("calibration", "test", "fresh")),
@@ -46,8 +43,6 @@ samples = one_of(
         for kind in ("mixed", "video")
     ),
 )
-
-
 """The samples that come with pore."""
 
 

@@ -24,8 +24,6 @@ from pore.cli.verbosity import PANEL
 from pore.errors import InputError
 
 CONFIG = "pore.config"
-
-
 """Under which name the context of a command holds the file that its options are from."""
 
 _LARGEST = 1 << 20  # bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pore._files import write_atomic
+from pore._files import open_regular, write_atomic
 from pore.cli.options import form_of_bias, takes
 from pore.cli.printing import note
+from pore.errors import InputError
 
 if TYPE_CHECKING:
     from pore.calibration.host import HostCalibration
@@ -50,17 +52,20 @@ def plot(options: Options) -> None:
         pore plot profile.calibration.json --kind spline
     """
     from pore import plotting
-    from pore._files import open_regular
     from pore.calibration.host import HostCalibration
     from pore.evaluation.files import read_records
 
     form = form_of_bias(options.kind)
-    for path in options.sources:
-        # Results say so, or are a list as older versions wrote it; each reader then checks what it
-        # gets.
-        with open_regular(path) as file:
-            head = file.read(256).lstrip()
-        if head.startswith(b"[") or b'"pore.results"' in head:
+    results = {path: _holds_results(path) for path in dict.fromkeys(options.sources)}
+    kinds = Counter("results" if has else "a calibration" for has in results.values())
+    for what, count in kinds.items():
+        if count > 1:
+            raise InputError(
+                f"{count} of these files hold {what}, and their figures have the same names: draw "
+                "them one by one, each into a folder of its own (--out)."
+            )
+    for path, has_results in results.items():
+        if has_results:
             figure = plotting.accuracy_over_flops(read_records(path))
             drawn = plotting.save(figure, options.out / "accuracy.png")
             note(f"Wrote {drawn}.")
@@ -68,6 +73,16 @@ def plot(options: Options) -> None:
             measured = HostCalibration.load(path)
             biases = measured.fit_any_size(form) if measured.mixed else measured.fit(form)
             draw_biases(measured, biases, options.out)
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether a file says that it holds results, or is a list, as older versions wrote them.
+
+    Whoever reads it then checks what it gets.
+    """
+    with open_regular(path) as file:
+        head = file.read(256).lstrip()
+    return head.startswith(b"[") or b'"pore.results"' in head
 
 
 def draw_biases(measured: HostCalibration, biases: Sequence[Drawn], folder: Path) -> None:

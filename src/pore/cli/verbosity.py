@@ -54,8 +54,6 @@ class Verbosity:
 
 
 CHOSEN = Verbosity()
-
-
 """What the command line that is being run asks for."""
 
 

@@ -14,8 +14,6 @@ from pore.bias.stages import load_stages, save_biases
 from pore.corrections.heads import HeadBiases
 
 Calibrated = PositionBias | AnySizeBias | HeadBiases
-
-
 """A calibrated correction, which can be saved in a file."""
 
 

@@ -50,8 +50,6 @@ class ExtraRows(NamedTuple):
 
 
 PatchGrid = tuple[int, int, int]
-
-
 """(frames, rows, columns) of the patches of an image; 1 frame unless it is a video."""
 
 

@@ -51,10 +51,7 @@ SHAPES: Mapping[str, ModelShape] = MappingProxyType(
         "llava-1.5-13b": _llava(_llama(hidden=5120, layers=40, head_dim=128), _VIT_L),
     }
 )
-
-
 """Shapes of published checkpoints: llava-hf/llava-1.5-7b-hf and -13b-hf."""
-
 
 _CUSTOM = re.compile(r"llava-([1-9]\d*)x([1-9]\d*)(-vit-l)?")
 

@@ -27,10 +27,7 @@ from pore.errors import InputError
 _WHOLE = 1e15  # above it, floats are written with an exponent
 
 Box = tuple[float, float, float, float]
-
-
 """Left, top, right and bottom, as shares of the width and the height of an image."""
-
 
 _THIRDS = ("top", "middle", "bottom")
 

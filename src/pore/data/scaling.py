@@ -23,7 +23,6 @@ _LEAST = 8
 _HALVINGS = 7
 """How often the gap is halved between a picture that is small enough and the next larger one."""
 
-
 _SOFT_TOKENS = (70, 140, 280, 560, 1120)
 """The numbers of tokens that Gemma 4 knows."""
 

@@ -18,8 +18,6 @@ from pore.engine.prefill import Prefill
 from pore.errors import InputError
 
 _IGNORED = -100
-
-
 """The label of tokens that do not count in the loss."""
 
 

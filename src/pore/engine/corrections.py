@@ -147,8 +147,6 @@ class OwnCorrection:
 
 
 Reweight = Correction | Callable[[Tensor, Where], Tensor]
-
-
 """What a method takes as `reweight`: a correction, or a function that corrects."""
 
 

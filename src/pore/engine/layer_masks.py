@@ -26,8 +26,6 @@ from pore.errors import UnsupportedModelError
 from pore.tensors.gathering import take, widened
 
 See = Callable[[Any, Any, Any, Any], Any]
-
-
 """Tells, for a sample, head, query and key, whether the query sees the key."""
 
 

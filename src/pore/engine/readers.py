@@ -15,8 +15,6 @@ from pore.tensors.attention import Normalize, check_normalize, row_logits, visua
 from pore.tensors.gathering import pack
 
 _CHUNK = 1 << 23
-
-
 """Attention weights computed at a time, over all images and heads, to bound memory."""
 
 
@@ -268,8 +266,6 @@ class LayerAttention:
 
 
 Reader = Callable[[LayerAttention], Any]
-
-
 """What a stage takes from the attention of a layer.
 
 One whose result a position bias divides says in a word what it `measures`, such as "prompt"; a

@@ -22,8 +22,6 @@ from pore.engine.cache import CachedTokens
 from pore.errors import ModelStateError
 
 _known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
 """All caches that have a record."""
 
 

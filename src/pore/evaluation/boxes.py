@@ -7,10 +7,7 @@ import re
 from pore.data.samples import Box, Sample
 
 OVERLAP = 0.5
-
-
 """The overlap from which on a box counts as right, as the RefCOCO benchmarks have it."""
-
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 

@@ -21,14 +21,9 @@ from pore.evaluation.hosts import fitted
 from pore.evaluation.reweighting import reweighted
 
 NONE = "none"
-
-
 """The name of the host without a correction."""
 
-
 HALF = 0.5
-
-
 """The strength of a weaker P, and the share that is subtracted; fixed before anything was asked."""
 
 
@@ -96,8 +91,6 @@ CANDIDATES: Mapping[str, Make] = {
     "null token, log ratio": lambda _: [NullTokenPrior()],
     "null token, ratio": lambda _: [NullTokenPrior("ratio")],
 }
-
-
 """How every correction is made. Without a word of its own, P is a spline over the tokens."""
 
 

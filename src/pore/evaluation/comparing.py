@@ -42,8 +42,6 @@ from pore.methods.fastv import FastV
 from pore.methods.registry import methods
 
 BLOCK = 105
-
-
 """Questions asked under all settings before the next are. Of the embedded scenes these are 15 of
 each kind, 5 for every third of the image."""
 

@@ -63,10 +63,8 @@ _LONGEST_ANSWER = 8
 FIRST = 32
 """How many questions are asked before the first table, in whole batches."""
 
-
 Shown = Callable[[Sequence[Record]], None]
 """Called with the records of the first questions, before the rest are asked."""
-
 
 # Costs of one sample relative to the unpruned model, for the progress bar only.
 _CALIBRATION_COST, _TIMED_COST = 0.4, 0.8

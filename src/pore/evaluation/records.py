@@ -14,11 +14,8 @@ Record = Mapping[str, Any]
 
 
 GROUPS = ("kind", "third", "downsample")
-
-
 """What questions are grouped by: their kind, the third of the image that they ask about, and
 whether Downsample, at the same budget, answers them right or wrong."""
-
 
 FIELDS = (
     "method",
@@ -48,10 +45,7 @@ FIELDS = (
     "metric",
     "prefill_ms_quartiles",
 )
-
-
 """The fields of a record, in order."""
-
 
 _LARGEST = 1e30  # of FLOPs
 

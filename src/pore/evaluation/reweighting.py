@@ -24,24 +24,16 @@ from pore.evaluation.batches import good_inputs
 from pore.families.registry import family_of, images_of
 
 ROPE = "rope"
-
-
 """The name of the data-free RoPE prior."""
-
 
 UNCALIBRATED: Mapping[str, Correction] = {
     "without-rope": WithoutRoPE(),
     "null-token": NullTokenPrior(),
     "null-token-ratio": NullTokenPrior("ratio"),
 }
-
-
 """The names of corrections that take no calibration."""
 
-
 PUBLISHED = "published:"
-
-
 """What comes before the host and benchmark of a published bias."""
 
 

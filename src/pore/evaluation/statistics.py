@@ -12,10 +12,7 @@ import numpy as np
 from pore.errors import InputError
 
 CLEAR = 0.05
-
-
 """A difference is called clear where p is below this."""
-
 
 # Questions from which on a bootstrap of 10,000 resamples takes seconds.
 _MANY = 20_000

@@ -30,8 +30,6 @@ from pore.evaluation.work import Progress, Told, Work
 from pore.plotting.labels import budget_label
 
 SAMPLES = "samples"
-
-
 """The name of one's own questions among benchmarks."""
 
 

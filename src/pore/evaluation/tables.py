@@ -15,18 +15,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PARTS = ("cost", "accuracy", "kind", "third", "downsample")
-
-
 """The groups of columns of the table."""
-
 
 HEADINGS = {
     "kind": "by kind of question",
     "third": "by third of the image",
     "downsample": "by what Downsample gets",
 }
-
-
 """What is written above the columns of groups of questions."""
 
 

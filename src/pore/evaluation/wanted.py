@@ -27,8 +27,6 @@ from pore.plotting.labels import UNPRUNED
 from pore.tensors.selection import budget
 
 PORE = "pore"
-
-
 """The name of P, after a host: "sparsevlm+pore". Alone it means P on FastV."""
 
 

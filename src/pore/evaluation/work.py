@@ -8,14 +8,9 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 
 Progress = Callable[[int], None]
-
-
 """Called after every batch with the number of samples in it."""
 
-
 Told = Callable[[str, float], None]
-
-
 """Called with what is being done, and the share of the work done so far."""
 
 

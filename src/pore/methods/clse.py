@@ -27,8 +27,6 @@ By = Literal["both", "attention", "evolution"]
 
 _TINY = 1e-6  # the authors' guard against divisions by 0
 _SHARES = (1.72, 1.09, 0.32)
-
-
 """Tokens after the three stages, as shares of what the authors call the number of tokens."""
 
 

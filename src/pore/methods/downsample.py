@@ -18,8 +18,6 @@ from pore.tensors.gathering import widened
 from pore.tensors.selection import budget
 
 _SQUARE = 1.5
-
-
 """How many times longer than wide a cell of a down-sampled grid may be."""
 
 

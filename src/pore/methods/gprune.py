@@ -16,8 +16,6 @@ from pore.tensors.gathering import cosine, pack, take
 from pore.tensors.selection import proportional_shares, top_k
 
 _CLOSED = -5000.0
-
-
 """Logit of a missing link: its weight underflows to 0, unless the row has no link at all."""
 
 

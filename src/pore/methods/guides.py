@@ -13,8 +13,6 @@ from pore.errors import InputError
 from pore.layout import Image, Layout
 
 GUIDED, GUIDE = "SGL", "guide"
-
-
 """The method that uses a guide, and the word for what a guide measures (`Provenance.normalize`)."""
 
 

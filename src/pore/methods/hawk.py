@@ -26,8 +26,6 @@ QWEN25_VL_7B = (
     0.0234, 0.0537, 0.0109, 0.0573, 0.0276, 0.0403, 0.0429, 0.0352, 0.0162, 0.0519,
     0.0553, 0.0266, 0.0222, 0.0480, 0.0337, 0.0250, 0.0000, 0.0224,
 )  # fmt: skip
-
-
 """What each head of Qwen2.5-VL-7B is worth, as the authors measured and published it."""
 
 Normalization = Literal["l2", "softmax", "minmax"]

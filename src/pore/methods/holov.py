@@ -23,8 +23,6 @@ from pore.tensors.selection import by_score, check_finite, top_k
 _TINY = 1e-6  # the authors' guard against divisions by 0
 _SCALE = 1000.0
 _CROPS = 1024 / 576
-
-
 """The number of crops times the fraction kept: 16 crops if 64 of 576 tokens stay."""
 
 

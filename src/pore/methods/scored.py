@@ -20,8 +20,6 @@ from pore.tensors.attention import Normalize, check_normalize
 from pore.tensors.selection import top_k
 
 Scorer = Callable[[Tensor, Layout, "Tensor | None"], Tensor]
-
-
 """Returns scores (I, t) of the visual tokens, the higher to be kept first, from
 
 - hidden_states (B, L, D), the states that enter the pruned layer;

@@ -17,8 +17,6 @@ from pore.tensors.selection import budget, by_score, check_finite, even_shares
 from pore.tower.stages import TowerSelection, TowerStage, TowerView
 
 _ROUND = 8
-
-
 """Patches removed in one round."""
 
 

@@ -16,14 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST = 15.0
-
-
 """Points from which on colours do not get stronger."""
 
-
 CLEAR = 0.01
-
-
 """The p of McNemar's test below which a number is set in bold."""
 
 

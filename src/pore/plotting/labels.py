@@ -8,14 +8,9 @@ from typing import Any
 from pore.methods.registry import methods
 
 UNPRUNED = "unpruned"
-
-
 """The method's name in the record of the unpruned model."""
 
-
 TAUGHT, EXPERIMENTAL, GUIDED = "†", "‡", "§"
-
-
 """Marks of methods that look at attention that is better than in a real model, of methods built
 from a paper's description, and of methods that a model guides, whose cost is not counted."""
 

@@ -65,6 +65,10 @@ def by_place(
             axis.set_xlabel("GFLOPs of the prefill, tower included")
             axis.grid(axis="y", color="#EEEEEE", lw=0.7)
             axis.set_axisbelow(True)
+        for axis in axes:
+            # Names may stand above 100 %; no accuracy does.
+            bottom, top = axis.get_ylim()
+            axis.set_yticks([tick for tick in axis.get_yticks() if bottom <= tick <= min(top, 100)])
         for axis in axes if narrow else axes[:1]:
             axis.set_ylabel("accuracy (%)")
         spread = [100 * (r["ci"][1] - r["ci"][0]) for r in every]

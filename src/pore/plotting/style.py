@@ -34,7 +34,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 NARROW = 3.7
 """The width of figures for a phone, in inches."""
 
-
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 9.0,

@@ -16,10 +16,7 @@ from torch import Tensor
 from pore.errors import InputError
 
 THRESHOLD = 0.5
-
-
 """Share of a patch that may be padding before it is suppressed, as released for FastV."""
-
 
 # Bars have the mean colour cut to whole levels of 255, which normalisation takes to within one
 # level of 0: 1/255 over a standard deviation of 0.22 or more.

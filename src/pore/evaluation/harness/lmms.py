@@ -16,10 +16,7 @@ with lmms_eval_needed():
     from lmms_eval.protocol import ChatMessages as ChatMessages
 
 Lmms = lmms
-
-
 """The base class of its models."""
-
 
 PADDING = "__padding_only__"
 """Marks, in a request's metadata, a copy that only makes all processes do equally much."""
