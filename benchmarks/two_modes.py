@@ -122,7 +122,7 @@ def run(count: int, calibration: int, keeps: Sequence[int], batch: int) -> dict[
                     "ci": list(found.ci),
                     "won": found.gained,
                     "lost": found.lost,
-                    "p_mcnemar": found.p,
+                    "p": found.p,
                 }
             )
         ask("DivPrune", keep, pore.DivPrune(keep=keep), "in_llm")
@@ -142,7 +142,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             f"| {keep} | {name} | {rates[name, keep, 'in_llm']:.1f} "
             f"| {rates[name, keep, 'reencode']:.1f} | {100 * one['reencode_minus_in_llm']:+.1f} "
-            f"[{low:+.1f}, {high:+.1f}] | {one['p_mcnemar']:.2g} |"
+            f"[{low:+.1f}, {high:+.1f}] | {one['p']:.2g} |"
         )
     for row in found["results"]:
         if row["method"] == "DivPrune":

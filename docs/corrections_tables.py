@@ -44,7 +44,7 @@ def cell(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
     text = points(found["difference"])
-    return f"**{text}**" if found["p_mcnemar"] < SURE else text
+    return f"**{text}**" if found["p"] < SURE else text
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -100,7 +100,7 @@ def further_questions(names: tuple[str, ...]) -> str:
 
 def _with_interval(found: Mapping[str, Any]) -> str:
     low, high = (points(end) for end in found["ci"])
-    p = found["p_mcnemar"]
+    p = found["p"]
     size = f"{p:.2f}" if p >= SURE else f"{p:.0e}".replace("e-0", "e−").replace("e-", "e−")
     text = f"{points(found['difference'])} [{low}, {high}], p = {size}"
     return f"**{text}**" if p < SURE else text

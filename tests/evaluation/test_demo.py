@@ -120,9 +120,7 @@ def test_report_says_what_the_numbers_say(result: DemoResult) -> None:
     assert "clearly fewer questions right at keep 50 % (−50.0 points)" in line
     records = [Outcome(None, better).record(), host.record(), replace(own, answers=worse).record()]
     said = standing(records, records[1:], records[2])
-    assert (
-        "FastV + PoRe answers 0.0 % of the questions right and the unpruned model 100.0 %" in said
-    )
+    assert "FastV + PoRe answers 0.0 % of 100 questions right, and the unpruned model 100" in said
     assert said.endswith("100.0 points are lost. At the same budget FastV 50.0 % gets more.")
     backwards = replace(result, bias=PositionBias.exponential(-0.1, 16))
     assert "favours the first visual token over the last" in facts(backwards)[1]

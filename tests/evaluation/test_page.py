@@ -15,7 +15,9 @@ from pore.embedded import TAUGHT_LAYER, embedded_model
 from pore.evaluation import survey
 from pore.evaluation.differences import compare
 from pore.evaluation.findings import findings, footnotes
+from pore.evaluation.metrics import METRICS
 from pore.evaluation.outcome import Outcome
+from pore.evaluation.page import write_single
 from pore.evaluation.survey_page import write_survey
 from pore.plotting.labels import marks
 
@@ -86,4 +88,30 @@ def test_page_says_what_the_numbers_say(surveyed: Any) -> None:
     assert "is clearly worse than without" in line(right, wrong)
     assert "is not clearly different" in line(right, right)
     best = findings(result)[1]
-    assert best.startswith("Keep 8: the most right answers")
+    assert best.startswith("Keep 8: the best (%) are ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_page_says_how_answers_were_scored_and_tested(surveyed: Any, metric: str) -> None:
+    """Intervals and tests of scores between 0 and 1 are others than those of right and wrong."""
+    result, _ = surveyed
+    folder = result.report.parent
+    outcomes = tuple(replace(one, metric=metric) for one in result.outcomes)
+    differences = tuple(
+        replace(d, first=replace(d.first, metric=metric), second=replace(d.second, metric=metric))
+        for d in result.differences
+    )
+    of_one = [d for d in differences if d.third is None][:1]
+    records = [one.record() for one in outcomes]
+    unchanged = folder.joinpath("report.html").read_text()
+    scored = replace(result, outcomes=outcomes, differences=differences)
+    for write in (
+        lambda: write_survey(scored, ABOUT, folder),
+        lambda: write_single(records, of_one, ABOUT, folder),
+    ):
+        text = " ".join(checked_page(write().read_text()).text.split())
+        assert METRICS[metric].rule in text
+        assert ("swaps the two scores" in text) == METRICS[metric].graded
+        assert ("In brackets is the 95 % Wilson interval" in text) != METRICS[metric].graded
+    folder.joinpath("report.html").write_text(unchanged)

@@ -146,7 +146,7 @@ def test_differences_have_a_row_for_each_host() -> None:
             "third": third,
             "difference": 0.1,
             "ci": [-0.1, 0.2],
-            "p_mcnemar": 0.01 if third else 0.4,
+            "p": 0.01 if third else 0.4,
         }
         for keep in (8, 4)
         for method in ("A", "B", "C")
@@ -168,7 +168,7 @@ def test_differences_have_a_row_for_each_host() -> None:
 def test_corrections_says_every_difference_and_which_are_clear() -> None:
     record = {"method": "FastV", "keep": 4, "ci": [0.0, 0.1], "looks_at": [1], "third": None}
     records = [
-        {**record, "reweight": name, "difference": difference, "p_mcnemar": p}
+        {**record, "reweight": name, "difference": difference, "p": p}
         for name, difference, p in (("spline", 0.05, 0.001), ("mean", -0.2, 0.5))
     ]
     third = {**records[0], "third": "top", "difference": 0.9}

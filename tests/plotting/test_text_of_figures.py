@@ -42,7 +42,7 @@ def result(text: str, **given: Any) -> dict[str, Any]:
         "guide": text,
         "third": text,
         "difference": 0.1,
-        "p_mcnemar": 0.5,
+        "p": 0.5,
         **given,
     }
 

@@ -18,6 +18,7 @@ from pore.evaluation.findings import footnotes, skips
 from pore.evaluation.headlines import listed
 from pore.evaluation.results import About
 from pore.evaluation.statistics import CLEAR, holm
+from pore.evaluation.wording import scoring
 from pore.plotting.labels import budget_label, marks
 
 _BESIDE = {
@@ -47,6 +48,7 @@ def write_corrections(result: Comparison, about: About, folder: Path) -> Path:
     """
     records = [one.record() for one in result.compared]
     title = f"Corrections of position bias on {about.model}"
+    scored = scoring(records[0]["metric"])
     text = filled(
         "corrections.html",
         title,
@@ -55,6 +57,9 @@ def write_corrections(result: Comparison, about: About, folder: Path) -> Path:
         first=_first(result, title, about, folder).shown(),
         calibration=about.calibration,
         test=about.test,
+        rule=scored.rule,
+        interval=scored.interval,
+        by_test=scored.test,
         n=result.questions,
         grids=joined(_grids(result)),
         table=_table(result),
@@ -101,6 +106,7 @@ def _first(result: Comparison, title: str, about: About, folder: Path) -> First:
         return First(title, lead, "–", "", nothing, nothing, Html(""), [nothing], files=files)
     best, differences = next(iter(by.items()))
     low, high = _quartiles(differences)
+    test = scoring(records[0]["metric"]).test
     return First(
         heading=title,
         lead=lead,
@@ -111,7 +117,7 @@ def _first(result: Comparison, title: str, about: About, folder: Path) -> First:
         f"{len(by)} corrections. The best of so many is partly lucky.",
         chart=_chart(by),
         found=[*_found(result, by), *skips(records)],
-        note=f"Clear means p < {CLEAR:g} in the exact McNemar test on the same questions.",
+        note=f"Clear means p < {CLEAR:g} in {test} on the same questions.",
         files=files,
     )
 

@@ -56,7 +56,7 @@ class Difference:
             "ci": list(paired.ci),
             "won": paired.gained,
             "lost": paired.lost,
-            "p_mcnemar": paired.p,
+            "p": paired.p,
             "n": paired.n,
         }
 

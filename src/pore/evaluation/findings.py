@@ -11,6 +11,7 @@ from pore.evaluation import tables
 from pore.evaluation.differences import Difference
 from pore.evaluation.records import Record
 from pore.evaluation.results import DemoResult, SurveyResult
+from pore.evaluation.wording import score
 from pore.plotting.labels import (
     EXPERIMENTAL,
     GUIDED,
@@ -37,8 +38,7 @@ def findings(result: SurveyResult) -> list[str]:
     """
     unpruned, *pruned = result.records
     lines = [
-        f"Unpruned, the model answers {percent(unpruned['accuracy'])} % of "
-        f"{unpruned['n']} questions right.",
+        f"Unpruned, the model {score(unpruned)}.",
         *skips(result.records),
     ]
     for budget, block in tables.groups(pruned):
@@ -48,7 +48,7 @@ def findings(result: SurveyResult) -> list[str]:
             f"{percent(r['accuracy'])} {interval(r['ci'])}"
             for r in best
         )
-        lines.append(f"{capitalised(budget)}: the most right answers (%) come from {named}.")
+        lines.append(f"{capitalised(budget)}: the best (%) are {named}.")
     whole = [d for d in result.differences if d.third is None]
     for verdict, chosen in _judged(whole):
         hosts: dict[str, list[str]] = {}
@@ -72,8 +72,7 @@ def facts(result: DemoResult) -> list[str]:
     """
     unpruned = result.records[0]
     return [
-        f"Unpruned, the model answers {percent(unpruned['accuracy'])} % of "
-        f"{unpruned['n']} questions right.",
+        f"Unpruned, the model {score(unpruned)}.",
         *skips(result.records),
         bias_found(result),
         *(f"{name} was left out: {reason}" for name, reason in result.left_out.items()),

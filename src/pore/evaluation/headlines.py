@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pore._numbers import interval, percent, points
 from pore.evaluation import tables
 from pore.evaluation.differences import Difference
+from pore.evaluation.metrics import METRICS
 from pore.evaluation.parts import is_own
 from pore.evaluation.records import Record
 from pore.evaluation.statistics import holm
+from pore.evaluation.wording import score
 from pore.plotting.labels import UNPRUNED, budget_label, label
 
 BASELINES = ("Random", "Downsample")
@@ -40,13 +42,19 @@ def effects(differences: Sequence[Difference], host: str) -> str:
     said = []
     better = [d for d in differences if d.paired.clear and d.paired.difference > 0]
     worse = [d for d in differences if d.paired.clear and d.paired.difference < 0]
-    for verdict, chosen in (("more", better), ("fewer", worse)):
+    graded = any(METRICS[d.second.metric].graded for d in differences)
+    words = (
+        ("higher scores", "lower scores")
+        if graded
+        else ("more questions right", "fewer questions right")
+    )
+    for verdict, chosen in zip(words, (better, worse), strict=True):
         if chosen:
             some = listed(
                 f"{budget_label(d.second.keep)} ({points(d.paired.difference)} points)"
                 for d in chosen
             )
-            said.append(f"clearly {verdict} questions right at {some}")
+            said.append(f"clearly {verdict} at {some}")
     lines = [f"With PoRe, {host} gets {' and '.join(said)}."] if said else []
     unclear = [d for d in differences if not d.paired.clear]
     if unclear:
@@ -66,8 +74,8 @@ def standing(records: Sequence[Record], block: Sequence[Record], chosen: Record)
     unpruned = records[0]
     lost = unpruned["accuracy"] - chosen["accuracy"]
     first = (
-        f"At {budget_label(chosen['keep'])}, {name(chosen)} answers {percent(chosen['accuracy'])} "
-        f"% of the questions right and the unpruned model {percent(unpruned['accuracy'])} %"
+        f"At {budget_label(chosen['keep'])}, {name(chosen)} {score(chosen)}, and the unpruned "
+        f"model {percent(unpruned['accuracy'])} %"
     )
     first += f": {percent(lost)} points are lost." if lost > 0 else "."
     ahead = [r for r in block if r is not chosen and r["accuracy"] > chosen["accuracy"]]

@@ -30,13 +30,17 @@ class Metric:
     Attributes:
         name: What `--metric` calls it.
         title: What tables call its mean.
+        rule: How an answer is scored, as a sentence for pages.
         score: The score of an answer, from 0 to 1, given all that are accepted.
+        graded: Whether there are scores between 0 and 1.
         unfit: Why some accepted answers cannot be compared with; None if they can.
     """
 
     name: str
     title: str
+    rule: str
     score: Callable[[str, Sequence[str]], float]
+    graded: bool = False
     unfit: Callable[[Sequence[str]], str | None] = lambda accepted: None
 
     def fault(self, sample: Sample) -> str | None:
@@ -145,11 +149,44 @@ def _no_letter(accepted: Sequence[str]) -> str | None:
 METRICS: Mapping[str, Metric] = {
     one.name: one
     for one in (
-        Metric("exact", "accuracy", exact),
-        Metric("vqa", "VQA accuracy", vqa_accuracy, _few),
-        Metric("relaxed", "relaxed accuracy", relaxed),
-        Metric("anls", "ANLS", similarity),
-        Metric("choice", "accuracy of letters", choice, _no_letter),
+        Metric(
+            "exact",
+            "accuracy",
+            "An answer is right if it equals an expected one, apart from case, outer punctuation "
+            "and white space; a box is right if it overlaps the expected one by half.",
+            exact,
+        ),
+        Metric(
+            "vqa",
+            "VQA accuracy",
+            "An answer's score is its VQA accuracy: three of ten people who gave the same answer "
+            "are enough for the full score, and fewer give a part of it.",
+            vqa_accuracy,
+            graded=True,
+            unfit=_few,
+        ),
+        Metric(
+            "relaxed",
+            "relaxed accuracy",
+            "A number is right if it is at most 5 % off an expected one, any other answer if it "
+            "equals one (ChartQA's relaxed accuracy).",
+            relaxed,
+        ),
+        Metric(
+            "anls",
+            "ANLS",
+            "An answer's score is its likeness to the nearest expected one, letter by letter, and "
+            "0 where that is below a half (ANLS, as of DocVQA).",
+            similarity,
+            graded=True,
+        ),
+        Metric(
+            "choice",
+            "accuracy of letters",
+            "An answer is right if it names the letter of the right option.",
+            choice,
+            unfit=_no_letter,
+        ),
     )
 }
 """The metrics by name."""

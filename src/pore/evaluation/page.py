@@ -14,6 +14,7 @@ from pore.evaluation.differences import Difference
 from pore.evaluation.findings import bias_found, footnotes, is_pore, skips
 from pore.evaluation.records import Record
 from pore.evaluation.results import About, DemoResult, Example, Figure, KeptBy
+from pore.evaluation.wording import scoring
 from pore.methods.downsample import Downsample
 from pore.plotting.labels import budget_label
 
@@ -255,6 +256,7 @@ def write_single(
         note=_NOTE,
         files=parts.beside(folder, {"predictions.jsonl": "every answer"}),
     )
+    scored = scoring(records[0]["metric"])
     text = filled(
         "single.html",
         title,
@@ -264,6 +266,9 @@ def write_single(
         n=records[0]["n"],
         test=about.test,
         metric=records[0]["metric"],
+        rule=scored.rule,
+        interval=scored.interval,
+        by_test=scored.test,
         table=parts.results_table(records),
         times=parts.about_times(records),
         footnotes=parts.listed(footnotes(records)),

@@ -17,6 +17,7 @@ from pore.evaluation.findings import findings, footnotes, skips
 from pore.evaluation.page import over_flops
 from pore.evaluation.records import Record
 from pore.evaluation.results import About, Figure, SurveyResult
+from pore.evaluation.wording import mean, scoring
 from pore.plotting.labels import UNPRUNED, budget_label
 
 _BEST = 6
@@ -53,6 +54,7 @@ def write_survey(
     budgets = "Budgets are visual tokens"
     if result.sizes.any_size:
         budgets += ", or the share of each image's visual tokens,"
+    scored = scoring(records[0]["metric"])
     text = filled(
         "survey.html",
         f"Visual token pruning on {about.model}",
@@ -61,6 +63,9 @@ def write_survey(
         first=_first(result, about, folder).shown(),
         calibration=about.calibration,
         test=about.test,
+        rule=scored.rule,
+        interval=scored.interval,
+        by_test=scored.test,
         n=records[0]["n"],
         layers=result.layers,
         summary=items(findings(result)),
@@ -113,15 +118,17 @@ def _first(result: SurveyResult, about: About, folder: Path) -> First:
     usual = [r for r in block if r["method"] in (*headlines.BASELINES, "FastV")]
     chart = [*shown, *(r for r in usual if r not in shown)]
     chart.sort(key=lambda record: -float(record["accuracy"]))
+    first = ranked[:3]
     found = [
-        f"At {budget_label(best['keep'])}, {headlines.listed(map(headlines.told, ranked[:3]))} get "
-        f"the most questions right. "
+        f"At {budget_label(best['keep'])}, {headlines.listed(map(headlines.told, first))} "
+        f"{'do' if len(first) > 1 else 'does'} best. "
         + ("" if best["method"] == UNPRUNED else _lost(records[0], best)),
         headlines.verdict_counts(result.differences) if result.differences else "",
         _beaten(block),
         *skips(records),
     ]
     methods = len({record["method"] for record in records[1:]})
+    test = scoring(best["metric"]).test
     return First(
         heading=f"Visual token pruning on {about.model}: every method, and PoRe on every host",
         lead=f"{methods} methods on the same {records[0]['n']} questions, each set up as by its "
@@ -130,13 +137,13 @@ def _first(result: SurveyResult, about: About, folder: Path) -> First:
         number=value,
         unit="%",
         interval=interval,
-        about=f"of the questions are answered right by {headlines.name(best)}, the best of "
-        f"{choosing} methods at {budget_label(best['keep'])}, the middle budget. The best of so "
-        "many is partly lucky: on other questions expect less.",
+        about=f"{mean(best['metric'])} {headlines.name(best)}, the best of {choosing} methods at "
+        f"{budget_label(best['keep'])}, the middle budget. The best of so many is partly lucky: on "
+        "other questions expect less.",
         chart=parts.accuracy_dots(records, chart, result.taught),
         found=[line.strip() for line in found if line.strip()],
-        note="Clear means p < 0.05 in the exact McNemar test on the same questions. The chart "
-        f"shows the best {_BEST}, FastV and the baselines that choose nothing; the table has all, "
+        note=f"Clear means p < 0.05 in {test} on the same questions. The chart shows "
+        f" the best {_BEST}, FastV and the baselines that choose nothing; the table has all, "
         "and what the marks mean." + _beside(guided),
         files=parts.beside(folder, _BESIDE),
     )
@@ -144,7 +151,7 @@ def _first(result: SurveyResult, about: About, folder: Path) -> First:
 
 def _lost(unpruned: Record, best: Record) -> str:
     lost = unpruned["accuracy"] - best["accuracy"]
-    said = f"The unpruned model answers {fixed(100 * unpruned['accuracy'])} %"
+    said = f"The unpruned model gets {fixed(100 * unpruned['accuracy'])} %"
     if lost <= 0:
         return f"{said}: the best of them loses nothing."
     return f"{said}: even the best of them loses {fixed(100 * lost)} points."

@@ -19,7 +19,7 @@ _MOST = 15.0
 """Points from which on colours do not get stronger."""
 
 CLEAR = 0.01
-"""The p of McNemar's test below which a number is set in bold."""
+"""The p below which a number is set in bold."""
 
 
 def corrections(records: Sequence[Mapping[str, Any]], taught: int | None = None) -> Figure:
@@ -40,7 +40,7 @@ def corrections(records: Sequence[Mapping[str, Any]], taught: int | None = None)
     records = [record for record in records if record["third"] is None]
     if not records:
         raise InputError("No host was compared with and without a correction: nothing to draw.")
-    check_drawable(records, names=("reweight",), shares=("difference", "p_mcnemar"))
+    check_drawable(records, names=("reweight",), shares=("difference", "p"))
     keeps = list(dict.fromkeys(record["keep"] for record in records))
     hosts = {r["method"]: for_figure(r["method"], 20) + marks(r, taught) for r in records}
     names = list(dict.fromkeys(str(record["reweight"]) for record in records))
@@ -67,7 +67,7 @@ def corrections(records: Sequence[Mapping[str, Any]], taught: int | None = None)
                         va="center",
                         fontsize=7,
                         color="white" if abs(grid[row][column]) > 0.7 * _MOST else BLACK,
-                        fontweight="bold" if record["p_mcnemar"] < CLEAR else "normal",
+                        fontweight="bold" if record["p"] < CLEAR else "normal",
                     )
             image = axis.imshow(grid, cmap="RdBu", vmin=-_MOST, vmax=_MOST, aspect="auto")
             axis.set_title(for_figure(budget_label(keep), 30))

@@ -31,7 +31,7 @@ def differences(records: Sequence[Mapping[str, Any]], taught: int | None = None)
     """
     if not records:
         raise InputError("No method was compared with and without P, so there is nothing to draw.")
-    check_drawable(records, names=("third",), shares=("difference", "p_mcnemar"))
+    check_drawable(records, names=("third",), shares=("difference", "p"))
     keeps = list(dict.fromkeys(record["keep"] for record in records))
     hosts = list(dict.fromkeys(record["method"] for record in records))
     groups = list(dict.fromkeys(record["third"] for record in records))
@@ -54,7 +54,7 @@ def differences(records: Sequence[Mapping[str, Any]], taught: int | None = None)
                     y = hosts.index(record["method"]) + 0.19 * groups.index(record["third"]) - 0.25
                     ends = [100 * end for end in record["ci"]]
                     axis.plot(ends, [y, y], color=color, lw=1.6 if record["third"] is None else 1.0)
-                    clear = record["p_mcnemar"] < 0.05
+                    clear = record["p"] < 0.05
                     axis.plot(
                         [100 * record["difference"]],
                         [y],
