@@ -62,6 +62,11 @@ def points(share: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
+def signed(value: float) -> str:
+    """A difference with its sign and one decimal: "+1.3", "−0.4", "0.0"."""
+    return points(value / 100)
+
+
 def p_value(p: float) -> str:
     """The p of a test to two digits: "0.34", "0.0012", and "<0.0001" below that."""
     return "<0.0001" if p < 1e-4 else number(p, digits=2)

@@ -42,3 +42,52 @@ def test_what_cannot_be_compared(evaluated: Path) -> None:
     assert "1 of 6 are in one of them alone" in run("compare", files[0], files[2], code=1).stderr
     nothing = evaluated / "none.json"
     assert "none.json" in run("compare", nothing, nothing, code=1).stderr
+
+
+@pytest.fixture(scope="module")
+def swept(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    common = ("evaluate", "-m", model, "-s", data / "samples.jsonl", "--no-timing")
+    common = (
+        *common,
+        "--max-new-tokens",
+        "2",
+        "--keep",
+        "4",
+        "--methods",
+        "fastv,random,fastv+rope",
+    )
+    run(*common, "-o", folder / "a")
+    run(*common, "-o", folder / "b", "--limit", "5")
+    return folder
+
+
+def test_sweeps_by_what_their_scores_are_made_of(swept: Path) -> None:
+    file = swept / "a" / "scores.json"
+    found = run("compare", file, file, "--first", "fastv", "--second", "random", "--json").output
+    (one,) = json.loads(found)["comparisons"]
+    assert (one["first"], one["second"], one["benchmark"]) == ("FastV", "Random", "samples")
+    results = swept / "a" / "samples" / "results.json"
+    asked = ("compare", results, results, "--first", "FastV", "--second", "Random", "--json")
+    (other,) = json.loads(run(*asked).output)["comparisons"]
+    assert one["p"] == other["p"]
+    assert one["difference"] == pytest.approx(100 * other["difference"])
+    text = run("compare", file, file, "--second", "FastV + RoPE prior").output
+    assert "samples" in text
+    assert "2 differences are real" in text
+    page = (swept / "a" / "sweep.html").read_text()
+    assert "FastV + RoPE prior" in page.split('id="changes"')[1]
+
+
+def test_sweeps_that_cannot_be_compared(swept: Path) -> None:
+    file, other = (swept / name / "scores.json" for name in "ab")
+    named = ("--first", "FastV", "--second", "FastV")
+    assert "asked other questions" in run("compare", file, other, *named, code=1).stderr
+    assert "no settings to compare" in run("compare", file, file, code=1).stderr
+    table = swept / "a" / "sweep.json"
+    assert "scores.json beside it" in run("compare", table, table, code=1).stderr
+    results = swept / "a" / "samples" / "results.json"
+    assert "two of one kind" in run("compare", file, results, code=1).stderr
+    damaged = swept / "damaged.json"
+    damaged.write_text(file.read_text().replace('"FastV"', '"FastW"', 1))
+    assert "checksum" in run("compare", damaged, damaged, code=1).stderr

@@ -25,7 +25,7 @@ def cell(right: int) -> Cell:
     answers = tuple(
         Answer(str(i), "q", "x", "x", i < right, None, None, (), 100) for i in range(10)
     )
-    return Cell(Outcome(None, answers), "accuracy", 10.0 * right, None)
+    return Cell.of(Outcome(None, answers))
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -38,7 +38,8 @@ def test_every_row_and_column_is_there(table: PublishedTable) -> None:
         assert known[task].scored == "here"
         assert known[task].metric is not None
     assert len(read_wanted(table.wanted)) == len(table.wanted)
-    assert len(table.commands()) == len(table.tasks) * len(table.wanted) * len(table.keeps)
+    rows = len(table.wanted) * len(table.keeps)
+    assert len(table.commands()) == len(table.tasks) * rows + len(table.judged) * (rows + 1)
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -67,13 +68,13 @@ def test_our_numbers_beside_those_of_table_1(tmp_path: Path) -> None:
     )
     found = Sweep(tuple(TABLE1.tasks.values()), rows, (), MADE)
     assert TABLE1.measured(found) == {
-        (1.0, "unpruned", "GQA"): "60.0",
-        (128 / 576, "FastV + PoRe", "GQA"): "50.0",
+        (1.0, "unpruned", "GQA"): "60.0 [31.3, 83.2]",
+        (128 / 576, "FastV + PoRe", "GQA"): "50.0 [23.7, 76.3]",
     }
     page = TABLE1.write_page(found, tmp_path)
     assert page.name == "table1.html"
-    assert "57.9<br><b>50.0</b>" in page.read_text()
-    assert "| 128 | FastV + PoRe | 75.7 (–) | 57.9 (50.0) |" in TABLE1.markdown(found)
+    assert "57.9<br><b>50.0 [23.7, 76.3]</b>" in page.read_text()
+    assert "| 128 | FastV + PoRe | 75.7 (–) | 57.9 (50.0 [23.7, 76.3]) |" in TABLE1.markdown(found)
 
 
 def test_our_numbers_beside_those_of_qwen(tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ def test_our_numbers_beside_those_of_qwen(tmp_path: Path) -> None:
         row(("SCOPE", None, 0.1), pruned, unpruned, ["ai2d"]),
     )
     found = Sweep(("ai2d",), rows, (), MADE)
-    assert QWEN25VL.measured(found)[0.1, "SCOPE", "AI2D"] == "60.0"
-    assert QWEN25VL.measured(found)[0.1, "SCOPE", AVERAGE] == "75.0"
+    assert QWEN25VL.measured(found)[0.1, "SCOPE", "AI2D"] == "60.0 [31.3, 83.2]"
+    assert QWEN25VL.measured(found)[0.1, "SCOPE", AVERAGE].startswith("75.0 [")
     text = QWEN25VL.write_page(found, tmp_path).read_text()
-    assert "71.63<br><b>60.0</b>" in text
+    assert "71.63<br><b>60.0 [31.3, 83.2]</b>" in text
     assert "85.39<br><b>–</b>" in text  # VisionSelector
 
 

@@ -11,7 +11,7 @@ from pore.evaluation.cells import Cell, row
 from pore.evaluation.harness.scored import units_of
 from pore.evaluation.outcome import Answer, Outcome
 from pore.evaluation.statistics import score_interval
-from pore.evaluation.units import Units, relative_interval
+from pore.evaluation.units import Units
 
 
 def test_a_mean_is_that_of_the_scores() -> None:
@@ -31,15 +31,6 @@ def test_draws_stay_within_a_part() -> None:
     low, high = units.interval()
     alone = Units.of_scores((1.0, 0.0) * 25).interval()
     assert (low, high) == pytest.approx((1 + alone[0], 1 + alone[1]), abs=0.03)
-
-
-def test_relative_interval_by_its_definition() -> None:
-    first = Units.of_scores([1, 0, 1, 0, 0.5, 1, 1, 0] * 5)
-    second = Units.of_scores([1, 1, 1, 0, 1, 1, 0.5, 1] * 5)
-    assert relative_interval([(second, second)]) == (1.0, 1.0)
-    low, high = relative_interval([(first, second), (first, second)])
-    alone = relative_interval([(first, second)])
-    assert alone[0] < low < first.value / second.value < high < alone[1]
 
 
 def pope(answers: str, category: bool) -> list[dict[str, str]]:

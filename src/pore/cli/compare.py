@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from pore._numbers import interval, p_value, percent, points
+from pore._files import open_regular
+from pore._numbers import interval, p_value, percent, points, signed
 from pore._screen import cell
 from pore.cli.options import LARGEST_SEED, AsJson, takes
 from pore.cli.printing import plain_table, say, stdout
+from pore.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pore.evaluation.sweep_scores import Change
     from pore.evaluation.verdicts import Verdict
+
+
+_Read = TypeVar("_Read")
+_Found = tuple[Any, tuple[Mapping[str, Any], Mapping[str, Any]], Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of `pore compare`."""
 
-    first_file: Annotated[Path, typer.Argument(help="A results.json of `pore evaluate`.")]
+    first_file: Annotated[
+        Path,
+        typer.Argument(help="A results.json of `pore evaluate`, or a scores.json of its sweeps."),
+    ]
     second_file: Annotated[
-        Path, typer.Argument(help="The results.json to compare with it; the same file is fine.")
+        Path, typer.Argument(help="The file to compare with it; the same one is fine.")
     ]
     first: Annotated[
         str | None, typer.Option(help="Method of the first file. [default: all of them]")
@@ -46,9 +56,10 @@ def compare(options: Options) -> None:
     Both files must be about the same questions. At every budget, methods of the same name are
     compared with each other, question by question; with --first or --second, every method named so
     with every one of the other file. A difference has a 95 % interval from a paired bootstrap, and
-    p from the exact McNemar test. p is then corrected for the number of comparisons by Holm's
-    method: if every difference whose corrected p is below 0.05 is taken for real, the chance that
-    even one of them is not is below 5 %.
+    p from the exact McNemar test where answers are right or wrong, else from a permutation test. Of
+    sweeps every benchmark is compared, and the mean over all of them. p is then corrected for the
+    number of comparisons by Holm's method: if every difference whose corrected p is below 0.05 is
+    taken for real, the chance that even one of them is not is below 5 %.
 
     Examples:
 
@@ -57,33 +68,97 @@ def compare(options: Options) -> None:
         pore compare runs/all/results.json runs/all/results.json --first FastV
 
         pore compare a/results.json b/results.json --first FastV --second "FastV + PoRe" --json
-    """
-    from pore.evaluation.files import read_results
-    from pore.evaluation.verdicts import judge
 
-    first = read_results(options.first_file)
-    second = first
-    if options.first_file.resolve() != options.second_file.resolve():
-        second = read_results(options.second_file)
-    verdicts = judge(first, second, names=(options.first, options.second), seed=options.seed)
+        pore compare runs/sweep/scores.json runs/sweep/scores.json --first FastV --second HoloV
+    """
+    found = _sweeps if _are_sweeps(options) else _results
+    verdicts, (first, second), table = found(options)
     if options.as_json:
         document = {
-            "first": dict(first.circumstances),
-            "second": dict(second.circumstances),
+            "first": dict(first),
+            "second": dict(second),
             "correction": f"Holm, {len(verdicts)} comparisons",
             "seed": options.seed,
             "comparisons": [verdict.record() for verdict in verdicts],
         }
         typer.echo(json.dumps(document, indent=2))
         return
-    stdout().print(_table(verdicts))
+    stdout().print(table(verdicts))
     real = sum(verdict.real for verdict in verdicts)
     say(
         f"{real} of {len(verdicts)} differences are real: p, corrected by Holm's method for "
-        f"{len(verdicts)} comparisons, is below 0.05. The others may be chance."
+        f"{len(verdicts)} comparisons, is below 0.05. The others may be chance, though an interval "
+        "is for one comparison alone."
     )
-    for line in _changed(first.circumstances, second.circumstances):
+    for line in _changed(first, second):
         say(line)
+
+
+def _are_sweeps(options: Options) -> bool:
+    """Whether the files hold what the scores of sweeps are made of; they must be of one kind."""
+    kinds = []
+    for path in (options.first_file, options.second_file):
+        with open_regular(path) as file:
+            head = file.read(256)
+        if b'"pore.sweep"' in head:
+            raise InputError(
+                f"{path} is the table of a sweep. Give scores.json beside it, or the results.json "
+                "in the folder of one of its benchmarks."
+            )
+        kinds.append(b'"pore.sweep_scores"' in head)
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            "One file is the scores.json of a sweep and the other is not: give two of one kind."
+        )
+    return kinds[0]
+
+
+def _results(options: Options) -> _Found:
+    """The verdicts on two files of results, their circumstances, and how verdicts are shown."""
+    from pore.evaluation.files import read_results
+    from pore.evaluation.verdicts import judge
+
+    first, second = _both(options, read_results)
+    verdicts = judge(first, second, names=(options.first, options.second), seed=options.seed)
+    return verdicts, (first.circumstances, second.circumstances), _table
+
+
+def _sweeps(options: Options) -> _Found:
+    """The same of two sweeps."""
+    from pore.evaluation.sweep_scores import judge_sweeps, read_scores
+
+    (first, mine), (second, others) = _both(options, read_scores)
+    names = (options.first, options.second)
+    return judge_sweeps(mine, others, names=names, seed=options.seed), (first, second), _changes
+
+
+def _both(options: Options, read: Callable[[Path], _Read]) -> tuple[_Read, _Read]:
+    """What both files hold; one that is given twice is read once."""
+    first = read(options.first_file)
+    same = options.first_file.resolve() == options.second_file.resolve()
+    return first, first if same else read(options.second_file)
+
+
+def _changes(verdicts: Sequence[Change]) -> Table:
+    from pore.plotting.labels import budget_label
+
+    made = plain_table(
+        *("kept", "first and second", "benchmark", "difference"),
+        *("won,\nlost", "p, then\nby Holm", "real"),
+    )
+    for one in verdicts:
+        paired, unit = one.paired, 0.01 if one.benchmark is None else 1.0
+        ends = ", ".join(signed(end / unit) for end in paired.ci)
+        made.add_row(
+            cell(budget_label(one.second.keep).removeprefix("keep ")),
+            cell(f"{one.first.name}\n{one.second.name}"),
+            cell(one.benchmark or "mean, %\nof unpruned"),
+            cell(f"{signed(paired.difference / unit)}\n[{ends}]"),
+            f"{paired.gained}\n{paired.lost}",
+            f"{p_value(paired.p)}\n{p_value(one.p_holm)}",
+            cell("yes" if one.real else "no", "bold" if one.real else ""),
+        )
+    return made
 
 
 def _table(verdicts: Sequence[Verdict]) -> Table:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pore.engine.pruner import Pruner
+from pore.evaluation.made_of import MadeOf, relative_interval
 from pore.evaluation.metrics import METRICS
 from pore.evaluation.outcome import Named, Outcome
 from pore.evaluation.results import LeftOut
 from pore.evaluation.store import Store
-from pore.evaluation.units import Units, relative_interval
+from pore.evaluation.units import Units
 from pore.evaluation.work import Progress
 
 # Benchmarks by what they ask for, by a part of their names.
@@ -32,6 +33,7 @@ class Cell:
         ci: Its 95 % interval; None where it is not known what the value is made of.
         scored: Whether every answer has a score of its own.
         units: What the value is made of; None for the mean score of the answers.
+        scale: What the mean score or that of the units is multiplied by to make the value.
     """
 
     outcome: Outcome
@@ -40,6 +42,7 @@ class Cell:
     ci: tuple[float, float] | None
     scored: bool = True
     units: Units | None = None
+    scale: float = 100.0
 
     @classmethod
     def of(cls, outcome: Outcome, measured: Mapping[str, Any] | None = None) -> Cell:
@@ -57,9 +60,8 @@ class Cell:
         units, scale = Units.read(measured.get("units")), measured["scale"]
         ends = outcome.ci if measured["mean"] else None if units is None else units.interval()
         ci = None if ends is None else (scale * ends[0], scale * ends[1])
-        return cls(
-            outcome, measured["metric"], scale * measured["value"], ci, measured["scored"], units
-        )
+        value = scale * measured["value"]
+        return cls(outcome, measured["metric"], value, ci, measured["scored"], units, scale)
 
 
 class Benchmark(Protocol):
@@ -192,8 +194,9 @@ def row(
     for name, ratio in ratios.items():
         if ratio is not None:
             parts.setdefault(asks_for(name), []).append(ratio)
-    pairs = [_units(cells[name], unpruned[name]) for name in benchmarks]
-    means = all(cells[name].ci and unpruned[name].ci and ratios[name] for name in benchmarks)
+    made = [made_of(cells[name], cells[name], unpruned[name]) for name in benchmarks]
+    known_parts = [one for one in made if one is not None]
+    means = len(known) == len(known_parts) == len(benchmarks)
     return Row(
         *named,
         cells,
@@ -201,7 +204,7 @@ def row(
         mean_tokens=_mean([outcome.mean_tokens for outcome in outcomes]),
         flops=_mean([outcome.flops for outcome in outcomes]),
         relative=_mean(known) if len(known) == len(benchmarks) else None,
-        relative_ci=relative_interval(pairs) if means else None,
+        relative_ci=relative_interval(known_parts) if means else None,
         relative_by={k: sum(v) / len(v) for k, v in parts.items()} if len(parts) > 1 else {},
     )
 
@@ -217,13 +220,20 @@ def _ratio(cell: Cell, unpruned: Cell) -> float | None:
     return cell.value / unpruned.value if unpruned.value else None
 
 
-def _units(first: Cell, second: Cell) -> tuple[Units, Units]:
-    """What both values are made of; of questions those that neither skipped."""
-    if first.units is not None and second.units is not None:
-        return first.units, second.units
-    both = zip(first.outcome.scores, second.outcome.scores, strict=True)
-    kept = [(one, other) for one, other in both if one is not None and other is not None]
-    return Units.of_scores([one for one, _ in kept]), Units.of_scores([two for _, two in kept])
+def made_of(first: Cell, second: Cell, unpruned: Cell) -> MadeOf | None:
+    """What the values of two settings on a benchmark are made of; None where it is not known.
+
+    Of questions those that none of the three skipped.
+    """
+    cells = (first, second, unpruned)
+    if any(cell.ci is None for cell in cells):
+        return None
+    if first.units is not None and second.units is not None and unpruned.units is not None:
+        return MadeOf(first.units, second.units, unpruned.units, first.scale)
+    together = zip(*(cell.outcome.scores for cell in cells), strict=True)
+    kept = [scores for scores in together if None not in scores]
+    one, other, whole = (Units.of_scores([scores[i] for scores in kept]) for i in range(3))
+    return MadeOf(one, other, whole, first.scale)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

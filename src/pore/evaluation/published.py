@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pore._files import write_atomic
+from pore._numbers import interval
 from pore._page import filled, html, items, table
 from pore._page.tables import Row
 from pore.evaluation.cells import Sweep
-from pore.evaluation.sweep_rows import name_of
+from pore.evaluation.store import slug
+from pore.evaluation.sweep_rows import name_of, relative
 from pore.plotting.labels import UNPRUNED
 from pore.tensors.selection import budget
 
@@ -36,6 +38,7 @@ class PublishedTable:
             in the order of the columns.
         notes: What to know of columns and rows.
         profile: The file of P that `pore calibrate` makes for it; None where no row needs one.
+        judged: Columns that somebody else scores, each with the task that writes the answers.
     """
 
     name: str
@@ -49,6 +52,7 @@ class PublishedTable:
     values: Mapping[tuple[float, str], tuple[float, ...]]
     notes: tuple[str, ...]
     profile: str | None = None
+    judged: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -71,7 +75,7 @@ class PublishedTable:
         return f"{100 * kept:g}%" if isinstance(kept, float) else str(kept)
 
     def measured(self, sweep: Sweep | None) -> dict[tuple[float, str, str], str]:
-        """Our numbers by share, method and column, with one decimal; those there are."""
+        """Our numbers by share, method and column, with their intervals; those there are."""
         shares = {self.kept(share): share for share in self.keeps}
         found = {}
         for one in () if sweep is None else sweep.rows:
@@ -79,24 +83,45 @@ class PublishedTable:
             if share is None:
                 continue
             for column, task in self.tasks.items():
-                if task in one.cells:
-                    found[share, name_of(one), column] = f"{one.cells[task].value:.1f}"
+                cell = one.cells.get(task)
+                if cell is not None:
+                    shown = f"{cell.value:.1f} {interval(cell.ci, 1)}"
+                    found[share, name_of(one), column] = shown.strip()
             if AVERAGE in self.columns and one.relative is not None:
-                found[share, name_of(one), AVERAGE] = f"{100 * one.relative:.1f}"
+                shown = " ".join(relative(one))
+                found[share, name_of(one), AVERAGE] = shown.strip()
         return found
 
     def commands(self) -> list[str]:
-        """The command of every cell; each also asks the unpruned model."""
-        return [
+        """The command of every cell; those of `pore evaluate` also ask the unpruned model."""
+        ours = [(share, m) for share, m in self.values if self.methods.get(m) is not None]
+        scored = [
             f"pore evaluate -m {self.model} --tasks {task} --methods {self.methods[method]} "
             f"--keep {self.shown(share)}{self._p_for(method)} --out runs/{self.name}"
             for task in self.tasks.values()
-            for share, method in self.values
-            if self.methods.get(method) is not None
+            for share, method in ours
+        ]
+        whole = [(1.0, UNPRUNED)] if (1.0, UNPRUNED) in self.values else []
+        return scored + [
+            self._answers(task, share, method)
+            for task in self.judged.values()
+            for share, method in [*whole, *ours]
         ]
 
     def _p_for(self, method: str) -> str:
         return f" --reweight {self.profile}" if self.profile and method.endswith("PoRe") else ""
+
+    def _answers(self, task: str, share: float, method: str) -> str:
+        """The command that writes the answers of a cell, which somebody else scores."""
+        given = f"pretrained={self.model}"
+        if method != UNPRUNED:
+            given += f",method={method.split(' ')[0].lower()},keep={self.shown(share)}"
+        given += f",reweight={self.profile}" if self._p_for(method) else ""
+        folder = f"runs/{self.name}/{task}/{slug(method)}-{self.shown(share)}"
+        return (
+            f"lmms-eval eval --model pore --model_args {given} --include_path $TASKS "
+            f"--tasks {task} --output_path {folder}"
+        )
 
     def markdown(self, sweep: Sweep | None = None) -> str:
         """The table as Markdown: the published numbers, and ours in brackets after them.
@@ -117,7 +142,13 @@ class PublishedTable:
             ]
             lines.append(f"| {self.shown(share)} | {method} | {' | '.join(cells)} |")
         listed = "\n".join(f"* {note}" for note in self.notes)
-        return "\n".join([*lines, "", listed, "", "```", *self.commands(), "```", ""])
+        said = "The command of every cell; that of `pore evaluate` also asks the unpruned model."
+        if self.judged:
+            said += (
+                f" Those of {' and '.join(self.judged)} write the answers; `$TASKS` is the folder "
+                "that `pore benchmarks` names."
+            )
+        return "\n".join([*lines, "", listed, "", said, "", "```", *self.commands(), "```", ""])
 
     def write_page(self, sweep: Sweep, out: Path) -> Path:
         """Write a page named after the table: the published numbers, and below each ours.

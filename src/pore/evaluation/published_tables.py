@@ -48,6 +48,7 @@ TABLE1 = PublishedTable(
         "MMBench, the letter read from the answer.",
     ),
     profile="llava.json",
+    judged={"MM-Vet": "llava_mmvet"},
 )
 
 QWEN25VL = PublishedTable(

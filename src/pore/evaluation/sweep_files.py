@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pore._files import write_atomic
+from pore._numbers import interval
 from pore._saved.forms import Form
 from pore._saved.seals import sealed_text
 from pore._text import for_csv, for_latex
@@ -73,12 +74,18 @@ def to_csv(sweep: Sweep) -> str:
     return buffer.getvalue()
 
 
+def _ci(shown: str, ends: str) -> str:
+    """A number with its interval in small print."""
+    return f"{shown} {{\\scriptsize {ends}}}" if ends else shown
+
+
 def to_latex(sweep: Sweep) -> str:
     """The table as LaTeX, for the package booktabs."""
     names = [for_latex(name) for name in sweep.benchmarks]
     lines = [
         "% Needs \\usepackage{booktabs}. Relative: mean over the benchmarks of the score divided",
         "% by that of the unpruned model. GFLOPs of the prefill, a multiply-add counted as two.",
+        "% In brackets are 95 % intervals.",
         f"\\begin{{tabular}}{{lrr{'r' * len(names)}r}}",
         "\\toprule",
         " & ".join(["Method", "Tokens", "GFLOPs", *names, "Relative"]) + r" \\",
@@ -89,8 +96,9 @@ def to_latex(sweep: Sweep) -> str:
             f"\\multicolumn{{{len(names) + 4}}}{{l}}{{{for_latex(budget)}}} \\\\",
         ]
         for one in rows:
-            cells = [value(one.cells.get(name)) for name in sweep.benchmarks]
-            share = relative(one)[0]
-            share = share if share == "-" else f"{share}\\,\\%"
+            found = [one.cells.get(name) for name in sweep.benchmarks]
+            cells = [_ci(value(cell), interval(cell.ci if cell else None, 1)) for cell in found]
+            share, ends = relative(one)
+            share = share if share == "-" else _ci(f"{share}\\,\\%", ends)
             lines.append(" & ".join([for_latex(name_of(one)), *costs(one), *cells, share]) + r" \\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from pore._numbers import fixed, interval, percent
-from pore._page import Dot, File, First, dots, filled, html, table
+from pore._numbers import fixed, interval, p_value, percent, signed
+from pore._page import Dot, File, First, dots, filled, html, joined, table
 from pore._page import tables as page_tables
 from pore._text import Html
 from pore.evaluation import parts
 from pore.evaluation.cells import Row, Sweep
 from pore.evaluation.headlines import BASELINES, listed
+from pore.evaluation.outcome import records_of
 from pore.evaluation.sweep_rows import blocks, costs, name_of, parts_of, relative, value
+from pore.evaluation.sweep_scores import FILE, changes, hosts, scores_of
+from pore.evaluation.tables import HEADINGS, columns
 from pore.plotting.labels import UNPRUNED, budget_label
 
 _TITLE = "Visual token pruning on benchmarks"
@@ -21,6 +25,7 @@ _FILES = (
     File("sweep.json", "every number of this page"),
     File("sweep.csv", "the table"),
     File("sweep.tex", "the table for LaTeX"),
+    File(FILE, "what every score is made of, for pore compare"),
 )
 
 
@@ -42,6 +47,8 @@ def to_html(sweep: Sweep) -> Html:
         setup=setup,
         first=_first(sweep).shown(),
         table=_table(sweep),
+        changes=_changes(sweep),
+        groups=_groups(sweep),
         left_out=parts.left_out([f"{one.method}: {one.reason}" for one in sweep.left_out]),
     )
 
@@ -79,13 +86,54 @@ def _first(sweep: Sweep) -> First:
         about=about,
         chart=_chart(sweep, done),
         found=[line for line in found if line],
-        note="Differences of the means are not tested here: which are real, question by question, "
-        "the command pore compare says, on the results.json in the folder of a benchmark.",
+        note="Which differences between any two methods are real, the command pore compare says, "
+        "given scores.json twice, with --first and --second.",
         files=[
             *_FILES,
             *(File(f"{one}/results.json", f"{one}, by question") for one in _by_question(sweep)),
         ],
     )
+
+
+def _changes(sweep: Sweep) -> Html:
+    """What corrections change, on every benchmark and on their mean."""
+    settings = scores_of(sweep.rows) if sweep.done else []
+    pairs = hosts(settings)
+    if not pairs:
+        return Html("<p>No method was asked with a correction and without.</p>")
+    seed = sweep.circumstances.get("seed")
+    found = changes(pairs, settings[0], seed=seed if isinstance(seed, int) else 0)
+    groups: dict[str, list[page_tables.Row]] = {}
+    for one in found:
+        paired, share = one.paired, one.benchmark is None
+        unit = 0.01 if share else 1.0
+        ends = "[{}, {}]".format(*(signed(end / unit) for end in paired.ci))
+        row = (
+            one.second.name,
+            "mean, % of unpruned" if share else one.benchmark,
+            html("<b>{}</b>" if one.real else "{}", signed(paired.difference / unit)),
+            ends,
+            f"{paired.gained} / {paired.lost}",
+            p_value(paired.p),
+            p_value(one.p_holm),
+        )
+        groups.setdefault(budget_label(one.second.keep), []).append(page_tables.Row(row, share))
+    headings = ("with a correction", "benchmark", "change", "95 % interval", "won / lost", "p")
+    return table("Changes by corrections", (*headings, "p (Holm)"), groups.items())
+
+
+def _groups(sweep: Sweep) -> Html:
+    """How groups of questions did, of the benchmarks whose questions belong to some."""
+    made = []
+    for name in _by_question(sweep):
+        rows = [one for one in sweep.rows if name in one.cells]
+        found = records_of([replace(r.cells[name].outcome, budget=r.keep) for r in rows])
+        named = [{**record, "reweight": r.reweight} for record, r in zip(found, rows, strict=True)]
+        if any(columns(named, by) for by in HEADINGS):
+            made.append(html("<h3>{}</h3>\n{}", name, parts.results_table(named)))
+    if not made:
+        return Html("<p>The benchmarks do not say what their questions are about.</p>")
+    return joined(made)
 
 
 def _ranked(rows: list[Row]) -> list[Row]:

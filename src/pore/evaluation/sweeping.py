@@ -25,6 +25,7 @@ from pore.evaluation.results import LeftOut
 from pore.evaluation.store import Store
 from pore.evaluation.sweep_files import write_sweep
 from pore.evaluation.sweep_rows import words
+from pore.evaluation.sweep_scores import write_scores
 from pore.evaluation.wanted import Setting
 from pore.evaluation.work import Progress, Told, Work
 from pore.plotting.labels import budget_label
@@ -126,6 +127,7 @@ def sweep(
                 found = Sweep(names, rows, tuple(failed), circumstances, waiting)
                 processes.alone(partial(write_sweep, found, out))
             benchmark.release()
+            processes.alone(partial(write_scores, found, out))
             processes.alone(
                 partial(_write_questions, benchmark.name, settings, cells, out, circumstances)
             )
@@ -172,11 +174,16 @@ def _write_questions(
     outcomes = common([cell.outcome for _, cell in done])
     # Under the budget that was asked for, by which the split of Downsample finds its partner.
     budgeted = [
-        replace(outcome, budget=setting.keep)
-        for outcome, (setting, _) in zip(outcomes, done, strict=True)
+        replace(outcome, budget=setting.keep, metric=_by_question(cell))
+        for outcome, (setting, cell) in zip(outcomes, done, strict=True)
     ]
     results = Results(circumstances, questions_of(budgeted), records_of(budgeted))
     write_results(out / name, with_former(results, out / name))
+
+
+def _by_question(cell: Cell) -> str:
+    """What the scores of single questions are: of an F1, whether every answer is right."""
+    return cell.outcome.metric if cell.units is None else "right answers"
 
 
 def _words(setting: Setting) -> str:

@@ -101,25 +101,3 @@ class Units:
         values = [self.drawn(self.draw(rng)) for _ in range(resamples)]
         low, high = np.quantile(values, (0.025, 0.975))
         return float(low), float(high)
-
-
-def relative_interval(pairs: Sequence[tuple[Units, Units]]) -> tuple[float, float]:
-    """The 95 % interval of the mean, over benchmarks, of a score relative to another.
-
-    The bootstrap draws the units of every benchmark, with what both settings made of a unit
-    together.
-
-    Args:
-        pairs: For each benchmark the same units under a setting and under that which it is
-            relative to.
-
-    Returns:
-        Its lower and upper end.
-    """
-    rng, found = np.random.default_rng(0), np.zeros(1000)
-    for first, second in pairs:
-        draws = (first.draw(rng) for _ in found)
-        values = np.array([(first.drawn(draw), second.drawn(draw)) for draw in draws])
-        found += values[:, 0] / np.maximum(values[:, 1], 1e-12)
-    low, high = np.quantile(found / len(pairs), (0.025, 0.975))
-    return float(low), float(high)
