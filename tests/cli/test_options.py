@@ -9,16 +9,16 @@ from typing import Any, get_args
 
 import pytest
 
+from helpers.command_line import run
 from pore.cli.app import COMMANDS as LISTED
 from pore.cli.app import function_of
+from pore.cli.config_file import PLACED
 from pore.cli.options import everywhere
 from pore.evaluation.reweighting import ROPE, UNCALIBRATED
 
 GOLDEN = json.loads(Path(__file__).with_name("commands.json").read_text())
 COMMANDS = {name: function_of(name) for name in LISTED}
-SHARED = {one.name for one in everywhere(config=True)}
-
-
+SHARED = {PLACED, *(one.name for one in everywhere(config=True))}
 """What every command has, or every one that takes a file of options."""
 
 
@@ -74,3 +74,24 @@ def test_the_help_names_every_correction_without_calibration() -> None:
     }
     for name in (ROPE, *UNCALIBRATED):
         assert f"'{name}'" in told
+
+
+WITH_MODEL = [name for name in LISTED if PLACED in inspect.signature(COMMANDS[name]).parameters]
+
+
+@pytest.mark.parametrize("name", WITH_MODEL)
+def test_the_model_may_stand_first(name: str) -> None:
+    """As in `pore check MODEL` and `pore serve MODEL`: none of these takes other words."""
+    if name == "ui":
+        pytest.importorskip("uvicorn", reason="needs the extra ui: .ci/serve runs this")
+    twice = run(name, "./no-such-model", "-m", "another", code=1)
+    assert "named twice, ./no-such-model and with --model" in twice.stderr
+    assert "./no-such-model" in run(name, "./no-such-model", code=1).stderr
+
+
+def test_the_model_that_stands_first_is_saved_and_read(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    run("evaluate", "./no-such-model", "--save-config", file, code=1)
+    assert "model: ./no-such-model" in file.read_text()
+    assert "./no-such-model" in run("evaluate", "--config", file, code=1).stderr
+    assert "./another-one" in run("evaluate", "./another-one", "--config", file, code=1).stderr

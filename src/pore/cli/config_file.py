@@ -28,7 +28,10 @@ CONFIG = "pore.config"
 
 _LARGEST = 1 << 20  # bytes
 
-_OTHERS = ("help", "debug", "verbose", "quiet", "config", "save-config")
+PLACED = "placed"
+"""Under which name a command has the model that stands without --model."""
+
+_OTHERS = (PLACED, "help", "debug", "verbose", "quiet", "config", "save-config")
 
 
 def _read(ctx: typer.Context, path: Path | None) -> Path | None:

@@ -24,6 +24,7 @@ import typer
 
 from pore.cli import completing
 from pore.cli.config_file import Config, SaveConfig, names_of, save
+from pore.cli.placed import model_of, placed
 from pore.cli.verbosity import CHOSEN, Debug, Quiet, Verbose, choose
 from pore.errors import InputError
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 _Options = TypeVar("_Options")
 
 LARGEST_SEED = 2**63 - 1
-
 
 Model = Annotated[
     str,
@@ -242,17 +242,13 @@ def takes(
     hints = get_type_hints(options, include_extras=True)
     last = {each.name for each in fields(Loading)}
     ordered: list[Any] = sorted(fields(options), key=lambda each: each.name in last)  # type: ignore[arg-type]
+    kind = Parameter.KEYWORD_ONLY
     parameters = [
-        Parameter(
-            each.name,
-            Parameter.KEYWORD_ONLY,
-            default=_default(each),
-            annotation=hints[each.name],
-        )
+        Parameter(each.name, kind, default=_default(each), annotation=hints[each.name])
         for each in ordered
     ]
     own = [each.name for each in parameters]
-    parameters += everywhere(config)
+    parameters += [*placed(hints), *everywhere(config)]
 
     def decorate(run: Callable[[_Options], None]) -> Callable[..., None]:
         @wraps(run)
@@ -262,6 +258,8 @@ def takes(
             on_line = {name: one for name, one in named.items() if one.opts[0].startswith("-")}
             CHOSEN.options = {one.name: f"--{name}" for name, one in on_line.items()}
             chosen = {name: given[name] for name in own}
+            if "model" in chosen:
+                chosen["model"] = model_of(given)
             made = options(**chosen)
             if check is not None:
                 check(made)
