@@ -97,6 +97,7 @@ def test_the_mean_over_benchmarks() -> None:
     assert (none.n, none.gained, none.lost) == (80, 20, 20)
 
 
+@pytest.mark.slow
 def test_chance_makes_few_differences_clear() -> None:
     """Where there is no difference, p is below 0.05 in about a twentieth of the comparisons."""
     rng = np.random.default_rng(2)
