@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pore.engine.pruner import Pruner
+from pore.errors import PoreError
 from pore.evaluation.metrics import METRICS
 from pore.evaluation.outcome import Named, Outcome
 from pore.evaluation.results import LeftOut
@@ -62,6 +63,10 @@ class Cell:
         )
 
 
+class BenchmarkError(PoreError):
+    """A benchmark cannot be asked or scored, whatever the setting: its data cannot be had."""
+
+
 class Benchmark(Protocol):
     """Questions that a sweep asks: one's own, or a benchmark of lmms-eval."""
 
@@ -80,6 +85,10 @@ class Benchmark(Protocol):
             pruner: The method, or None for the unpruned model.
             advance: Called with the number of further questions that are done.
             named: The setting's method, correction and budget, which are kept with the answers.
+
+        Raises:
+            BenchmarkError: The benchmark cannot be asked.
+            PoreError: It cannot be asked under this setting.
         """
 
     def release(self) -> None:

@@ -10,6 +10,7 @@ from pore._page import Dot, File, First, dots, filled, html, table
 from pore._page import tables as page_tables
 from pore._text import Html
 from pore.evaluation import parts
+from pore.evaluation.asked_under import several_circumstances
 from pore.evaluation.cells import Row, Sweep
 from pore.evaluation.headlines import BASELINES, listed
 from pore.evaluation.sweep_rows import blocks, costs, name_of, parts_of, relative, value
@@ -34,6 +35,7 @@ def to_html(sweep: Sweep) -> Html:
         "commit": str(made.get("commit") or "not in a git checkout"),
         "seed": str(made.get("seed")),
         "date": str(made.get("date")),
+        "processes": str(hardware.get("processes", 1)),
     }
     return filled(
         "sweep.html",
@@ -78,7 +80,7 @@ def _first(sweep: Sweep) -> First:
         interval=ends,
         about=about,
         chart=_chart(sweep, done),
-        found=[line for line in found if line],
+        found=[line for line in (*found, several_circumstances(sweep)) if line],
         note="Differences of the means are not tested here: which are real, question by question, "
         "the command pore compare says, on the results.json in the folder of a benchmark.",
         files=[
