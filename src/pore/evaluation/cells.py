@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pore.engine.pruner import Pruner
-from pore.errors import PoreError
+from pore.errors import InputError
 from pore.evaluation.metrics import METRICS
 from pore.evaluation.outcome import Named, Outcome
 from pore.evaluation.results import LeftOut
@@ -63,7 +63,7 @@ class Cell:
         )
 
 
-class BenchmarkError(PoreError):
+class BenchmarkError(InputError):
     """A benchmark cannot be asked or scored, whatever the setting: its data cannot be had."""
 
 
@@ -123,6 +123,11 @@ class Row:
     relative: float | None = None
     relative_ci: tuple[float, float] | None = None
     relative_by: Mapping[str, float] | None = None
+
+    @property
+    def named(self) -> Named:
+        """What its setting is called in results."""
+        return self.method, self.reweight, self.keep
 
     def record(self) -> dict[str, Any]:
         """The row as plain JSON types."""

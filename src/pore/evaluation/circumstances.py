@@ -18,7 +18,7 @@ def circumstances(device: torch.device, seed: int, command: str) -> dict[str, An
 
     Args:
         device: The device of the model.
-        seed: Seed of methods that draw at random, and of the bootstrap.
+        seed: Seed of methods that draw at random, and of the bootstrap of differences.
         command: The command line.
 
     Returns:
