@@ -63,7 +63,7 @@ WRONG = [
     ],
     *[
         ("evaluate", f"--methods fastv {wrong}", f"{wrong.split()[0]}: with")
-        for wrong in ("--include-path FOLDER", "--no-timing", "--images 3", "--allow layer")
+        for wrong in ("--include-path FOLDER", "--timing", "--images 3", "--allow layer")
     ],
     *[
         (command, *wrong)
@@ -149,9 +149,9 @@ def test_it_is_refused_before_a_model_is_loaded(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.png", "folder"]
 
 
-@pytest.mark.parametrize(("timing", "refused"), [("true", False), ("false", True)])
+@pytest.mark.parametrize(("images", "refused"), [(700, False), (7, True)])
 def test_defaults_in_a_file_are_not_refused(
-    timing: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that --save-config wrote has the values of all options."""
 
@@ -160,9 +160,9 @@ def test_defaults_in_a_file_are_not_refused(
 
     monkeypatch.setattr(loading, "load_model", load)
     config = tmp_path / "run.yaml"
-    config.write_text(f"methods: fastv\ntiming: {timing}\nmax-bad: 0.01\nmethod: FastV\n")
+    config.write_text(f"methods: fastv\ntiming: true\nimages: {images}\nmethod: FastV\n")
     if refused:
-        assert "--no-timing: without" in run("evaluate", "--config", config, code=1).stderr
+        assert "--images: without" in run("evaluate", "--config", config, code=1).stderr
         return
     with pytest.raises(Loaded):
         run("evaluate", "--config", config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pore.cli.checks import naming
@@ -59,14 +58,9 @@ def check_effects(
     for without, why in _without_effect(options, names, wanted, own):
         stray = [name for name in without if name in given]
         if stray:
-            flags = " and ".join(map(partial(_flag, options), stray))
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in stray)
             it = "them" if stray[1:] else "it"
             raise InputError(f"{flags}: without effect here, as {why}; leave {it} out.")
-
-
-def _flag(options: Options, name: str) -> str:
-    no = "no-" if getattr(options, name) is False else ""
-    return f"--{no}{name.replace('_', '-')}"
 
 
 def _without_effect(
@@ -92,7 +86,7 @@ def _without_effect(
     corrections = {one.correction for one in methods}
     measured = (PORE in corrections and not options.reweight) or "rope" in corrections
     guided = any(method_named(one.method).guided for one in methods)
-    yield ("method", "timing"), _SWEEP
+    yield ("method", *(("timing",) if options.timing else ())), _SWEEP
     if not set(names) - {SAMPLES}:
         yield ("include_path",), "it is for tasks of lmms-eval among --tasks"
     if PORE not in corrections:
