@@ -52,6 +52,36 @@ WRONG = [
     ("evaluate", "--tasks gqa WITHOUT lmms_eval", "pip install 'pore-vlm[eval]'"),
     ("evaluate", "--table1", "--table1 needs P of the model"),
     ("evaluate", "--table1 --keep 3", "--table1 sets --tasks"),
+    *[
+        ("evaluate", f"--methods fastv --tasks pore_embedded {wrong}", f"{wrong.split()[0]}: with")
+        for wrong in (
+            *("--samples embedded:test", "--questions x.txt", "--columns answer=x", "--split val"),
+            *("--metric vqa", "--max-new-tokens 3", "--max-bad 0.5", "--timing", "--method FastV"),
+            *("--calibration embedded:test", "--images 3", "--reweight rope", "--guide embedded"),
+            *("--allow layer", "--max-new-tokens 16"),  # the default, but asked for
+        )
+    ],
+    *[
+        ("evaluate", f"--methods fastv {wrong}", f"{wrong.split()[0]}: with")
+        for wrong in ("--include-path FOLDER", "--timing", "--images 3", "--allow layer")
+    ],
+    *[
+        (command, *wrong)
+        for command in ("evaluate --all", "evaluate --corrections")
+        for wrong in (
+            ("--include-path FOLDER", "--include-path: with"),
+            ("--method FastV", "--method: with"),
+            ("--allow layer", "--allow: with"),
+            ("--keep ,", "--keep ',' names nothing"),
+        )
+    ],
+    ("evaluate", "--images 3 --calibration embedded:test", "--calibration and --images: with"),
+    ("evaluate", "--include-path FOLDER", "--include-path: with"),
+    ("evaluate", "--allow layer", "--allow: with"),
+    ("evaluate", "--columns ,", "--columns"),
+    ("evaluate", "--methods ,", "--methods ',' names nothing"),
+    ("evaluate", "--tasks ,", "--tasks ',' names nothing"),
+    ("evaluate", "--methods fastv --keep ,", "--keep ',' names nothing"),
     ("generate FILE what", "--guide embedded", "--guide is for --method SGL"),
     ("calibrate", "--out FILE/below", "--out"),
     ("calibrate", "--out FOLDER", "--out"),
@@ -117,3 +147,22 @@ def test_it_is_refused_before_a_model_is_loaded(
     assert found is not None, told
     assert named in "".join(found.stderr.split("\n"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.png", "folder"]
+
+
+@pytest.mark.parametrize(("images", "refused"), [(700, False), (7, True)])
+def test_defaults_in_a_file_are_not_refused(
+    images: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that --save-config wrote has the values of all options."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise Loaded
+
+    monkeypatch.setattr(loading, "load_model", load)
+    config = tmp_path / "run.yaml"
+    config.write_text(f"methods: fastv\ntiming: true\nimages: {images}\nmethod: FastV\n")
+    if refused:
+        assert "--images: without" in run("evaluate", "--config", config, code=1).stderr
+        return
+    with pytest.raises(Loaded):
+        run("evaluate", "--config", config)

@@ -206,6 +206,14 @@ def test_evaluate_several_methods(model: Path, data: Path, profile: Path, tmp_pa
     assert "--table1 needs P of the model" in alone.stderr
 
 
+def test_a_sweep_without_any_method_fails(model: Path, data: Path, tmp_path: Path) -> None:
+    samples = ("evaluate", "-m", model, "-s", data / "samples.jsonl", "-o", tmp_path / "out")
+    found = run(*samples, "--methods", "scored", "--keep", "8,4", code=1)
+    said = " ".join(found.stderr.split())
+    assert said.startswith("Error: No method can be asked. Scored: ")
+    assert not (tmp_path / "out" / "sweep.json").exists()
+
+
 def test_what_is_wrong_with_samples_is_said_before_the_model_is_loaded(
     data: Path, tmp_path: Path
 ) -> None:

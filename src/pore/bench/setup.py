@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,15 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+# Packages that take part only where something has imported them, with their modules.
+_IF_IMPORTED = {"lmms-eval": "lmms_eval", "datasets": "datasets"}
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages used; those not installed are left out."""
+    """Versions of Python and of the packages used; those that take no part are left out."""
     installed = {"python": platform.python_version()}
-    for name in ("pore-vlm", "torch", "transformers", "flash-attn"):
+    more = [name for name, module in _IF_IMPORTED.items() if module in sys.modules]
+    for name in ("pore-vlm", "torch", "transformers", "flash-attn", *more):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(name)
     if torch.version.cuda is not None:

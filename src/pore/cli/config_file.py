@@ -71,6 +71,30 @@ def names_of(parameters: Iterable[Any]) -> dict[str, Any]:
     return {name: one for name, one in found.items() if name not in _OTHERS}
 
 
+def given_of(
+    context: typer.Context, chosen: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> frozenset[str]:
+    """The options that somebody asked for.
+
+    Args:
+        context: That of the command.
+        chosen: The values, by the names that the command's function has for them.
+        defaults: Their defaults.
+
+    Returns:
+        The names of options on the line, and of those in a file with another value than the
+        default: a file that `save` wrote has all values.
+    """
+
+    def is_given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        if source is None or source.name in ("DEFAULT", "DEFAULT_MAP"):
+            return (chosen[name] or None) != (defaults[name] or None)
+        return True
+
+    return frozenset(filter(is_given, chosen))
+
+
 def read(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The values that a file gives, as text, by the names that the command's function has for them.
 

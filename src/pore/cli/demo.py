@@ -54,7 +54,10 @@ class Options(Loading):
     max_bad: MaxBad = 0.01
     batch_size: Batch = 32
     seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of Random and of the bootstrap.")
+        int,
+        typer.Option(
+            min=0, max=LARGEST_SEED, help="Seed of Random and of the bootstrap of differences."
+        ),
     ] = 0
 
 

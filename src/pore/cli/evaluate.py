@@ -19,10 +19,19 @@ from pore.cli.checks import (
     check_samples,
 )
 from pore.cli.comparing import ask_corrections
+from pore.cli.effects import check_effects, check_lists
 from pore.cli.evaluate_options import Options
 from pore.cli.options import budget, budgets, columns, metric_of, takes
 from pore.cli.printing import headline, note, say, stdout
-from pore.cli.sweeping import asks_samples, check_sweep, is_sweep, sweep_methods
+from pore.cli.sweeping import (
+    asked_of,
+    asks_samples,
+    check_sweep,
+    is_sweep,
+    sweep_methods,
+    warnings_of,
+)
+from pore.cli.verbosity import CHOSEN
 from pore.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +56,7 @@ def _check(options: Options) -> None:
         )
     several = options.every or options.corrections or is_sweep(options)
     if several:
+        check_lists(options)
         _settings(options, asked[0].split()[-1], reweight=is_sweep(options))
     else:
         budgets(options.keep, options.settings)
@@ -54,6 +64,8 @@ def _check(options: Options) -> None:
     if options.corrections and options.average:
         raise InputError("--corrections takes --keep as the tokens left at the end, not --average.")
     metric_of(options)
+    names, wanted = asked_of(options) if is_sweep(options) else (None, [])
+    check_effects(options, CHOSEN.given, names, wanted, asks_samples(options))
     check_folder(options.out, "--out")
     if options.every or options.corrections:
         check_drawing(asked[0])
@@ -115,6 +127,8 @@ def _evaluate(options: Options, processes: Processes) -> None:
 
     every = options.every or options.corrections
     keeps = [] if is_sweep(options) else budgets(options.keep, options.settings)
+    if is_sweep(options) and processes.first:
+        note(*warnings_of(options))
     # What is wrong with the samples is said before gigabytes are loaded.
     limit = _ASKED_OF_ALL if every and options.limit is None else options.limit
     samples = _samples(options, limit) if options.samples else None
@@ -215,6 +229,8 @@ def _ask_all(options: Options, model: Any, processor: Any, samples: Sequence[Sam
     say(*footnotes(result.records, result.taught), "", *findings(result))
     say(*(f"Left out: {line}" for line in result.reasons))
     note(f"\nWrote {result.report} in {time.monotonic() - began:.0f} s.")
+    if not result.outcomes[1:]:
+        raise InputError("No method could be asked; see why they were left out.")
 
 
 def _settings(options: Options, flag: str, *, reweight: bool = False) -> SurveySettings:

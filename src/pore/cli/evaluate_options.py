@@ -120,6 +120,7 @@ class Options(Loading, Pruning):
         typer.Option(
             min=0,
             max=LARGEST_SEED,
-            help="Seed of methods that draw at random, and of the bootstrap.",
+            help="Seed of methods that draw at random, of examples in prompts of lmms-eval, and of "
+            "the bootstrap of differences; intervals of scores always have the same.",
         ),
     ] = 0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 import typer
 
 from pore.cli import completing
-from pore.cli.config_file import Config, SaveConfig, names_of, save
+from pore.cli.config_file import Config, SaveConfig, given_of, names_of, save
 from pore.cli.placed import model_of, placed
 from pore.cli.verbosity import CHOSEN, Debug, Quiet, Verbose, choose
 from pore.errors import InputError
@@ -247,7 +247,7 @@ def takes(
         Parameter(each.name, kind, default=_default(each), annotation=hints[each.name])
         for each in ordered
     ]
-    own = [each.name for each in parameters]
+    own, defaults = [each.name for each in parameters], {e.name: e.default for e in parameters}
     parameters += [*placed(hints), *everywhere(config)]
 
     def decorate(run: Callable[[_Options], None]) -> Callable[..., None]:
@@ -260,6 +260,7 @@ def takes(
             chosen = {name: given[name] for name in own}
             if "model" in chosen:
                 chosen["model"] = model_of(given)
+            CHOSEN.given = given_of(given["context"], chosen, defaults)
             made = options(**chosen)
             if check is not None:
                 check(made)
@@ -334,7 +335,7 @@ def budgets(
 def columns(text: str | None) -> dict[str, Any]:
     """`image=photo,question=ask` as the keywords of `load_samples`."""
     found: dict[str, Any] = {}
-    for part in text.split(",") if text else ():
+    for part in () if text is None else text.split(","):
         key, equals, name = (each.strip() for each in part.partition("="))
         if key not in ("image", "question", "answer") or not (equals and name) or key in found:
             raise InputError(

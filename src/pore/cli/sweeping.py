@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pore.evaluation.cells import Benchmark, Sweep
     from pore.evaluation.harness.sweep import Tasks
     from pore.evaluation.published import PublishedTable
-    from pore.evaluation.results import SurveySettings
+    from pore.evaluation.results import LeftOut, SurveySettings
 
 # How wide the names of methods are in the table, these with what a method costs, and a benchmark.
 _NAMES, _COSTS, _BENCHMARK = 22, 57, 20
@@ -54,12 +54,28 @@ def check_sweep(options: Options) -> None:
     from pore.evaluation.sweeping import SAMPLES
     from pore.evaluation.wanted import read_wanted
 
-    names, wanted = _asked(options, _published(options))
+    names, wanted = asked_of(options)
     with naming("--methods"):
         read_wanted(wanted)
     others = tuple(name for name in names if name != SAMPLES)
     if others:
         _tasks(others, options.include_path)
+
+
+def asked_of(options: Options) -> tuple[list[str], list[str]]:
+    """The benchmarks and the methods of a sweep, those that count where none are named too."""
+    from pore.evaluation.sweeping import SAMPLES
+
+    names, wanted = _asked(options, _published(options))
+    return names or [SAMPLES], wanted or ["fastv", "pore"]
+
+
+def warnings_of(options: Options) -> tuple[str, ...]:
+    """What to know of who scores the tasks of a sweep, before a model is loaded."""
+    from pore.evaluation.sweeping import SAMPLES
+
+    others = tuple(name for name in asked_of(options)[0] if name != SAMPLES)
+    return _tasks(others, options.include_path).warnings if others else ()
 
 
 def sweep_methods(
@@ -85,17 +101,17 @@ def sweep_methods(
     from pore.data.sources import load_samples
     from pore.evaluation.guided import Guiding
     from pore.evaluation.reweighting import biases_named
-    from pore.evaluation.sweeping import SAMPLES, sweep
+    from pore.evaluation.sweeping import sweep
     from pore.evaluation.wanted import Corrections, planned, read_wanted
     from pore.identity import forget
 
     table = _published(options)
-    names, wanted = _asked(options, table)
+    names, wanted = asked_of(options)
     if table is not None:
         settings = replace(settings, keeps=table.keeps)
         if processes.first:
             note(*table.notes)
-    methods = read_wanted(wanted or ("fastv", "pore"))
+    methods = read_wanted(wanted)
     began, out = time.monotonic(), options.out or Path("runs/sweep")
     forget(model)  # so that a change of the weights since the last call is noticed
 
@@ -111,7 +127,7 @@ def sweep_methods(
     guiding = Guiding(
         *(guide or (model, processor)), max_new_tokens=options.max_new_tokens, itself=guide is None
     )
-    asked = options, names or [SAMPLES], model, processor, samples, settings, out, processes
+    asked = options, names, model, processor, samples, settings, out, processes
     benchmarks = list(_benchmarks(*asked))
     with progress(show=processes.first) as told:
         plan, left_out = planned(
@@ -123,6 +139,7 @@ def sweep_methods(
             told=lambda what: told(what, 0.0),
             visual=_usual(options, model, processor, samples),
         )
+        _some_asked(bool(plan[1:]), left_out)
         result = sweep(
             benchmarks,
             plan,
@@ -134,6 +151,15 @@ def sweep_methods(
         )
     if processes.first:
         _show(result, table, out, time.monotonic() - began)
+    pruned = {one.named for one in plan[1:]}
+    _some_asked(any(row.cells for row in result.rows if row.named in pruned), result.left_out)
+
+
+def _some_asked(some: bool, left_out: Sequence[LeftOut]) -> None:
+    """Refuse a sweep in which every method was left out."""
+    if not some:
+        reasons = " ".join(f"{one.method}: {one.reason}" for one in left_out)
+        raise InputError(f"No method can be asked. {reasons}")
 
 
 def _circumstances(options: Options, model: Any, processes: Processes) -> dict[str, Any]:
@@ -228,13 +254,10 @@ def _benchmarks(
     others = tuple(name for name in names if name != SAMPLES)
     if not others:
         return
-    from pore.evaluation.harness.benchmarks import not_scored_here
     from pore.evaluation.harness.model import PoreHF
     from pore.evaluation.harness.sweep import HarnessBenchmark
 
     tasks = _tasks(others, options.include_path)
-    if processes.first:
-        note(*not_scored_here(tasks.names))
     lm = PoreHF(model=model, processor=processor, batch_size=settings.batch_size)
     for name in tasks.names:
         yield HarnessBenchmark(name, tasks, lm, out, limit=options.limit, seed=options.seed)

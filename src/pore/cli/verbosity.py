@@ -45,12 +45,15 @@ class Verbosity:
         verbose: Whether logs are shown.
         quiet: Whether only answers and errors are.
         options: The options of the command, by the names that Python has for them.
+        given: Those of them that stand on the line, or in a file with another value than the
+            default.
     """
 
     debug: bool = False
     verbose: bool = False
     quiet: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
 
 CHOSEN = Verbosity()

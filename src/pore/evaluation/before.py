@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pore.errors import InputError
+from pore.evaluation.batches import Skipped
 from pore.evaluation.cells import Benchmark, Cell
 from pore.evaluation.files import Results, read_results
+from pore.evaluation.metrics import EXACT
 from pore.evaluation.outcome import Named, Outcome
 from pore.evaluation.store import answers_in, read_kept
 from pore.evaluation.wanted import Setting
 
 # Conditions of a benchmark alone; another one is comparable although these differ.
-_OF_ONE = {"task", "file", "samples"}
+_OF_ONE = {"task", "definition", "samples"}
 
 
 def kept_before(
@@ -28,14 +30,16 @@ def kept_before(
         settings: Under which settings.
 
     Returns:
-        By setting and benchmark those that were asked under the same conditions, the newest of
-        each: the same model, versions and settings of the evaluation.
+        By setting and benchmark those that were asked under the same conditions: the same model,
+        versions and settings of the evaluation; and of a benchmark that it does not ask the same
+        questions and scorer as the newest of them.
     """
     own = {one.name: one.store for one in benchmarks}
     asked = {one.store.place(each.pruner) for one in benchmarks for each in settings}
     planned = {each.named for each in settings}
     found: dict[Named, dict[str, Cell]] = {}
-    for path in benchmarks[0].store.files:
+    newest: dict[str, Any] = {}
+    for path in reversed(benchmarks[0].store.files):
         document = {} if path in asked else read_kept(path)
         cell, setting = document.get("cell"), document.get("setting")
         if not isinstance(cell, list) or len(cell) != 4 or not isinstance(setting, dict):
@@ -48,11 +52,63 @@ def kept_before(
         else:
             shared = benchmarks[0].store.conditions
             fits = _same(setting, shared, {*_OF_ONE, *(setting.keys() ^ shared.keys())})
-        answers = answers_in(document) if fits else None
-        if answers:
-            measured = document.get("measured")
-            found.setdefault(named, {})[name] = Cell.of(Outcome(None, answers), measured)
-    return found
+            asks = setting | {"method": None, "scoring": document.get("scoring")}
+            fits = fits and newest.setdefault(name, asks) == asks
+        if fits and name not in found.get(named, {}):
+            kept = _cell(document, own[name].about if name in own else {})
+            if kept is not None:
+                found.setdefault(named, {})[name] = kept
+    return {named: found[named] for named in reversed(found)}
+
+
+def _cell(document: Mapping[str, Any], about: Mapping[str, Any]) -> Cell | None:
+    """The cell in a file of a store; None if it is damaged, or holds no answer.
+
+    Args:
+        document: What the file holds.
+        about: What the store of its benchmark writes into files, which older ones lack.
+    """
+    answers = answers_in(document)
+    if not answers:
+        return None
+    try:
+        skipped = tuple(Skipped(*one) for one in document.get("skipped", ()))
+    except TypeError:
+        return None
+    measured = document.get("measured")
+    metric = about.get("metric", EXACT.name) if measured is None else measured["metric"]
+    outcome = Outcome(
+        None,
+        answers,
+        skipped=skipped,
+        metric=document.get("metric", metric),
+        circumstances=document.get("circumstances", {}),
+    )
+    return Cell.of(outcome, measured)
+
+
+def fitting(
+    before: Mapping[Named, Mapping[str, Cell]], name: str, cell: Cell
+) -> dict[Named, dict[str, Cell]]:
+    """Those cells of before that are about as many questions as another one.
+
+    Older files do not say which samples were skipped, without which answers cannot be compared.
+
+    Args:
+        before: As from `kept_before`.
+        name: A benchmark.
+        cell: That of the unpruned model on it.
+
+    Returns:
+        The cells, without others of the benchmark.
+    """
+    n = len(cell.outcome.scores)
+    return {
+        named: {
+            one: kept for one, kept in cells.items() if one != name or len(kept.outcome.scores) == n
+        }
+        for named, cells in before.items()
+    }
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], apart_from: set[str]) -> bool:
@@ -80,8 +136,14 @@ def with_former(results: Results, folder: Path) -> Results:
     def key(record: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(record[name] for name in ("method", "reweight", "keep", "layer", "guide"))
 
-    versions = [one.circumstances.get("versions") for one in (results, former)]
-    if versions[0] != versions[1] or list(former.questions) != list(results.questions):
+    own_versions, others = (one.circumstances.get("versions", {}) for one in (results, former))
+    # A package may take part in one of them alone, such as lmms-eval beside one's own questions.
+    shared = own_versions.keys() & others.keys()
+    if any(own_versions[name] != others[name] for name in shared) or (
+        bool(own_versions) != bool(others)
+    ):
+        return results
+    if list(former.questions) != list(results.questions):
         return results
     own = {key(record) for record in results.records}
     weights = {record["weights"] for record in results.records}

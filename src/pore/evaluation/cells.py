@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pore.engine.pruner import Pruner
+from pore.errors import InputError
 from pore.evaluation.made_of import MadeOf, relative_interval
 from pore.evaluation.metrics import METRICS
 from pore.evaluation.outcome import Named, Outcome
@@ -64,6 +65,10 @@ class Cell:
         return cls(outcome, measured["metric"], value, ci, measured["scored"], units, scale)
 
 
+class BenchmarkError(InputError):
+    """A benchmark cannot be asked or scored, whatever the setting: its data cannot be had."""
+
+
 class Benchmark(Protocol):
     """Questions that a sweep asks: one's own, or a benchmark of lmms-eval."""
 
@@ -82,6 +87,10 @@ class Benchmark(Protocol):
             pruner: The method, or None for the unpruned model.
             advance: Called with the number of further questions that are done.
             named: The setting's method, correction and budget, which are kept with the answers.
+
+        Raises:
+            BenchmarkError: The benchmark cannot be asked.
+            PoreError: It cannot be asked under this setting.
         """
 
     def release(self) -> None:
@@ -116,6 +125,11 @@ class Row:
     relative: float | None = None
     relative_ci: tuple[float, float] | None = None
     relative_by: Mapping[str, float] | None = None
+
+    @property
+    def named(self) -> Named:
+        """What its setting is called in results."""
+        return self.method, self.reweight, self.keep
 
     def record(self) -> dict[str, Any]:
         """The row as plain JSON types."""

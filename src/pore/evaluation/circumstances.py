@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,35 @@ def circumstances(device: torch.device, seed: int, command: str) -> dict[str, An
 
     Args:
         device: The device of the model.
-        seed: Seed of methods that draw at random, and of the bootstrap.
+        seed: Seed of methods that draw at random, and of the bootstrap of differences.
         command: The command line.
 
     Returns:
         `command`, `date`, `seed`, `versions` of Python and the packages, `commit` of the library's
         source, and `hardware`, as plain JSON types.
     """
-    hardware = bench.hardware(device)
-    del hardware["peak_memory"]  # nothing here is measured in memory
     return {
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "seed": seed,
-        "versions": bench.versions(),
-        "commit": commit(),
-        "hardware": hardware,
+        **surroundings(device),
     }
+
+
+def surroundings(device: torch.device, *, apart_from: Collection[str] = ()) -> dict[str, Any]:
+    """By what and on what machine answers are given.
+
+    Args:
+        device: The device of the model.
+        apart_from: Packages that take no part, though they are imported.
+
+    Returns:
+        `versions`, `commit` and `hardware`, as in `circumstances`.
+    """
+    hardware = bench.hardware(device)
+    del hardware["peak_memory"]  # nothing here is measured in memory
+    versions = {k: v for k, v in bench.versions().items() if k not in apart_from}
+    return {"versions": versions, "commit": commit(), "hardware": hardware}
 
 
 def commit(file: Path = Path(__file__)) -> str | None:

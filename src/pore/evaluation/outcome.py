@@ -97,6 +97,8 @@ class Outcome:
             `weights`; unknown ones are left out.
         metric: The name of the rule by which answers are scored, as in `metrics.METRICS`; of a
             benchmark the name that it has for its own.
+        circumstances: As from `circumstances.surroundings`, of when the model was asked; empty
+            where that is not known.
     """
 
     pruner: Pruner | None
@@ -106,6 +108,7 @@ class Outcome:
     skipped: tuple[Skipped, ...] = ()
     asked: Mapping[str, str | None] = field(default_factory=dict)
     metric: str = EXACT.name
+    circumstances: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def method(self) -> str:

@@ -12,6 +12,7 @@ from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.evaluation.batches import Batches
 from pore.evaluation.boxes import expected
+from pore.evaluation.circumstances import surroundings
 from pore.evaluation.metrics import judged
 from pore.evaluation.outcome import Answer, Named, Outcome
 from pore.evaluation.predictions import Predictions, answered, not_asked
@@ -67,9 +68,13 @@ class OwnQuestions:
         )
         self.batches.sift()
         conditions: dict[str, Any] = {}
+        about: dict[str, Any] = {}
         if out is not None:
             conditions = kept_under(model, processor, self.batches, settings)
-        self.store = Store(self._folder, conditions, scored_by(self.batches))
+            # What tasks of lmms-eval in the same sweep have imported takes no part in these.
+            here = surroundings(model.device, apart_from=("lmms-eval", "datasets"))
+            about = {"metric": settings.metric.name, "circumstances": here}
+        self.store = Store(self._folder, conditions, scored_by(self.batches), about)
 
     def ask(
         self,
@@ -98,13 +103,15 @@ class OwnQuestions:
             part = range(len(batches))
         else:
             here = store.conditions | {"batches": [part.start, part.stop]}
-            store = Store(self._folder, here, store.scoring)
+            store = Store(self._folder, here, store.scoring, store.about)
         named = Outcome(pruner, ()).named if named is None else named
         alone, self.so_far = batches.processes.alone, ()
         good = [batches.samples[number] for number in self._good(part)]
-        answers = alone(lambda: store.load(pruner, good))
-        if answers is not None:
-            answers = self._scored(answers, good)
+        kept = alone(lambda: store.load(pruner, good))
+        made, written = store.about.get("circumstances", {}), {}
+        if kept is not None:
+            answers, written = self._scored(kept[0], good), kept[1]
+            made = written.get("circumstances", {})
             self._tell(named, part, answers)
             advance(len(batches.of(part)))
         else:
@@ -113,9 +120,10 @@ class OwnQuestions:
                 self._tell(named, part, answers)
             else:
                 answers = self._resumed(pruner, advance, part, store, named)
-            found = answers
-            alone(lambda: store.save(pruner, found, **more))
         skipped = self._skipped(part)
+        if written.get("scoring") != store.scoring:  # new, or scored by another rule before
+            more |= {"skipped": list(map(list, skipped)), "circumstances": made}
+            alone(lambda: store.save(pruner, answers, **more))
         if self._predictions is not None and skipped:
             told = self._predictions
             alone(lambda: told.add(not_asked(named, skipped)))
@@ -125,6 +133,7 @@ class OwnQuestions:
             skipped=skipped,
             asked=asked_model(self.model),
             metric=batches.metric.name,
+            circumstances=made,
         )
 
     def _good(self, part: range) -> list[int]:

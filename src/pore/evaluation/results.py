@@ -52,7 +52,7 @@ class DemoSettings:
         kind: Form of P where all images have one grid; for images of any size it is a power of the
             distance to the text.
         batch_size: Questions in one batch.
-        seed: Seed of Random and of the bootstrap.
+        seed: Seed of Random and of the bootstrap of differences.
         example_keep: The budget of the drawn examples; one of `keeps`.
         max_bad: Largest share of bad samples to skip, as in `calibrate` and `Batches`.
     """
@@ -171,7 +171,7 @@ class SurveySettings:
         batch_size: Questions in one batch.
         max_new_tokens: Longest answer.
         timing: Whether to measure the prefill.
-        seed: Seed of methods that draw at random, and of the bootstrap.
+        seed: Seed of methods that draw at random, and of the bootstrap of differences.
         max_bad: Largest share of bad samples to skip, as in `calibrate` and `Batches`.
         metric: The rule by which answers are scored.
     """

@@ -41,14 +41,20 @@ class Store:
         folder: The folder; None to keep nothing.
         conditions: What the answers depend on other than the method, as read from JSON.
         scoring: A digest of what their scores depend on; None where a benchmark scores them.
+        about: What is written with all answers, by name, though they do not depend on it.
     """
 
     def __init__(
-        self, folder: Path | None, conditions: Mapping[str, Any], scoring: str | None = None
+        self,
+        folder: Path | None,
+        conditions: Mapping[str, Any],
+        scoring: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder = folder
         self.conditions = dict(conditions)
         self.scoring = scoring
+        self.about = dict(about or {})
 
     @property
     def files(self) -> list[Path]:
@@ -76,16 +82,23 @@ class Store:
         answers = answers_in(document)
         return None if answers is None else (answers, document)
 
-    def load(self, pruner: Pruner | None, samples: Sequence[Sample]) -> tuple[Answer, ...] | None:
-        """The answers to these samples; None if there is no file, or it is damaged."""
+    def load(
+        self, pruner: Pruner | None, samples: Sequence[Sample]
+    ) -> tuple[tuple[Answer, ...], dict[str, Any]] | None:
+        """The answers to these samples, and what else was written with them, as in `read`."""
         found = self.read(pruner)
-        if found is None:
+        if found is None or not are_of(found[0], samples):
             return None
-        answers, _ = found
-        return answers if are_of(answers, samples) else None
+        return found[0], {name: value for name, value in found[1].items() if name != "answers"}
 
     def save(self, pruner: Pruner | None, answers: Sequence[Answer], **more: Any) -> None:
-        """Write the answers, and more by name, whole or not at all; their journal is done with."""
+        """Write the answers, and more by name, whole or not at all; their journal is done with.
+
+        Args:
+            pruner: The setting.
+            answers: Its answers.
+            **more: What else is written; of a name that `about` has too, in its place.
+        """
         path, setting = self._place(pruner)
         if path is None:
             return
@@ -93,6 +106,7 @@ class Store:
             "setting": setting,
             **({} if self.scoring is None else {"scoring": self.scoring}),
             "answers": list(map(plain, answers)),
+            **self.about,
             **more,
         }
         write_atomic(path, sealed_text(document))

@@ -14,6 +14,7 @@ from pore._saved.forms import Form
 from pore._saved.seals import sealed_text
 from pore._text import for_csv, for_latex
 from pore.errors import InputError
+from pore.evaluation.asked_under import circumstances_of_cells
 from pore.evaluation.cells import Sweep
 from pore.evaluation.sweep_page import to_html
 from pore.evaluation.sweep_rows import blocks, costs, name_of, parts_of, relative, value
@@ -44,6 +45,7 @@ def write_sweep(sweep: Sweep, out: Path) -> tuple[Path, ...]:
         "benchmarks": list(sweep.benchmarks),
         "rows": [one.record() for one in sweep.rows],
         "left_out": [asdict(one) for one in sweep.left_out],
+        "circumstances_of_cells": circumstances_of_cells(sweep),
     }
     return (
         write_atomic(out / "sweep.json", sealed_text(_SWEEP.document(entries))),

@@ -11,6 +11,7 @@ from pore._page import Dot, File, First, dots, filled, html, joined, table
 from pore._page import tables as page_tables
 from pore._text import Html
 from pore.evaluation import parts
+from pore.evaluation.asked_under import several_circumstances
 from pore.evaluation.cells import Row, Sweep
 from pore.evaluation.headlines import BASELINES, listed
 from pore.evaluation.outcome import records_of
@@ -39,6 +40,7 @@ def to_html(sweep: Sweep) -> Html:
         "commit": str(made.get("commit") or "not in a git checkout"),
         "seed": str(made.get("seed")),
         "date": str(made.get("date")),
+        "processes": str(hardware.get("processes", 1)),
     }
     return filled(
         "sweep.html",
@@ -85,7 +87,7 @@ def _first(sweep: Sweep) -> First:
         interval=ends,
         about=about,
         chart=_chart(sweep, done),
-        found=[line for line in found if line],
+        found=[line for line in (*found, several_circumstances(sweep)) if line],
         note="Which differences between any two methods are real, the command pore compare says, "
         "given scores.json twice, with --first and --second.",
         files=[

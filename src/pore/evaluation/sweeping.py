@@ -15,9 +15,9 @@ from typing import Any
 
 from pore._processes import Processes
 from pore.engine.pruner import Pruner
-from pore.errors import PoreError
-from pore.evaluation.before import kept_before, with_former
-from pore.evaluation.cells import Benchmark, Cell, Row, Sweep, row
+from pore.errors import InputError, PoreError
+from pore.evaluation.before import fitting, kept_before, with_former
+from pore.evaluation.cells import Benchmark, BenchmarkError, Cell, Row, Sweep, row
 from pore.evaluation.files import Results, write_results
 from pore.evaluation.outcome import Named, Outcome, common, questions_of, records_of
 from pore.evaluation.own import OwnQuestions
@@ -94,51 +94,129 @@ def sweep(
         The sweep, with comparable cells that the folder holds from earlier ones.
 
     Raises:
-        PoreError: The unpruned model cannot be asked.
+        PoreError: The unpruned model cannot be asked, or none of the benchmarks.
         OSError: A file cannot be written.
         KeyboardInterrupt: Passed on, with a message that says how to resume.
     """
-    before = kept_before(benchmarks, settings) if processes.first else {}
-    own = [benchmark.name for benchmark in benchmarks]
-    names = tuple(dict.fromkeys([*own, *(name for found in before.values() for name in found)]))
+    run = _Run(benchmarks, settings, out, list(left_out), circumstances, processes)
     work = Work(len(benchmarks) * len(settings), progress)
-    failed = list(left_out)
-    cells: list[dict[str, Cell]] = [{} for _ in settings]
-    sums: dict[Named, Row] = {}
     try:
         for benchmark in benchmarks:
-            for number, setting in enumerate(settings):
-                work.start(f"{benchmark.name}: {_words(setting)}")
-                try:
-                    cells[number][benchmark.name] = benchmark.ask(
-                        setting.pruner, work.done(1), setting.named
-                    )
-                except PoreError as error:
-                    if setting.pruner is None:
-                        raise
-                    failed.append(_failed(setting, benchmark.name, error))
-                    work.done(1)(1)
-                so_far = before | {
-                    one.named: before.get(one.named, {}) | mine
-                    for one, mine in zip(settings, cells, strict=True)
-                }
-                waiting = len(benchmarks) * len(settings) - sum(map(len, cells))
-                rows = _rows([one.named for one in settings], so_far, names, sums)
-                found = Sweep(names, rows, tuple(failed), circumstances, waiting)
-                processes.alone(partial(write_sweep, found, out))
+            run.ask(benchmark, work)
             benchmark.release()
-            processes.alone(partial(write_scores, found, out))
-            processes.alone(
-                partial(_write_questions, benchmark.name, settings, cells, out, circumstances)
-            )
     except KeyboardInterrupt as error:
-        done = sum(map(len, cells))
         raise KeyboardInterrupt(
-            f"{done} of {len(benchmarks) * len(settings)} cells are done and kept in {out}: the "
-            f"same command resumes from there. {error}".strip()
+            f"{run.done} of {run.asked} cells are done and kept in {out}: the same command resumes "
+            f"from there. {error}".strip()
         ) from None
     work.finish()
-    return found
+    if not run.done:
+        reasons = " ".join(f"{one.method}: {one.reason}" for one in run.failed)
+        raise InputError(f"None of the benchmarks can be asked. {reasons}")
+    return run.found()
+
+
+class _Run:
+    """The state of a sweep.
+
+    Args:
+        benchmarks: As in `sweep`.
+        settings: As in `sweep`.
+        out: As in `sweep`.
+        failed: What could not be made or asked so far.
+        circumstances: As in `sweep`.
+        processes: As in `sweep`.
+    """
+
+    def __init__(
+        self,
+        benchmarks: Sequence[Benchmark],
+        settings: Sequence[Setting],
+        out: Path,
+        failed: list[LeftOut],
+        circumstances: Mapping[str, Any],
+        processes: Processes,
+    ) -> None:
+        self._settings, self._out, self.failed = settings, out, failed
+        self._circumstances, self._processes = circumstances, processes
+        self._before: Mapping[Named, Mapping[str, Cell]] = (
+            kept_before(benchmarks, settings) if processes.first else {}
+        )
+        own = [benchmark.name for benchmark in benchmarks]
+        others = (name for found in self._before.values() for name in found)
+        self._names = tuple(dict.fromkeys([*own, *others]))
+        self._cells: list[dict[str, Cell]] = [{} for _ in settings]
+        self._sums: dict[Named, Row] = {}
+        self.asked = len(benchmarks) * len(settings)
+
+    @property
+    def done(self) -> int:
+        """How many cells are done."""
+        return sum(map(len, self._cells))
+
+    def ask(self, benchmark: Benchmark, work: Work) -> None:
+        """Ask a benchmark under every setting, and write the table after each.
+
+        Args:
+            benchmark: It.
+            work: The progress.
+
+        Raises:
+            PoreError: The unpruned model cannot be asked, for another reason than the benchmark.
+        """
+        name = benchmark.name
+        for number, setting in enumerate(self._settings):
+            work.start(f"{name}: {_words(setting)}")
+            try:
+                cell = benchmark.ask(setting.pruner, work.done(1), setting.named)
+            except PoreError as error:
+                if setting.pruner is None:
+                    if not isinstance(error, BenchmarkError):
+                        raise
+                    self._leave_out(name, error)
+                    work.done(1)(len(self._settings))
+                    return
+                self.failed.append(_failed(setting, name, error))
+                self.asked -= 1
+                work.done(1)(1)
+            else:
+                self._cells[number][name] = cell
+                if setting.pruner is None:
+                    self._before = fitting(self._before, name, cell)
+            self._write()
+        self._processes.alone(partial(write_scores, self.found(), self._out))
+        self._processes.alone(
+            partial(
+                _write_questions,
+                *(name, self._settings, self._cells, self._out, self._circumstances),
+            )
+        )
+
+    def found(self) -> Sweep:
+        """What was found so far."""
+        so_far = dict(self._before) | {
+            one.named: {**self._before.get(one.named, {}), **mine}
+            for one, mine in zip(self._settings, self._cells, strict=True)
+        }
+        named = [one.named for one in self._settings]
+        rows = _rows(named, so_far, self._names, self._sums)
+        waiting = self.asked - self.done
+        return Sweep(self._names, rows, tuple(self.failed), self._circumstances, waiting)
+
+    def _write(self) -> None:
+        self._processes.alone(partial(write_sweep, self.found(), self._out))
+
+    def _leave_out(self, name: str, error: BenchmarkError) -> None:
+        """Leave out a benchmark, which then is no column of the table."""
+        self.failed.append(LeftOut(name, 0, str(error)))
+        self.asked -= len(self._settings)
+        self._names = tuple(one for one in self._names if one != name)
+        self._before = {
+            named: {one: cell for one, cell in cells.items() if one != name}
+            for named, cells in self._before.items()
+        }
+        if self.done:
+            self._write()
 
 
 def _rows(

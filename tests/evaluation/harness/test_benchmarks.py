@@ -151,16 +151,24 @@ def test_scores_are_those_by_hand(unpruned: dict[str, dict[str, float]], task: s
 
 @pytest.mark.parametrize("task", WORTH)
 def test_every_score_has_an_interval(
-    task: str, model: Path, folder: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str,
+    model: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     known = {f"made_{one.task}": one for one in BENCHMARKS}
-    monkeypatch.setattr(sweep, "_KNOWN", known)
-    monkeypatch.chdir(out)
+    monkeypatch.setattr(sweep, "KNOWN", known)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")  # its scorer asks nobody where letters are clear
+    monkeypatch.chdir(tmp_path)
     loaded, processor = load_model(str(model), device="cpu")
     lm = PoreHF(model=loaded, processor=processor, batch_size=4)
     name = f"made_{task}"
     benchmark = HarnessBenchmark(name, Tasks([name], folder), lm, tmp_path, limit=None, seed=0)
     cell = benchmark.ask(None, lambda _: None, ("unpruned", None, None))
+    assert not capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} <= {"answers", name}
     worth = WORTH[task].get(cell.metric)
     if worth is not None:
         assert cell.value == pytest.approx(worth * known[name].scale)
@@ -187,7 +195,7 @@ def test_a_scorer_that_adds_up_is_not_taken_at_its_word(
     yaml = STOCK / "ocrbench/ocrbench.yaml"
     (name,) = write_tasks(tmp_path, {"ocr": docs}, {"ocrbench": ("ocr", yaml, "test")})
     (ocrbench,) = (one for one in OTHERS if one.task == "ocrbench")
-    monkeypatch.setattr(sweep, "_KNOWN", {name: ocrbench})
+    monkeypatch.setattr(sweep, "KNOWN", {name: ocrbench})
     monkeypatch.chdir(tmp_path)
     loaded, processor = load_model(str(model), device="cpu")
     lm = PoreHF(model=loaded, processor=processor, batch_size=4)
@@ -253,6 +261,8 @@ def test_two_processes(model: Path, folder: Path, out: Path, tmp_path: Path) -> 
         assert together[task] == pytest.approx(metrics), task
     assert found["throughput"]["avg_visual_tokens_left"] == 36
     reports = [json.loads((tmp_path / name).read_text()) for name in ("alone.json", "report.json")]
+    machines = [report.pop("checksum") and report.pop("hardware") for report in reports]
+    assert [machine.get("processes", 1) for machine in machines] == [1, 2]
     assert reports[0] == reports[1]
     assert reports[0]["tasks"].keys() == {f"made_{task}" for task in ALL}
     assert reports[0]["tasks"]["made_llava_mmvet"]["prompts"] == 3

@@ -78,6 +78,8 @@ def test_as_in_an_evaluation_of_ones_own(embedded: Any, tasks: TaskManager, tmp_
         assert means["flops"] == pytest.approx(outcome.flops)
         assert means["visual_tokens_left"] == outcome.tokens_after
         assert (written["method"] is None) == (pruner is None)
+        assert {"lmms-eval", "datasets", "torch"} <= written["versions"].keys()
+        assert {"commit", "hardware"} <= written.keys()
 
 
 def test_answers_are_cached_by_method(embedded: Any, tasks: TaskManager, tmp_path: Path) -> None:

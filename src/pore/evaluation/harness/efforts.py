@@ -92,7 +92,7 @@ def write_report(path: str | Path, about: dict[str, Any], asked: Sequence[Asked]
 
     Args:
         path: The JSON file.
-        about: The model and the method.
+        about: The model and the method; versions, commit and hardware.
         asked: The prompts.
 
     Returns:

@@ -19,6 +19,7 @@ from pore.data.loading import load_model
 from pore.engine.pruner import Pruner
 from pore.errors import InputError
 from pore.evaluation.batches import conditions
+from pore.evaluation.circumstances import surroundings
 from pore.evaluation.guided import Guiding
 from pore.evaluation.harness.arguments import Arguments
 from pore.evaluation.harness.asking import LONGEST, Asker, Conversation, Decoding, Reply
@@ -256,7 +257,10 @@ class PoreHF(Lmms):  # type: ignore[misc]
                 additional_metrics={name: means[name] for name in _IN_RESULTS},
             )
         if self._report is not None:
-            write_report(Path(self._report), self.about, self.asked)
+            made = surroundings(self.device)
+            if self.world_size > 1:
+                made["hardware"]["processes"] = self.world_size
+            write_report(Path(self._report), self.about | made, self.asked)
 
 
 # What lmms-eval shows among its own numbers of a run, each with "avg_" before its name.

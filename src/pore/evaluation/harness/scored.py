@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -68,7 +70,10 @@ def _orders(entries: Entries, scale: float) -> Units:
     questions: dict[int, list[dict[str, Any]]] = {}
     for entry in entries:
         questions.setdefault(int(entry["index"]) % _ORDER, []).append(dict(entry))
-    hits = [scorer.eval_result(orders, eval_method="static")[0] for orders in questions.values()]
+    with redirect_stdout(io.StringIO()):  # it prints its tables at every call
+        hits = [
+            scorer.eval_result(orders, eval_method="static")[0] for orders in questions.values()
+        ]
     return Units.of_scores([scale * float(hit) for hit in hits])
 
 
