@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
 from pore.families.registry import family_of
 from pore.methods._videos import VideoPruner, videos
+from pore.methods.vidcom2 import Counts
 
 WITH_VIDEOS = [case for case in CASES if case.videos is not None]
 METHODS = {
@@ -145,6 +147,40 @@ def test_counts_of_vidcom2(counted: Any, keep: float) -> None:
         assert int(mask.sum()) == max(5, int(share * 30))
     else:
         assert (mask.sum(1) >= 1).all()
+
+
+def test_counts_of_vllm_are_those_of_its_pruning_rate() -> None:
+    """For every rate in hundredths, as 1 - rate and written out; whole numbers are themselves."""
+    for frames, size, percent in itertools.product(range(1, 9), range(1, 13), range(100)):
+        total, rate = frames * size, percent / 100
+        for keep in (1 - rate, (100 - percent) / 100):
+            left = int(total * (1 - rate))
+            assert pore.VidCom2(keep, counted="vllm").kept(frames, size) == max(frames, left)
+            assert pore.EVS(keep, faithful=True).kept(frames, size) == max(size, left)
+    for frames, size in itertools.product(range(1, 9), range(1, 13)):
+        for keep in range(1, frames * size + 1):
+            assert pore.VidCom2(keep, counted="vllm").kept(frames, size) == max(frames, keep)
+            assert pore.EVS(keep, faithful=True).kept(frames, size) == max(size, keep)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 6), st.integers(1, 9), st.data())
+def test_what_vllm_would_keep_is_kept(frames: int, size: int, data: st.DataObject) -> None:
+    total = frames * size
+    keep = data.draw(st.integers(1, total) | st.integers(1, 100).map(lambda i: i / 100))
+    video = draw(data.draw(st.integers(0, 99)), frames, size, 4)
+    for method in (pore.VidCom2(keep, counted="vllm"), pore.EVS(keep, faithful=True)):
+        assert int(method.choose(video).sum()) == method.kept(frames, size)
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 6), st.integers(1, 9))
+def test_more_than_all_tokens_are_refused(frames: int, size: int) -> None:
+    total = frames * size
+    every = [pore.VidCom2(total + 1, counted=counted) for counted in get_args(Counts)]
+    for method in (*every, pore.EVS(total + 1), pore.EVS(total + 1, faithful=True)):
+        with pytest.raises(BudgetError, match=f"than there are .{total}."):
+            method.choose(draw(0, frames, size, 4))
 
 
 @families

@@ -14,7 +14,7 @@ from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.methods._videos import Video, VideoPruner, videos
 from pore.tensors.gathering import inverse, widened
-from pore.tensors.selection import by_score, check_finite
+from pore.tensors.selection import by_score, check_finite, truncated
 
 _BEFORE = (0, 1, 2, 1)
 """For every frame of a group of four, how many frames back is the one it is compared with."""
@@ -99,7 +99,7 @@ class DyCoke(VideoPruner):
                 f"DyCoke with faithful=True needs at least five frames, and a video has {frames}; "
                 "use faithful=False."
             )
-        share = self.keep if isinstance(self.keep, int) else int(self.keep * size)
+        share = truncated(self.keep, size)
         compared = (place % 2 == 1) | ((place % 4 == 2) & (place < frames - 2))
         counts = torch.where(compared, share, size)
         counts[frames - frames % 2 :] = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from pore.errors import BudgetError
 from pore.methods._videos import VideoPruner
 from pore.tensors.gathering import widened
-from pore.tensors.selection import top_k
+from pore.tensors.selection import top_k, truncated
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class EVS(VideoPruner):
     def kept(self, frames: int, size: int) -> int:
         """The budget, which must be enough for the first frame."""
         if self.faithful:
-            given = self.keep if isinstance(self.keep, int) else int(frames * size * self.keep)
-            return max(size, given)
+            return max(size, truncated(self.keep, frames * size))
         count = super().kept(frames, size)
         if count < size:
             raise BudgetError(

@@ -13,7 +13,7 @@ from pore.errors import BudgetError
 from pore.methods._checks import check_choice
 from pore.methods._videos import VideoPruner
 from pore.tensors.gathering import inverse, widened
-from pore.tensors.selection import by_score, check_finite, top_k
+from pore.tensors.selection import budget, by_score, check_finite, top_k, truncated
 
 Counts = Literal["exact", "vllm", "repository"]
 
@@ -66,11 +66,12 @@ class VidCom2(VideoPruner):
             )
         if self.counted == "exact":
             return super().kept(frames, size)
-        return max(frames, int(self._share(frames, size) * frames * size))
+        return max(frames, truncated(self.keep, frames * size))
 
     def _share(self, frames: int, size: int) -> float:
         """The fraction of a video's tokens that `keep` means."""
-        return self.keep / (frames * size) if isinstance(self.keep, int) else self.keep
+        total = frames * size
+        return budget(self.keep, total) / total if isinstance(self.keep, int) else self.keep
 
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image, a video of one frame, that enter every decoder layer."""
