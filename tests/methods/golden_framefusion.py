@@ -32,7 +32,8 @@ class _OfFrames(pore.FrameFusion):
     """FrameFusion that is told the frames of a video whose tokens are only marked."""
 
     def _begin(self, view: View) -> Any:
-        images = tuple(replace(image, tiling=tiling(*frames[-1])) for image in view.layout.images)
+        video = {"tiling": tiling(*frames[-1]), "of_video": True}
+        images = tuple(replace(image, **video) for image in view.layout.images)
         begun.append(super()._begin(replace(view, layout=replace(view.layout, images=images))))
         return begun[-1]
 

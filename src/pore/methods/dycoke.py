@@ -31,7 +31,7 @@ class DyCoke(VideoPruner):
 
     It acts on the embeddings. The authors' second part, a cache of which every decoded token sees
     only some, is not offered: tokens that were dropped here would have to come back later. Images
-    beside a video stay whole.
+    beside a video and videos of one frame stay whole.
 
     Attributes:
         keep: Tokens kept per video (int), or the fraction kept (float); at least every fourth frame
@@ -41,8 +41,8 @@ class DyCoke(VideoPruner):
         faithful: Do as the authors' code: `keep` is a number of tokens or a fraction of each frame
             that is compared, rounded down (1 minus their merging ratio); in such a frame tokens
             stand by rising similarity; the third frame of the last group stays whole if the number
-            of frames is a multiple of four or two more; and of an odd number of frames the last is
-            dropped. It needs five frames.
+            of frames is a multiple of four; and of an odd number of frames the last is dropped. It
+            needs five frames.
     """
 
     faithful: bool = False
@@ -81,6 +81,8 @@ class DyCoke(VideoPruner):
         place = torch.arange(frames)
         if self.faithful:
             return self._as_the_authors(place, size)
+        if frames == 1:
+            return torch.tensor([size])
         whole = place % 4 == 0
         count = super().kept(frames, size)
         left, others = count - size * int(whole.sum()), int((~whole).sum())

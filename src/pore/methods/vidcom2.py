@@ -13,7 +13,7 @@ from pore.errors import BudgetError
 from pore.methods._checks import check_choice
 from pore.methods._videos import VideoPruner
 from pore.tensors.gathering import inverse, widened
-from pore.tensors.selection import budget, by_score, check_finite, top_k, truncated
+from pore.tensors.selection import by_score, check_finite, top_k, truncated
 
 Counts = Literal["exact", "vllm", "repository"]
 
@@ -44,7 +44,8 @@ class VidCom2(VideoPruner):
         images_as_frames: Whether all images of a sample are the frames of one video, as where a
             processor hands frames over as images (InternVL, SmolVLM). `keep` is then of the video.
         counted: How many tokens stay of a video: "exact" as many as `keep` means; "vllm" the same,
-            rounded down, but at least one for every frame; "repository" what the rounded numbers of
+            rounded down as vLLM does where its `video-pruning-rate` is 1 - keep, but at least one
+            for every frame; "repository" what the rounded numbers of
             the frames come to, at least one each, which depends on what the video shows.
     """
 
@@ -68,18 +69,13 @@ class VidCom2(VideoPruner):
             return super().kept(frames, size)
         return max(frames, truncated(self.keep, frames * size))
 
-    def _share(self, frames: int, size: int) -> float:
-        """The fraction of a video's tokens that `keep` means."""
-        total = frames * size
-        return budget(self.keep, total) / total if isinstance(self.keep, int) else self.keep
-
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image, a video of one frame, that enter every decoder layer."""
         return [self.kept(1, visual)] * layers
 
     def choose(self, tokens: Tensor) -> Tensor:
         """The least redundant tokens of every frame."""
-        share = self._share(*tokens.shape[:2])
+        share = self.share(*tokens.shape[:2])
         of_video, of_frame = redundancy(tokens)
         check_finite(of_video)
         kept = top_k(-(of_video + of_frame), frame_counts(of_video, share))
