@@ -116,16 +116,25 @@ def nearness(tokens: Tensor, centre: Tensor) -> Tensor:
 
 
 def frame_counts(of_video: Tensor, share: float) -> Tensor:
-    """How many tokens every frame keeps.
+    """How many tokens every frame keeps: (T,) whole numbers from 1 to N.
+
+    Args:
+        of_video: (T, N) how near every token is to the mean of the video.
+        share: Fraction of all tokens to keep.
+    """
+    return (frame_shares(of_video, share) * of_video.shape[1]).round().clamp(min=1).long()
+
+
+def frame_shares(of_video: Tensor, share: float) -> Tensor:
+    """Which fraction of its tokens every frame would keep, before rounding.
 
     Args:
         of_video: (T, N) how near every token is to the mean of the video.
         share: Fraction of all tokens to keep.
 
     Returns:
-        (T,) whole numbers from 1 to N.
+        (T,) fractions, at most 1.
     """
     unique = -of_video.mean(1)
     weight = ((unique - unique.max()) / _TEMPERATURE).softmax(0)
-    scale = (share * (1 + weight - weight.mean())).clamp(max=1.0)
-    return (scale * of_video.shape[1]).round().clamp(min=1).long()
+    return (share * (1 + weight - weight.mean())).clamp(max=1.0)
