@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pore
-from cases import CASES
+from cases import CASES, COUSINS
 from cases.base import Case
 from helpers.families import (
     PROMPTS,
@@ -29,7 +29,11 @@ from pore.families.registry import family_of
 from pore.methods._videos import VideoPruner, videos
 from pore.methods.vidcom2 import Counts
 
-WITH_VIDEOS = [case for case in CASES if case.videos is not None]
+WITH_VIDEOS = [
+    case
+    for case in [*CASES, *(cousin for cousin in COUSINS if cousin.name == "LLaVA-NeXT-Video")]
+    if case.videos is not None
+]
 METHODS = {
     "EVS": pore.EVS(0.75),
     "VidCom2": pore.VidCom2(0.4),
@@ -224,10 +228,11 @@ def test_frames_are_known(case: Case) -> None:
 
 
 @methods
-def test_images_as_frames(pruner: VideoPruner) -> None:
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "InternVL", "SmolVLM"])
+def test_images_as_frames(pruner: VideoPruner, name: str) -> None:
     """Where frames come as images, `keep` can be of all of them together."""
-    (case,) = (case for case in CASES if case.name == "LLaVA-1.5")
-    prompt = [5, *(-1 - i for i in range(4)), 7, 8]
+    (case,) = (case for case in CASES if case.name == name)
+    prompt = [5, -1, 6, -1, 6, -1, 6, -1, 7, 8]
     inputs = case.inputs([prompt])
     sizes = [i.count for i in family_of(case.model()).images(case.model(), inputs)]
     kind = type(pruner)
