@@ -93,7 +93,7 @@ def test_tokens_that_cannot_be_averaged_are_not(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_an_image_cannot_meet_is_known_first(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match="more visual tokens than the image has"):
+    with pytest.raises(BudgetError, match="more visual tokens than there are"):
         run_demo("Qwen2.5-VL", tmp_path, settings=replace(SETTINGS, keeps=(290,)))
     assert not list(tmp_path.iterdir())
 

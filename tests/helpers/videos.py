@@ -14,7 +14,10 @@ from pore.tower.stages import Encoded, TowerAttention
 
 
 def video_view(
-    videos: Sequence[Tensor], before: int = 2, attention: Sequence[Tensor] | None = None
+    videos: Sequence[Tensor],
+    before: int = 2,
+    attention: Sequence[Tensor] | None = None,
+    pictures: int = 0,
 ) -> View:
     """What a stage on the embeddings sees of videos (T, N, D), each in a prompt of its own.
 
@@ -22,11 +25,19 @@ def video_view(
         videos: The tokens of every video.
         before: Text tokens before each; two more come after it.
         attention: (T, N) what those of every video get in the vision tower, of any kind.
+        pictures: How many of them, at the end, are no videos but images.
     """
     counts = [frames * size for frames, size, _ in (video.shape for video in videos)]
     length = before + max(counts) + 2
+    moving = len(videos) - pictures
     images = [
-        Image(row, 0, range(before, before + count), tiling=tiling(*video.shape[:2]))
+        Image(
+            row,
+            0,
+            range(before, before + count),
+            tiling=tiling(*video.shape[:2]),
+            of_video=row < moving,
+        )
         for row, (video, count) in enumerate(zip(videos, counts, strict=True))
     ]
     tokens = torch.arange(length) < before + 2 + torch.tensor(counts)[:, None]
@@ -55,7 +66,7 @@ def decoder_view(states: Tensor, attention: Tensor, start: int, count: int) -> V
         start: Where the video's tokens begin.
         count: How many it has; here of two frames, of which some tokens may be gone.
     """
-    image = Image(0, 0, range(start, start + count), tiling=tiling(2, count))
+    image = Image(0, 0, range(start, start + count), tiling=tiling(2, count), of_video=True)
     layout = Layout.of([image], torch.ones(states.shape[:2], dtype=torch.bool))
     seen = layout.gather(attention.mean(1)[..., None])[..., 0]
     return View(layout, states, seen, None, torch.Generator(), norm=nn.Identity())

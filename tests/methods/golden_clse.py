@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 import pore
 from helpers.golden_models import Worst, decoded_logits
 from helpers.golden_qwen import decoded_states, either_around
 from helpers.recording import Recording
 from pore._compat.caches import cache_in
+from pore.engine.records import record_of
 from pore.engine.stages import View
 from pore.methods.clse import By, evolution, high_pass
 from pore.tensors.selection import top_k
@@ -77,6 +77,7 @@ def _check_end_to_end(file: Any) -> float:
         tuple(params["K"]),
         by=_BY[params.get("score_type", "clse_attn")],
         since=since,
+        faithful=not qwen,
     )
     recording = Recording(method)
     grids.append(tuple(params["grid"]))
@@ -84,18 +85,18 @@ def _check_end_to_end(file: Any) -> float:
         run.mark_visual(visual)
         out = model(**inputs, use_cache=True, output_hidden_states=True)
         _check_stages(method, recording, tensors, worst)
+        cache, positions = cache_in(out), params["decode_positions"]
         if qwen:
-            lengths = [layer.get_seq_length() for layer in cache_in(out).layers]
+            lengths = [layer.get_seq_length() for layer in cache.layers]
             worst.compare(out.hidden_states[-1], tensors["last_hidden_state"])
-            got = decoded_states(model, cache_in(out), tensors, params["decode_positions"])
+            got = decoded_states(model, cache, tensors, positions)
             worst.compare(got, tensors["decode_hidden"])
-    if not qwen:
-        rows = tensors["logits"].shape[1]
-        worst.compare(out.logits[:, -rows:], tensors["logits"])
-        cut = _cut(cache_in(out), run, params["start"], tensors)
-        lengths = [layer.get_seq_length() for layer in cut.layers]
-        got = decoded_logits(model, cut, tensors, params["decode_positions"])
-        worst.compare(got, tensors["decode_logits"])
+        else:
+            lengths = _shown(cache, method.layers)
+            rows = tensors["logits"].shape[1]
+            worst.compare(out.logits[:, -rows:], tensors["logits"])
+            got = decoded_logits(model, cache, tensors, positions)
+            worst.compare(got, tensors["decode_logits"])
     assert lengths == tensors["cache_lengths"].tolist()
     return worst.value
 
@@ -122,20 +123,11 @@ def _check_stages(
     worst.compare(factor, tensors["evolution"])
 
 
-def _cut(cache: Any, run: pore.Run, start: int, tensors: dict[str, Tensor]) -> DynamicCache:
-    """The cache whose every layer holds what the last one keeps.
-
-    Theirs cut what is dropped out of the caches of the layers before, too, where pore leaves it.
-    Then no layer knows of it any more, and the model decodes without pore.
-    """
-    (image,) = run.report.samples[0].images
-    length, count = tensors["inputs_embeds"].shape[1], image.seen
-    text = [i for i in range(length) if not start <= i < start + count]
-    last = torch.tensor(sorted(text + [start + i for i in image.kept]))
-    cut = DynamicCache()
-    for number, layer in enumerate(cache.layers):
-        kept = [kept for first, kept in image.stages if first <= number]
-        held = sorted(text + [start + i for i in (kept[-1] if kept else range(count))])
-        stays = torch.isin(torch.tensor(held), last)
-        cut.update(layer.keys[:, :, stays], layer.values[:, :, stays], number)
-    return cut
+def _shown(cache: Any, stages: tuple[int, ...]) -> list[int]:
+    """How many tokens every layer shows to later ones. Theirs cut the others out of the cache."""
+    record = record_of(cache)
+    assert record is not None
+    return [
+        int(record.tracks[sum(layer >= stage for stage in stages) - 1].valid.sum())
+        for layer in range(len(cache.layers))
+    ]

@@ -1,4 +1,9 @@
-"""Golden files of EVS: choices, and the positions that kept tokens have in Qwen2.5-VL."""
+"""Golden files of EVS: choices, and the positions that kept tokens have in Qwen2.5-VL.
+
+Positions are those that Qwen2.5-VL gives a whole video, written out here, and gathered as pore
+gathers them. Those of text after the video (`mrope_offset`, `rope_delta`) are vLLM's alone: pore
+keeps what transformers gave, which is more where a video is higher than wide.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ def check(file: Any) -> float:
     exact = pore.EVS(len(kept)).stages()[0].rule(video_view([features])).keep[0].nonzero()[:, 0]
     assert torch.equal(exact, kept)
     # Positions in the video as Qwen2.5-VL gives them out; pore gathers those of kept tokens.
-    seconds = params["tokens_per_second"] * params["second_per_grid"]
+    seconds = params["tokens_per_second"] * int(params["second_per_grid"])
     at = torch.stack(
         [(kept // (height * width) * seconds).long(), kept // width % height, kept % width]
     )

@@ -55,7 +55,7 @@ def _check_selection(file: Any) -> float:
     assert reduced == float(tensors["reduced"])
     left = features.shape[0] * features.shape[1] - reduced
     share = min(params["retain_ratio"] / (left / features[..., 0].numel()), 1)
-    worst.compare(torch.tensor(share), tensors["retain_ratio_after"].float())
+    worst.compare(torch.tensor(float(share)), tensors["retain_ratio_after"].float())
     made = method.merge(Frames(features, tensors["attention"]))
     tokens = made.tokens
     if params["newline_position"] == "grid":

@@ -34,7 +34,7 @@ def _check_selection(file: Any) -> float:
     keys, hidden, reach = tensors["keys"], tensors["hidden"], None
     on = torch.arange(len(keys))
     between = distances(keys, keys).fill_diagonal_(0.0)
-    rank = inverse(density(between).argsort(descending=True))
+    rank = inverse(density(between, params["dc"]).argsort(descending=True))
     centres = greedy_centres(between, rank, params["cutoff"]).nonzero()[:, 0]
     assert torch.equal(centres, tensors["centres"])
     if "pruned_keys" in tensors:

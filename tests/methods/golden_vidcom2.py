@@ -10,7 +10,7 @@ from torch import Tensor
 import pore
 from helpers.golden_models import Worst
 from helpers.videos import video_view
-from pore.methods.vidcom2 import calm_channels, frame_counts, redundancy
+from pore.methods.vidcom2 import calm_channels, frame_counts, frame_shares, redundancy
 
 _SCORES = {"frame_score", "video_score"}
 _KEYS = {"features", "kept_indices", "per_frame", "scales"}
@@ -41,6 +41,7 @@ def check(file: Any) -> float:
     if "video_score" in tensors:
         worst.compare(of_video, tensors["video_score"])
         worst.compare(of_frame, tensors["frame_score"])
+    worst.compare(frame_shares(of_video, keep), tensors["scales"])
     if exact:
         assert len(kept) == int(tensors["count"])
         assert torch.equal(frame_counts(of_video, keep), tensors["per_frame_before"])
@@ -63,4 +64,7 @@ def _check_newlines(file: Any, mask: Tensor, worst: Worst) -> float:
         order += [start + int(p) // width * (width + 1) + int(p) % width for p in places]
         order += [start + line * (width + 1) + width for line in range(height)]
     assert order == file.tensors["kept_indices_with_newlines"].tolist()
+    features = file.tensors["features"].view(-1, width, file.params["channels"])
+    rows = file.tensors["newline"].expand(len(features), 1, -1)
+    assert torch.equal(torch.cat([features, rows], 1).flatten(0, 1)[order], file.tensors["tokens"])
     return worst.value

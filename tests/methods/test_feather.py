@@ -182,5 +182,5 @@ class TestBudget:
     def test_shares_that_leave_nothing_are_refused(self) -> None:
         with pytest.raises(BudgetError, match="keeps none of 16 visual tokens"):
             pore.FEATHER(0.01, (1,), None, faithful=True).remaining(16)
-        with pytest.raises(BudgetError, match="more visual tokens than the image has"):
+        with pytest.raises(BudgetError, match="more visual tokens than there are"):
             pore.FEATHER(17, (1, 2)).remaining(16)

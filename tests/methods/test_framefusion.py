@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import pore
-from cases import CASES
+from cases import CASES, COUSINS
 from cases.base import Case
 from helpers.families import (
     PROMPTS,
@@ -48,7 +48,11 @@ def takes(case: Case) -> bool:
         return False
 
 
-WITH_VIDEOS = [case for case in CASES if case.videos is not None]
+WITH_VIDEOS = [
+    case
+    for case in [*CASES, *(cousin for cousin in COUSINS if cousin.name == "LLaVA-NeXT-Video")]
+    if case.videos is not None
+]
 TAKING = [case for case in WITH_VIDEOS if takes(case)]
 families = pytest.mark.parametrize("case", TAKING, ids=lambda case: case.name)
 
@@ -263,10 +267,11 @@ def test_an_image_beside_a_video_stays_whole() -> None:
     assert len(video.kept) == round(0.3 * video.seen)
 
 
-def test_images_as_frames() -> None:
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "InternVL", "SmolVLM"])
+def test_images_as_frames(name: str) -> None:
     """Where frames come as images, they are merged across images, and `keep` is of all."""
-    case = case_named("LLaVA-1.5")
-    inputs = case.inputs([[5, -1, -2, -3, 7, 8]])
+    case = case_named(name)
+    inputs = case.inputs([[5, -1, 6, -1, 6, -1, 7, 8]])
     sizes = [i.count for i in family_of(case.model()).images(case.model(), inputs)]
     method = pore.FrameFusion(0.3, images_as_frames=True, similarity=-1.0)
     _, run = together(case, method, inputs)

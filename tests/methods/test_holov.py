@@ -170,7 +170,7 @@ class TestBadInput:
 
     def test_too_many(self) -> None:
         model = tiny_llava()
-        with pytest.raises(BudgetError, match=f"the image has \\({N}\\)"):  # noqa: SIM117
+        with pytest.raises(BudgetError, match=f"there are \\({N}\\)"):  # noqa: SIM117
             with torch.no_grad(), pore.HoloV(N + 1)(model):
                 model(**batch([prompt(3, 1, 5)]))
 

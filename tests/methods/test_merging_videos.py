@@ -126,7 +126,7 @@ def test_images_as_frames(pruner: Any, name: str) -> None:
 @settings(max_examples=30)
 @given(
     st.sampled_from(sorted(METHODS)),
-    st.integers(2, 9),
+    st.integers(1, 9),
     st.integers(1, 8),
     st.floats(0.05, 1.0),
     st.integers(0, 999),
@@ -153,12 +153,35 @@ def test_an_image_beside_a_video(pruner: Any) -> None:
     """It stays whole."""
     video, image = draw(0, 4, 6, 8), draw(1, 1, 9, 8)
     both = [draw(2, 4, 6).softmax(-1), draw(3, 1, 9).softmax(-1)]
-    view = video_view([video, image], attention=both)
+    view = video_view([video, image], attention=both, pictures=1)
     made = pruner.stages()[0].rule(view)
     assert made.keep.sum(1).tolist() == [12, 9]
     assert torch.equal(made.features[1, :9], image[0])
     with pytest.raises(InputError, match="there are only images here"):
-        pruner.stages()[0].rule(video_view([image], attention=both[1:]))
+        pruner.stages()[0].rule(video_view([image], attention=both[1:], pictures=1))
+
+
+@methods
+@pytest.mark.parametrize("faithful", [False, True])
+def test_more_than_all_tokens_are_refused(pruner: Any, faithful: bool) -> None:
+    view = video_view([draw(0, 4, 6, 8)], attention=[draw(2, 4, 6).softmax(-1)])
+    with pytest.raises(BudgetError, match=r"sample 0: keep=25 asks for more .* than there are"):
+        replace(pruner, keep=25, faithful=faithful).stages()[0].rule(view)
+
+
+@methods
+@pytest.mark.parametrize("faithful", [False, True])
+def test_a_video_of_one_frame(pruner: Any, faithful: bool) -> None:
+    """It is a video, and thinned out by attention, alone or beside longer ones."""
+    videos, method = [draw(1, 1, 8, 8), draw(0, 4, 6, 8)], replace(pruner, faithful=faithful)
+    attention = [draw(3, 1, 8).softmax(-1), draw(2, 4, 6).softmax(-1)]
+    rule = method.stages()[0].rule
+    both = rule(video_view(videos, attention=attention))
+    assert int(both.keep[0].sum()) == 4 if not faithful else 4 <= int(both.keep[0].sum()) < 8
+    for i, (video, weights) in enumerate(zip(videos, attention, strict=True)):
+        alone, count = rule(video_view([video], attention=[weights])), video[..., 0].numel()
+        assert torch.equal(both.keep[i, :count], alone.keep[0])
+        assert torch.equal(both.features[i, :count], alone.features[0])
 
 
 @pytest.mark.parametrize(

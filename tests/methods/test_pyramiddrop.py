@@ -91,7 +91,7 @@ class TestBudgets:
             pore.PyramidDrop(keep)
 
     def test_budgets_that_do_not_fit_the_image(self) -> None:
-        with pytest.raises(BudgetError, match="more visual tokens than the image has"):
+        with pytest.raises(BudgetError, match="more visual tokens than there are"):
             pyramid(17, 3, 16)
         with pytest.raises(BudgetError, match=r"\(4, 0.5, 2\).*|more visual tokens"):
             pyramid((4, 0.5, 2), 3, 16)

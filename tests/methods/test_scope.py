@@ -127,6 +127,21 @@ def test_the_authors_share_out_among_the_images_of_a_batch() -> None:
         assert {len(image.kept) for sample in run.report for image in sample.images} == {expected}
 
 
+@given(st.integers(1, 3), st.integers(1, 9), st.data())
+def test_the_authors_total_is_any_of_all_images_together(
+    images: int, patches: int, data: Any
+) -> None:
+    """More than one image has too, up to all tokens of all; the rest of the division is lost."""
+    keep = data.draw(st.integers(images, images * patches))
+    features, attention = problem(images, patches, keep)
+    selection = pore.SCOPE(keep, faithful=True)._select(tower_view(features, attention))
+    assert selection.raster.shape == (images, keep // images)
+    alone = pore.SCOPE(keep // images)._select(tower_view(features, attention))
+    assert torch.equal(selection.raster, alone.raster)
+    with pytest.raises(BudgetError, match=f"at most {images * patches}"):
+        pore.SCOPE(images * patches + 1, faithful=True)._select(tower_view(features, attention))
+
+
 @pytest.mark.parametrize("alpha", [-0.5, float("nan"), float("inf")])
 def test_alpha_is_a_power(alpha: float) -> None:
     with pytest.raises(ScoreError, match="alpha"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pore
-from cases import CASES
+from cases import CASES, COUSINS
 from cases.base import Case
 from helpers.families import (
     PROMPTS,
@@ -26,8 +27,13 @@ from pore.engine.pruner import Pruner
 from pore.errors import BudgetError, InputError
 from pore.families.registry import family_of
 from pore.methods._videos import VideoPruner, videos
+from pore.methods.vidcom2 import Counts
 
-WITH_VIDEOS = [case for case in CASES if case.videos is not None]
+WITH_VIDEOS = [
+    case
+    for case in [*CASES, *(cousin for cousin in COUSINS if cousin.name == "LLaVA-NeXT-Video")]
+    if case.videos is not None
+]
 METHODS = {
     "EVS": pore.EVS(0.75),
     "VidCom2": pore.VidCom2(0.4),
@@ -38,9 +44,9 @@ families = pytest.mark.parametrize("case", WITH_VIDEOS, ids=lambda case: case.na
 methods = pytest.mark.parametrize("pruner", METHODS.values(), ids=METHODS)
 
 
-def kept(pruner: Pruner, *given: Tensor) -> list[Tensor]:
-    """(T, N) bool for every video, what stays of it."""
-    view = video_view(given)
+def kept(pruner: Pruner, *given: Tensor, pictures: int = 0) -> list[Tensor]:
+    """(T, N) bool for every video, what stays of it; the last ones may be images."""
+    view = video_view(given, pictures=pictures)
     (stage,) = pruner.stages()
     mask = stage.rule(view).keep  # type: ignore[arg-type]
     return [video.of(mask) for video in videos(view.layout)]
@@ -59,9 +65,10 @@ def test_budgets_are_met_or_refused(
 ) -> None:
     video = draw(seed, frames, size, 6)
     whole = {"EVS": size, "DyCoke": size * -(-frames // 4)}.get(kind.name, 1)
-    alone = frames == 1 and kind.videos_only
-    if alone or round(keep * frames * size) < whole:
-        with pytest.raises(InputError if alone else BudgetError):
+    if frames == 1 and kind.name in ("EVS", "DyCoke"):  # it stays whole
+        keep = 1.0
+    if round(keep * frames * size) < whole:
+        with pytest.raises(BudgetError):
             kept(kind(keep), video)
         return
     (mask,) = kept(kind(keep), video)
@@ -98,6 +105,10 @@ def test_dycoke_shares_evenly_what_the_whole_frames_leave() -> None:
     assert mask.sum(1).tolist() == [5, 3, 2, 2, 5, 2]
     (authors,) = kept(pore.DyCoke(2, faithful=True), draw(0, 7, 5, 6))
     assert authors.sum(1).tolist() == [5, 2, 2, 2, 5, 2, 0]
+    for frames in range(5, 20):  # only of a multiple of four does the last third frame stay whole
+        (mask,) = kept(pore.DyCoke(2, faithful=True), draw(0, frames, 5, 6))
+        whole = {*range(0, frames - frames % 2, 4), *([frames - 2] if frames % 4 == 0 else [])}
+        assert {i for i, count in enumerate(mask.sum(1).tolist()) if count == 5} == whole
 
 
 def test_dycoke_compares_with_the_frame_it_says() -> None:
@@ -147,6 +158,43 @@ def test_counts_of_vidcom2(counted: Any, keep: float) -> None:
         assert (mask.sum(1) >= 1).all()
 
 
+def test_counts_of_vllm_are_those_of_its_pruning_rate() -> None:
+    """For every rate in hundredths, as 1 - rate and written out; whole numbers are themselves."""
+    for frames, size, percent in itertools.product(range(1, 9), range(1, 13), range(100)):
+        total, rate = frames * size, percent / 100
+        for keep in (1 - rate, (100 - percent) / 100):
+            left = int(total * (1 - rate))
+            assert pore.VidCom2(keep, counted="vllm").kept(frames, size) == max(frames, left)
+            assert pore.EVS(keep, faithful=True).kept(frames, size) == max(size, left)
+    for frames, size in itertools.product(range(1, 9), range(1, 13)):
+        for keep in range(1, frames * size + 1):
+            assert pore.VidCom2(keep, counted="vllm").kept(frames, size) == max(frames, keep)
+            assert pore.EVS(keep, faithful=True).kept(frames, size) == max(size, keep)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 6), st.integers(1, 9), st.data())
+def test_what_vllm_would_keep_is_kept(frames: int, size: int, data: st.DataObject) -> None:
+    total = frames * size
+    keep = data.draw(st.integers(1, total) | st.integers(1, 100).map(lambda i: i / 100))
+    video = draw(data.draw(st.integers(0, 99)), frames, size, 4)
+    for method in (pore.VidCom2(keep, counted="vllm"), pore.EVS(keep, faithful=True)):
+        assert int(method.choose(video).sum()) == method.kept(frames, size)
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 6), st.integers(1, 9))
+def test_more_than_all_tokens_are_refused(frames: int, size: int) -> None:
+    total = frames * size
+    every: list[VideoPruner] = [
+        pore.VidCom2(total + 1, counted=counted) for counted in get_args(Counts)
+    ]
+    every += [kind(total + 1) for kind in (pore.EVS, pore.DyCoke, pore.UniformFrames)]
+    for method in (*every, pore.EVS(total + 1, faithful=True)):
+        with pytest.raises(BudgetError, match=f"than there are .{total}."):
+            method.choose(draw(0, frames, size, 4))
+
+
 @families
 @methods
 def test_every_family_that_takes_videos(case: Case, pruner: Any) -> None:
@@ -180,10 +228,11 @@ def test_frames_are_known(case: Case) -> None:
 
 
 @methods
-def test_images_as_frames(pruner: VideoPruner) -> None:
+@pytest.mark.parametrize("name", ["LLaVA-1.5", "InternVL", "SmolVLM"])
+def test_images_as_frames(pruner: VideoPruner, name: str) -> None:
     """Where frames come as images, `keep` can be of all of them together."""
-    (case,) = (case for case in CASES if case.name == "LLaVA-1.5")
-    prompt = [5, *(-1 - i for i in range(4)), 7, 8]
+    (case,) = (case for case in CASES if case.name == name)
+    prompt = [5, -1, 6, -1, 6, -1, 6, -1, 7, 8]
     inputs = case.inputs([prompt])
     sizes = [i.count for i in family_of(case.model()).images(case.model(), inputs)]
     kind = type(pruner)
@@ -197,12 +246,45 @@ def test_images_as_frames(pruner: VideoPruner) -> None:
 def test_an_image_beside_a_video(pruner: VideoPruner) -> None:
     """Methods that compare frames leave it whole, whatever number of tokens is asked for."""
     video, image = draw(0, 4, 6, 8), draw(1, 1, 9, 8)
-    masks = kept(type(pruner)(0.5), video, image)
+    masks = kept(type(pruner)(0.5), video, image, pictures=1)
     assert [int(mask.sum()) for mask in masks] == [12, 9 if pruner.videos_only else 4]
     if pruner.videos_only:
-        assert int(kept(type(pruner)(20), video, image)[0].sum()) == 20
+        assert int(kept(type(pruner)(20), video, image, pictures=1)[0].sum()) == 20
         with pytest.raises(InputError, match="there are only images here"):
-            kept(pruner, image)
+            kept(pruner, image, pictures=1)
+
+
+@methods
+@pytest.mark.parametrize("keep", [0.5, 4, 1.0])
+def test_a_video_of_one_frame(pruner: VideoPruner, keep: float) -> None:
+    """It is a video, alone or beside longer ones: whole where its first frame stays so."""
+    method, frame, longer = type(pruner)(keep), draw(1, 1, 9, 8), draw(0, 4, 3, 8)
+    (alone,) = kept(method, frame)
+    whole = pruner.name in ("EVS", "DyCoke") or keep == 1.0
+    assert int(alone.sum()) == method.kept(1, 9) == (9 if whole else 4)
+    beside = kept(method, frame, longer)
+    assert torch.equal(beside[0], alone)
+    assert torch.equal(beside[1], kept(method, longer)[0])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in WITH_VIDEOS if getattr(case, "video_grids", ())],
+    ids=lambda case: case.name,
+)
+@methods
+def test_a_video_of_one_grid_beside_a_longer_one(
+    case: Any, pruner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two frames are in Qwen-VL: a batch is its samples one by one."""
+    (_, *sides), longer = case.video_grids
+    monkeypatch.setattr(case, "video_grids", ((1, *sides), longer))
+    prompts = PROMPTS["videos"]
+    _, run = together(case, pruner, case.inputs(prompts, "left"))
+    for prompt, sample in zip(prompts, run.report.samples, strict=True):
+        _, alone = together(case, pruner, case.inputs([prompt]))
+        assert alone.report.samples[0].images[0].kept == sample.images[0].kept
+    check_cached_decode(case, pruner, prompts)
 
 
 def test_frames_of_several_sizes_are_refused() -> None:

@@ -168,7 +168,7 @@ class TestTiles:
         other = Tiling(1, (0, 0), 16, tuple(range(16)))
         view = tower_view(features, attention, tilings=(self.tiling, other))
         if keep > 16:
-            with pytest.raises(BudgetError, match="more visual tokens than the image has"):
+            with pytest.raises(BudgetError, match="more visual tokens than there are"):
                 pore.VisPruner(keep, ratio)._select(view)
             view = tower_view(features[:3], attention[:, :3], tilings=(self.tiling,))
         selection = pore.VisPruner(keep, ratio)._select(view)
@@ -212,7 +212,7 @@ def test_several_images_and_rows_without_in_a_model() -> None:
         model(**inputs)
     counts = [[len(image.kept) for image in sample.images] for sample in run.report]
     assert counts == [[7, 7], [], [7]]
-    with pytest.raises(BudgetError, match=f"more visual tokens than the image has \\({N}\\)"):  # noqa: SIM117
+    with pytest.raises(BudgetError, match=f"more visual tokens than there are \\({N}\\)"):  # noqa: SIM117
         with pore.VisPruner(keep=N + 1)(model):
             model(**inputs)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pore.errors import BudgetError, ScoreError
-from pore.tensors.selection import budget, indices, proportional_shares, top_k
+from pore.tensors.selection import budget, indices, proportional_shares, top_k, truncated
 
 rows = st.integers(1, 4)
 widths = st.integers(1, 24)
@@ -153,3 +153,26 @@ def test_what_is_not_valid_may_be_nan() -> None:
     scores = torch.tensor([[float("nan"), 1.0, 2.0, float("inf")]])
     valid = torch.tensor([[False, True, True, False]])
     assert top_k(scores, [1], valid).tolist() == [[False, False, True, False]]
+
+
+def test_truncated_counts_as_code_that_is_told_what_goes() -> None:
+    """Whether the share kept is computed from the share that goes or written out, to the last bit;
+    and whole numbers stay what they are."""
+    for available in range(1, 121):
+        for digits in (100, 1000):
+            for going in range(digits):
+                expected = int(available * (1 - going / digits))
+                assert truncated(1 - going / digits, available) == expected
+                assert truncated((digits - going) / digits, available) == expected
+        assert [truncated(keep, available) for keep in range(1, available + 1)] == list(
+            range(1, available + 1)
+        )
+        with pytest.raises(BudgetError, match=f"more visual tokens than there are .{available}."):
+            truncated(available + 1, available)
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_truncated_of_shares_that_are_no_decimal_numbers(parts: int, available: int) -> None:
+    for going in range(parts):
+        expected = int(available * (1 - going / parts))
+        assert truncated(1 - going / parts, available) == expected

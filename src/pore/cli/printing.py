@@ -60,7 +60,7 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     """A message about a call in Python, said of a command: `keep=17` becomes `--keep 17`.
 
     Args:
-        message: Such as 'keep=17 asks for more visual tokens than the image has (16).'
+        message: Such as 'keep=17 asks for more visual tokens than there are (16).'
         options: The options of the command, by the names that Python has for them.
 
     Returns:

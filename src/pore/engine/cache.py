@@ -99,6 +99,18 @@ class CachedTokens:
         where = columns.new_zeros(len(columns), span).scatter_(1, columns, slots)
         return where.gather(1, other.columns)
 
+    def hiding(self, other: CachedTokens) -> CachedTokens:
+        """These tokens with all those taken for filling that are not among others.
+
+        Args:
+            other: The cached tokens that are left of these.
+        """
+        columns, valid = (x.to(self.columns.device) for x in (other.columns, other.valid))
+        there = columns.new_zeros(len(columns), int(self.columns.max()) + 1)
+        there = there.scatter_add(1, columns, valid.long()).gather(1, self.columns) > 0
+        left = self.valid & there
+        return CachedTokens(self.columns, left, bool(left.all()), self.sizes)
+
     def cropped(self, count: int) -> CachedTokens:
         """These tokens without the last `count` slots.
 

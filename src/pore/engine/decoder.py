@@ -19,7 +19,7 @@ from pore.engine.images import Images, placed
 from pore.engine.limits import check_query
 from pore.engine.masks import check_own_slot, own_slots, token_mask
 from pore.engine.prefill import Prefill
-from pore.engine.records import CacheRecord
+from pore.engine.records import START, CacheRecord
 from pore.engine.setup import Setup
 from pore.engine.without_rope import FirstLayer
 from pore.layout import Image
@@ -73,7 +73,8 @@ def arrive(
     if visual is None and record.seen == 0:  # no new token, further turn or assistant's draft
         prefill = Prefill(came.tokens)
     if looks:
-        first = min((setup.inner[number].layer for number in record.tracks), default=0)
+        tracks = record.tracks
+        first = 0 if START in tracks else min((setup.inner[n].layer for n in tracks), default=0)
         if any(window is not None for window in setup.windows[:first]):
             check_own_slot(kwargs.get(MASK), cache, length)
         record.checked = record.checked or length == 1
@@ -152,6 +153,8 @@ def leave(book: CacheBook, forward: Forward, kwargs: dict[str, Any], output: Any
         kwargs: The decoder's arguments.
         output: Its output, cut down here to what the caller asks for.
     """
+    if forward.visual is not None:
+        forward.record.forget()
     cache = cache_in(kwargs)
     if cache is None:  # made by the model where the caller gave none
         cache = cache_in(output)

@@ -15,7 +15,7 @@ from pore._compat.checkpointing import CHECKPOINT, before_checkpoint, checkpoint
 from pore._compat.models import before_mlp
 from pore.changes import Changes
 from pore.engine.calls import Calls, alone
-from pore.engine.layers import decide_before_mlp, kwargs_for, pass_stage
+from pore.engine.layers import decide_before_mlp, kwargs_for, pass_stage, pass_start
 from pore.engine.probing import look_ahead
 from pore.engine.setup import Setup
 from pore.errors import ModelStateError
@@ -88,6 +88,7 @@ def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:
     named = family.token_inputs
     names = list(inspect.signature(layer.forward).parameters) if named else []
     looked_at = any(stage.earlier == i for stage in setup.inner)
+    starts = i == 0 and setup.forgets
     is_source, has_source = i in setup.sources.values(), i in setup.sources
 
     def before(
@@ -104,6 +105,8 @@ def _layer_hook(setup: Setup, calls: Calls, i: int) -> LayerHook:
         if named:
             args, kwargs = args[:1], {**dict(zip(names[1:], args[1:], strict=False)), **kwargs}
         hidden = args[0] if args else kwargs[HIDDEN]
+        if starts:
+            pass_start(setup, forward)
         for n, ahead in stages:
             if ahead and forward.visual is not None:
                 look_ahead(setup, forward, n, hidden, args, kwargs)

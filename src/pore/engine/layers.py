@@ -14,7 +14,19 @@ from pore.engine.calls import Calls
 from pore.engine.dropping import act, choose, decide, is_idle, new_states
 from pore.engine.forward import Forward
 from pore.engine.layer_inputs import LayerInputs
+from pore.engine.records import START
 from pore.engine.setup import Setup
+
+
+def pass_start(setup: Setup, forward: Forward) -> None:
+    """Begin with the first layer, where stages forget: of what it has cached some may be hidden."""
+    tracks = forward.record.tracks
+    if forward.visual is None and START not in tracks:
+        return
+    known = START in tracks
+    tracks[START] = track = forward.extended(forward.cached(START))
+    if known:
+        forward.short = LayerInputs(setup, forward.entered, None, track)
 
 
 def pass_stage(setup: Setup, forward: Forward, number: int, hidden: Tensor) -> Tensor:

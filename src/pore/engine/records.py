@@ -21,6 +21,9 @@ from pore._compat.caches import cached_keys
 from pore.engine.cache import CachedTokens
 from pore.errors import ModelStateError
 
+START = -1
+"""Stands among the numbers of stages for the layers before the first."""
+
 _known: weakref.WeakSet[Any] = weakref.WeakSet()
 """All caches that have a record."""
 
@@ -40,7 +43,8 @@ class CacheRecord(CacheOwner):
         total: (B, 1) tokens so far, dropped ones included, padding not; where `entry` is.
         last: (..., B, 1) position of the last token, where the model was given positions; likewise.
         marked: The marks that were used for it, see `Run.mark_visual`.
-        tracks: For every stage inside the decoder that has dropped tokens, what its layers hold.
+        tracks: For every stage inside the decoder that has dropped tokens, what its layers hold;
+            where stages forget, for `START` what those before hold.
         checked: Whether the first new token after a prompt was looked at.
         settings: The method that dropped tokens, with its settings; None before any were.
         is_open: Whether the model that the cache belongs to is pruned now.
@@ -74,6 +78,16 @@ class CacheRecord(CacheOwner):
 
     def __deepcopy__(self, _: Any) -> CacheRecord:
         return self.copied()
+
+    def forget(self) -> None:
+        """Hide in the layers before the last stage what it has dropped, where stages forget."""
+        if START not in self.tracks:
+            return
+        last = self.tracks[max(self.tracks)]
+        if len(self.tracks) == 1:  # none has dropped anything
+            self.tracks = {}
+            return
+        self.tracks = {number: track.hiding(last) for number, track in self.tracks.items()}
 
     # -- what the cache's own methods do to it ----------------------------------------------------
 

@@ -120,9 +120,14 @@ class Setup:
     @property
     def first(self) -> int:
         """The first layer that may get other tokens, positions or masks than the model passes."""
-        if self.shortens_prompt and not self.dense:
+        if (self.shortens_prompt and not self.dense) or self.forgets:
             return 0
         return min((stage.layer for stage in self.inner), default=len(self.layers))
+
+    @property
+    def forgets(self) -> bool:
+        """Whether later tokens see in no layer what a stage in the decoder has dropped."""
+        return any(stage.forgets for stage in self.inner)
 
     @property
     def shortens_prompt(self) -> bool:

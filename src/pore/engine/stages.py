@@ -202,6 +202,8 @@ class Stage:
         earlier: A decoder layer before `layer`: the rule finds what entered it as `view.earlier`.
         before_mlp: Let the rule see the states between attention and MLP of the layer before, and
             write new ones there: that MLP computes from them. Tokens are dropped behind it.
+        forgets: Whether later tokens see in no layer what is dropped here. Else those before the
+            stage show them what they have cached. It stays in the cache, and no memory is saved.
         idle: Called with the memory of the prompt: whether the stage has nothing to do for it, and
             is passed over. None: never.
     """
@@ -223,6 +225,7 @@ class Stage:
     bias_at: Positions = "original"
     earlier: int | None = None
     before_mlp: bool = False
+    forgets: bool = False
     idle: Callable[[Any], bool] | None = None
 
     @property

@@ -41,7 +41,7 @@ class ImageSizes:
         """
         counts = [len(image.columns) for image in images]
         any_size = family_of(model).common_grid(model) is None
-        videos = all(image.frames > 1 for image in images)
+        videos = all(image.of_video for image in images)
         return cls(min(counts), statistics.median_low(counts), max(counts), any_size, videos)
 
     def budget(self, keep: int | float) -> int | float:

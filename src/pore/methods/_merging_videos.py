@@ -285,7 +285,7 @@ class TwoPartPruner(MergingVideoPruner):
         if self.images_as_frames:
             rows = [image.row for image in layout.images]
             return [[i for i in number if rows[i] == row] for row in sorted(set(rows))]
-        return [[i] for i in number if layout.images[i].frames > 1]
+        return [[i] for i in number if layout.images[i].of_video]
 
 
 def rounded_up(keep: int | float, available: int) -> int:

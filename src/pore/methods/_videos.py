@@ -117,6 +117,19 @@ class OfVideos(BudgetPruner):
         """
         return budget(self.keep, frames * size)
 
+    def share(self, frames: int, size: int) -> float:
+        """The fraction of a video's tokens that `keep` means.
+
+        Args:
+            frames: Its number of frames T.
+            size: The number of tokens N of each.
+
+        Raises:
+            BudgetError: More tokens are asked for than there are.
+        """
+        total = frames * size
+        return budget(self.keep, total) / total if isinstance(self.keep, int) else self.keep
+
     def to_choose(self, layout: Layout) -> tuple[list[Video], Tensor]:
         """The videos to choose among, and (I, t) bool, True at images that stay whole.
 
@@ -127,16 +140,20 @@ class OfVideos(BudgetPruner):
         whole, found = torch.zeros_like(layout.valid), videos(layout, self.images_as_frames)
         if not self.videos_only:
             return found, whole
-        compared = [video for video in found if len(video.slots) > 1]
-        if not compared:
+        moving = [video for video in found if self._moves(video, layout)]
+        if not moving:
             raise InputError(
                 f"{self.name} compares the frames of a video, and there are only images here; use "
                 "another method, or images_as_frames=True if they are frames."
             )
         for video in found:
-            if len(video.slots) == 1:
+            if not self._moves(video, layout):
                 whole[video.images, video.slots] = True
-        return compared, whole
+        return moving, whole
+
+    def _moves(self, video: Video, layout: Layout) -> bool:
+        """Whether it is a video, and be it of one frame, and no image."""
+        return self.images_as_frames or layout.images[int(video.images[0, 0])].of_video
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pore.cost.shapes import ModelShape
 from pore.engine.corrections import Reweight
 from pore.engine.readers import LastToken
 from pore.engine.stages import Stage, View
-from pore.errors import BudgetError, ScoreError
+from pore.errors import BudgetError, ScoreError, UnsupportedModelError
+from pore.families.base import Family
 from pore.layout import Image, Layout
 from pore.methods._checks import check_choice, check_whole
 from pore.methods.feather import grid_of
@@ -49,8 +50,8 @@ class CLSE(StagedPruner):
     image counts as one where it is standardised. A place on the grid that no token shows counts as
     the mean of the tile's tokens.
 
-    In LLaVA the authors also cut the pruned tokens out of the cache of the layers before, which
-    only decoding notices; here these layers cache what they have seen, as in their Qwen2-VL.
+    The layers before a stage cache what they have seen, and later tokens see it there, as in the
+    authors' Qwen2-VL; in their LLaVA it is cut out of the cache.
 
     Attributes:
         keep: Tokens per image after the last stage (int), or the fraction of the original number
@@ -65,6 +66,8 @@ class CLSE(StagedPruner):
         since: The layer whose input is compared with that of the first of `layers`.
         cutoff: Width of the filter, as a share of half the grid's shorter side; 0 filters nothing.
         temperature: What the standardised change is divided by before the sigmoid.
+        faithful: Let tokens after the prompt see in no layer what was dropped in one, as the
+            authors' code for LLaVA does. The cache keeps it all the same, only hidden.
     """
 
     keep: int | float | tuple[int | float, ...]
@@ -74,6 +77,7 @@ class CLSE(StagedPruner):
     since: int = 0
     cutoff: float = 0.1
     temperature: float = 0.1
+    faithful: bool = False
 
     name: ClassVar[str] = "CLSE"
     paper: ClassVar[str] = "arXiv 2606.24165"
@@ -109,7 +113,21 @@ class CLSE(StagedPruner):
     def stages(self) -> Sequence[Stage]:
         """One stage before each of `layers`; the first looks back at layer `since`."""
         first, *others = super().stages()
-        return [replace(first, earlier=self.since), *others]
+        stages = [replace(first, earlier=self.since), *others]
+        return [replace(stage, forgets=self.faithful) for stage in stages]
+
+    def check(self, model: nn.Module, family: Family) -> None:
+        """Refuse, besides what every staged method does, to forget what is in a recurrent state.
+
+        Raises:
+            UnsupportedModelError: faithful=True in a model with recurrent layers.
+        """
+        super().check(model, family)
+        if self.faithful and any(family.recurrent(layer) for layer in family.layers(model)):
+            raise UnsupportedModelError(
+                "CLSE with faithful=True hides what was dropped from later tokens in every layer, "
+                "which recurrent layers cannot; use faithful=False."
+            )
 
     def remaining(self, visual: int) -> Sequence[int]:
         """Tokens that are left after every stage, of an image that came with so many."""

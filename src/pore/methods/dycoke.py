@@ -14,7 +14,7 @@ from pore.errors import BudgetError, InputError
 from pore.families.base import Family
 from pore.methods._videos import Video, VideoPruner, videos
 from pore.tensors.gathering import inverse, widened
-from pore.tensors.selection import by_score, check_finite
+from pore.tensors.selection import by_score, check_finite, truncated
 
 _BEFORE = (0, 1, 2, 1)
 """For every frame of a group of four, how many frames back is the one it is compared with."""
@@ -31,7 +31,7 @@ class DyCoke(VideoPruner):
 
     It acts on the embeddings. The authors' second part, a cache of which every decoded token sees
     only some, is not offered: tokens that were dropped here would have to come back later. Images
-    beside a video stay whole.
+    beside a video and videos of one frame stay whole.
 
     Attributes:
         keep: Tokens kept per video (int), or the fraction kept (float); at least every fourth frame
@@ -41,8 +41,8 @@ class DyCoke(VideoPruner):
         faithful: Do as the authors' code: `keep` is a number of tokens or a fraction of each frame
             that is compared, rounded down (1 minus their merging ratio); in such a frame tokens
             stand by rising similarity; the third frame of the last group stays whole if the number
-            of frames is a multiple of four or two more; and of an odd number of frames the last is
-            dropped. It needs five frames.
+            of frames is a multiple of four; and of an odd number of frames the last is dropped. It
+            needs five frames.
     """
 
     faithful: bool = False
@@ -81,6 +81,8 @@ class DyCoke(VideoPruner):
         place = torch.arange(frames)
         if self.faithful:
             return self._as_the_authors(place, size)
+        if frames == 1:
+            return torch.tensor([size])
         whole = place % 4 == 0
         count = super().kept(frames, size)
         left, others = count - size * int(whole.sum()), int((~whole).sum())
@@ -99,7 +101,7 @@ class DyCoke(VideoPruner):
                 f"DyCoke with faithful=True needs at least five frames, and a video has {frames}; "
                 "use faithful=False."
             )
-        share = self.keep if isinstance(self.keep, int) else int(self.keep * size)
+        share = truncated(self.keep, size)
         compared = (place % 2 == 1) | ((place % 4 == 2) & (place < frames - 2))
         counts = torch.where(compared, share, size)
         counts[frames - frames % 2 :] = 0

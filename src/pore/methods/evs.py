@@ -11,7 +11,7 @@ from torch import Tensor
 from pore.errors import BudgetError
 from pore.methods._videos import VideoPruner
 from pore.tensors.gathering import widened
-from pore.tensors.selection import top_k
+from pore.tensors.selection import top_k, truncated
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,15 @@ class EVS(VideoPruner):
     frames and tokens alone.
 
     It acts on the embeddings, as vLLM's version of it does; the paper compares pixels. Images
-    beside a video stay whole, because all they have is a first frame.
+    beside a video and videos of one frame stay whole, because all they have is a first frame.
 
     Attributes:
         keep: Tokens kept per video (int), or the fraction kept (float); at least one frame. vLLM's
             `video-pruning-rate` is 1 - keep.
         images_as_frames: Whether all images of a sample are the frames of one video, as where a
             processor hands frames over as images (InternVL, SmolVLM). `keep` is then of the video.
-        faithful: Round as vLLM does: fractions down, and up to a whole frame where it is more.
+        faithful: Round as vLLM does: fractions of 1 - `video-pruning-rate` down, and up to a whole
+            frame where it is more.
     """
 
     faithful: bool = False
@@ -41,10 +42,11 @@ class EVS(VideoPruner):
     videos_only: ClassVar[bool] = True
 
     def kept(self, frames: int, size: int) -> int:
-        """The budget, which must be enough for the first frame."""
+        """The budget, which must be enough for the first frame, or one frame, which stays whole."""
+        if frames == 1:
+            return size
         if self.faithful:
-            given = self.keep if isinstance(self.keep, int) else int(frames * size * self.keep)
-            return max(size, given)
+            return max(size, truncated(self.keep, frames * size))
         count = super().kept(frames, size)
         if count < size:
             raise BudgetError(

@@ -113,8 +113,7 @@ class HoliTom(TwoPartPruner):
         none = torch.zeros_like(attention, dtype=torch.bool)
         left = sum(still) + sum(others)
         if self.faithful:
-            share = self.keep if isinstance(self.keep, float) else self.keep / (frames * size)
-            share = min(share / (left / (frames * size)), 1)
+            share = min(self.share(frames, size) / (left / (frames * size)), 1)
             means = [round(count * share) for count in still]
             return Plan(means, [math.ceil(count * share) for count in others], none)
         count = self.kept(frames, size)

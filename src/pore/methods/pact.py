@@ -245,9 +245,9 @@ def distances(one: Tensor, other: Tensor) -> Tensor:
     return (1 - cosine(one[None], other[None])[0]).clamp(min=0.0)
 
 
-def density(between: Tensor) -> Tensor:
+def density(between: Tensor, width: float = 2.0) -> Tensor:
     """(n,) how dense tokens lie around each, itself included, from distances (n, n)."""
-    return torch.exp(-((between / 2) ** 2)).sum(-1)
+    return torch.exp(-((between / width) ** 2)).sum(-1)
 
 
 def greedy_centres(between: Tensor, rank: Tensor, cutoff: float) -> Tensor:

@@ -63,9 +63,8 @@ class SCOPE(BudgetPruner):
         return [TowerStage(self._select)]
 
     def _select(self, view: TowerView) -> TowerSelection:
-        shown, counts = view.shown, view.budgets(self.keep)
-        if self.faithful:
-            shown, counts = torch.ones_like(shown), self._shares(*shown.shape)
+        shown = torch.ones_like(view.shown) if self.faithful else view.shown
+        counts = self._shares(*shown.shape) if self.faithful else view.budgets(self.keep)
         attention = view.cls_attention[0].sum(1)
         check_finite(attention)
         similarity = cosine(view.features, view.features)

@@ -13,7 +13,7 @@ from pore.errors import BudgetError
 from pore.methods._checks import check_choice
 from pore.methods._videos import VideoPruner
 from pore.tensors.gathering import inverse, widened
-from pore.tensors.selection import by_score, check_finite, top_k
+from pore.tensors.selection import by_score, check_finite, top_k, truncated
 
 Counts = Literal["exact", "vllm", "repository"]
 
@@ -44,7 +44,8 @@ class VidCom2(VideoPruner):
         images_as_frames: Whether all images of a sample are the frames of one video, as where a
             processor hands frames over as images (InternVL, SmolVLM). `keep` is then of the video.
         counted: How many tokens stay of a video: "exact" as many as `keep` means; "vllm" the same,
-            rounded down, but at least one for every frame; "repository" what the rounded numbers of
+            rounded down as vLLM does where its `video-pruning-rate` is 1 - keep, but at least one
+            for every frame; "repository" what the rounded numbers of
             the frames come to, at least one each, which depends on what the video shows.
     """
 
@@ -66,11 +67,7 @@ class VidCom2(VideoPruner):
             )
         if self.counted == "exact":
             return super().kept(frames, size)
-        return max(frames, int(self._share(frames, size) * frames * size))
-
-    def _share(self, frames: int, size: int) -> float:
-        """The fraction of a video's tokens that `keep` means."""
-        return self.keep / (frames * size) if isinstance(self.keep, int) else self.keep
+        return max(frames, truncated(self.keep, frames * size))
 
     def counts(self, visual: int, layers: int) -> list[int]:
         """Visual tokens of one image, a video of one frame, that enter every decoder layer."""
@@ -78,7 +75,7 @@ class VidCom2(VideoPruner):
 
     def choose(self, tokens: Tensor) -> Tensor:
         """The least redundant tokens of every frame."""
-        share = self._share(*tokens.shape[:2])
+        share = self.share(*tokens.shape[:2])
         of_video, of_frame = redundancy(tokens)
         check_finite(of_video)
         kept = top_k(-(of_video + of_frame), frame_counts(of_video, share))
@@ -119,16 +116,25 @@ def nearness(tokens: Tensor, centre: Tensor) -> Tensor:
 
 
 def frame_counts(of_video: Tensor, share: float) -> Tensor:
-    """How many tokens every frame keeps.
+    """How many tokens every frame keeps: (T,) whole numbers from 1 to N.
+
+    Args:
+        of_video: (T, N) how near every token is to the mean of the video.
+        share: Fraction of all tokens to keep.
+    """
+    return (frame_shares(of_video, share) * of_video.shape[1]).round().clamp(min=1).long()
+
+
+def frame_shares(of_video: Tensor, share: float) -> Tensor:
+    """Which fraction of its tokens every frame would keep, before rounding.
 
     Args:
         of_video: (T, N) how near every token is to the mean of the video.
         share: Fraction of all tokens to keep.
 
     Returns:
-        (T,) whole numbers from 1 to N.
+        (T,) fractions, at most 1.
     """
     unique = -of_video.mean(1)
     weight = ((unique - unique.max()) / _TEMPERATURE).softmax(0)
-    scale = (share * (1 + weight - weight.mean())).clamp(max=1.0)
-    return (scale * of_video.shape[1]).round().clamp(min=1).long()
+    return (share * (1 + weight - weight.mean())).clamp(max=1.0)

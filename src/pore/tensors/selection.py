@@ -87,7 +87,7 @@ def budget(keep: int | float, available: int) -> int:
     count = keep if isinstance(keep, int) else round(keep * available)
     if count > available:
         raise BudgetError(
-            f"keep={keep} asks for more visual tokens than the image has ({available}); "
+            f"keep={keep} asks for more visual tokens than there are ({available}); "
             f"ask for at most {available}, or for a fraction."
         )
     if count < 1:
@@ -96,6 +96,29 @@ def budget(keep: int | float, available: int) -> int:
             f"ask for at least {1 / available:.3g}."
         )
     return count
+
+
+def truncated(keep: int | float, available: int) -> int:
+    """`keep` as code counts it that is told the share q that goes: int(available * (1 - q)).
+
+    In floating point 1 - q is not always what 1 - `keep` means: 1 - 0.9 of 100 tokens are 9, but
+    0.1 of them are 10. So q is read off as the decimal number that one would write for it.
+
+    Args:
+        keep: Tokens (`int`), or the fraction kept (`float`), as 1 - q or as a decimal number.
+        available: Tokens that there are.
+
+    Returns:
+        The number of tokens to keep, from 0 to `available`.
+
+    Raises:
+        BudgetError: More tokens are asked for than there are.
+    """
+    if isinstance(keep, int):
+        return budget(keep, available)
+    share = 1 - round(1 - keep, 12)
+    written = abs(share - keep) < 2**-50  # the same but for the rounding of 1 - q
+    return int(available * (share if written else keep))
 
 
 def check_scores(scores: Tensor, counts: Tensor, valid: Tensor) -> None:
