@@ -19,7 +19,7 @@ from pore.data.samples import Sample
 from pore.errors import BudgetError, InputError, PoreError, UnsupportedModelError
 from pore.serving.asked import Asked
 from pore.serving.looking import NONE, Looking, Seen, Viewer
-from pore.serving.requests import RequestError
+from pore.serving.requests import Limits, RequestError
 from pore.serving.served import Gone, Served
 from pore.tensors.selection import budget
 from processors import KINDS
@@ -46,7 +46,7 @@ def viewer() -> Viewer:
 
 
 def asked(**given: str) -> Asked:
-    return Asked.read(json.dumps(FORM | given).encode())
+    return Asked.read(json.dumps(FORM | given).encode(), Limits())
 
 
 def see(viewer: Viewer, **given: str) -> Seen:
@@ -92,7 +92,7 @@ def test_the_form_is_read() -> None:
 def test_what_is_no_question_is_refused(given: Any, reason: str) -> None:
     data = given if isinstance(given, bytes) else json.dumps(FORM | given).encode()
     with pytest.raises(RequestError, match=reason):
-        Asked.read(data)
+        Asked.read(data, Limits())
 
 
 @pytest.mark.parametrize("correction", ["P", "rope", NONE])
