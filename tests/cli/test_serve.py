@@ -40,7 +40,7 @@ def test_without_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_method_at_any_budget(model: Path, profile: Path) -> None:
     given: dict[str, Any] = {"reweight": str(profile), "layer": 3, "settings": ["normalize=visual"]}
     one = _served(Options(str(model), keep="4", allow=["layer", "normalize"], **given, name="tiny"))
-    assert (one.name, one.limits) == ("tiny", _limits(Options()))
+    assert (one.name, one.limits) == ("tiny", _limits(Options()).of(1024))
     for keep in (None, 2, 0.5):
         made: Any = one.pruner(keep)
         assert (made.keep, made.layer, made.normalize) == (keep or 4, 3, "visual")

@@ -181,7 +181,8 @@ def test_metrics(address: str, served: Served) -> None:
     assert more("pore_prefill_seconds_count") == more("pore_generation_seconds_count") == 1
     assert 0 < more("pore_prefill_seconds_sum") < more("pore_generation_seconds_sum")
     assert after["pore_requests_in_flight"] == 0
-    assert 'pore_info{model="tiny",method="FastV",keep="4"}' in after
+    info = f'pore_info{{model="tiny",method="FastV",settings="{fastv(4)!r}"}}'
+    assert info in after  # with the labels that the plug-in for vLLM has
 
 
 def test_requests_at_a_time_do_not_see_each_other(address: str, served: Served) -> None:

@@ -77,7 +77,7 @@ class Served:
         return Metrics(
             model=self.name,
             method="none" if usual is None else usual.name,
-            keep="all" if usual is None else str(self.keep),
+            settings="" if usual is None else repr(usual),
         )
 
     def pruner(self, keep: int | float | None) -> Pruner | None:
