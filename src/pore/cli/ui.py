@@ -12,7 +12,6 @@ from pore.cli.about import command_line, name_of, setup_of
 from pore.cli.options import Allow, Loading, Model, Reweight, takes
 from pore.cli.printing import say
 from pore.embedded import EMBEDDED
-from pore.errors import InputError
 
 if TYPE_CHECKING:
     from pore.engine.corrections import Correction
@@ -63,12 +62,11 @@ def ui(options: Options) -> None:
     from pore.plotting.style import style
 
     with style():  # says so where figures cannot be drawn
-        from pore.serving.running import Server
-    server = Server(_app(options), options.host, options.port)
-    say(f"The page is at http://{options.host}:{options.port}. Ctrl-C stops it.")
-    server.run()
-    if not server.started:
-        raise InputError(f"Nothing can listen at {options.host}:{options.port}; see above.")
+        from pore.serving.running import Server, listening
+    with listening(options.host, options.port) as sockets:
+        server = Server(_app(options), sockets)
+        say(f"The page is at http://{options.host}:{options.port}. Ctrl-C stops it.")
+        server.run()
 
 
 def _app(options: Options) -> PageApp:
