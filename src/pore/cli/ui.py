@@ -15,6 +15,7 @@ from pore.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     from pore.engine.corrections import Correction
+    from pore.serving.measured import Measured
     from pore.serving.page import Example, PageApp
 
 _FITTED = 128  # scenes that the embedded model's P is measured on
@@ -88,18 +89,19 @@ def _app(options: Options) -> PageApp:
     served.try_out()
     loaded = _corrections(options, model, processor)
     uncalibrated = [name for name in (ROPE, *UNCALIBRATED) if name != options.reweight]
-    viewer = Viewer(served, loaded, uncalibrated, options.max_new_tokens)
+    viewer = Viewer(served, loaded, uncalibrated)
     name = name_of(options.model)
     return PageApp(viewer, name, _examples(options.model, model), command_line(), setup_of(model))
 
 
 def _corrections(
     options: Options, model: Any, processor: Any
-) -> Mapping[str, Sequence[Correction]]:
+) -> Mapping[str, Sequence[Correction] | Measured]:
     """The corrections that are loaded or measured, by the names that the page gives them."""
-    from pore.calibration.calibrating import calibrate
     from pore.data.sources import load_samples
     from pore.evaluation.reweighting import ROPE, UNCALIBRATED, biases_named
+    from pore.methods.fastv import FastV
+    from pore.serving.measured import Measured
 
     if options.reweight is not None:
         found = biases_named(options.reweight, options.allow or (), model, processor, [])
@@ -109,8 +111,9 @@ def _corrections(
     if options.model != EMBEDDED:
         return {}
     say(f"Measuring P of the embedded model at K = {_LAYER} on {_FITTED} scenes ...")
-    scenes = load_samples("embedded:calibration", limit=_FITTED)
-    return {"P": [calibrate(model, processor, scenes, _LAYER).fit("auto", mean="geometric")]}
+    measured = Measured(model, processor, list(load_samples("embedded:calibration", limit=_FITTED)))
+    measured.of(FastV(keep=1.0, layer=_LAYER))  # what the page begins with
+    return {"P": measured}
 
 
 def _examples(name: str, model: Any) -> list[Example]:

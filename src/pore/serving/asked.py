@@ -54,6 +54,8 @@ class Asked:
             raise RequestError(f"A request is a JSON object with the texts {', '.join(names)}.")
         if not body["image"]:
             raise RequestError("There is no picture; choose one, or drop it on the page.")
+        if not body["image"].startswith("data:"):
+            raise RequestError("The picture must come with the question; choose or drop a file.")
         if not (question := body["question"].strip()):
             raise RequestError("There is no question; ask something about the picture.")
         limits.check_text(len(question))

@@ -158,9 +158,10 @@ class Served:
         if new is None:
             new = int(max(1, min(self.limits.new_tokens, room)))
         if new > room:
+            less = ", or give a smaller max_tokens" if new > 1 else ""
             raise RequestError(
                 f"The prompt has {length} tokens and asks for up to {new} more; the model takes "
-                f"{longest} in all. Shorten it, or give a smaller max_tokens."
+                f"{longest} in all. Shorten it{less}."
             )
         return replace(asked, new_tokens=new)
 
