@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from helpers.command_line import run
 from helpers.serving import CHAT, body, call, data_url, picture, until
 from pore.cli.serve import Options, _limits, _served
+from pore.errors import InputError
 from pore.methods.registry import methods
 
 
@@ -40,7 +42,7 @@ def test_without_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_method_at_any_budget(model: Path, profile: Path) -> None:
     given: dict[str, Any] = {"reweight": str(profile), "layer": 3, "settings": ["normalize=visual"]}
     one = _served(Options(str(model), keep="4", allow=["layer", "normalize"], **given, name="tiny"))
-    assert (one.name, one.limits) == ("tiny", _limits(Options()))
+    assert (one.name, one.limits) == ("tiny", _limits(Options()).of(1024))
     for keep in (None, 2, 0.5):
         made: Any = one.pruner(keep)
         assert (made.keep, made.layer, made.normalize) == (keep or 4, 3, "visual")
@@ -49,6 +51,43 @@ def test_the_method_at_any_budget(model: Path, profile: Path) -> None:
     guided: Any = _served(Options(str(model), method="sgl")).pruner(0.5)
     assert methods()["SGL"].guided
     assert guided.guide.itself
+
+
+@pytest.mark.parametrize("command", [("serve",), ("ui", "-m")])
+def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded(
+    model: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve: .ci/serve runs this")
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("pore.data.loading.load_model", loaded)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for host, reason in (("127.0.0.1", "already in use"), ("192.0.2.1", ""), ("no host", "")):
+            found = run(*command, model, "--port", port, "--host", host, code=1)
+            said = " ".join(found.output.split())
+            assert f"Nothing can listen at {host}:{port}: " in said
+            assert reason in said
+            assert "Serving" not in said
+            assert "Choose another --port" in said
+
+
+def test_two_that_start_at_once_do_not_share_a_port() -> None:
+    """Both take the address before they listen; the slower one says so."""
+    pytest.importorskip("uvicorn", reason="needs the extra serve: .ci/serve runs this")
+    pytest.importorskip("starlette", reason="needs the extra serve: .ci/serve runs this")
+    from pore.serving.running import Server, listening
+
+    _, port = address()
+    with listening("127.0.0.1", port) as one, listening("127.0.0.1", port) as other:
+        one[0].listen()
+        idle: Any = SimpleNamespace(stopping=False, idle=True)
+        with pytest.raises(InputError, match=f"Nothing can listen at 127.0.0.1:{port}"):
+            Server(idle, other).run()
 
 
 def address() -> tuple[str, int]:

@@ -40,10 +40,11 @@ def data_url(image: PIL.Image.Image, form: str = "PNG") -> str:
 
 
 def body(*urls: str, question: str = QUESTION, **more: Any) -> dict[str, Any]:
-    """A request with images and a question."""
+    """A request with images and a question; what is None is left out."""
     parts: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     content = [*parts, {"type": "text", "text": question}]
-    return {"messages": [{"role": "user", "content": content}], "max_tokens": 5, **more}
+    given = {"messages": [{"role": "user", "content": content}], "max_tokens": 5, **more}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 class Reply(NamedTuple):

@@ -36,6 +36,14 @@ SETTINGS: dict[str, Any] = {
     "max_num_batched_tokens": CHUNK,
 }
 
+MAY_NOT_BE_SET: dict[str, Any] = {
+    "pore_kept": [{"grid": [2, 2], "kept": [0]}],
+    "size": {"height": 32, "width": 32},
+    "do_resize": False,
+    "foo": {"a": {}},
+}
+"""What a request may not set where a method prunes: `mm_processor_kwargs`."""
+
 
 def engine(path: str, **settings: Any) -> Any:
     """An engine in this process.

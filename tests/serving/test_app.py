@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +23,7 @@ from pore.data.prompts import build_inputs
 from pore.data.samples import Sample
 from pore.engine.pruner import Pruner
 from pore.serving.pictures import Sources
-from pore.serving.requests import Limits
+from pore.serving.requests import ChatRequest, Limits
 from pore.serving.served import Generation, Served
 
 pytest.importorskip("openai", reason="needs the extra serve: .ci/serve runs this")
@@ -120,6 +122,8 @@ def test_the_client_of_openai(address: str, served: Served) -> None:
         (body(URL, question="an <image>"), 400, "stands for an image"),
         (body(URL, max_tokens=1020), 400, "takes 1024 in all"),
         (body("data:" + "A" * 200_000), 413, "more than 200000 bytes"),
+        (body(URL, question="w6 " * 30_000), 400, "more than 65536 characters"),
+        (body(URL, temperature=10**400), 400, "temperature is a number"),
     ],
 )
 def test_what_is_refused(address: str, given: Any, status: int, reason: str, stream: bool) -> None:
@@ -177,7 +181,8 @@ def test_metrics(address: str, served: Served) -> None:
     assert more("pore_prefill_seconds_count") == more("pore_generation_seconds_count") == 1
     assert 0 < more("pore_prefill_seconds_sum") < more("pore_generation_seconds_sum")
     assert after["pore_requests_in_flight"] == 0
-    assert 'pore_info{model="tiny",method="FastV",keep="4"}' in after
+    info = f'pore_info{{model="tiny",method="FastV",settings="{fastv(4)!r}"}}'
+    assert info in after  # with the labels that the plug-in for vLLM has
 
 
 def test_requests_at_a_time_do_not_see_each_other(address: str, served: Served) -> None:
@@ -247,6 +252,87 @@ def test_a_client_that_goes_away(
     monkeypatch.undo()
     assert call(address, CHAT, body(URL)).status == 200  # comes after what has been left
     assert len(scored) == (0 if when == "before" else 3)
+
+
+def half_sent(address: str) -> socket.socket:
+    """A request of which six bytes have come."""
+    parts = urlsplit(address)
+    client = socket.create_connection((str(parts.hostname), parts.port or 0), timeout=60)
+    client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode())
+    client.sendall(b'{"mess')
+    return client
+
+
+def test_a_request_that_does_not_come(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps nobody out, and is refused after a while."""
+    monkeypatch.setattr(served, "limits", replace(served.limits, body_seconds=1.0, waiting=1))
+    with running(Server(App(served))) as found, half_sent(found) as one, half_sent(found) as other:
+        assert call(found, CHAT, body(URL)).status == 200
+        other.close()
+        text = one.makefile("rb").read().decode()
+        assert text.startswith("HTTP/1.1 408")
+        assert "did not come in 1 seconds" in text
+        until(lambda: 'status="499"' in call(found, "/metrics").text)
+        assert 'status="408"} 1' in call(found, "/metrics").text
+
+
+def test_a_server_stops_without_what_has_not_come(served: Served) -> None:
+    server = Server(App(served))
+    with running(server) as found, half_sent(found) as client:
+        server.handle_exit(15, None)
+        text = client.makefile("rb").read().decode()
+        assert text.startswith("HTTP/1.1 503")
+        assert "The server is stopping" in text
+        until(lambda: server.should_exit)
+        assert not server.force_exit
+
+
+def test_reading_a_request_does_not_keep_others_waiting(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go, read = threading.Event(), threading.Event(), ChatRequest.read
+
+    def slowly(*given: Any) -> ChatRequest:
+        reading.set()
+        assert go.wait(60)
+        return read(*given)
+
+    monkeypatch.setattr(ChatRequest, "read", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(call, address, CHAT, body(URL))
+        assert reading.wait(60)
+        assert call(address, "/health").status == 200
+        go.set()
+        assert asked.result().status == 200
+
+
+def test_nothing_is_prepared_for_a_client_that_is_gone(
+    address: str, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another request is made tokens, one waits for its turn and leaves."""
+    began, go, asked = threading.Event(), threading.Event(), []
+    prepare = Served.prepare
+
+    def slowly(one: Served, given: ChatRequest, images: Any) -> Generation:
+        asked.append(given)
+        began.set()
+        assert go.wait(60)
+        return prepare(one, given, images)
+
+    monkeypatch.setattr(Served, "prepare", slowly)
+    parts = urlsplit(address)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(call, address, CHAT, body(URL))
+        assert began.wait(60)
+        leaving = http.client.HTTPConnection(str(parts.hostname), parts.port)
+        leaving.request("POST", CHAT, json.dumps(body(URL)))
+        until(lambda: served.metrics.in_flight == 2)
+        leaving.close()
+        until(lambda: served.metrics.in_flight == 1)
+        go.set()
+        assert first.result().status == 200
+    assert call(address, CHAT, body(URL)).status == 200
+    assert len(asked) == 2
 
 
 def test_images_from_elsewhere(served: Served, tmp_path: Any) -> None:

@@ -97,6 +97,9 @@ def test_allowed_hosts(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(sources, f"http://{host}/none", "404")
         assert refused(sources, f"http://{host}/large", "more than 10000 bytes").status == 413
         refused(sources, "http://[", "not a URL")
+        for path in ("a b", "a\r\nHost: b", "\x7f", "\xe9"):
+            refused(sources, f"http://{host}/{path}", "cannot be fetched|not fetched from")
+    refused(Sources((ANY_HOST,)), "http://127.0.0.1 x/image", "cannot be fetched")
     sources = Sources((host,))
     refused(sources, "http://127.0.0.1/image", "not fetched from '127.0.0.1'")
     refused(sources, f"http://{host}@127.0.0.1/image", "not fetched from")

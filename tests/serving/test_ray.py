@@ -75,13 +75,14 @@ def test_replicas_answer_in_batches(address: str, checkpoint: str) -> None:
         assert reply.answer == processor.decode(new, skip_special_tokens=True).strip()
         assert reply.json["pore"]["visual_tokens_kept"] == kept
     assert max(reply.json["pore"]["answered_together"] for reply in replies) > 1
-    assert call(address, CHAT, body(question="w7 w8")).status == 200
+    for more in ({}, {"max_tokens": None}, {"max_tokens": 7}, {"temperature": 1e-300}):
+        assert call(address, CHAT, body(question="w7 w8", **more)).status == 200
 
 
 @pytest.mark.slow
 def test_bad_requests_do_not_harm_others(address: str) -> None:
     url = data_url(picture())
-    given = [body(url, keep=16), body(url, keep=17)] * 4
+    given = [body(url, keep=16, max_tokens=None), body(url, keep=17)] * 4
     with ThreadPoolExecutor(len(given)) as clients:
         replies = list(clients.map(lambda one: call(address, CHAT, one), given))
     assert [reply.status for reply in replies] == [200, 400] * 4
@@ -90,6 +91,9 @@ def test_bad_requests_do_not_harm_others(address: str) -> None:
         (body("data:image/png;base64,AAAA"), "cannot be read"),
         (body(url, stream=True), "not taken here"),
         (b"{", "cannot be read as JSON"),
+        (body(url, question="w6 " * 2000), "takes 1024 in all"),
+        (body(url, question="w6 " * 30_000), "more than 65536 characters"),
+        (body(url, top_p=0.5), "top_p is for sampling"),
     ):
         reply = call(address, CHAT, bad)
         assert reply.status == 400

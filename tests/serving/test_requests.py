@@ -21,7 +21,7 @@ def read(given: Any, limits: Limits | None = None) -> ChatRequest:
 
 def test_what_a_request_asks() -> None:
     told = [
-        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]},
         {"role": "assistant", "content": "w6", "tool_calls": None, "refusal": None},
         {"role": "user", "content": [{"type": "image_url", "image_url": URL}]},
@@ -44,7 +44,8 @@ def test_what_a_request_asks() -> None:
             "frequency_penalty": 0.0,
         }
     )
-    assert [message["role"] for message in asked.messages] == [each["role"] for each in told]
+    roles = [message["role"] for message in asked.messages]
+    assert roles == ["system", "user", "assistant", "user"]
     assert asked.messages[0]["content"] == [{"type": "text", "text": "Be brief."}]
     assert asked.messages[3]["content"] == [{"type": "image"}]
     assert asked.images == (URL, URL)
@@ -85,19 +86,33 @@ def test_what_a_request_asks() -> None:
         (body(top_p=2), "top_p"),
         (body(seed=-1), "seed"),
         (body(seed=0.5), "seed"),
+        (body(temperature=10**400), "temperature is a number from 0 to 2"),
+        (body(top_p=10**400), "top_p is a number from 0 to 1"),
         (body(stop=[""]), "stop is a text"),
+        (body(stop="a" * 129), "stop is a text, or a list of up to 4 texts, of 1 to 128"),
+        (body(stop=["a", "b" * 200_000]), "stop is a text"),
         (body(stop=["a"] * 5), "stop is a text"),
         (body(stream="yes"), "stream is true or false"),
         (body(keep=True), "keep is a number"),
         (body(keep=[1]), "keep is a number"),
         (body(keep="many"), "keep: 'many' is neither"),
+        (body(keep="\u0663"), "is neither"),  # a three, in Arabic digits
+        (body(keep="1_0"), "keep: '1_0' is neither"),
+        (body(keep="nan"), "keep: 'nan' is neither"),
+        (body(keep="9" * 5000), "is neither"),
         (body(n=2), "n='2' is not done here"),
         (body(n=True), "n='True' is not done here"),
+        (body(n=1.0), "n='1.0' is not done here"),
+        (body(frequency_penalty=False), "frequency_penalty='False' is not done here"),
+        (body(logprobs=0), "logprobs='0' is not done here"),
         (body(tools=[{"type": "function"}]), "tools="),
         (body(response_format={"type": "json_object"}), "response_format="),
         (body(logprobs=True), "logprobs="),
         (body(generation_config="{}"), "no field 'generation_config'"),
         (body(*[URL] * 17), "17 images; at most 16"),
+        ({"messages": [{"role": "user", "content": "q"}] * 4097}, "4097 messages; at most 4096"),
+        ({"messages": [{"role": ["user"], "content": "q"}]}, "role is"),
+        (body(*["data:"] * 4096), "more than 4096 parts"),
     ],
 )
 def test_what_is_refused(given: Any, reason: str) -> None:
@@ -114,8 +129,29 @@ def test_how_answers_are_decoded() -> None:
     assert read(body(temperature=0)).decoding(sampled)["do_sample"] is False
     warm = read(body(temperature=0.5, top_p=0.9, stop=["a", "b"])).decoding(greedy)
     assert (warm["do_sample"], warm["temperature"], warm["top_p"]) == (True, 0.5, 0.9)
-    assert warm["stop_strings"] == ["a", "b"]
+    for cold in (1e-300, 1e-45, 0.0, -0.0):
+        assert read(body(temperature=cold)).decoding(sampled)["do_sample"] is False
     assert "top_k" not in warm
     assert read(body(top_p=1)).decoding(greedy)["do_sample"] is False
     with pytest.raises(RequestError, match="top_p is for sampling"):
         read(body(top_p=0.9)).decoding(greedy)
+
+
+def test_texts_are_no_longer_than_the_model_could_take() -> None:
+    """They are counted in all messages, before anything is made tokens."""
+    limits = Limits().of(1024)
+    most = limits.characters
+    assert most == 1 << 16
+    assert Limits().of(100_000).characters == 1_600_000
+    assert Limits().of(None) == Limits()
+    assert Limits(characters=10).of(100_000).characters == 10
+    told = [{"role": "user", "content": "a" * (most // 2)}, {"role": "user", "content": []}]
+    for more, taken in (("b" * (most // 2), True), ("b" * (most // 2 + 1), False)):
+        told[1]["content"] = [{"type": "text", "text": more}]
+        if taken:
+            assert len(read({"messages": told}, limits).messages) == 2
+            continue
+        with pytest.raises(RequestError, match="more than 65536 characters in all"):
+            read({"messages": told}, limits)
+    with pytest.raises(RequestError, match="more than 131072 values"):
+        read({"messages": [{}] * 200_000}, limits)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.stopping_criteria import STOP_STRING_EMBEDDING_CACHE
 
 import pore
 from helpers.calibrations import make_processor
@@ -159,6 +160,15 @@ def test_text_alone_and_several_images() -> None:
         assert (generation.effort.seen, generation.effort.left) == (seen, kept)
 
 
+def test_the_coldest_temperatures_and_smallest_shares() -> None:
+    one = served(keep=4)
+    greedy = answer(prepared(one, IMAGE))
+    for given in ({"temperature": 1e-300}, {"temperature": 1e-45}, {"temperature": 1e-5}):
+        assert torch.equal(answer(prepared(one, IMAGE, **given)), greedy)
+    for top_p in (0, 1e-300, 1e-45):
+        answer(prepared(one, IMAGE, temperature=1, top_p=top_p))
+
+
 def test_seeds_are_of_one_request() -> None:
     one = served(keep=4)
     sampled = {"temperature": 2.0, "max_tokens": 20}
@@ -182,6 +192,25 @@ def test_stop_texts() -> None:
     assert torch.equal(never, whole)
     assert torch.equal(stopped, whole[:-1])  # without the end of the answer
     assert "e" in one.processor.decode(stopped[-1])
+    # Not by those of transformers, which keep a table of the vocabulary for each text, and fail at
+    # one that no token ends.
+    before = len(STOP_STRING_EMBEDDING_CACHE)
+    for text in ("a" * 128, "\u2603", "never " * 20):
+        assert torch.equal(answer(prepared(one, IMAGE, question=question, stop=text))[0], whole)
+    assert len(STOP_STRING_EMBEDDING_CACHE) == before
+    beams = served(keep=4)
+    beams.model.generation_config.num_beams = 2
+    assert answer(prepared(beams, IMAGE, stop="w9")).shape[0] == 1
+
+
+def test_a_stop_text_across_tokens_and_in_the_prompt() -> None:
+    one = served(keep=4)
+    usual = answer(prepared(one, IMAGE, max_tokens=8))[0]
+    length = prepared(one, IMAGE).inputs["input_ids"].shape[1]
+    said = one.processor.tokenizer.decode(usual[length : length + 3])
+    found = answer(prepared(one, IMAGE, max_tokens=8, stop=said[1:]))[0]
+    assert torch.equal(found, usual[: length + 3])
+    assert torch.equal(answer(prepared(one, IMAGE, max_tokens=8, stop="w6 w20"))[0], usual)
 
 
 @pytest.mark.parametrize("limit", [7, 2000])
@@ -197,6 +226,10 @@ def test_what_is_refused_before_the_model_is_asked(monkeypatch: pytest.MonkeyPat
         prepared(one, IMAGE, max_tokens=1020)
     with pytest.raises(InputError, match="stands for an image"):
         prepared(one, IMAGE, question="an <image>")
+    with monkeypatch.context() as patched:
+        patched.setattr(one, "_encoder", None)  # which would make tokens
+        with pytest.raises(RequestError, match="more than 65536 characters"):
+            prepared(one, IMAGE, question="w6 " * 30_000)
     monkeypatch.setattr(one.model.generation_config, "num_beams", 2)
     answer(prepared(one, IMAGE))
     with pytest.raises(RequestError, match="cannot be streamed"):

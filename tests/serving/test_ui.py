@@ -19,7 +19,8 @@ from pore.data.samples import Sample
 from pore.errors import BudgetError, InputError, PoreError, UnsupportedModelError
 from pore.serving.asked import Asked
 from pore.serving.looking import NONE, Looking, Seen, Viewer
-from pore.serving.requests import RequestError
+from pore.serving.measured import Measured
+from pore.serving.requests import Limits, RequestError
 from pore.serving.served import Gone, Served
 from pore.tensors.selection import budget
 from processors import KINDS
@@ -40,13 +41,17 @@ FORM = {
 @pytest.fixture(scope="module")
 def viewer() -> Viewer:
     model = tiny_llava(layers=6, tower_layers=6, dtype=torch.float32).eval()
-    served = Served("tiny", model, make_processor(do_center_crop=False))
+    limits = Limits(new_tokens=5)
+    served = Served("tiny", model, make_processor(do_center_crop=False), limits=limits)
     served.try_out()
-    return Viewer(served, {"P": [P]}, ["rope", "without-rope"], 5)
+    scenes = [Sample(str(i), picture(seed=i), "w6") for i in range(3)]
+    measured = Measured(model, served.processor, scenes)
+    found = {"P": [P], "measured": measured, "at 2": measured.of(pore.FastV(keep=4, layer=2))}
+    return Viewer(served, found, ["rope", "without-rope"])
 
 
 def asked(**given: str) -> Asked:
-    return Asked.read(json.dumps(FORM | given).encode())
+    return Asked.read(json.dumps(FORM | given).encode(), Limits())
 
 
 def see(viewer: Viewer, **given: str) -> Seen:
@@ -92,7 +97,7 @@ def test_the_form_is_read() -> None:
 def test_what_is_no_question_is_refused(given: Any, reason: str) -> None:
     data = given if isinstance(given, bytes) else json.dumps(FORM | given).encode()
     with pytest.raises(RequestError, match=reason):
-        Asked.read(data)
+        Asked.read(data, Limits())
 
 
 @pytest.mark.parametrize("correction", ["P", "rope", NONE])
@@ -103,7 +108,7 @@ def test_sides_are_what_generate_gives(viewer: Viewer, correction: str) -> None:
     assert traces(viewer.served.model) == clean
     pruners: list[Any] = [None, pore.FastV(keep=0.25, layer=2)]
     if correction != NONE:
-        pruners += viewer.pruners(asked(correction=correction), IMAGE)[1:]
+        pruners += viewer.pruners(asked(correction=correction), IMAGE)[0][1:]
         assert pruners[2].reweight is not None
     assert len(found.sides) == len(pruners)
     whole = len(found.sides[0].tokens) * (found.sides[0].tokens[0],)
@@ -149,6 +154,42 @@ def test_a_method_without_attention_says_so(viewer: Viewer) -> None:
     assert any("DivPrune does not rank by text-visual attention" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("correction", ["P", "measured", "at 2", "rope", "without-rope"])
+def test_a_method_that_a_correction_does_not_fit_is_shown_without(
+    viewer: Viewer, correction: str
+) -> None:
+    found = see(viewer, method="DivPrune", correction=correction)
+    assert [side.title for side in found.sides] == ["Unpruned", "DivPrune"]
+    assert f"DivPrune has nothing to divide by {correction}: shown without." in found.notes
+    assert not any("--" in note or "pore " in note for note in found.notes)
+
+
+def test_p_is_measured_for_the_layer_that_is_chosen(viewer: Viewer) -> None:
+    """Or shown without it, where it comes from a file."""
+    for layer in ("1", "3", ""):
+        titles = [side.title for side in see(viewer, layer=layer, correction="measured").sides]
+        assert titles == ["Unpruned", "FastV", "FastV + measured"]
+    assert len(see(viewer, layer="2", correction="at 2").sides) == 3
+    found = see(viewer, layer="3", correction="at 2")
+    assert [side.title for side in found.sides] == ["Unpruned", "FastV"]
+    assert any("at 2 was measured for another layer" in note for note in found.notes)
+    assert not any("--" in note or "pore " in note for note in found.notes)
+    assert len(see(viewer, method="D2Pruner", correction="measured").sides) == 2
+
+
+@pytest.mark.slow
+def test_no_method_is_refused_for_the_correction_that_the_page_begins_with(
+    viewer: Viewer, recwarn: pytest.WarningsRecorder
+) -> None:
+    for name in viewer.methods:
+        if name == "PixelBudget":  # nothing smaller becomes fewer tokens in this model
+            continue
+        for correction in ("measured", "at 2"):
+            titles = [side.title for side in see(viewer, method=name, correction=correction).sides]
+            assert titles[0] == "Unpruned"
+            assert len(titles) in (2, 3)
+
+
 def test_harm_that_was_measured_is_said(viewer: Viewer) -> None:
     with pytest.warns(UserWarning, match="worse where that was measured"):
         found = see(viewer, method="PyramidDrop")
@@ -161,11 +202,13 @@ def test_harm_that_was_measured_is_said(viewer: Viewer) -> None:
         ({"method": "Other"}, InputError, "There is no method 'Other'"),
         ({"correction": "../file"}, InputError, "There is no correction '../file'"),
         ({"method": "PixelBudget", "correction": NONE}, UnsupportedModelError, "in LLaVA-1.5"),
-        ({"method": "DivPrune"}, InputError, "DivPrune does not rank by text-visual attention"),
+        ({"method": "D2Pruner", "correction": NONE}, InputError, "choose a correction"),
+        ({"method": "D2Pruner", "correction": "at 2", "layer": "3"}, InputError, "choose another"),
         ({"keep": "17"}, BudgetError, "asks for more visual tokens"),
         ({"keep": "0"}, BudgetError, "would keep no visual token"),
         ({"layer": "60"}, PoreError, "60"),
-        ({"method": "VisionZip", "layer": "2", "correction": NONE}, InputError, "layer"),
+        ({"method": "VisionZip", "layer": "2"}, InputError, "VisionZip has no layer K to choose"),
+        ({"question": "w6 " * 1100}, InputError, r"takes 1024 in all\. Shorten it\.$"),
         ({"question": "an <image>"}, InputError, "stands for an image"),
     ],
 )
@@ -193,7 +236,8 @@ def test_pictures_of_any_size_and_smaller_ones() -> None:
     """Qwen2.5-VL, whose tokens are as many as the picture is large; PixelBudget shrinks it."""
     kind = next(kind for kind in KINDS if kind.name == "Qwen2.5-VL")
     processor, model = parts_or_skip(kind)
-    viewer = Viewer(Served("qwen", model, processor), {}, ["without-rope"], 2)
+    served = Served("qwen", model, processor, limits=Limits(new_tokens=2))
+    viewer = Viewer(served, {}, ["without-rope"])
     form = {"question": "look", "correction": "without-rope", "layer": "1"}
     file = encoded(picture(150, 100))
     found = Looking(viewer, asked(**form), file).see()

@@ -123,10 +123,28 @@ def test_upload_ask_and_switch_the_method(address: str, browser: Any, tmp_path: 
         assert page.query_selector_all("dd")[4].inner_text() == "72 of 144"
         assert len(page.query_selector_all(".layers span")) == 8
         page.select_option("#method", "DivPrune")
-        page.select_option("#correction", "none")
         assert f"DivPrune: {visitor.answers().get('DivPrune', '')}" in visitor.ask()
         assert list(visitor.answers()) == ["Unpruned", "DivPrune"]
-        assert "DivPrune does not rank by text-visual attention" in page.inner_text(".notes")
+        notes = page.inner_text(".notes")
+        assert "DivPrune has nothing to divide by P: shown without." in notes
+        assert "DivPrune does not rank by text-visual attention" in notes
+        page.select_option("#method", "FastV")
+        page.fill("#layer", "3")  # P is measured there
+        visitor.ask()
+        assert list(visitor.answers()) == ["Unpruned", "FastV", "FastV + P"]
+
+
+def test_a_picture_that_browsers_do_not_show(address: str, browser: Any, tmp_path: Path) -> None:
+    scene = next(iter(load_samples("embedded:test", limit=1)))
+    scene.load_image().save(tmp_path / "scene.tiff")
+    with Visitor(browser, address) as visitor:
+        visitor.page.set_input_files("#file", tmp_path / "scene.tiff")
+        visitor.until("document.getElementById('picture').hidden")
+        assert "does not show scene.tiff" in visitor.page.inner_text("#hint")
+        visitor.page.fill("#question", scene.question)
+        assert visitor.ask().startswith(f"Unpruned: {scene.answer}. FastV: ")
+        visitor.page.query_selector("#examples button").click()
+        visitor.until("document.getElementById('picture').checkVisibility()")
 
 
 def test_a_picture_is_dropped(address: str, browser: Any, tmp_path: Path) -> None:
@@ -159,15 +177,14 @@ def test_what_is_broken_is_said_and_the_page_lives_on(
             ("#keep", "500", "asks for more visual tokens"),
             ("#keep", "lots", "Budget"),
             ("#layer", "99", "layer"),
-            ("#layer", "3", "the profile says 2, here it is 3"),
         ):
             before = page.input_value(field)
             page.fill(field, value)
             assert reason in visitor.ask()
             assert page.get_attribute("#status", "class") == "refused"
             page.fill(field, before)
-        page.select_option("#method", "DivPrune")
-        assert "there is nothing to divide by a position bias" in visitor.ask()
+        page.select_option("#method", "PixelBudget")
+        assert "Use Downsample" in visitor.ask()
         page.select_option("#method", "FastV")
         assert visitor.ask() == "Unpruned: 7. FastV: 0. FastV + P: 7"
         assert page.get_attribute("#status", "class") == ""
@@ -222,8 +239,11 @@ def test_a_phone(address: str, browser: Any, scheme: str) -> None:
     """Nothing is wider than the window, and text can be told from what is behind it."""
     how = {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme}
     with Visitor(browser, address, **how) as visitor:
-        visitor.ask()
         page = visitor.page
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        visitor.ask()
+        top = page.evaluate("document.getElementById('seen').getBoundingClientRect().top")
+        assert 0 <= top < 100  # what was asked for is in sight
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         for selector in ("body", ".answer", "dt", "#keep", "#go", "figcaption", "code"):
             assert contrast(page, selector) > 4.5, selector

@@ -62,10 +62,10 @@ class Read(HTMLParser):
 @pytest.fixture(scope="module")
 def app() -> PageApp:
     model = tiny_llava(layers=4, dtype=torch.float32).eval()
-    limits = Limits(body_bytes=100_000, pixels=10_000, waiting=4)
+    limits = Limits(body_bytes=100_000, pixels=10_000, waiting=4, new_tokens=5)
     served = Served("tiny", model, make_processor(do_center_crop=False), limits=limits)
     served.try_out()
-    viewer = Viewer(served, {"P": [P]}, ["without-rope"], 5)
+    viewer = Viewer(served, {"P": [P]}, ["without-rope"])
     return PageApp(viewer, NASTY, [Example(picture(), "w6", NASTY)], NASTY, {"machine": NASTY})
 
 
@@ -122,12 +122,13 @@ def test_markup_of_visitors_stays_text(address: str) -> None:
         ({"image": data_url(picture())[:-400] + "===="}, 400, "An image"),
         ({"image": data_url(picture(200, 200))}, 413, "send smaller images"),
         ({"image": "data:"}, 400, "data:image/...;base64"),
-        ({"image": "file:///etc/passwd"}, 400, "not from 'file:///etc/passwd'"),
-        ({"image": "http://127.0.0.1/a.png"}, 400, "not from 'http://127.0.0.1"),
+        ({"image": "file:///etc/passwd"}, 400, "The picture must come with the question"),
+        ({"image": "http://127.0.0.1/a.png"}, 400, "The picture must come with the question"),
+        ({"question": "w6 " * 30_000}, 400, "more than 65536 characters"),
         ({"image": ""}, 400, "There is no picture"),
         ({"keep": "17"}, 400, "asks for more visual tokens"),
         ({"keep": "200%"}, 400, "is not a fraction in (0, 1]"),
-        ({"method": "DivPrune"}, 400, "does not rank by text-visual attention"),
+        ({"method": "DivPrune", "layer": "2"}, 400, "DivPrune has no layer K to choose"),
         ({"layer": "9"}, 400, "layer"),
     ],
 )
@@ -137,6 +138,7 @@ def test_refusals_are_in_words_and_the_page_lives_on(
     reply = call(address, "/ask", FORM | given)
     assert reply.status == status
     assert reason in reply.reason
+    assert "--" not in reply.reason  # the page has no options of a command line
     assert call(address, "/ask", FORM).status == 200
 
 

@@ -94,19 +94,18 @@ def serve(options: Options) -> None:
 
         pore serve llava-hf/llava-1.5-7b-hf --method FastV --keep 128 --reweight llava.json
     """
-    from pore.serving.running import Server
+    from pore.serving.running import Server, listening
 
-    served = _served(options)
-    served.try_out()
-    server = Server(_app(options, served), options.host, options.port)
-    usual = served.pruner(None)
-    say(
-        f"Serving {served.name}, {'unpruned' if usual is None else repr(usual)}, at "
-        f"http://{options.host}:{options.port}/v1. Ctrl-C stops it."
-    )
-    server.run()
-    if not server.started:
-        raise InputError(f"Nothing can listen at {options.host}:{options.port}; see above.")
+    with listening(options.host, options.port) as sockets:
+        served = _served(options)
+        served.try_out()
+        server = Server(_app(options, served), sockets)
+        usual = served.pruner(None)
+        say(
+            f"Serving {served.name}, {'unpruned' if usual is None else repr(usual)}, at "
+            f"http://{options.host}:{options.port}/v1. Ctrl-C stops it."
+        )
+        server.run()
 
 
 def _app(options: Options, served: Served) -> App:

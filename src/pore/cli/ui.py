@@ -12,10 +12,10 @@ from pore.cli.about import command_line, name_of, setup_of
 from pore.cli.options import Allow, Loading, Model, Reweight, takes
 from pore.cli.printing import say
 from pore.embedded import EMBEDDED
-from pore.errors import InputError
 
 if TYPE_CHECKING:
     from pore.engine.corrections import Correction
+    from pore.serving.measured import Measured
     from pore.serving.page import Example, PageApp
 
 _FITTED = 128  # scenes that the embedded model's P is measured on
@@ -63,12 +63,11 @@ def ui(options: Options) -> None:
     from pore.plotting.style import style
 
     with style():  # says so where figures cannot be drawn
-        from pore.serving.running import Server
-    server = Server(_app(options), options.host, options.port)
-    say(f"The page is at http://{options.host}:{options.port}. Ctrl-C stops it.")
-    server.run()
-    if not server.started:
-        raise InputError(f"Nothing can listen at {options.host}:{options.port}; see above.")
+        from pore.serving.running import Server, listening
+    with listening(options.host, options.port) as sockets:
+        server = Server(_app(options), sockets)
+        say(f"The page is at http://{options.host}:{options.port}. Ctrl-C stops it.")
+        server.run()
 
 
 def _app(options: Options) -> PageApp:
@@ -90,18 +89,19 @@ def _app(options: Options) -> PageApp:
     served.try_out()
     loaded = _corrections(options, model, processor)
     uncalibrated = [name for name in (ROPE, *UNCALIBRATED) if name != options.reweight]
-    viewer = Viewer(served, loaded, uncalibrated, options.max_new_tokens)
+    viewer = Viewer(served, loaded, uncalibrated)
     name = name_of(options.model)
     return PageApp(viewer, name, _examples(options.model, model), command_line(), setup_of(model))
 
 
 def _corrections(
     options: Options, model: Any, processor: Any
-) -> Mapping[str, Sequence[Correction]]:
+) -> Mapping[str, Sequence[Correction] | Measured]:
     """The corrections that are loaded or measured, by the names that the page gives them."""
-    from pore.calibration.calibrating import calibrate
     from pore.data.sources import load_samples
     from pore.evaluation.reweighting import ROPE, UNCALIBRATED, biases_named
+    from pore.methods.fastv import FastV
+    from pore.serving.measured import Measured
 
     if options.reweight is not None:
         found = biases_named(options.reweight, options.allow or (), model, processor, [])
@@ -111,8 +111,9 @@ def _corrections(
     if options.model != EMBEDDED:
         return {}
     say(f"Measuring P of the embedded model at K = {_LAYER} on {_FITTED} scenes ...")
-    scenes = load_samples("embedded:calibration", limit=_FITTED)
-    return {"P": [calibrate(model, processor, scenes, _LAYER).fit("auto", mean="geometric")]}
+    measured = Measured(model, processor, list(load_samples("embedded:calibration", limit=_FITTED)))
+    measured.of(FastV(keep=1.0, layer=_LAYER))  # what the page begins with
+    return {"P": measured}
 
 
 def _examples(name: str, model: Any) -> list[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -17,6 +18,10 @@ from pore.methods.guides import Guide
 # Python's spelling of the constants; JSON's spelling is read as JSON.
 _CONSTANTS = {"none": None, "true": True, "false": False}
 
+# A budget. (?a): digits of other scripts are none.
+_NUMBER = re.compile(
+    r"(?a)[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,3})?%?", re.IGNORECASE
+)
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
@@ -62,14 +67,14 @@ def read_budget(text: str) -> int | float:
     Raises:
         InputError: It is neither.
     """
-    try:
-        if text.endswith("%"):
-            return float(text[:-1]) / 100
-        return int(text) if text.strip("+-").isdigit() else float(text)
-    except ValueError:
+    # Python's own reading takes digits of all scripts, "1_0" and "nan" too.
+    if not _NUMBER.fullmatch(text):
         raise InputError(
-            f"{text!r} is neither a number of tokens (128) nor a share of them (0.25 or 25%)."
-        ) from None
+            f"{text[:80]!r} is neither a number of tokens (128) nor a share of them (0.25 or 25%)."
+        )
+    if text.endswith("%"):
+        return float(text[:-1]) / 100
+    return int(text) if text.strip("+-").isdigit() else float(text)
 
 
 def check_names(kind: type[Pruner], names: Sequence[str]) -> None:

@@ -71,10 +71,17 @@ class App(CountedApp):
         return response
 
     async def _prepared(self, request: Request) -> Generation:
+        """What is to be generated, unless the client goes away before that is known."""
+        preparing = asyncio.ensure_future(self._read(body(request)))
+        begun(request, preparing)
+        generation: Generation = await unless_gone(request, preparing)
+        return generation
+
+    async def _read(self, data: bytes) -> Generation:
         """What is to be generated; what was sent for it is kept no longer."""
         served, limits = self.served, self.served.limits
-        data = await body(request, limits.body_bytes)
-        asked = ChatRequest.read(data, served.name, limits)
+        # Not on the thread of all requests, nor on that which prepares, as long ones take a while.
+        asked = await asyncio.to_thread(ChatRequest.read, data, served.name, limits)
         files = await asyncio.gather(
             *(asyncio.to_thread(self._sources.read, url, limits) for url in asked.images)
         )
@@ -82,6 +89,7 @@ class App(CountedApp):
         def prepare() -> Generation:  # one at a time, as pictures may be large
             return served.prepare(replace(asked, images=()), opened(files, limits))
 
+        # What waits for its turn when its client goes away never begins.
         return await asyncio.get_running_loop().run_in_executor(self._preparing, prepare)
 
     # -- what operators ask -----------------------------------------------------------------------

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pore._saved.parsing import parse_json
 from pore.errors import InputError
 from pore.methods.settings import read_budget
-from pore.serving.requests import RequestError
+from pore.serving.requests import Limits, RequestError
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,13 @@ class Asked:
     correction: str
 
     @classmethod
-    def read(cls, data: bytes) -> Asked:
+    def read(cls, data: bytes, limits: Limits) -> Asked:
         """Read a request.
 
         Args:
             data: Its body: a JSON object of texts by the names of the attributes; an empty `layer`
                 is the usual one.
+            limits: How long it may be.
 
         Returns:
             What it asks.
@@ -44,10 +44,7 @@ class Asked:
         Raises:
             RequestError: It is no such request, or lacks something; the message says what.
         """
-        try:
-            body = parse_json(data)
-        except ValueError as error:
-            raise RequestError(f"The request cannot be read as JSON: {error}") from error
+        body = limits.read_json(data)
         names = list(cls.__dataclass_fields__)
         if (
             not isinstance(body, dict)
@@ -57,8 +54,11 @@ class Asked:
             raise RequestError(f"A request is a JSON object with the texts {', '.join(names)}.")
         if not body["image"]:
             raise RequestError("There is no picture; choose one, or drop it on the page.")
+        if not body["image"].startswith("data:"):
+            raise RequestError("The picture must come with the question; choose or drop a file.")
         if not (question := body["question"].strip()):
             raise RequestError("There is no question; ask something about the picture.")
+        limits.check_text(len(question))
         try:
             keep = read_budget(body["keep"].strip())
         except InputError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -19,26 +20,31 @@ from pore.serving.served import Gone, Served
 
 _log = logging.getLogger(__name__)
 
-_BAD, _GONE, _FAILED = 400, 499, 500
+_BAD, _SLOW, _LARGE, _GONE, _FAILED = 400, 408, 413, 499, 500
 
 UNAVAILABLE = 503
 
-# The scope's key for what a request has begun.
-_WORK = "pore.work"
+_EVERY = 0.1  # seconds between looks at whether a request that is coming is still wanted
+
+# The scope's keys for what a request has begun, and for its body.
+_WORK, _BODY = "pore.work", "pore.body"
+
+
+_STOPPING = "The server is stopping; ask another one."
 
 
 class Work(Protocol):
     """What a request has begun, which nobody needs any more once the request has ended."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> object:
         """Do no more; without effect once all is done."""
 
 
 class CountedApp:
     """An application, as ASGI servers call it.
 
-    Requests for its one address that asks the model are counted, and refused where too many wait or
-    the server is to stop.
+    Requests for its one address that asks the model are counted once they have come in full, and
+    refused where too many wait or the server is to stop.
 
     Args:
         served: The model.
@@ -67,13 +73,25 @@ class CountedApp:
             await self._app(scope, receive, send)
             return
         metrics = self.served.metrics
-        reason = self._unavailable()
-        if reason is not None:
-            metrics.turn_away(UNAVAILABLE)
-            again = {"retry-after": "1", "connection": "close"}
-            await _refusal(UNAVAILABLE, reason, again)(scope, receive, send)
+        try:
+            self._check_available()
+            limits = self.served.limits
+            data = await received(receive, limits.body_bytes, limits.body_seconds, self._stops)
+            # One that is still coming keeps nobody out and does not wait, so it is asked again.
+            self._check_available()
+        except (Gone, RequestError) as error:
+            status = error.status if isinstance(error, RequestError) else _GONE
+            metrics.turn_away(status)
+            more = {"retry-after": "1"} if status == UNAVAILABLE else {}
+            # What has not come yet of the request is not read any more.
+            refusal = _refusal(status, str(error), {**more, "connection": "close"})
+            await refusal(scope, receive, send)
             return
-        status = _GONE
+        await self._counted({**scope, _BODY: data}, receive, send)
+
+    async def _counted(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request that has come in full."""
+        metrics, status = self.served.metrics, _GONE
 
         async def noted(message: Any) -> None:
             nonlocal status
@@ -90,13 +108,17 @@ class CountedApp:
             if work is not None:
                 work.cancel()
 
-    def _unavailable(self) -> str | None:
-        """Why no request is taken now; None if one is."""
+    def _stops(self) -> bool:
+        return self.stopping
+
+    def _check_available(self) -> None:
+        """Refuse a request where none is taken now."""
         if self.stopping:
-            return "The server is stopping; ask another one."
+            raise RequestError(_STOPPING, UNAVAILABLE)
         if self.served.metrics.in_flight >= self.served.limits.waiting:
-            return f"{self.served.limits.waiting} requests wait already; try again later."
-        return None
+            raise RequestError(
+                f"{self.served.limits.waiting} requests wait already; try again later.", UNAVAILABLE
+            )
 
 
 async def answered(answer: Awaitable[Response]) -> Response:
@@ -110,7 +132,7 @@ async def answered(answer: Awaitable[Response]) -> Response:
     """
     try:
         return await answer
-    except (Gone, ClientDisconnect):
+    except Gone:
         return Response(status_code=_GONE)
     except RequestError as error:
         return _refusal(error.status, str(error))
@@ -134,25 +156,65 @@ def begun(request: Request, work: Work) -> None:
     request.scope[_WORK] = work
 
 
-async def body(request: Request, most: int) -> bytes:
+def body(request: Request) -> bytes:
     """The body of a request.
 
     Args:
-        request: The request.
+        request: A request that a `CountedApp` has counted.
+
+    Returns:
+        All of it.
+    """
+    data: bytes = request.scope[_BODY]
+    return data
+
+
+async def received(
+    receive: Callable[[], Awaitable[Any]],
+    most: int,
+    seconds: float,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> bytes:
+    """The body of a request that is coming.
+
+    Args:
+        receive: Gives the messages of the request, as ASGI servers do.
         most: Its largest number of bytes.
+        seconds: How long it may take.
+        unwanted: Says that nobody takes it any more, because the server is to stop.
 
     Returns:
         All of it.
 
     Raises:
-        RequestError: It is larger.
+        RequestError: It is larger, or slower, or unwanted.
+        Gone: The client went away.
     """
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
+    data, end = bytearray(), time.monotonic() + seconds
+    coming: asyncio.Future[Any] | None = None
+    while True:
+        coming = coming or asyncio.ensure_future(receive())
+        await asyncio.wait({coming}, timeout=_EVERY)
+        error = None
+        if unwanted():
+            error = RequestError(_STOPPING, UNAVAILABLE)
+        elif time.monotonic() > end:
+            error = RequestError(f"The request did not come in {seconds:g} seconds.", _SLOW)
+        if error is not None:
+            coming.cancel()
+            raise error
+        if not coming.done():
+            continue
+        message, coming = coming.result(), None
+        if message["type"] == "http.disconnect":
+            raise Gone
+        data += message.get("body", b"")
         if len(data) > most:
-            raise RequestError(f"The request has more than {most} bytes; send smaller images.", 413)
-    return bytes(data)
+            raise RequestError(
+                f"The request has more than {most} bytes; send smaller images.", _LARGE
+            )
+        if not message.get("more_body", False):
+            return bytes(data)
 
 
 async def unless_gone(request: Request, answer: Awaitable[Any]) -> Any:

@@ -4,7 +4,7 @@ correction of its attention; what was kept, and what it took."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -18,13 +18,14 @@ from pore.engine.corrections import Correction
 from pore.engine.prefill import SampleReport
 from pore.engine.pruner import Pruner
 from pore.engine.watching import read_corrected
-from pore.errors import InputError, PoreError
+from pore.errors import CalibrationError, InputError, PoreError, ProfileMismatchError
 from pore.evaluation.guided import Guiding
 from pore.evaluation.reweighting import biases_named, with_and_without
 from pore.layout import Layout
 from pore.methods.making import make
 from pore.methods.registry import methods
 from pore.serving.asked import Asked
+from pore.serving.measured import Measured
 from pore.serving.pictures import opened
 from pore.serving.requests import ChatRequest
 from pore.serving.served import Generation, Gone, Served
@@ -89,10 +90,9 @@ class Viewer:
 
     Args:
         served: The model, served unpruned.
-        corrections: By name, corrections that were loaded: one for every stage, or a single one for
-            all.
+        corrections: By name, corrections that were loaded, one for every stage or a single one for
+            all, or that are measured.
         uncalibrated: Names of others, which `biases_named` makes for every question.
-        new_tokens: Tokens of an answer, at most.
 
     Attributes:
         served: The model.
@@ -103,17 +103,16 @@ class Viewer:
     def __init__(
         self,
         served: Served,
-        corrections: Mapping[str, Sequence[Correction]],
+        corrections: Mapping[str, Sequence[Correction] | Measured],
         uncalibrated: Sequence[str],
-        new_tokens: int,
     ) -> None:
         self.served = served
-        self.new_tokens = new_tokens
         self._corrections = dict(corrections)
         self._uncalibrated = tuple(uncalibrated)
         self.corrections = (*corrections, NONE, *uncalibrated)
         model, processor = served.model, served.processor
-        self._guiding = Guiding(model, processor, max_new_tokens=new_tokens, itself=True)
+        longest = served.limits.new_tokens
+        self._guiding = Guiding(model, processor, max_new_tokens=longest, itself=True)
         self.methods = tuple(name for name in methods() if self._can_make(name))
 
     def _can_make(self, name: str) -> bool:
@@ -131,7 +130,7 @@ class Viewer:
         guide = self._guiding if kind is not None and kind.guided else None
         return make(name, self.served.model, keep, guide=guide, layer=layer)
 
-    def pruners(self, asked: Asked, picture: PIL.Image.Image) -> list[Pruner]:
+    def pruners(self, asked: Asked, picture: PIL.Image.Image) -> tuple[list[Pruner], list[str]]:
         """The method that is asked for, without the correction and with it.
 
         Args:
@@ -139,29 +138,67 @@ class Viewer:
             picture: The picture.
 
         Returns:
-            One method; two if a correction is asked for too.
+            One method; two if a correction is asked for that it can take too. And notes, of one
+            that it cannot take.
 
         Raises:
-            PoreError: There is no such method or correction, or they do not take these settings.
+            PoreError: There is no such method or correction, or the method does not take the
+                settings, or cannot do without a correction.
         """
         if asked.method not in self.methods:
             raise InputError(
                 f"There is no method {asked.method!r} here; choose from {', '.join(self.methods)}."
             )
+        kind = methods()[asked.method]
+        if asked.layer is not None and "layer" not in {each.name for each in fields(kind)}:  # type: ignore[arg-type]
+            raise InputError(f"{kind.name} has no layer K to choose; leave Layer K empty.")
         made = self._make(asked.method, asked.keep, asked.layer)
         if asked.correction not in self.corrections:
             raise InputError(
                 f"There is no correction {asked.correction!r} here; choose from "
                 f"{', '.join(self.corrections)}."
             )
-        return with_and_without(made, self._biases(asked, picture))
+        if made.always_reweighted and asked.correction == NONE:
+            raise InputError(f"{made.name} always divides attention; choose a correction.")
+        if asked.correction != NONE and not made.reweightable:
+            note = f"{made.name} has nothing to divide by {asked.correction}: shown without."
+            return [made], [note]
+        try:
+            return with_and_without(made, self._biases(asked, picture, made)), []
+        except PoreError as error:
+            return [made], [without(made, asked.correction, error)]
 
-    def _biases(self, asked: Asked, picture: PIL.Image.Image) -> Sequence[Correction] | None:
-        if asked.correction in self._corrections:
-            return self._corrections[asked.correction]
+    def _biases(
+        self, asked: Asked, picture: PIL.Image.Image, made: Pruner
+    ) -> Sequence[Correction] | None:
+        found = self._corrections.get(asked.correction)
+        if isinstance(found, Measured):
+            return found.of(made)
+        if found is not None:
+            return found
         name = None if asked.correction == NONE else asked.correction
         sample = Sample("the picture", picture, asked.question)
         return biases_named(name, (), self.served.model, self.served.processor, [sample])
+
+
+def without(made: Pruner, correction: str, error: PoreError) -> str:
+    """The note that a method is shown without a correction.
+
+    Args:
+        made: The method.
+        correction: What the page calls the correction.
+        error: Why the method cannot take it.
+
+    Raises:
+        InputError: The method cannot do without one.
+    """
+    if isinstance(error, ProfileMismatchError):  # which goes on with what a command does
+        why = f"{correction} was measured for another layer or kind of attention"
+    else:
+        why = f"{correction} cannot be had for it"
+    if made.always_reweighted:
+        raise InputError(f"{made.name}: {why}; choose another correction.") from error
+    return f"{made.name}, as it is set here: {why}, so it is shown without."
 
 
 class _Canvas(NamedTuple):
@@ -205,11 +242,18 @@ class Looking:
         """
         self._check()
         (picture,) = opened([self._file], self._viewer.served.limits)
-        pruners = self._viewer.pruners(self._asked, picture)
+        pruners, notes = self._viewer.pruners(self._asked, picture)
         # The pruned ones first, as they may be refused.
-        first, *others = [(each, *self._generated(each, picture)) for each in pruners]
+        runs: list[tuple[Pruner, Generation, str]] = []
+        for each in pruners:
+            try:
+                if not runs:  # warm up, so that none of those that are timed is the first
+                    self._generated(each, picture, 1)
+                runs.append((each, *self._generated(each, picture)))
+            except ProfileMismatchError as error:
+                notes.append(without(each, self._asked.correction, error))
+        first, *others = runs
         generation, answer = self._generated(None, picture)
-        notes: list[str] = []
         whole = self._canvas(picture, None, notes)
         report = _report(first[1])
         tokens = (int(generation.encoded["attention_mask"].sum()),) * len(report.tokens)
@@ -220,7 +264,7 @@ class Looking:
             tokens = _report(generation).tokens
             sides.append(self._side(pruner, generation, answer, tokens, canvas))
             notes += [] if generation.report is None else generation.report.notes
-        ranking = pruners[-1]
+        ranking = runs[-1][0]
         if ranking.harmed and others:
             notes.append(
                 f"A position bias made {ranking.name} worse where that was measured: "
@@ -229,6 +273,8 @@ class Looking:
         drawn = layer = None
         try:
             drawn, layer = self._attention(ranking, first[1], whole)
+        except CalibrationError:  # which goes on with what else can be measured
+            notes.append(f"There is no attention to show: {ranking.name} ranks by another kind.")
         except PoreError as error:
             notes.append(f"There is no attention to show: {error}")
         return Seen(tuple(sides), drawn, layer, tuple(dict.fromkeys(notes)))
@@ -248,13 +294,15 @@ class Looking:
             return None
         return _Canvas(picture, found)
 
-    def _generated(self, pruner: Pruner | None, picture: PIL.Image.Image) -> tuple[Generation, str]:
-        """A generation that has ended, and the answer."""
+    def _generated(
+        self, pruner: Pruner | None, picture: PIL.Image.Image, longest: int | None = None
+    ) -> tuple[Generation, str]:
+        """A generation that has ended, and the answer; usually it is as long as it may be."""
         served = self._viewer.served
         self._check()
         parts = [{"type": "image"}, {"type": "text", "text": self._asked.question}]
         messages = ({"role": "user", "content": parts},)
-        greedy = ChatRequest(messages, new_tokens=self._viewer.new_tokens, temperature=0.0)
+        greedy = ChatRequest(messages, new_tokens=longest, temperature=0.0)
         generation = served.prepare_pruned(greedy, [picture], pruner)
         self._generation = generation
         self._check()

@@ -105,13 +105,18 @@ class PageApp(CountedApp):
         return await answered(self._answer(request))
 
     async def _answer(self, request: Request) -> Response:
+        shown = asyncio.ensure_future(self._shown(request, body(request)))
+        begun(request, shown)
+        return HTMLResponse(await unless_gone(request, shown), headers=_HEADERS)
+
+    async def _shown(self, request: Request, data: bytes) -> Html:
         limits = self.served.limits
-        asked = Asked.read(await body(request, limits.body_bytes))
-        file = self._sources.read(asked.image, limits)
+        # Not on the thread of all requests, as pictures are large.
+        asked = await asyncio.to_thread(Asked.read, data, limits)
+        file = await asyncio.to_thread(self._sources.read, asked.image, limits)
         looking = Looking(self._viewer, replace(asked, image=""), file)
         begun(request, looking)
-        shown = asyncio.get_running_loop().run_in_executor(self._asking, _shown, looking)
-        return HTMLResponse(await unless_gone(request, shown), headers=_HEADERS)
+        return await asyncio.get_running_loop().run_in_executor(self._asking, _shown, looking)
 
 
 def _form(

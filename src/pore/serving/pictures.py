@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import urllib.error
+import http.client
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ class Sources:
         try:
             with opener.open(url, timeout=_PATIENCE) as answer:
                 data: bytes = answer.read(most + 1)
-        except (OSError, ValueError, urllib.error.URLError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise RequestError(f"{url[:80]!r} cannot be fetched: {error}") from error
         if len(data) > most:
             raise RequestError(f"{url[:80]!r} has more than {most} bytes.", 413)

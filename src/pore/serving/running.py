@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pore.errors import InputError
@@ -20,18 +23,56 @@ except ImportError as error:
 _EVERY = 0.1  # seconds between looks at whether all are answered
 
 
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
+    """An address that is taken while a model is loaded, so that nobody waits for a refusal.
+
+    Args:
+        host: Address to listen at.
+        port: Port.
+
+    Yields:
+        Its sockets, one for every address that the host's name means.
+
+    Raises:
+        InputError: It is taken already, or is none of this machine.
+    """
+    with contextlib.ExitStack() as opened:
+        sockets = []
+        try:
+            kinds = (socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)
+            for family, kind, protocol, _, at in socket.getaddrinfo(host, port, *kinds):
+                one = opened.enter_context(socket.socket(family, kind, protocol))
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                one.bind(at)
+                sockets.append(one)
+        except (OSError, UnicodeError) as error:
+            raise _not_there(host, port, error) from error
+        yield sockets
+
+
+def _not_there(host: str, port: int, error: Exception) -> InputError:
+    said = getattr(error, "strerror", None) or error
+    return InputError(
+        f"Nothing can listen at {host}:{port}: {said}. Choose another --port or --host, or stop "
+        "what listens there."
+    )
+
+
 class Server(uvicorn.Server):  # type: ignore[misc]
     """A server that, told to stop, answers what it has begun and refuses what comes then.
 
     Args:
         app: What answers.
-        host: Address to listen at.
-        port: Port; 0 takes any that is free.
+        sockets: Where it listens; the default is any port of 127.0.0.1 that is free.
     """
 
-    def __init__(self, app: CountedApp, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, app: CountedApp, sockets: Sequence[socket.socket] | None = None) -> None:
         self.app = app
-        config = uvicorn.Config(self.app, host=host, port=port, log_level="warning")
+        self._at = sockets
+        config = uvicorn.Config(self.app, port=0, log_level="warning")
         super().__init__(config)
 
     def stop(self) -> None:
@@ -48,7 +89,13 @@ class Server(uvicorn.Server):  # type: ignore[misc]
         """Serve until stopped."""
         waiting = asyncio.create_task(self._end_when_idle())
         try:
-            await super().serve(sockets)
+            await super().serve(sockets or self._at)
+        except OSError as error:
+            if self.started or not self._at:
+                raise
+            # Another one, which was begun at the same time, was faster.
+            host, port, *_ = self._at[0].getsockname()
+            raise _not_there(host, port, error) from error
         finally:
             waiting.cancel()
 

@@ -26,6 +26,7 @@ from pore.evaluation.effort import Effort, pruned_efforts, unpruned_efforts
 from pore.evaluation.guided import guiding_of, with_guide
 from pore.serving.metrics import Metrics
 from pore.serving.requests import ChatRequest, Limits, RequestError
+from pore.serving.stops import Stops
 
 _BUDGETS = 64  # so many are kept, of those that requests ask for
 
@@ -47,6 +48,7 @@ class Served:
 
     Attributes:
         metrics: What is counted.
+        limits: As given, and texts no longer than the model could take.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class Served:
         self.model = model
         self.processor = processor
         self.keep = keep
-        self.limits = limits or Limits()
+        self._positions = _positions(model)
+        self.limits = (limits or Limits()).of(self._positions)
         # One tokenizer must not encode in one thread while it decodes in another.
         self._encoder = copy.deepcopy(processor)
         # Of type and value: 1 is one token, 1.0 are all.
@@ -74,7 +77,7 @@ class Served:
         return Metrics(
             model=self.name,
             method="none" if usual is None else usual.name,
-            keep="all" if usual is None else str(self.keep),
+            settings="" if usual is None else repr(usual),
         )
 
     def pruner(self, keep: int | float | None) -> Pruner | None:
@@ -149,15 +152,16 @@ class Served:
 
     def _with_length(self, asked: ChatRequest, length: int) -> ChatRequest:
         """A request whose prompt has so many tokens, with the most that its answer may have."""
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = self._positions
         room = math.inf if longest is None else longest - length
         new = asked.new_tokens
         if new is None:
             new = int(max(1, min(self.limits.new_tokens, room)))
         if new > room:
+            less = ", or give a smaller max_tokens" if new > 1 else ""
             raise RequestError(
                 f"The prompt has {length} tokens and asks for up to {new} more; the model takes "
-                f"{longest} in all. Shorten it, or give a smaller max_tokens."
+                f"{longest} in all. Shorten it{less}."
             )
         return replace(asked, new_tokens=new)
 
@@ -217,6 +221,10 @@ class Generation:
         self._since = 0.0
         self._gone = False
         self.inputs: dict[str, Any] = {**inputs, "logits_processor": [_Watch(self._scored)]}
+        if asked.stop:
+            length = inputs["input_ids"].shape[1]
+            stops = Stops(served.processor.tokenizer, asked.stop, length)
+            self.inputs["stopping_criteria"] = [stops]
         self.generation_config = config
         self.began: Future[None] = Future()
         self.ended: Future[None] = Future()
@@ -248,7 +256,7 @@ class Generation:
             Exception: Whatever it raises; also kept as `error`.
         """
         model = self._served.model
-        # Handed over is a processor, from which stop texts cannot be read.
+        # Handed over is a processor, from which a checkpoint's own stop texts cannot be read.
         given["tokenizer"] = self._served.processor.tokenizer
         self._since = time.monotonic()
         try:
@@ -290,6 +298,12 @@ class Generation:
     def _check(self) -> None:
         if self._gone:
             raise Gone
+
+
+def _positions(model: Any) -> int | None:
+    """How many tokens a model takes; None if it does not say."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 class _Watch(LogitsProcessor):  # type: ignore[misc]

@@ -6,6 +6,7 @@ let picture = at("picture").getAttribute("src");
 let asking = null;
 
 function show(url, pressed, name) {
+  at("picture").hidden = false;
   picture = at("picture").src = url;
   at("picture").alt = name;
   examples.forEach((each) => each.setAttribute("aria-pressed", each === pressed));
@@ -28,6 +29,12 @@ function say(text, refused) {
   status.textContent = text;
   status.className = refused ? "refused" : "";
 }
+
+// TIFF, say, which few browsers show; the server reads more.
+at("picture").addEventListener("error", () => {
+  at("picture").hidden = true;
+  at("hint").textContent = `This browser does not show ${at("picture").alt}; the server may read it.`;
+});
 
 for (const example of examples)
   example.addEventListener("click", () => {
@@ -72,4 +79,6 @@ form.addEventListener("submit", async (event) => {
   seen.removeAttribute("aria-busy");
   seen.innerHTML = refusal ? "" : text;
   say(refusal || seen.firstElementChild.dataset.said, Boolean(refusal));
+  // On a narrow screen the answers are below the form, out of sight.
+  if (!refusal && seen.getBoundingClientRect().top > innerHeight / 2) seen.scrollIntoView();
 });

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +109,86 @@ def test_nothing_is_sent_of_what_is_wrong(ranker: Ranker) -> None:
     assert recorder.sent == []
 
 
+class Answered:
+    """Stands for a message that OpenAI's client answers with, an object of pydantic."""
+
+    def model_dump(self, *, exclude_none: bool) -> dict[str, Any]:
+        assert exclude_none
+        return {"role": "assistant", "content": "w9"}
+
+
+def test_messages_in_all_forms_that_clients_write(ranker: Ranker) -> None:
+    recorder = Recorder()
+    client = VLLMClient(recorder, ranker)
+    asked = user("w7 w8", picture(1))
+    call = {"id": "1", "type": "function", "function": {"name": "w6", "arguments": "{}"}}
+    parts = asked["content"]
+    for told in (
+        (asked,),
+        (one for one in [asked]),
+        [{"role": "user", "content": tuple(parts)}],
+        [{"role": "user", "content": (part for part in parts)}],
+    ):
+        client.create(messages=told)
+    sent = [request["messages"] for request in recorder.sent]
+    assert all(one == sent[0] for one in sent)
+    assert [part["type"] for part in sent[0][0]["content"]] == ["image_embeds", "text"]
+    told = [
+        {"role": "developer", "content": "w6", "name": "w7"},
+        asked,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "w5"},
+        Answered(),
+        {"role": "user", "content": "w7"},
+    ]
+    client.create(messages=told)
+    first, _, calls, tool, answer, last = recorder.sent[-1]["messages"]
+    assert (first, tool, last) == (told[0], told[3], told[5])
+    assert calls == {"role": "assistant", "tool_calls": [call]}
+    assert answer == {"role": "assistant", "content": "w9"}
+    for wrong in ([], ["w7"], [{"content": "w7"}], [{"role": "user", "content": {"a": 1}}]):
+        with pytest.raises(InputError, match="messages"):
+            client.create(messages=wrong)
+
+
+def test_the_messages_of_openai_themselves(ranker: Ranker) -> None:
+    types = pytest.importorskip("openai.types.chat", reason="needs openai: .ci/serve runs this")
+    recorder = Recorder()
+    answer = types.ChatCompletionMessage(role="assistant", content="w9")
+    VLLMClient(recorder, ranker).create(messages=[user("w7", picture(1)), answer, user("w8")])
+    assert recorder.sent[0]["messages"][1] == {"role": "assistant", "content": "w9"}
+
+
+def test_a_client_that_is_awaited_ranks_in_a_thread(ranker: Ranker) -> None:
+    """The loop goes on while a request waits for the ranker."""
+    loops: list[threading.Thread] = []
+
+    class Later(Recorder):
+        async def create(self, **request: Any) -> int:  # type: ignore[override]
+            loops.append(threading.current_thread())
+            return super().create(**request)
+
+    recorder = Later()
+    client = VLLMClient(recorder, ranker)
+
+    async def ask() -> int:
+        with client._lock:  # as if another one was ranked
+            asked = asyncio.ensure_future(client.create(messages=[user("w7", picture(1))]))
+            await asyncio.sleep(0.05)
+            assert not asked.done()
+        found: int = await asked
+        return found
+
+    assert asyncio.run(ask()) == 1
+    assert loops == [threading.current_thread()]
+    assert recorder.sent[0]["messages"][0]["content"][0]["type"] == "image_embeds"
+    openai = pytest.importorskip("openai", reason="needs openai: .ci/serve runs this")
+    real = VLLMClient(openai.AsyncOpenAI(base_url="http://127.0.0.1:1", api_key="-"), ranker)
+    later = real.create(messages=[user("<image>", picture(1))], model="m")
+    with pytest.raises(InputError, match="stands for an image"):
+        asyncio.run(later)
+
+
 def kind_of(name: str) -> Any:
     return next(kind for kind in KINDS if kind.name == name)
 
@@ -127,6 +209,14 @@ def test_where_tokens_have_places_the_picture_goes_with_indices(name: str) -> No
         assert len(entry["kept"]) == KEEP
         assert entry["grid"][0] == entry["grid"][1]
     assert json.loads(json.dumps(chosen)) == checked_entries(chosen, 2)
+    client.create(messages=messages, extra_body={"mm_processor_kwargs": {"size": 1}, "top_k": 1})
+    extra = client._client.sent[0]["extra_body"]
+    assert extra["mm_processor_kwargs"] == {"size": 1, "pore_kept": chosen}
+    assert extra["top_k"] == 1
+    with pytest.raises(InputError, match="leave 'pore_kept' out of extra_body"):
+        client.create(
+            messages=messages, extra_body={"mm_processor_kwargs": {"pore_kept": [None, None]}}
+        )
     prompt = client.engine_prompt(messages)
     assert prompt["mm_processor_kwargs"] == {"pore_kept": chosen}
     assert len(prompt["multi_modal_data"]["image"]) == 2

@@ -90,7 +90,9 @@ def test_an_image_of_another_size_is_refused() -> None:
 
 def test_other_settings_of_a_request_are_refused() -> None:
     check_keys({KEY: []}, taken=True)
-    check_keys({"max_pixels": 5}, taken=False)  # vLLM's own affair
+    check_keys({}, taken=False)
+    with pytest.raises(InputError, match=r"may hold nothing here, not \['max_pixels', 'size'\]"):
+        check_keys({"size": {}, "max_pixels": 5}, taken=False)
     with pytest.raises(InputError, match=r"alone here, not \['max_pixels'\]"):
         check_keys({KEY: [], "max_pixels": 5}, taken=True)
     with pytest.raises(InputError, match="chooses what is kept of images, and takes no"):

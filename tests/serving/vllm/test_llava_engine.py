@@ -9,14 +9,16 @@ import torch
 
 import pore
 from helpers.chats import picture, user
-from helpers.vllm_engines import CHUNK, answers, engine, generated, tokens
+from helpers.vllm_engines import CHUNK, MAY_NOT_BE_SET, answers, engine, generated, tokens
 from pore.data.loading import load_model
 from pore.data.prompts import Prompt, build_inputs, prompt_inputs, render, render_messages
 from pore.embedded import embedded_model
 from pore.engine.embeddings import kept_embeddings
+from pore.errors import InputError
 from pore.serving.reencoding import Ranker, reencoded
-from pore.serving.requests import conversation
+from pore.serving.requests import Limits, conversation
 from pore.serving.vllm.client import VLLMClient
+from pore.serving.vllm.plugin import MODELS, register
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: .ci/vllm")
 
@@ -49,9 +51,20 @@ def samples() -> list[Any]:
     return [sample for sample, _ in zip(found, range(12), strict=False)]
 
 
+def test_being_registered_again_changes_nothing(served: Any) -> None:
+    from vllm import ModelRegistry
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    load, known = CPUModelRunner.load_model, ModelRegistry.models.copy()
+    assert set(MODELS) <= set(known)
+    register()
+    assert CPUModelRunner.load_model is load
+    assert ModelRegistry.models == known
+
+
 def asked(processor: Any, text: str, *images: Any) -> dict[str, Any]:
     """A prompt for the engine with whole images."""
-    read, _ = conversation([user(text, *images)])
+    read, _ = conversation([user(text, *images)], Limits())
     prompt: dict[str, Any] = {"prompt": render_messages(processor, read)}
     if images:
         prompt["multi_modal_data"] = {"image": list(images)}
@@ -61,7 +74,7 @@ def asked(processor: Any, text: str, *images: Any) -> dict[str, Any]:
 def in_transformers(parts: tuple[Any, Any], pruner: Any, text: str, *images: Any) -> list[int]:
     """The answer of transformers to the same prompt, pruned there."""
     model, processor = parts
-    read, _ = conversation([user(text, *images)])
+    read, _ = conversation([user(text, *images)], Limits())
     prompt = Prompt("asked", render_messages(processor, read), images)
     inputs = prompt_inputs(processor, [prompt])
     if not images:
@@ -130,7 +143,7 @@ def test_embeddings_of_a_ranker_are_encoded_again(served: Any, parts: Any, sampl
     outputs = tokens(answers(served, mixed))
     expected = []
     for text, *images in cases:
-        read, _ = conversation([user(text, *images)])
+        read, _ = conversation([user(text, *images)], Limits())
         prompt = Prompt("asked", render_messages(processor, read), images)
         inputs = prompt_inputs(processor, [prompt])
         kept = kept_embeddings(model, inputs, pruner)
@@ -156,5 +169,8 @@ def test_a_request_that_is_refused_leaves_the_engine_alive(served: Any, parts: A
         with pytest.raises((ValueError, TypeError, RuntimeError)):
             answers(served, [prompt])
     case = ("What is this?", picture(13))
+    for key, value in MAY_NOT_BE_SET.items():
+        with pytest.raises(InputError, match=f"'{key}'"):
+            answers(served, [{**asked(processor, *case), "mm_processor_kwargs": {key: value}}])
     outputs = answers(served, [asked(processor, *case)])
     assert tokens(outputs) == [in_transformers(parts, PRUNER, *case)]

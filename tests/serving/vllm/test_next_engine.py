@@ -9,10 +9,11 @@ import pytest
 
 import pore
 from helpers.chats import picture
-from helpers.vllm_engines import CHUNK, answers, engine, generated, tokens
+from helpers.vllm_engines import CHUNK, MAY_NOT_BE_SET, answers, engine, generated, tokens
 from helpers.vllm_next import SIDE, save_next
 from pore.data.loading import load_model
 from pore.data.prompts import Prompt, prompt_inputs
+from pore.errors import InputError
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: .ci/vllm")
 
@@ -101,5 +102,8 @@ def placeholders(parts: Any, text: str, *images: Any) -> int:
 def test_an_image_that_is_refused_leaves_the_engine_alive(served: Any, parts: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         answers(served, [{"prompt": "<image>", "multi_modal_data": {"image": ["no picture"]}}])
+    for key, value in MAY_NOT_BE_SET.items():
+        with pytest.raises(InputError, match=f"'{key}'"):
+            answers(served, [{**asked(*CASES["two tiles"]), "mm_processor_kwargs": {key: value}}])
     outputs = answers(served, [asked(*CASES["two tiles"])])
     assert tokens(outputs) == [in_transformers(parts, PRUNER, *CASES["two tiles"])]

@@ -21,7 +21,7 @@ from pore.data.prompts import Prompt, prompt_inputs, render_messages
 from pore.embedded import embedded_model
 from pore.engine.stages import Selection, Stage, View
 from pore.serving.reencoding import Ranker
-from pore.serving.requests import conversation
+from pore.serving.requests import Limits, conversation
 from pore.serving.vllm.client import VLLMClient
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: .ci/vllm")
@@ -104,7 +104,7 @@ def tokens(answer: Any) -> list[int]:
 def in_transformers(served: Served, pruner: Any, text: str, *images: Any) -> list[int]:
     """The answer of transformers to the same prompt, pruned there; None is unpruned."""
     model, processor = served.parts
-    read, _ = conversation([user(text, *images)])
+    read, _ = conversation([user(text, *images)], Limits())
     inputs = prompt_inputs(processor, [Prompt("asked", render_messages(processor, read), images)])
     if pruner is None:
         return generated(model, **inputs)[0]
@@ -246,6 +246,22 @@ def test_what_says_nothing_is_whole(qwen: Served) -> None:
             messages=[user(*case)], **GREEDY, extra_body=body
         )
         assert tokens(answer) == in_transformers(qwen, None, *case)
+    for one in (0, 1):  # beside one that is pruned, in the same prompt and the same batch
+        kept: list[list[int]] = [list(range(12)), list(range(8))]
+        kept[one] = [1, 6]
+        said = {"pore_kept": [None, None]}
+        said["pore_kept"][one] = {"grid": [(3, 4), (4, 2)][one], "kept": [1, 6]}
+        body = {**MORE, "mm_processor_kwargs": said}
+
+        def ask(body: Any) -> Any:
+            return qwen.client.chat.completions.create(
+                messages=[user(*case)], **GREEDY, extra_body=body
+            )
+
+        with ThreadPoolExecutor(4) as pool:
+            pruned, whole, again, plain = pool.map(ask, [body, MORE] * 2)
+        assert tokens(pruned) == tokens(again) == in_transformers(qwen, Given(kept), *case)
+        assert tokens(whole) == tokens(plain) == in_transformers(qwen, None, *case)
     text = qwen.client.chat.completions.create(messages=[user("w5")], **GREEDY, extra_body=MORE)
     assert tokens(text) == in_transformers(qwen, None, "w5")
 

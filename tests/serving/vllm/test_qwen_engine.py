@@ -14,12 +14,12 @@ import torch
 
 import pore
 from helpers.chats import picture
-from helpers.vllm_engines import CHUNK, LONGEST, answers, engine, generated, tokens
+from helpers.vllm_engines import CHUNK, LONGEST, MAY_NOT_BE_SET, answers, engine, generated, tokens
 from helpers.vllm_qwen import save_qwen, token_side
 from pore.data.loading import load_model
 from pore.data.prompts import Prompt, prompt_inputs
 from pore.engine.embeddings import kept_embeddings
-from pore.errors import UnsupportedModelError
+from pore.errors import InputError, UnsupportedModelError
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: .ci/vllm")
 
@@ -70,8 +70,12 @@ def started(checkpoint: str, kind: str, method: str) -> Any:
 def test_what_cannot_be_done_is_refused_at_the_start(
     checkpoint: str, kind: str, method: str, reason: str
 ) -> None:
-    """Before the engine of the other tests starts, as a process has one."""
-    with pytest.raises(UnsupportedModelError, match=reason):
+    """Before the engine of the other tests starts, as a process has one.
+
+    What settings tell is refused before the engine's processes start, as a RuntimeError.
+    """
+    kinds = RuntimeError if method == "FastV" else (RuntimeError, UnsupportedModelError)
+    with pytest.raises(kinds, match=reason):
         started(checkpoint, kind, method)
 
 
@@ -205,5 +209,8 @@ def test_a_request_that_is_refused_leaves_the_engine_alive(
     for prompt in wrong:
         with pytest.raises((ValueError, TypeError)):
             answers(served, [prompt])
+    for key, value in MAY_NOT_BE_SET.items():
+        with pytest.raises(InputError, match=f"'{key}'"):
+            answers(served, [{**asked(*cases["one"]), "mm_processor_kwargs": {key: value}}])
     outputs = answers(served, [asked(*cases["one"])])
     assert tokens(outputs) == [in_transformers(parts, PRUNER, *cases["one"])]

@@ -13,7 +13,8 @@ import pore
 from cases import CASES
 from helpers.models import tiny_llava
 from pore.errors import InputError, PoreError, UnsupportedModelError
-from pore.serving.vllm.settings import by_request, pruner_of
+from pore.serving.vllm.plugin import check_settings
+from pore.serving.vllm.settings import by_request, pruner_of, trial_side
 
 
 def config(given: Any, case: str = "LLaVA-1.5") -> Any:
@@ -30,7 +31,9 @@ def test_a_method_by_its_settings(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(given))
     assert pruner_of(config(str(file))) == pore.VisionZip(keep=6, contextual=2)
-    assert pruner_of(config({"method": "DivPrune", "keep": 0.25})) == pore.DivPrune(keep=0.25)
+    for keep in (0.25, "25%", "0.25"):
+        assert pruner_of(config({"method": "DivPrune", "keep": keep})) == pore.DivPrune(keep=0.25)
+    assert pruner_of(config({"method": "DivPrune", "keep": "4"})) == pore.DivPrune(keep=4)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,8 @@ def test_a_method_by_its_settings(tmp_path: Path) -> None:
         ({"keep": 6}, "names no method"),
         ({"method": "FasterVLM"}, "has no budget"),
         ({"method": "FasterVLM", "keep": True}, "has no budget"),
-        ({"method": "FasterVLM", "keep": "6"}, "has no budget"),
+        ({"method": "FasterVLM", "keep": [6]}, "has no budget"),
+        ({"method": "FasterVLM", "keep": "many"}, "'many' is neither"),
         ({"method": "Nothing", "keep": 6}, "Nothing"),
         ({"method": "FasterVLM", "keep": 6, "layer": 2}, "no setting 'layer'"),
         ({"method": "VisionZip", "keep": 6, "contextual": "many"}, "contextual"),
@@ -79,9 +83,38 @@ def test_requests_choose_only_where_the_server_says_so() -> None:
             by_request(config(wrong, "Qwen2.5-VL"))
 
 
+def test_the_front_end_says_why_in_one_error() -> None:
+    """vLLM asks before it starts other processes."""
+    check_settings(config({"by_request": True}, "Qwen2.5-VL"))
+    check_settings(config({"method": "FasterVLM", "keep": 6}))
+    for given, case, reason in (
+        ({"by_request": True}, "LLaVA-1.5", "takes no indices by request"),
+        ({"by_request": 1, "keep": 6}, "Qwen2.5-VL", "and nothing else"),
+        ({"method": "FastV", "keep": 6}, "Qwen2.5-VL", "looks into decoder layers"),
+        ("none.json", "LLaVA-1.5", "cannot be read"),
+    ):
+        with pytest.raises(RuntimeError, match=reason):
+            check_settings(config(given, case))
+
+
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"none\.json"):
-        pruner_of(config(str(tmp_path / "none.json")))
+    broken = tmp_path / "broken.json"
+    broken.write_text("{nope")
+    for path in (tmp_path / "none.json", tmp_path, broken):
+        with pytest.raises(InputError, match=f'"pore" is .*{path.name}.*JSON file.*cannot be read'):
+            pruner_of(config(str(path)))
+
+
+@pytest.mark.parametrize("keep", [1, 0.9, 0.03, 0.002, 64, 576])
+def test_the_picture_that_is_tried_out_leaves_something(keep: int | float) -> None:
+    side = trial_side(keep)
+    assert pore.FasterVLM(keep=keep).counts(side**2, 1)[-1] >= 1
+    assert side <= 40
+
+
+def test_the_picture_that_is_tried_out_is_not_huge() -> None:
+    assert trial_side(1e-9) == 36
+    assert trial_side(None) == 4
 
 
 def test_settings_are_read_from_the_model_type_alone() -> None:

@@ -6,21 +6,25 @@ answer = client.chat.completions.create(model="...", messages=messages)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import inspect
+from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pore.data.prompts import Prompt, adds_start, render_messages
-from pore.errors import InputError, UnsupportedModelError
+from pore.errors import InputError, PoreError, UnsupportedModelError
 from pore.families.registry import family_of
 from pore.serving.pictures import Sources, opened
 from pore.serving.reencoding import Choice, Ranker
-from pore.serving.requests import Limits, conversation
+from pore.serving.requests import Limits, with_parts
 from pore.serving.vllm.indices import KEY, MODEL_TYPES, entries
 from pore.serving.vllm.requests import engine_prompt, image_part, picture_part
 
 if TYPE_CHECKING:
     import PIL.Image
+
+_PROCESSOR = "mm_processor_kwargs"
 
 
 class VLLMClient:
@@ -33,7 +37,11 @@ class VLLMClient:
 
     Every request is ranked here, with the whole conversation as the question, so a later turn may
     keep other tokens of the same image, and finds no prefix in the server's cache. Requests may
-    come from several threads; they are ranked one after another and answered at the same time.
+    come from several threads; they are ranked one after another and answered at the same time. With
+    an `AsyncOpenAI` they are ranked in a thread, and its event loop goes on.
+
+    Messages are OpenAI's own: dicts, or the objects that its client answers with. Their texts and
+    images are read; roles and calls of tools are passed on for the server to judge.
 
     Args:
         client: An `openai.OpenAI` or `openai.AsyncOpenAI`, or what works like them; None for
@@ -64,7 +72,7 @@ class VLLMClient:
         self._lock = Lock()
         self.chat = _Chat(self)
 
-    def create(self, *, messages: Sequence[Mapping[str, Any]], **others: Any) -> Any:
+    def create(self, *, messages: Iterable[Any], **others: Any) -> Any:
         """What the client's own `chat.completions.create` returns for the pruned request.
 
         Args:
@@ -74,13 +82,29 @@ class VLLMClient:
         Raises:
             InputError: An image cannot be read or ranked; nothing is sent then.
         """
-        sent = self.pruned(messages)
-        extra = {**sent["extra_body"], **(others.pop("extra_body", None) or {})}
-        return self._client.chat.completions.create(
-            messages=sent["messages"], extra_body=extra, **others
-        )
+        create = self._client.chat.completions.create
+        told = list(messages)
+        if not inspect.iscoroutinefunction(inspect.unwrap(create)):
+            return create(**self._request(told, others))
 
-    def pruned(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        async def later() -> Any:
+            return await create(**await asyncio.to_thread(self._request, told, others))
+
+        return later()
+
+    def _request(self, messages: list[Any], others: Mapping[str, Any]) -> dict[str, Any]:
+        """All that is sent."""
+        sent = self.pruned(messages)
+        theirs = others.get("extra_body") or {}
+        extra = {**sent["extra_body"], **theirs}
+        if _PROCESSOR in sent["extra_body"]:
+            settings = theirs.get(_PROCESSOR) or {}
+            if KEY in settings:
+                raise InputError(f"The ranker says what is kept; leave {KEY!r} out of extra_body.")
+            extra[_PROCESSOR] = {**settings, **sent["extra_body"][_PROCESSOR]}
+        return {**others, "messages": sent["messages"], "extra_body": extra}
+
+    def pruned(self, messages: Iterable[Any]) -> dict[str, Any]:
         """What is sent of a conversation.
 
         Args:
@@ -93,7 +117,8 @@ class VLLMClient:
         Raises:
             InputError: An image cannot be read or ranked.
         """
-        ranked = self._rank(messages)
+        told = _plain(messages)
+        ranked = self._rank(told)
         # The server's prompt begins as the ranker's; by itself it never adds the start token.
         extra: dict[str, Any] = {
             "add_special_tokens": adds_start(self.ranker.processor, ranked.text)
@@ -104,10 +129,10 @@ class VLLMClient:
         else:
             parts = [picture_part(image) for image in ranked.images]
             if parts:
-                extra["mm_processor_kwargs"] = {KEY: entries(ranked.choice.images)}
-        return {"messages": _replaced(messages, parts), "extra_body": extra}
+                extra[_PROCESSOR] = {KEY: entries(ranked.choice.images)}
+        return {"messages": _replaced(told, parts), "extra_body": extra}
 
-    def engine_prompt(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def engine_prompt(self, messages: Iterable[Any]) -> dict[str, Any]:
         """The pruned conversation for the engine in this process, `vllm.LLM.generate`.
 
         Args:
@@ -116,20 +141,27 @@ class VLLMClient:
         Raises:
             InputError: An image cannot be read or ranked.
         """
-        ranked = self._rank(messages)
+        ranked = self._rank(_plain(messages))
         if not self._indices or not ranked.images:
             return engine_prompt(ranked.choice, self.ranker.width)
         return {
             "prompt_token_ids": list(ranked.choice.ids),
             "multi_modal_data": {"image": ranked.images},
-            "mm_processor_kwargs": {KEY: entries(ranked.choice.images)},
+            _PROCESSOR: {KEY: entries(ranked.choice.images)},
         }
 
-    def _rank(self, messages: Sequence[Mapping[str, Any]]) -> _Ranked:
+    def _rank(self, messages: list[dict[str, Any]]) -> _Ranked:
         """The conversation in the chat template, its images, and what is kept of them."""
-        asked, urls = conversation(list(messages))
-        text = render_messages(self.ranker.processor, asked)
         limits = Limits()
+        # A message that calls tools may have no content.
+        told = [one if "content" in one else {**one, "content": []} for one in messages]
+        asked, urls = with_parts(told, limits)
+        try:
+            text = render_messages(self.ranker.processor, asked)
+        except PoreError:
+            raise
+        except Exception as error:  # templates raise errors of their own
+            raise InputError(f"The chat template refuses the messages: {error}") from error
         images = opened([self._sources.read(url, limits) for url in urls], limits)
         with self._lock:
             (choice,) = self.ranker.choose([Prompt("the request", text, images)])
@@ -149,17 +181,37 @@ class _Ranked(NamedTuple):
     choice: Choice
 
 
+def _plain(messages: Iterable[Any]) -> list[dict[str, Any]]:
+    """Messages as dicts whose contents are texts and lists.
+
+    An answer of OpenAI's client is an object of pydantic, which goes into the next request.
+    """
+    found = []
+    for number, message in enumerate(messages):
+        if hasattr(message, "model_dump"):
+            message = message.model_dump(exclude_none=True)
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InputError(f"messages[{number}] must be an object with `role` and `content`.")
+        plain = {name: value for name, value in message.items() if value is not None}
+        if isinstance(plain.get("content"), Iterable) and not isinstance(plain["content"], str):
+            plain["content"] = list(plain["content"])
+        found.append(plain)
+    if not found:
+        raise InputError("`messages` must hold at least one message.")
+    return found
+
+
 def _replaced(
-    messages: Sequence[Mapping[str, Any]], parts: Sequence[dict[str, Any]]
+    messages: list[dict[str, Any]], parts: Iterable[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Messages with other parts in place of their images, in order."""
     rest = iter(parts)
     sent = []
     for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
+        if isinstance(content := message.get("content"), list):
             content = [next(rest) if part["type"] == "image_url" else part for part in content]
-        sent.append({**message, "content": content})
+            message = {**message, "content": content}
+        sent.append(message)
     return sent
 
 

@@ -42,6 +42,21 @@ def entries(images: Sequence[KeptEmbeddings]) -> list[dict[str, Any]]:
     return found
 
 
+class KeysChecked:
+    """What every processor of the plug-in does first: refuse what a request may not set.
+
+    Whatever goes through to the processor of transformers changes how many tokens an image has,
+    and the engine, which counts them by itself, would end.
+    """
+
+    info: Any
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Make of a request what the engine takes."""
+        check_keys(inputs.hf_processor_mm_kwargs, self.info.by_request)
+        return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+
 def check_keys(given: Mapping[str, Any], taken: bool) -> None:
     """Refuse what a request may not set.
 
@@ -55,12 +70,14 @@ def check_keys(given: Mapping[str, Any], taken: bool) -> None:
     if KEY in given and not taken:
         raise InputError(
             f"This server chooses what is kept of images, and takes no {KEY!r}; it would where it "
-            'is started with "pore": {"by_request": true}.'
+            'is started with "pore": {"by_request": true}, for Qwen2.5-VL or Qwen3-VL.'
         )
     others = sorted(set(given) - {KEY})
-    if taken and others:
+    if others:
+        most = f"{KEY!r} alone" if taken else "nothing"
         raise InputError(
-            f"The mm_processor_kwargs of a request may hold {KEY!r} alone here, not {others}."
+            f"The mm_processor_kwargs of a request may hold {most} here, not {others}: how images "
+            "become tokens is the server's affair."
         )
 
 

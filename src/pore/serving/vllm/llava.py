@@ -28,6 +28,7 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import ImageSize
 
+from pore.serving.vllm.indices import KeysChecked
 from pore.serving.vllm.reporting import report
 from pore.serving.vllm.settings import pruner_of
 from pore.serving.vllm.tiles import TiledCounts
@@ -80,6 +81,8 @@ class _Model:
 class PrunedInfo(LlavaProcessingInfo):  # type: ignore[misc]
     """How many tokens are left of an image, for placeholders, profiling and budgets of caches."""
 
+    by_request = False
+
     def __init__(self, ctx: Any) -> None:
         super().__init__(ctx)
         self.pruner = pruner_of(self.get_hf_config())
@@ -91,8 +94,12 @@ class PrunedInfo(LlavaProcessingInfo):  # type: ignore[misc]
         return self.pruner.counts(whole, 1)[-1]
 
 
+class _Processor(KeysChecked, LlavaMultiModalProcessor):  # type: ignore[misc]
+    pass
+
+
 @MULTIMODAL_REGISTRY.register_processor(
-    LlavaMultiModalProcessor, info=PrunedInfo, dummy_inputs=LlavaDummyInputsBuilder
+    _Processor, info=PrunedInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
 class PoreLlava(_Model, LlavaForConditionalGeneration):  # type: ignore[misc]
     """LLaVA-1.5, pruned."""
@@ -116,6 +123,8 @@ class PoreLlava(_Model, LlavaForConditionalGeneration):  # type: ignore[misc]
 class PrunedTilesInfo(LlavaNextProcessingInfo):  # type: ignore[misc]
     """How many tokens are left of an image in tiles."""
 
+    by_request = False
+
     def __init__(self, ctx: Any) -> None:
         super().__init__(ctx)
         config = self.get_hf_config()
@@ -133,8 +142,12 @@ class PrunedTilesInfo(LlavaNextProcessingInfo):  # type: ignore[misc]
         return ImageSize(width=width, height=height)
 
 
+class _TilesProcessor(KeysChecked, LlavaNextMultiModalProcessor):  # type: ignore[misc]
+    pass
+
+
 @MULTIMODAL_REGISTRY.register_processor(
-    LlavaNextMultiModalProcessor, info=PrunedTilesInfo, dummy_inputs=LlavaDummyInputsBuilder
+    _TilesProcessor, info=PrunedTilesInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
 class PoreLlavaNext(_Model, LlavaNextForConditionalGeneration):  # type: ignore[misc]
     """LLaVA-NeXT, pruned."""

@@ -14,8 +14,8 @@ Importing this module needs vLLM, which alone imports it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +41,8 @@ from vllm.multimodal.parse import ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
 from pore.engine.pruner import Pruner
-from pore.errors import InputError, UnsupportedModelError
-from pore.serving.vllm.indices import KEY, check_keys, checked, kept_of
+from pore.errors import BudgetError, InputError, UnsupportedModelError
+from pore.serving.vllm.indices import KEY, KeysChecked, checked, kept_of
 from pore.serving.vllm.positions import (
     COLUMNS,
     place_columns,
@@ -51,7 +51,7 @@ from pore.serving.vllm.positions import (
     with_places,
 )
 from pore.serving.vllm.reporting import report
-from pore.serving.vllm.settings import by_request, pruner_of
+from pore.serving.vllm.settings import by_request, pruner_of, trial_side
 from pore.serving.vllm.tower import PrunedTower
 
 _log = init_logger("vllm.pore")
@@ -69,7 +69,8 @@ class _Info:
     def __init__(self, ctx: Any) -> None:
         super().__init__(ctx)  # type: ignore[call-arg]
         config = self.get_hf_config()  # type: ignore[attr-defined]
-        self.pruner = None if by_request(config) else pruner_of(config)  # None: requests choose
+        self.by_request = by_request(config)
+        self.pruner = None if self.by_request else pruner_of(config)
         report(ctx.model_config.served_model_name, self.pruner)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
@@ -88,18 +89,15 @@ class _Info:
         return _left(self.pruner, whole)
 
 
-class _Processor:
+class _Processor(KeysChecked):
     """Gives an image as many placeholders as tokens are left of it.
 
     Where requests choose, what they keep goes to the model beside the pixels.
     """
 
-    info: Any
-
     def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
-        given, taken = inputs.hf_processor_mm_kwargs, self.info.pruner is None
-        check_keys(given, taken)
-        if not taken or "image" not in inputs.mm_data_items:
+        given = inputs.hf_processor_mm_kwargs
+        if not self.info.by_request or "image" not in inputs.mm_data_items:
             return super()._get_mm_hashes(inputs)  # type: ignore[no-any-return, misc]
         # An image with other indices is another one, also within a request.
         plain = replace(inputs, hf_processor_mm_kwargs={})
@@ -122,10 +120,9 @@ class _Processor:
         return {**given, KEY: [entry for entry, cached in pairs if not cached]}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        check_keys(hf_kwargs, self.info.pruner is None)
         others = {name: value for name, value in hf_kwargs.items() if name != KEY}
         data = super()._apply_hf_processor_main(mm_items, others)  # type: ignore[misc]
-        if self.info.pruner is None and "image_grid_thw" in data:
+        if self.info.by_request and "image_grid_thw" in data:
             grids = data["image_grid_thw"].tolist()
             chosen = checked(hf_kwargs.get(KEY), len(grids))
             merge = self.info.get_hf_config().vision_config.spatial_merge_size
@@ -246,14 +243,14 @@ class _Model:
 
     def _try_out(self) -> None:
         """Prune one picture, so that what cannot be done fails before the first request."""
-        vision, keep = self.config.vision_config, getattr(self._pruner, "keep", 1)
-        side = math.isqrt(keep if isinstance(keep, int) else 0) + 4  # in visual tokens
-        side *= vision.spatial_merge_size
+        vision = self.config.vision_config
+        side = trial_side(getattr(self._pruner, "keep", 1)) * vision.spatial_merge_size
         values = 3 * vision.temporal_patch_size * vision.patch_size**2
         weight = next(self.visual.parameters())
         pixels = torch.linspace(-1, 1, side**2 * values).reshape(side**2, values).to(weight)
         grid = torch.tensor([[1, side, side]], device=weight.device)
-        self.embed_multimodal(pixel_values=pixels, image_grid_thw=grid)
+        with suppress(BudgetError):  # other pictures have more tokens
+            self.embed_multimodal(pixel_values=pixels, image_grid_thw=grid)
 
 
 class _Info25(_Info, Qwen2_5_VLProcessingInfo):  # type: ignore[misc]

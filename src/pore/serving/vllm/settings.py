@@ -11,6 +11,7 @@ place of a method lets every request say what is kept of its images.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from pore.errors import InputError, UnsupportedModelError
 from pore.families.base import Family
 from pore.families.registry import family_of_config
 from pore.methods.making import make
+from pore.methods.settings import read_budget
 
 SETTINGS = "pore"
 """The entry of the config."""
@@ -31,6 +33,7 @@ BY_REQUEST = "by_request"
 """The setting that lets requests choose."""
 
 _LONGEST = 1 << 16  # bytes of a file of settings
+_LARGEST = 36  # tokens along a side of the picture that is tried out, as many as usual ones have
 
 
 def by_request(config: Any) -> bool:
@@ -75,8 +78,13 @@ def pruner_of(config: Any) -> Pruner:
         )
     if not isinstance(method, str):
         raise InputError(f'"{SETTINGS}" names no method, such as {{"method": "FasterVLM"}}.')
+    if isinstance(keep, str):
+        keep = read_budget(keep)
     if not isinstance(keep, (int, float)) or isinstance(keep, bool):
-        raise InputError(f'"{SETTINGS}" has no budget, such as {{"keep": 64}} or {{"keep": 0.25}}.')
+        raise InputError(
+            f'"{SETTINGS}" has no budget, such as {{"keep": 64}}, {{"keep": 0.25}} or '
+            '{"keep": "25%"}.'
+        )
     texts = [f"{name}={json.dumps(value)}" for name, value in found.items()]
     model: Any = SimpleNamespace(config=config)
     pruner = make(method, model, keep, texts=texts)
@@ -86,9 +94,26 @@ def pruner_of(config: Any) -> Pruner:
     return pruner
 
 
+def trial_side(keep: Any) -> int:
+    """Along a side, the visual tokens of a square picture of which a method keeps something.
+
+    Args:
+        keep: Its budget, a number of tokens or a share; of another kind, any picture will do.
+    """
+    if isinstance(keep, float):
+        return min(math.isqrt(math.ceil(1 / keep)) + 4, _LARGEST)
+    return math.isqrt(keep if isinstance(keep, int) else 0) + 4
+
+
 def _settings(given: Any) -> dict[str, Any]:
     if isinstance(given, str):
-        given = read_json(given, _LONGEST)
+        try:
+            given = read_json(given, _LONGEST)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f'"{SETTINGS}" is {given[:200]!r}, which is to be a JSON file with settings, and '
+                f"cannot be read: {error}"
+            ) from error
     if not isinstance(given, Mapping):
         raise InputError(
             f'The model is to prune, but its config has no "{SETTINGS}" with settings, nor the '
