@@ -26,7 +26,7 @@ AT_ONCE = 2
 IN_CI = 100
 """Slow cases of a test that CI runs, where it is not marked otherwise."""
 
-_support = support.Support() if support.TARGET else None
+_support = support.Support() if support.TARGET or support.TARGET_OF_VIDEOS else None
 _golden: dict[str, list[float]] = {}
 
 
@@ -75,8 +75,10 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Any:
     """Say in the report of a family test which cell of the support matrix it is."""
     outcome = yield
     params = getattr(getattr(item, "callspec", None), "params", {})
-    if call.when == "call" and "case" in params and "name" in params:
-        cell = (params["case"].name, params["name"], item.originalname)
+    method = params.get("name") or getattr(params.get("pruner"), "name", None)
+    method = method or getattr(item.module, "METHOD_NAME", None)
+    if call.when == "call" and "case" in params and method is not None:
+        cell = (params["case"].name, method, item.originalname)
         outcome.get_result().user_properties.append(("cell", cell))
 
 
@@ -94,7 +96,10 @@ def pytest_runtest_logreport(report: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the support matrix, in the process that collected it."""
     if _support is not None and not hasattr(session.config, "workerinput"):
-        _support.write(Path(str(support.TARGET)))
+        if support.TARGET:
+            _support.write(Path(support.TARGET))
+        else:
+            _support.write_videos(Path(str(support.TARGET_OF_VIDEOS)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -1,6 +1,8 @@
-"""The support matrix: which method was tested in which family, as a test run found it.
+r"""The support matrix: which method was tested in which family, as a test run found it.
 
 PORE_SUPPORT=docs/support.md pytest -n 2 tests/matrix/test_families.py -m "slow or not slow"
+PORE_SUPPORT_VIDEOS=docs/support.md pytest -n 2 -m "slow or not slow" \
+    tests/methods/test_{videos,merging_videos,framefusion}.py
 """
 
 from __future__ import annotations
@@ -34,6 +36,16 @@ FOOT = """Methods that only drop tokens and keep positions are compared with the
 forward; the others have no such counterpart. `make test` runs a few of them in each
 situation, evenly spread over families and methods. CI runs some 590 of the others, and
 `make test-all` runs all."""
+
+
+VIDEOS = "## Methods for videos"
+HEAD_OF_VIDEOS = """\
+Methods that compare the frames of a video, in the families that take videos, from a run
+of their own tests: keeping everything, budgets, a cached decode and, where tokens only go and
+keep their positions, the masked dense forward; where lengths may differ, a video of one frame
+beside a longer one; of FrameFusion, each with several settings. A dash is a pair that is refused
+with a reason, which is tested too.
+"""
 
 
 class Support:
@@ -87,7 +99,35 @@ class Support:
         lines += ["", "| situation | passed |", "|---|---|"]
         lines += [f"| {text} | {by_situation[name]:,} |" for name, text in SITUATIONS.items()]
         lines += ["", FOOT]
-        path.write_text("\n".join(lines) + "\n")
+        _, mark, videos = path.read_text().partition(VIDEOS) if path.exists() else ("", "", "")
+        path.write_text("\n".join(lines) + "\n" + (f"\n{mark}{videos}" if mark else ""))
+
+    def write_videos(self, path: Path) -> None:
+        """Write the second part of the page, on methods for videos, and leave the first."""
+        passed: Counter[tuple[str, str]] = Counter()
+        failed = 0
+        for (family, method, function, outcome), count in self.found.items():
+            if outcome == "passed" and function != "test_other_families_say_why":
+                passed[family, method] += count
+            failed += count * (outcome == "failed")
+        families = sorted({family for family, _ in passed})
+        methods = sorted({method for _, method in passed})
+        lines = [
+            VIDEOS,
+            "",
+            HEAD_OF_VIDEOS,
+            f"{len(passed)} pairs of {len(families)} families and {len(methods)} methods pass",
+            f"{sum(passed.values()):,} tests, {failed} tests fail.",
+            "",
+            "| | " + " | ".join(families) + " |",
+            "|---" * (len(families) + 1) + "|",
+        ]
+        for method in methods:
+            cells = [str(passed[family, method] or "–") for family in families]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        first = path.read_text().partition(VIDEOS)[0].rstrip()
+        path.write_text(first + "\n\n" + "\n".join(lines) + "\n")
 
 
 TARGET = os.environ.get("PORE_SUPPORT")
+TARGET_OF_VIDEOS = os.environ.get("PORE_SUPPORT_VIDEOS")

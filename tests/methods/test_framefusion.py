@@ -38,6 +38,8 @@ from pore.errors import (
 from pore.families.registry import family_of
 from pore.methods.framefusion import by_place, fused, required
 
+METHOD_NAME = "FrameFusion"  # for the table of what is tested
+
 
 def takes(case: Case) -> bool:
     """Whether a family takes the method with its usual settings."""

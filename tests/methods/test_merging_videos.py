@@ -229,8 +229,9 @@ def test_a_position_bias_in_the_second_part(name: str) -> None:
 
 
 @methods
-def test_families_whose_tower_is_not_read_are_refused(pruner: Any) -> None:
-    (case,) = (case for case in CASES if case.name == "Gemma 4")
+@pytest.mark.parametrize("family", ["Gemma 4", "Gemma 4 with experts"])
+def test_families_whose_tower_is_not_read_are_refused(pruner: Any, family: str) -> None:
+    (case,) = (case for case in CASES if case.name == family)
     with pytest.raises(UnsupportedModelError, match="reads the vision tower"):
         together(case, pruner, case.inputs(PROMPTS["videos"]))
 
