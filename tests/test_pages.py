@@ -59,12 +59,14 @@ def test_a_page_has_what_its_first_screen_says() -> None:
         setup={"<machine>": "it"},
         first=first.shown(),
         table=rows,
+        changes="",
+        groups="",
         left_out="",
     )
     page = checked_page(text)
     assert page.all("nav")[0] == {"class": "contents", "aria-label": "Contents"}
     links = [link["href"] for link in page.all("a")]
-    assert links == ["a%20b%26.csv", "#results", "#left-out", "#run"]
+    assert links == ["a%20b%26.csv", "#results", "#changes", "#groups", "#left-out", "#run"]
     for shown in ("A <title>", "one & two", "<machine>", "<x>", "a b&.csv"):
         assert shown in page.text
     assert [each.get("scope") for each in page.all("th")] == [

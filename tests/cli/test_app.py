@@ -50,7 +50,7 @@ def test_version() -> None:
             "--keep 0 keeps no visual token",
         ),
         (("evaluate", "-m", "MODEL", "--keep", "17", "--limit", "1"), "asks for more visual"),
-        (("evaluate", "-m", "MODEL", "--keep", "nan", "--limit", "1"), "--keep nan keeps no"),
+        (("evaluate", "-m", "MODEL", "--keep", "0.0", "--limit", "1"), "--keep 0.0 keeps no"),
         (("evaluate", "-m", "./no-model"), "no-model"),
         (("evaluate", "-m", "MODEL", "--device", "abacus"), "There is no device 'abacus'"),
         (("evaluate", "-m", "MODEL", "--dtype", "int3"), "'int3' is not a number format"),

@@ -194,7 +194,7 @@ def test_the_model_is_left_as_it_was(model: Any) -> None:
 
 
 def test_more_than_the_image_shows_is_refused(model: Any) -> None:
-    with pytest.raises(BudgetError, match="has \\(64\\)"), pore.FasterVLM(keep=65)(model):
+    with pytest.raises(BudgetError, match="are \\(64\\)"), pore.FasterVLM(keep=65)(model):
         model(**inputs_of(model, [0]))
 
 

@@ -70,7 +70,7 @@ def warning(task: str, config: Mapping[str, Any]) -> str | None:
     judged = [
         name
         for name, scorer in metrics.items()
-        if _JUDGE.search(name) and not scorer.endswith("_static")
+        if _JUDGE.search(name) and not scorer.endswith("static")
     ]
     if not judged:
         return None
