@@ -116,8 +116,11 @@ def test_a_signal_ends_it(model: Path, name: str) -> None:
         try:
             until(lambda: healthy(at) or process.poll() is not None)
             reply = call(at, CHAT, body(data_url(picture())))
-            process.send_signal(getattr(signal, name))
-            printed, _ = process.communicate(timeout=60)
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", port)) as half_sent:
+                half_sent.sendall(head.encode() + b'{"mess')
+                process.send_signal(getattr(signal, name))
+                printed, _ = process.communicate(timeout=60)
         finally:
             process.kill()
     assert reply.status == 200

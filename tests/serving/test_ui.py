@@ -164,6 +164,7 @@ def test_a_method_that_a_correction_does_not_fit_is_shown_without(
     assert not any("--" in note or "pore " in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_p_is_measured_for_the_layer_that_is_chosen(viewer: Viewer) -> None:
     """Or shown without it, where it comes from a file."""
     for layer in ("1", "3", ""):

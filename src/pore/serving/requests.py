@@ -178,7 +178,9 @@ class ChatRequest:
         body = {key: value for key, value in body.items() if value is not None}
         _check_fields(body)
         if body.get("model", name) != name:
-            raise RequestError(f"There is no model {body['model']!r} here, only {name!r}.", 404)
+            raise RequestError(
+                f"There is no model {str(body['model'])[:80]!r} here, only {name!r}.", 404
+            )
         messages, images = conversation(body.get("messages"), limits)
         if len(images) > limits.images:
             raise RequestError(
