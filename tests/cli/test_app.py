@@ -40,7 +40,8 @@ def test_version() -> None:
     [
         (("flops", "--shape", "nonsense"), "'nonsense' is not a shape"),
         (("flops", "--layer", "99"), "layer"),
-        (("plot", "missing.json"), "missing.json"),
+        (("plot", "missing.json"), "Error: missing.json: no such file or directory."),
+        (("compare", "missing.json", "missing.json"), "missing.json: no such file or directory."),
         (("generate", "missing.png", "q"), "missing.png"),
         (("calibrate", "-m", "MODEL", "-s", "./missing"), "There is no file or folder ./missing"),
         (("calibrate", "-m", "MODEL", "--layer", "9", "--limit", "1"), "choose 1 to 4"),

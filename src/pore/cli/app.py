@@ -97,7 +97,7 @@ class _Group(TyperGroup):
             if CHOSEN.debug:
                 raise
             if isinstance(error, (PoreError, OSError)):
-                _complain("Error:", "red", str(error))
+                _complain("Error:", "red", _words(error))
             else:
                 what = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
                 _complain("Error:", "red", f"{what}. {_UNEXPECTED}")
@@ -107,6 +107,13 @@ class _Group(TyperGroup):
 _UNEXPECTED = (
     "pore did not expect this error. Run the same command with --debug to see where it comes from."
 )
+
+
+def _words(error: Exception) -> str:
+    """An error in words; one of the system without its number: "no.json: no such file ..."."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}."
+    return str(error)
 
 
 def _complain(what: str, style: str, message: str) -> None:

@@ -26,8 +26,8 @@ _FILES = (
     File("sweep.json", "every number of this page"),
     File("sweep.csv", "the table"),
     File("sweep.tex", "the table for LaTeX"),
-    File(FILE, "what every score is made of, for pore compare"),
 )
+_SCORES = File(FILE, "what every score is made of, for pore compare")
 
 
 def to_html(sweep: Sweep) -> Html:
@@ -92,6 +92,7 @@ def _first(sweep: Sweep) -> First:
         "given scores.json twice, with --first and --second.",
         files=[
             *_FILES,
+            *([_SCORES] if sweep.done else ()),
             *(File(f"{one}/results.json", f"{one}, by question") for one in _by_question(sweep)),
         ],
     )

@@ -113,7 +113,9 @@ def sweep(
     if not run.done:
         reasons = " ".join(f"{one.method}: {one.reason}" for one in run.failed)
         raise InputError(f"None of the benchmarks can be asked. {reasons}")
-    return run.found()
+    found = run.found()
+    processes.alone(partial(write_scores, found, out))
+    return found
 
 
 class _Run:
@@ -184,7 +186,6 @@ class _Run:
                 if setting.pruner is None:
                     self._before = fitting(self._before, name, cell)
             self._write()
-        self._processes.alone(partial(write_scores, self.found(), self._out))
         self._processes.alone(
             partial(
                 _write_questions,
