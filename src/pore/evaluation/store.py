@@ -31,6 +31,9 @@ from pore.identity import picture_of
 _MAX_BYTES, _MAX_VALUES = 1 << 30, 1 << 26  # of answers, which name every token kept
 
 
+_NAMES = {"answers", "cell", "circumstances", "measured", "metric", "scoring", "setting", "skipped"}
+"""What a file has entries for, apart from its checksum."""
+
 _JOURNAL = ".batches"
 
 
@@ -164,6 +167,8 @@ def plain(answer: Answer) -> dict[str, Any]:
 
 def answers_in(document: Mapping[str, Any]) -> tuple[Answer, ...] | None:
     """The answers in a file of a store; None if it is damaged."""
+    if not document.keys() <= _NAMES:  # such as a checksum whose name is damaged, not checked then
+        return None
     try:
         return read_answers(document["answers"])
     except (KeyError, TypeError):
