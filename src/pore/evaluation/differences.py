@@ -43,7 +43,6 @@ class Difference:
 
     def record(self) -> dict[str, Any]:
         """The difference as one record of `differences.json`."""
-        paired = self.paired
         return {
             "keep": self.second.keep,
             "method": self.second.method,
@@ -52,12 +51,7 @@ class Difference:
             "third": self.third,
             "looks_at": self.second.looks_at,
             "guide": self.second.guide,
-            "difference": paired.difference,
-            "ci": list(paired.ci),
-            "won": paired.gained,
-            "lost": paired.lost,
-            "p": paired.p,
-            "n": paired.n,
+            **self.paired.record(),
         }
 
 

@@ -70,6 +70,17 @@ class Paired:
         """
         return self.p < CLEAR
 
+    def record(self) -> dict[str, Any]:
+        """The comparison as plain JSON types."""
+        return {
+            "n": self.n,
+            "difference": self.difference,
+            "ci": list(self.ci),
+            "won": self.gained,
+            "lost": self.lost,
+            "p": self.p,
+        }
+
 
 def paired(
     first: Sequence[float], second: Sequence[float], *, seed: int = 0, resamples: int = 10_000

@@ -95,12 +95,7 @@ class Change:
             "first": self.first.name,
             "second": self.second.name,
             "benchmark": self.benchmark,
-            "n": self.paired.n,
-            "difference": self.paired.difference,
-            "ci": list(self.paired.ci),
-            "won": self.paired.gained,
-            "lost": self.paired.lost,
-            "p": self.paired.p,
+            **self.paired.record(),
             "p_holm": self.p_holm,
             "real": self.real,
         }

@@ -45,12 +45,7 @@ class Verdict:
             "keep": self.second["keep"],
             "first": name_of(self.first),
             "second": name_of(self.second),
-            "n": self.paired.n,
-            "difference": self.paired.difference,
-            "ci": list(self.paired.ci),
-            "won": self.paired.gained,
-            "lost": self.paired.lost,
-            "p": self.paired.p,
+            **self.paired.record(),
             "p_holm": self.p_holm,
             "real": self.real,
         }
