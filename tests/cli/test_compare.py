@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.command_line import run
+from pore._saved.parsing import MAX_VALUES
+from pore.evaluation.sweep_scores import read_scores
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +93,16 @@ def test_sweeps_that_cannot_be_compared(swept: Path) -> None:
     damaged = swept / "damaged.json"
     damaged.write_text(file.read_text().replace('"FastV"', '"FastW"', 1))
     assert "checksum" in run("compare", damaged, damaged, code=1).stderr
+
+
+@pytest.mark.slow
+def test_scores_of_many_questions_are_read_again(swept: Path, tmp_path: Path) -> None:
+    """A table of ten benchmarks has more scores than other files of pore have values."""
+    document = json.loads((swept / "a" / "scores.json").read_text())
+    document.pop("checksum")
+    for one in document["settings"]:
+        for scores in one["benchmarks"].values():
+            scores["scores"] = [1, 0] * (MAX_VALUES // 4)
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(document))
+    assert len(read_scores(path)[1]) == 4

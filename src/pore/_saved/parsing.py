@@ -7,7 +7,7 @@ import math
 import os
 from typing import Any, NoReturn
 
-from pore._files import read_regular
+from pore._files import open_regular, read_regular
 
 MAX_DEPTH = 32
 """How deep lists and objects may be nested; nothing that pore writes has more than 8 levels."""
@@ -34,6 +34,20 @@ def read_json(path: str | os.PathLike[str], most: int, *, values: int = MAX_VALU
         ValueError: As in `parse_json`.
     """
     return parse_json(read_regular(path, most), values=values)
+
+
+def says(path: str | os.PathLike[str], schema: str) -> bool:
+    """Whether the beginning of a JSON file names a schema; whoever reads it checks what it gets.
+
+    Args:
+        path: The file.
+        schema: Such as "pore.results".
+
+    Raises:
+        OSError: The file cannot be read, or is not a file.
+    """
+    with open_regular(path) as file:
+        return f'"{schema}"'.encode() in file.read(256)
 
 
 def parse_json(

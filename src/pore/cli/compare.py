@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from pore._files import open_regular
 from pore._numbers import interval, p_value, percent, points, signed
 from pore._screen import cell
 from pore.cli.options import LARGEST_SEED, AsJson, takes
 from pore.cli.printing import plain_table, say, stdout
-from pore.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +69,10 @@ def compare(options: Options) -> None:
 
         pore compare runs/sweep/scores.json runs/sweep/scores.json --first FastV --second HoloV
     """
-    found = _sweeps if _are_sweeps(options) else _results
+    from pore._saved.parsing import says
+    from pore.evaluation.files import SWEEP_SCORES
+
+    found = _sweeps if says(options.first_file, SWEEP_SCORES) else _results
     verdicts, (first, second), table = found(options)
     if options.as_json:
         document = {
@@ -92,25 +93,6 @@ def compare(options: Options) -> None:
     )
     for line in _changed(first, second):
         say(line)
-
-
-def _are_sweeps(options: Options) -> bool:
-    """Whether the files hold what the scores of sweeps are made of; they must be of one kind."""
-    kinds = []
-    for path in (options.first_file, options.second_file):
-        with open_regular(path) as file:
-            head = file.read(256)
-        if b'"pore.sweep"' in head:
-            raise InputError(
-                f"{path} is the table of a sweep. Give scores.json beside it, or the results.json "
-                "in the folder of one of its benchmarks."
-            )
-        kinds.append(b'"pore.sweep_scores"' in head)
-    if kinds[0] != kinds[1]:
-        raise InputError(
-            "One file is the scores.json of a sweep and the other is not: give two of one kind."
-        )
-    return kinds[0]
 
 
 def _results(options: Options) -> _Found:

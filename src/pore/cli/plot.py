@@ -80,9 +80,12 @@ def _holds_results(path: Path) -> bool:
 
     Whoever reads it then checks what it gets.
     """
+    from pore._saved.parsing import says
+    from pore.evaluation.files import RESULTS
+
     with open_regular(path) as file:
-        head = file.read(256).lstrip()
-    return head.startswith(b"[") or b'"pore.results"' in head
+        is_list = file.read(256).lstrip().startswith(b"[")
+    return is_list or says(path, RESULTS)
 
 
 def draw_biases(measured: HostCalibration, biases: Sequence[Drawn], folder: Path) -> None:

@@ -242,12 +242,9 @@ def made_of(first: Cell, second: Cell, unpruned: Cell) -> MadeOf | None:
     cells = (first, second, unpruned)
     if any(cell.ci is None for cell in cells):
         return None
-    if first.units is not None and second.units is not None and unpruned.units is not None:
-        return MadeOf(first.units, second.units, unpruned.units, first.scale)
-    together = zip(*(cell.outcome.scores for cell in cells), strict=True)
-    kept = [scores for scores in together if None not in scores]
-    one, other, whole = (Units.of_scores([scores[i] for scores in kept]) for i in range(3))
-    return MadeOf(one, other, whole, first.scale)
+    units = [cell.units for cell in cells if cell.units is not None]
+    whole = len(units) == len(cells)
+    return MadeOf.of(units if whole else [cell.outcome.scores for cell in cells], first.scale)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -15,11 +15,24 @@ from pore._saved.seals import check, sealed_text
 from pore.errors import InputError
 from pore.evaluation.records import Record, checked, to_csv
 
+RESULTS, SWEEP, SWEEP_SCORES = "pore.results", "pore.sweep", "pore.sweep_scores"
+"""The schemas of results by question, of a sweep's table, and of what its scores are made of."""
+
+OF_A_SWEEP = (
+    "it is the table of a sweep. Give scores.json beside it, or the results.json in the folder of "
+    "one of its benchmarks."
+)
+"""What to do with the table of a sweep where single scores are needed."""
+
 _RESULTS = Form(
-    "pore.results",
+    RESULTS,
     "file of results",
     InputError,
     {"circumstances": dict, "questions": list, "results": list},
+    elsewhere={
+        SWEEP: OF_A_SWEEP,
+        SWEEP_SCORES: "it holds the scores of a whole sweep; give two of one kind.",
+    },
 )
 
 

@@ -41,6 +41,25 @@ class MadeOf:
     unpruned: Units
     scale: float = 100.0
 
+    @classmethod
+    def of(cls, made: Sequence[Units | Sequence[float | None]], scale: float) -> MadeOf:
+        """What scores are made of: units, or scores of questions, of which those all three have.
+
+        Args:
+            made: For the first setting, the second and the unpruned model: units each, or a score
+                for every question, None where it was skipped.
+            scale: As `scale`.
+        """
+        units = [one for one in made if isinstance(one, Units)]
+        if units and len(units) < len(made):
+            raise InputError("These scores are made of other things, and cannot be compared.")
+        if not units:
+            questions = zip(*made, strict=True)
+            kept = [scores for scores in questions if None not in scores]
+            units = [Units.of_scores([scores[i] for scores in kept]) for i in range(len(made))]
+        one, other, whole = units
+        return cls(one, other, whole, scale)
+
     def __post_init__(self) -> None:
         if not self.first.parts == self.second.parts == self.unpruned.parts:
             raise InputError("These scores are made of other questions, and cannot be compared.")

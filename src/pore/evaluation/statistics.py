@@ -82,6 +82,28 @@ class Paired:
         }
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A comparison as one of several.
+
+    Attributes:
+        paired: It.
+        p_holm: p, corrected for the number of comparisons.
+    """
+
+    paired: Paired
+    p_holm: float
+
+    @property
+    def real(self) -> bool:
+        """Whether chance alone is an unlikely cause, all comparisons considered."""
+        return self.p_holm < CLEAR
+
+    def record(self) -> dict[str, Any]:
+        """It as plain JSON types."""
+        return {**self.paired.record(), "p_holm": self.p_holm, "real": self.real}
+
+
 def paired(
     first: Sequence[float], second: Sequence[float], *, seed: int = 0, resamples: int = 10_000
 ) -> Paired:

@@ -16,11 +16,12 @@ from pore._text import for_csv, for_latex
 from pore.errors import InputError
 from pore.evaluation.asked_under import circumstances_of_cells
 from pore.evaluation.cells import Sweep
+from pore.evaluation.files import SWEEP
 from pore.evaluation.sweep_page import to_html
 from pore.evaluation.sweep_rows import blocks, costs, name_of, parts_of, relative, value
 
 _SWEEP = Form(
-    "pore.sweep",
+    SWEEP,
     "sweep",
     InputError,
     {"circumstances": dict, "benchmarks": list, "rows": list, "left_out": list},

@@ -14,9 +14,10 @@ from pore._saved.parsing import read_json
 from pore._saved.seals import sealed_text
 from pore.errors import InputError
 from pore.evaluation.cells import Cell, Row, Sweep
+from pore.evaluation.files import OF_A_SWEEP, RESULTS, SWEEP, SWEEP_SCORES
 from pore.evaluation.made_of import MadeOf, compared, mean_compared
 from pore.evaluation.outcome import questions_of
-from pore.evaluation.statistics import CLEAR, Paired, holm
+from pore.evaluation.statistics import Judged, Paired, holm
 from pore.evaluation.store import digest
 from pore.evaluation.sweep_rows import words
 from pore.evaluation.units import Units
@@ -26,12 +27,15 @@ FILE = "scores.json"
 """Its name; it stands beside `sweep.json`."""
 
 _SCORES = Form(
-    "pore.sweep_scores",
+    SWEEP_SCORES,
     "file of a sweep's scores",
     InputError,
     {"circumstances": dict, "settings": list},
     most=1 << 30,
+    elsewhere={SWEEP: OF_A_SWEEP, RESULTS: "it holds results by question; give two of one kind."},
 )
+
+_MAX_VALUES = 1 << 26  # a score for every question, setting and benchmark
 
 Score = tuple[float, "Units | tuple[float | None, ...]", str]
 """What a score is scaled by, what it is made of, and a digest of the questions."""
@@ -65,7 +69,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(Judged):
     """Two settings compared on a benchmark or on the mean over all, as one of many comparisons.
 
     Attributes:
@@ -74,19 +78,11 @@ class Change:
         benchmark: The benchmark; None for the mean over all, relative to the unpruned model.
         paired: The second minus the first: in the unit of the benchmark, or a share of the
             unpruned model's score.
-        p_holm: p, corrected for the number of comparisons.
     """
 
     first: Scores
     second: Scores
     benchmark: str | None
-    paired: Paired
-    p_holm: float
-
-    @property
-    def real(self) -> bool:
-        """Whether chance alone is an unlikely cause, all comparisons considered."""
-        return self.p_holm < CLEAR
 
     def record(self) -> dict[str, Any]:
         """It as plain JSON types."""
@@ -95,9 +91,7 @@ class Change:
             "first": self.first.name,
             "second": self.second.name,
             "benchmark": self.benchmark,
-            **self.paired.record(),
-            "p_holm": self.p_holm,
-            "real": self.real,
+            **super().record(),
         }
 
 
@@ -139,7 +133,7 @@ def read_scores(path: str | os.PathLike[str]) -> tuple[Mapping[str, Any], list[S
     """
     with _SCORES.naming(shown(path)):
         return _SCORES.read(
-            read_json(path, _SCORES.most),
+            read_json(path, _SCORES.most, values=_MAX_VALUES),
             lambda entries: (entries["circumstances"], list(map(_read, entries["settings"]))),
         )
 
@@ -174,16 +168,19 @@ def changes(
     Raises:
         InputError: They were asked other questions.
     """
-    found: list[tuple[Scores, Scores, str | None, Paired]] = []
+    found: list[tuple[Paired, Scores, Scores, str | None]] = []
     for one, other in pairs:
         names = [name for name in one.made if name in other.made and name in unpruned.made]
         made = {name: _made(one, other, unpruned, name) for name in names}
         whole = [each for each in made.values() if each.scores()[2] != 0]
         if len(whole) == len(unpruned.made) > 1:
-            found.append((one, other, None, mean_compared(whole, seed=seed)))
-        found += [(one, other, name, compared(each, seed=seed)) for name, each in made.items()]
-    corrected = holm([paired.p for *_, paired in found])
-    return [Change(*one, p) for one, p in zip(found, corrected, strict=True)]
+            found.append((mean_compared(whole, seed=seed), one, other, None))
+        found += [(compared(each, seed=seed), one, other, name) for name, each in made.items()]
+    corrected = holm([paired.p for paired, *_ in found])
+    return [
+        Change(paired, p, one, other, name)
+        for (paired, one, other, name), p in zip(found, corrected, strict=True)
+    ]
 
 
 def judge_sweeps(
@@ -242,12 +239,7 @@ def _made(first: Scores, second: Scores, unpruned: Scores, benchmark: str) -> Ma
             f"{benchmark}: {first.name} and {second.name} were asked other questions, or what is "
             "right has changed. Evaluate both on the same ones (--limit, --samples)."
         )
-    made: list[Any] = [one for _, one, _ in scored]
-    if not isinstance(made[0], Units):
-        kept = [scores for scores in zip(*made, strict=True) if None not in scores]
-        made = [Units.of_scores([scores[i] for scores in kept]) for i in range(3)]
-    one, other, whole = made
-    return MadeOf(one, other, whole, scored[0][0])
+    return MadeOf.of([made for _, made, _ in scored], scored[0][0])
 
 
 def _score(cell: Cell) -> Score:

@@ -14,30 +14,22 @@ from typing import Any
 from pore.errors import InputError
 from pore.evaluation.files import Results
 from pore.evaluation.records import Record
-from pore.evaluation.statistics import CLEAR, Paired, holm, paired
+from pore.evaluation.statistics import Judged, holm, paired
 from pore.plotting.labels import UNPRUNED, budget_label, label
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Judged):
     """Two settings compared on the same questions, as one of several comparisons.
 
     Attributes:
         first: The record of the setting to compare with.
         second: The record of the setting that is compared with it.
         paired: The second minus the first.
-        p_holm: p, corrected for the number of comparisons.
     """
 
     first: Record
     second: Record
-    paired: Paired
-    p_holm: float
-
-    @property
-    def real(self) -> bool:
-        """Whether chance alone is an unlikely cause, all comparisons considered."""
-        return self.p_holm < CLEAR
 
     def record(self) -> dict[str, Any]:
         """The verdict as plain JSON types."""
@@ -45,9 +37,7 @@ class Verdict:
             "keep": self.second["keep"],
             "first": name_of(self.first),
             "second": name_of(self.second),
-            **self.paired.record(),
-            "p_holm": self.p_holm,
-            "real": self.real,
+            **super().record(),
         }
 
 
@@ -93,7 +83,7 @@ def judge(
             raise InputError("No question was answered in both files.")
         found.append(paired(*zip(*both, strict=True), seed=seed))
     corrected = holm([one.p for one in found])
-    return [Verdict(*pair, one, p) for pair, one, p in zip(pairs, found, corrected, strict=True)]
+    return [Verdict(one, p, *pair) for pair, one, p in zip(pairs, found, corrected, strict=True)]
 
 
 def _same_questions(first: Results, second: Results) -> list[tuple[int, int]]:
